@@ -1,0 +1,59 @@
+"""Documents: what every corpus yields, before any tokenizer or front-end is known.
+
+A document is a sequence of text and image segments in reading order. Its layout (facts of the published recipe):
+
+    text_to_image   bos prompt boi [time][patches] eoi eos
+    caption, vqa    bos boi [time][patches] eoi prompt answer eos (prompt answer eos ...)
+    edit            bos boi [source] eoi instruction boi [target] eoi eos
+    text            bos text eos      (conversations: prompt answer eos, repeated)
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+Kind = Literal["caption", "vqa", "text_to_image", "edit", "text"]
+KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text. ``target``: its tokens are predicted (next-token loss), and it is closed by eos."""
+
+    text: str
+    target: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An RGB image, ``pixels_HWC`` uint8. ``generate``: it is a flow-matching target, otherwise it is only looked at."""
+
+    pixels_HWC: np.ndarray
+    generate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One training sample: its kind and its segments in reading order."""
+
+    kind: Kind
+    segments: tuple[Text | Image, ...]
+
+
+class Reject(Exception):
+    """A document that cannot be built (broken line, unreadable image): counted, logged with this reason, skipped."""
+
+
+class Corpus(Protocol):
+    """A source of documents: a pure function of the index.
+
+    ``len`` is None for a procedural corpus without end. ``document`` raises :class:`Reject` for a broken item.
+    """
+
+    name: str
+
+    @property
+    def length(self) -> int | None: ...
+
+    def document(self, index: int) -> Document: ...
