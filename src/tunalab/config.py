@@ -1,0 +1,377 @@
+"""The settings of a run: dataclasses, range checks, and how files and the command line are laid over them.
+
+Precedence: defaults here <- experiment YAML <- variant YAML <- command line ``key=value``. OmegaConf's struct mode refuses
+unknown keys and wrong types; :func:`check` refuses values out of range. Every refusal is one line (UserError).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunalab.errors import UserError
+
+
+@dataclass
+class ManifestConfig:
+    """A JSONL manifest as a source: ``manifest/<key>`` in a mix."""
+
+    path: str = ""
+    root: str = ""  # folder of relative image paths; empty: the manifest's own
+    kind: str = "caption"  # what {"image", "caption"} lines become: caption | text_to_image
+
+
+@dataclass
+class DataConfig:
+    image_size: int = 32  # pixels along a side
+    levels: list[float] = field(default_factory=lambda: [0.7, 0.2, 0.1])  # share of scene difficulty levels 1, 2, 3
+    questions_per_image: int = 3
+    caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance
+    row_tokens: int = 512  # length of a packed row
+    rows: int = 4  # packed rows a micro-batch and rank
+    accumulate: int = 1  # micro-batches an optimiser step
+    lookahead: int = 48  # documents that wait for a row they fit into
+    workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
+    reject_share: float = 0.01  # broken documents above this share stop the run
+    manifests: dict[str, ManifestConfig] = field(default_factory=dict)
+
+
+@dataclass
+class FrontEndConfig:
+    """The only settings that may differ between variants."""
+
+    name: str = "patch_embed"
+    patch: int = 8  # cells of the target space per visual token along a side
+    encoder: str = ""  # representation encoder: "tiny" (built by `make components`) or a timm model name
+    encoder_pretrained: bool = True
+    vae: str = ""  # "tiny" or a diffusers folder
+
+
+@dataclass
+class DecoderConfig:
+    """A Qwen2 decoder from scratch."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 384
+    rope_theta: float = 10000.0
+    init_std: float = 0.08
+    image_positions: str = "sincos2d"  # added to visual tokens of every front-end: sincos2d | none (the published models)
+
+
+@dataclass
+class FlowHeadConfig:
+    blocks: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp: int = 384
+
+
+@dataclass
+class MaskingConfig:
+    """A learnable token replaces visual tokens before the decoder, in the last part of the pretrain stage."""
+
+    ratio: float = 0.5  # upper end of the uniform law the ratio of an image is drawn from; 0 switches masking off
+    law: str = "uniform"  # uniform: ratio ~ U(0, ratio) per image; fixed: always ratio
+    probability: float = 0.5  # share of images masked
+    start: float = 0.6  # share of the pretrain stage after which masking begins
+    understanding: bool = True
+    generation: bool = True
+
+
+@dataclass
+class ObjectiveConfig:
+    prediction: str = "x"  # what the network outputs: x | v; the loss is on v either way
+    target_layout: str = "patch"  # patch | raster (official pixel checkpoints)
+    time_mean: float = -0.8  # t = sigmoid(N(mean, std^2)), t = 1 is clean
+    time_std: float = 0.8
+    noise_scale: float = 1.0
+    min_one_minus_t: float = 0.05  # clamp of 1 - t in the weight of the x-prediction loss
+    flow_weight: float = 1.0
+    text_weight: float = 1.0
+    understanding_noise: float = 0.1  # share of understanding images lightly noised, level U(0, 0.1)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup_steps: int = 100  # after the start of every stage
+    ema: float = 0.999
+
+
+@dataclass
+class StageConfig:
+    """A part of training. ``train``: `all`, or `connector` (then front-ends without a connector train everything).
+
+    A stage sees ``tokens`` tokens of ``mix`` (source name -> weight in documents), at constant ``lr`` after warm-up.
+    """
+
+    tokens: int = 4_000_000
+    lr: float = 2e-3
+    train: str = "all"
+    mix: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SamplingConfig:
+    method: str = "heun"  # euler | heun
+    steps: int = 20
+    guidance: float = 2.0  # 1: no guidance
+
+
+@dataclass
+class EvaluationConfig:
+    points: int = 8  # evaluations at log-spaced token counts, the last at the end
+    first: float = 0.03  # share of the budget at which the first evaluation happens
+    levels: list[int] = field(default_factory=lambda: [1, 3])
+    groups: int = 300  # questions (pairs of questions for `pairs`) per benchmark and level
+    easy_vqa: int = 500  # questions of easy-VQA's published test split; 0: leave the benchmark out
+    max_answer_tokens: int = 8
+    loss_documents: int = 128  # held-out documents a kind
+    psnr_images: int = 64
+    psnr_times: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.9])
+    sample_prompts: int = 16
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = True
+    uri: str = ""  # empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db
+    experiment: str = "tunalab"
+    parent_run: str = ""  # set by the sweep driver
+    sweep: str = ""
+
+
+@dataclass
+class RunConfig:
+    experiment: str = "scenes"
+    variant: str = "tuna2"
+    seed: int = 0
+    components_seed: int = 0
+    precision: str = "auto"  # auto: bf16 on a GPU, fp32 on CPU | fp32 | bf16
+    threads: int = 1  # CPU threads of a run
+    attention: str = "auto"  # auto: flex on a GPU, document on CPU | document | dense | flex
+    checkpoint_seconds: float = 120.0
+    keep_checkpoints: int = 2
+    data: DataConfig = field(default_factory=DataConfig)
+    frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    head: FlowHeadConfig = field(default_factory=FlowHeadConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # in order; the experiment file names them
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# Settings that say where a run reports or how it is scheduled, not what it computes: they do not enter its identity.
+NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("auto", "fp32", "bf16"),
+    "attention": ("auto", "document", "dense", "flex"),
+    "decoder.image_positions": ("sincos2d", "none"),
+    "objective.prediction": ("x", "v"),
+    "objective.target_layout": ("patch", "raster"),
+    "objective.masking.law": ("uniform", "fixed"),
+    "sampling.method": ("euler", "heun"),
+    "stages.train": ("all", "connector"),
+}
+
+# Inclusive ranges; None is open.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "seed": (0, None),
+    "threads": (1, None),
+    "checkpoint_seconds": (0, None),
+    "keep_checkpoints": (1, None),
+    "data.image_size": (8, 4096),
+    "data.questions_per_image": (1, None),
+    "data.caption_drop": (0, 1),
+    "data.row_tokens": (32, None),
+    "data.rows": (1, None),
+    "data.accumulate": (1, None),
+    "data.lookahead": (1, None),
+    "data.workers": (0, None),
+    "data.reject_share": (0, 1),
+    "data.levels": (0, None),
+    "frontend.patch": (1, None),
+    "decoder.width": (8, None),
+    "decoder.layers": (1, None),
+    "decoder.heads": (1, None),
+    "decoder.kv_heads": (1, None),
+    "decoder.init_std": (0, None),
+    "head.blocks": (1, None),
+    "objective.time_std": (0, None),
+    "objective.noise_scale": (0, None),
+    "objective.min_one_minus_t": (1e-6, 1),
+    "objective.flow_weight": (0, None),
+    "objective.text_weight": (0, None),
+    "objective.understanding_noise": (0, 1),
+    "objective.masking.ratio": (0, 1),
+    "objective.masking.probability": (0, 1),
+    "objective.masking.start": (0, 1),
+    "optimizer.beta1": (0, 1),
+    "optimizer.beta2": (0, 1),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.clip": (0, None),
+    "optimizer.warmup_steps": (0, None),
+    "optimizer.ema": (0, 1),
+    "stages.tokens": (1, None),
+    "stages.lr": (0, None),
+    "sampling.steps": (1, None),
+    "sampling.guidance": (0, None),
+    "evaluation.points": (1, None),
+    "evaluation.first": (1e-6, 1),
+    "evaluation.levels": (1, 3),
+    "evaluation.groups": (0, None),
+    "evaluation.easy_vqa": (0, None),
+    "evaluation.max_answer_tokens": (1, None),
+    "evaluation.psnr_times": (0, 1),
+}
+
+
+def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
+    """Lay experiment file, variant file and command line over the defaults and check the result.
+
+    The names of the files (without suffix) become ``experiment`` and ``variant``. Raises UserError, one line, naming the key
+    or the file and the choices.
+    """
+    merged = OmegaConf.structured(RunConfig)
+    for kind, path in (("experiment", experiment), ("variant", variant)):
+        if path is None:
+            continue
+        layer = read_yaml(path)
+        merged = _merge(merged, layer, source=str(path))
+        merged = _merge(merged, {kind: path.stem}, source=str(path))
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise UserError(f"setting '{override}' is not of the form key=value")
+        try:
+            layer = OmegaConf.from_dotlist([override])
+        except Exception as error:  # noqa: BLE001 - whatever the YAML reader says of the user's text, in one line
+            raise UserError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
+        merged = _merge(merged, layer, source=f"setting '{override}'")
+    return from_plain(OmegaConf.to_container(merged))
+
+
+def from_plain(plain: Any) -> RunConfig:
+    """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record."""
+    merged = _merge(OmegaConf.structured(RunConfig), plain, source="config")
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, RunConfig)
+    check(config)
+    return config
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Plain nested dicts of numbers, strings and lists: what is saved, hashed and compared."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def config_hash(config: RunConfig) -> str:
+    """Twelve hex digits that identify what a run computes (where it reports to does not enter)."""
+    plain = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
+    return digest(plain)
+
+
+def digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError when the file is missing (naming its siblings) or is not a mapping."""
+    if not path.is_file():
+        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # noqa: BLE001 - any parser error is the file's, told in one line
+        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a mapping of settings")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def check(config: RunConfig) -> None:
+    """Range, choice and cross-field checks. Raises UserError with one line."""
+    _walk(config, "")
+    if len(config.data.levels) != 3 or sum(config.data.levels) <= 0:
+        raise UserError(f"data.levels={config.data.levels}: three shares, not all zero, are needed (levels 1, 2, 3)")
+    if not config.stages:
+        raise UserError("stages is empty: at least one stage is needed")
+    for name, stage in config.stages.items():
+        if any(not weight >= 0 for weight in stage.mix.values()) or not sum(stage.mix.values()) > 0:
+            raise UserError(f"stages.{name}.mix: weights must not be negative and not all zero")
+    if config.decoder.width % config.decoder.heads:
+        raise UserError(f"decoder.heads={config.decoder.heads} does not divide decoder.width={config.decoder.width}")
+    for name, heads, kv_heads in (
+        ("decoder", config.decoder.heads, config.decoder.kv_heads),
+        ("head", config.head.heads, config.head.kv_heads),
+    ):
+        if heads % kv_heads:
+            raise UserError(f"{name}.kv_heads={kv_heads} does not divide {name}.heads={heads}")
+    if config.head.head_dim % 16:
+        raise UserError(f"head.head_dim={config.head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
+
+
+def _merge(base: Any, layer: Any, source: str) -> Any:
+    try:
+        return OmegaConf.merge(base, layer)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")
+        choices = _siblings(key)
+        if key != "?" and choices is not None and key.split(".")[-1] not in choices:
+            raise UserError(f"{source}: unknown key '{key}' (choices: {', '.join(choices)})") from error
+        raise UserError(f"{source}: {key}: {_first_line(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: {_first_line(error)} (a list or a mapping where a value is due, or the reverse)") from error
+
+
+def _siblings(key: str) -> list[str] | None:
+    """The settings beside ``key`` in the tree of dataclasses, None when its parent is no dataclass."""
+    node: Any = RunConfig(stages={"": StageConfig()}, data=DataConfig(manifests={"": ManifestConfig()}))
+    for part in key.split(".")[:-1]:
+        node = node[""] if isinstance(node, dict) and "" in node else getattr(node, part, None)
+    return sorted(f.name for f in fields(node)) if is_dataclass(node) else None
+
+
+def _walk(node: Any, prefix: str) -> None:
+    for item in fields(node):
+        key, value = f"{prefix}{item.name}", getattr(node, item.name)
+        if isinstance(value, dict):
+            value = list(value.values())
+        for element in value if isinstance(value, list) else [value]:
+            if is_dataclass(element):
+                _walk(element, f"{key}.")
+            else:
+                _check_value(key, element)
+
+
+def _check_value(key: str, value: Any) -> None:
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UserError(f"{key}={value} is not known (choices: {', '.join(CHOICES[key])})")
+    if key in RANGES:
+        low, high = RANGES[key]
+        # `not (a <= value)` also refuses NaN.
+        if (low is not None and not low <= value) or (high is not None and not value <= high):
+            ends = f"from {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"{key}={value} is out of range ({ends})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,121 @@
+"""The contract of a visual front-end, and the geometry it shares with the flow head.
+
+Shapes: B images, C channels of the target space, h w its cells, N visual tokens (row-major), P token_dim, D decoder width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunalab.errors import UserError
+
+
+@dataclass(frozen=True)
+class TargetSpace:
+    """The space images are generated in, and how it is cut into visual tokens.
+
+    channels: 3 for pixels, the latent channels for a VAE.
+    stride: image pixels per cell along a side (1 for pixels, the VAE's factor otherwise).
+    patch: cells per visual token along a side.
+    """
+
+    channels: int
+    stride: int
+    patch: int
+
+    @property
+    def token_dim(self) -> int:
+        return self.channels * self.patch**2
+
+    @property
+    def token_pixels(self) -> int:
+        """Image pixels per visual token along a side: what must be equal for token counts to match across front-ends."""
+        return self.stride * self.patch
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of visual tokens of an image of ``height`` x ``width`` pixels.
+
+        Raises UserError when a side is not a multiple of ``token_pixels``: padding or cropping would be silent.
+        """
+        if height % self.token_pixels or width % self.token_pixels or min(height, width) < 1:
+            raise UserError(f"image of {height}x{width} pixels is not cut exactly by tokens of {self.token_pixels} pixels")
+        return height // self.token_pixels, width // self.token_pixels
+
+
+def patchify(x_BChw: Tensor, patch: int) -> Tensor:
+    """Cut into non-overlapping patches: (B, C, h, w) -> (B, N, patch*patch*C), each patch flattened as (row, column, C)."""
+    B, C, h, w = x_BChw.shape
+    cut = x_BChw.reshape(B, C, h // patch, patch, w // patch, patch)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(B, (h // patch) * (w // patch), patch * patch * C)
+
+
+def unpatchify(x_BNP: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`patchify`: (B, N, patch*patch*C) -> (B, C, h, w) for a grid of (rows, columns)."""
+    B, N, P = x_BNP.shape
+    rows, columns = grid
+    if N != rows * columns or P % patch**2:
+        raise ValueError(f"{N} tokens of {P} numbers do not fill a grid of {rows}x{columns} patches of side {patch}")
+    cut = x_BNP.reshape(B, rows, columns, patch, patch, P // patch**2)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(B, P // patch**2, rows * patch, columns * patch)
+
+
+def to_raster(x_BChw: Tensor, patch: int) -> Tensor:
+    """The official pixel checkpoints' target layout: the image row by row in runs of patch*patch cells (B, N, patch*patch*C).
+
+    Token n does not predict the patch it sees but the n-th run of raster pixels; kept only so that those weights can be used.
+    """
+    B, C, h, w = x_BChw.shape
+    return x_BChw.permute(0, 2, 3, 1).reshape(B, (h * w) // patch**2, patch * patch * C)
+
+
+def from_raster(x_BNP: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`to_raster`."""
+    B, N, P = x_BNP.shape
+    rows, columns = grid
+    return x_BNP.reshape(B, rows * patch, columns * patch, P // patch**2).permute(0, 3, 1, 2)
+
+
+class VisualFrontEnd(nn.Module, ABC):
+    """Between RGB images and the decoder's visual tokens.
+
+    No timestep, text, mask or loss enters a front-end: those belong to the model and to the objective, which are equal for all.
+
+    Attributes: ``space``; ``width`` of the decoder; ``connector_parts``: names of the direct children that connect a
+    pretrained encoder to the decoder (trained alone in the connector stage; empty when there is no such stage);
+    ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints.
+    """
+
+    connector_parts: tuple[str, ...] = ()
+    frozen_parts: tuple[str, ...] = ()
+
+    def __init__(self, space: TargetSpace, width: int) -> None:
+        super().__init__()
+        self.space = space
+        self.width = width
+
+    @torch.no_grad()
+    def to_space(self, image_BCHW: Tensor) -> Tensor:
+        """RGB in [-1, 1], (B, 3, H, W), to x (B, C, h, w) in the space images are generated in. Frozen; pixels by default."""
+        return image_BCHW
+
+    @torch.no_grad()
+    def from_space(self, x_BChw: Tensor) -> Tensor:
+        """Back to RGB (B, 3, H, W). Frozen; pixels by default."""
+        return x_BChw
+
+    @abstractmethod
+    def embed(self, x_BChw: Tensor) -> Tensor:
+        """Clean or noisy x (B, C, h, w) to visual tokens (B, N, width), row-major. Trainable."""
+
+    def freeze(self) -> None:
+        """Put the frozen parts out of every optimiser's reach."""
+        for name in self.frozen_parts:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "VisualFrontEnd":
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.get_submodule(name).eval()
+        return self
