@@ -1,0 +1,182 @@
+"""Who may attend to whom in packed rows, and backends that compute it, proven equal in the tests.
+
+The rule: same document, and (not later, or the same image span). Padding is attended by nothing.
+
+A backend is an object with ``attend(layer, q, k, v, scale)``; decoder and flow head call it without knowing which one it is, so
+training, the dense reference and cached inference share one forward pass.
+
+Shapes: B rows, L tokens, H query heads, G key-value heads, d head dimension, D documents, M longest document of a group.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+class AttentionBackend(Protocol):
+    def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
+        """Attention output (B, L, H, d). Query head i uses key-value head i // (H / G)."""
+        ...
+
+
+@dataclass(eq=False)
+class Layout:
+    """What attention needs to know of packed rows; fields as in PackedBatch."""
+
+    document_BL: Tensor
+    span_BL: Tensor
+    start_D: Tensor
+    length_D: Tensor
+
+
+def may_attend(document_BL: Tensor, span_BL: Tensor) -> Tensor:
+    """The rule as a mask (B, L queries, L keys), bool. Padding queries attend to themselves: a softmax over nothing is NaN."""
+    L = document_BL.shape[1]
+    at = torch.arange(L, device=document_BL.device)
+    same_document = (document_BL[:, :, None] == document_BL[:, None, :]) & (document_BL[:, None, :] >= 0)
+    same_span = (span_BL[:, :, None] == span_BL[:, None, :]) & (span_BL[:, None, :] >= 0)
+    return (same_document & ((at[None, :, None] >= at[None, None, :]) | same_span)) | torch.eye(
+        L, dtype=torch.bool, device=document_BL.device
+    )
+
+
+class DenseAttention:
+    """One masked SDPA over whole rows: the obvious reference, quadratic in the row."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.mask_B1LL = may_attend(layout.document_BL, layout.span_BL)[:, None]
+
+    def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
+        return _sdpa(q_BHLd, k_BGLd, v_BGLd, self.mask_B1LL, scale).transpose(1, 2)
+
+
+class DocumentAttention:
+    """Documents gathered out of the rows and attended each by itself: no work across documents.
+
+    Documents of similar length share one SDPA call, padded to the longest of the group; ``slack`` bounds that padding. Many calls
+    on tiny matrices cost more than a little padding, one call over all documents wastes half of the work.
+    """
+
+    slack = 1.35  # longest over shortest document of a group
+
+    def __init__(self, layout: Layout) -> None:
+        L = layout.document_BL.shape[1]
+        self.groups: list[tuple[Tensor, Tensor]] = []  # flat indices (D*M), additive mask (D, 1, M, M)
+        order = torch.argsort(layout.length_D, stable=True)
+        lengths = layout.length_D[order].tolist()
+        device = layout.document_BL.device
+        # Where every token's output stands among the groups' outputs put end to end; padding points behind them, at zeros.
+        place_T = torch.full((layout.document_BL.numel(),), -1, dtype=torch.int64, device=device)
+        total = 0
+        first = 0
+        while first < len(lengths):
+            last = first
+            while last < len(lengths) and lengths[last] <= max(self.slack * lengths[first], lengths[first] + 4):
+                last += 1
+            members, M = order[first:last], lengths[last - 1]
+            offset_M = torch.arange(M, device=device)
+            real_DM = offset_M[None] < layout.length_D[members][:, None]
+            index_DM = layout.start_D[members][:, None] + torch.where(real_DM, offset_M[None], 0)
+            document_DM = torch.where(real_DM, torch.zeros_like(index_DM), -1)
+            span_DM = torch.where(real_DM, layout.span_BL.flatten()[index_DM], -1)
+            allowed = may_attend(document_DM, span_DM)
+            mask = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, float("-inf"))
+            self.groups.append((index_DM.flatten(), mask[:, None]))
+            flat_real = real_DM.flatten()
+            place_T[index_DM.flatten()[flat_real]] = total + torch.nonzero(flat_real).squeeze(1)
+            total += index_DM.numel()
+            first = last
+        self.place_T = torch.where(place_T < 0, total, place_T)
+        self.shape = (layout.document_BL.shape[0], L)
+
+    def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
+        B, L = self.shape
+        q_THd, k_TGd, v_TGd = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHLd, k_BGLd, v_BGLd))
+        H, d = q_THd.shape[1:]
+        outputs = []
+        for index, mask in self.groups:
+            D, M = mask.shape[0], mask.shape[-1]
+            q, k, v = (x.index_select(0, index).view(D, M, -1, d).transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
+            outputs.append(_sdpa(q, k, v, mask.to(q.dtype), scale).transpose(1, 2).reshape(D * M, H, d))
+        outputs.append(q_THd.new_zeros((1, H, d)))
+        return torch.cat(outputs).index_select(0, self.place_T).view(B, L, H, d)
+
+
+class FlexAttention:
+    """Compiled FlexAttention over a block mask: CUDA only, as it has no backward pass on CPU."""
+
+    _compiled = None
+
+    def __init__(self, layout: Layout) -> None:
+        document, span = layout.document_BL, layout.span_BL
+
+        def rule(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same_document = (document[b, query] == document[b, key]) & (document[b, key] >= 0)
+            same_span = (span[b, query] == span[b, key]) & (span[b, key] >= 0)
+            return (same_document & ((query >= key) | same_span)) | (query == key)
+
+        B, L = document.shape
+        self.block_mask: BlockMask = create_block_mask(rule, B, None, L, L, device=str(document.device))
+        if FlexAttention._compiled is None:
+            FlexAttention._compiled = torch.compile(flex_attention)
+
+    def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
+        assert FlexAttention._compiled is not None
+        out_BHLd = FlexAttention._compiled(
+            q_BHLd, k_BGLd, v_BGLd, block_mask=self.block_mask, scale=scale, enable_gqa=q_BHLd.shape[1] != k_BGLd.shape[1]
+        )
+        return out_BHLd.transpose(1, 2)
+
+
+class CachedAttention:
+    """Attention to a cache of what came before, for inference. Rows come in groups of equal prefix length: no padding anywhere.
+
+    ``group_sizes``: rows of each group, in order. ``mask_LL``: which of the new tokens see which (None: all, as in an image span or
+    for a single token); the cache is always seen whole. ``append`` makes the new keys and values part of the cache; without it
+    the cache stays as it is, as at every step of an image sampler.
+    """
+
+    def __init__(self, group_sizes: list[int]) -> None:
+        self.group_sizes = group_sizes
+        self.cache: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.mask_LL: Tensor | None = None
+        self.append = True
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_sizes)
+
+    def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
+        past = self.cache.get(layer)
+        splits = [x.split(self.group_sizes) for x in (q_BHLd, k_BGLd, v_BGLd)]
+        outputs, kept = [], []
+        for g, (q, k, v) in enumerate(zip(*splits, strict=True)):
+            if past is not None:
+                k, v = torch.cat([past[g][0], k], dim=2), torch.cat([past[g][1], v], dim=2)
+            mask = self.mask_LL
+            if mask is not None and k.shape[2] > q.shape[2]:
+                mask = F.pad(mask, (k.shape[2] - q.shape[2], 0), value=True)
+            outputs.append(_sdpa(q, k, v, mask, scale))
+            kept.append((k, v))
+        if self.append:
+            self.cache[layer] = kept
+        return torch.cat(outputs).transpose(1, 2)
+
+
+def make_backend(name: str, layout: Layout) -> AttentionBackend:
+    """``auto`` takes flex on CUDA and per-document SDPA elsewhere."""
+    if name == "auto":
+        name = "flex" if layout.document_BL.is_cuda else "document"
+    backends = {"dense": DenseAttention, "document": DocumentAttention, "flex": FlexAttention}
+    return backends[name](layout)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(rows, H, L, d) x (rows, G, S, d). On CPU the fused kernel has no grouped heads: repeating beats the unfused path."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
