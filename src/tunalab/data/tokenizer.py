@@ -1,0 +1,165 @@
+"""Text to token ids and back, and the six special tokens that a packed sequence needs.
+
+Any fast Hugging Face tokenizer serves (Qwen2.5 at full scale); :func:`train_tokenizer` makes the tiny one of micro scale.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SIDECAR = "tunalab_tokenizer.json"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Names, within the vocabulary, of the tokens that frame text (bos, eos), images (boi, eoi), image slots and padding."""
+
+    bos: str = "<|bos|>"
+    eos: str = "<|eos|>"
+    boi: str = "<|boi|>"
+    eoi: str = "<|eoi|>"
+    image_pad: str = "<|image|>"
+    pad: str = "<|pad|>"
+
+
+# Names that a Qwen2.5 vocabulary already holds, so that nothing needs to be added to its embedding table.
+QWEN25_SPECIALS = SpecialTokens(
+    bos="<|im_start|>",
+    eos="<|im_end|>",
+    boi="<|vision_start|>",
+    eoi="<|vision_end|>",
+    image_pad="<|image_pad|>",
+    pad="<|endoftext|>",
+)
+
+
+class Tokenizer:
+    """A fast tokenizer with its special ids: ``bos eos boi eoi image_pad pad``.
+
+    Spaces before a text never matter: ``encode("red") == encode(" red")``, so that an answer has one spelling wherever it
+    stands. With ``prefix_space`` a lower-case start becomes the token it is inside a sentence; capitals and digits, which
+    are tokens of their own there, need no prefix. ``decode(encode(s)) == s`` for every s without outer spaces (a real tokenizer
+    may normalise Unicode first). Text that spells a special token is encoded as text, never as that token.
+    """
+
+    def __init__(
+        self, backend: "PreTrainedTokenizerFast", specials: SpecialTokens = SpecialTokens(), prefix_space: bool = False
+    ) -> None:
+        """Raises UserError when a special token is not in the vocabulary, or when two of them are the same."""
+        vocabulary = backend.get_vocab()
+        missing = [f"{role} {name}" for role, name in asdict(specials).items() if name not in vocabulary]
+        if missing:
+            raise UserError(f"tokenizer lacks special tokens: {', '.join(missing)} (Tokenizer.with_specials adds them)")
+        if len(set(asdict(specials).values())) < len(asdict(specials)):
+            raise UserError(f"tokenizer's special tokens must differ from each other: {asdict(specials)}")
+        self.backend = backend
+        self.specials = specials
+        self.prefix_space = prefix_space
+        self.bos: int = vocabulary[specials.bos]
+        self.eos: int = vocabulary[specials.eos]
+        self.boi: int = vocabulary[specials.boi]
+        self.eoi: int = vocabulary[specials.eoi]
+        self.image_pad: int = vocabulary[specials.image_pad]
+        self.pad: int = vocabulary[specials.pad]
+        self._rust = backend.backend_tokenizer
+        self._rust.encode_special_tokens = True
+
+    @classmethod
+    def with_specials(
+        cls, backend: "PreTrainedTokenizerFast", specials: SpecialTokens = SpecialTokens(), prefix_space: bool = False
+    ) -> "Tokenizer":
+        """Like the constructor, but adds the special tokens the vocabulary lacks (the embedding table must grow with it)."""
+        vocabulary = backend.get_vocab()
+        absent = [name for name in asdict(specials).values() if name not in vocabulary]
+        if absent:
+            backend.add_tokens(absent, special_tokens=True)
+        return cls(backend, specials, prefix_space)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids, special and added ones included."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone, without any special token."""
+        text = text.lstrip(" ")
+        if self.prefix_space and text and not (text[0].isupper() or text[0].isdigit()):
+            text = " " + text
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; special tokens and spaces at the start are dropped."""
+        return str(self._rust.decode(list(ids), skip_special_tokens=True)).lstrip(" ")
+
+    def save(self, folder: Path) -> None:
+        self.backend.save_pretrained(str(folder))
+        sidecar = {"specials": asdict(self.specials), "prefix_space": self.prefix_space}
+        (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, specials: SpecialTokens | None = None) -> "Tokenizer":
+        """A tokenizer that :meth:`save` wrote, or any Hugging Face folder when ``specials`` names its special tokens.
+
+        Raises UserError when the folder does not hold one, or lacks a special token.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(f"no tokenizer in {folder} (tokenizer.json is missing)")
+        prefix_space = False
+        try:
+            if (folder / SIDECAR).is_file():
+                sidecar = json.loads((folder / SIDECAR).read_text())
+                specials = specials or SpecialTokens(**sidecar["specials"])
+                prefix_space = bool(sidecar["prefix_space"])
+            backend = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception on a broken file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"tokenizer in {folder} cannot be read: {reason}") from error
+        return cls(backend, specials or SpecialTokens(), prefix_space)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 512) -> Tokenizer:
+    """Byte-level BPE in which frequent lower-case words are one token, and capitals and digits always stand alone.
+
+    Rendered words are capitals: the model has to read them letter by letter. A space belongs to the lower-case word or mark
+    behind it, so a letter or digit is the same token at the start, inside and at the end of a word.
+    Raises UserError when ``vocabulary`` cannot hold the 256 bytes and the special tokens.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as RustTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    specials = SpecialTokens()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(alphabet) + len(asdict(specials))
+    if vocabulary < least:
+        raise UserError(f"tokenizer vocabulary={vocabulary} is too small (at least {least}: bytes and special tokens)")
+    pieces = r"\p{Lu}|\p{N}| ?[^\s\p{Lu}\p{N}\p{P}\p{S}]+| ?[\p{P}\p{S}]|\s"
+    rust = RustTokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    rust.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(asdict(specials).values()),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    # Training texts get the prefix that encoding gives them, else words at the start of a text would be learnt apart.
+    rust.train_from_iterator((" " + text.lstrip(" ") for text in texts), trainer)
+    backend = PreTrainedTokenizerFast(
+        tokenizer_object=rust, bos_token=specials.bos, eos_token=specials.eos, pad_token=specials.pad
+    )
+    return Tokenizer(backend, specials, prefix_space=True)
