@@ -1,0 +1,90 @@
+"""The flow head: transformer blocks on the decoder's last hidden states that predict x or v at visual tokens.
+
+Structure of the official head at every size: adaLN from the time embedding on all positions of an image span (text positions pass
+with shift 0, scale 0, gate 1), qk-norm, grouped heads, SwiGLU, the decoder's attention mask.
+
+Shapes: B rows, L tokens, N images, D width, H heads, G key-value heads, d head dimension, P token_dim of the target space.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunalab.config import FlowHeadConfig
+from tunalab.model.attention import AttentionBackend
+from tunalab.model.rotary import RotaryTables
+
+
+class FlowHeadBlock(nn.Module):
+    def __init__(self, width: int, config: FlowHeadConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.attention_norm = nn.RMSNorm(width, eps=1e-5)
+        self.q = nn.Linear(width, config.heads * config.head_dim, bias=False)
+        self.k = nn.Linear(width, config.kv_heads * config.head_dim, bias=False)
+        self.v = nn.Linear(width, config.kv_heads * config.head_dim, bias=False)
+        self.o = nn.Linear(config.heads * config.head_dim, width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-5)
+        self.gate = nn.Linear(width, config.mlp, bias=False)
+        self.up = nn.Linear(width, config.mlp, bias=False)
+        self.down = nn.Linear(config.mlp, width, bias=False)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(
+        self, h_BLD: Tensor, silu_time_ND: Tensor, span_BL: Tensor, rotary: RotaryTables, backend: AttentionBackend, layer: int
+    ) -> Tensor:
+        modulation = with_text(self.modulation(silu_time_ND).unflatten(1, (6, -1)))[span_BL]  # (B, L, 6, D)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
+        x = self.attention_norm(h_BLD) * (1 + scale) + shift
+        q, k, v = (
+            linear(x).unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+            for linear, heads in ((self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads))
+        )
+        q, k = rotary.rotate(self.q_norm(q)), rotary.rotate(self.k_norm(k))
+        attended = self.o(backend.attend(layer, q, k, v, self.head_dim**-0.5).flatten(2))
+        h_BLD = h_BLD + gate * attended
+        x = self.mlp_norm(h_BLD) * (1 + mlp_scale) + mlp_shift
+        return h_BLD + mlp_gate * self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class FlowHead(nn.Module):
+    def __init__(self, width: int, token_dim: int, config: FlowHeadConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(FlowHeadBlock(width, config) for _ in range(config.blocks))
+        self.final_norm = nn.RMSNorm(width, eps=1e-6)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, token_dim)
+        self.head_dim = config.head_dim
+
+    def initialise(self, std: float) -> None:
+        """Weights N(0, std^2), biases 0; modulation and output zero: at the start text passes and every prediction is 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for linear in [*(block.modulation for block in self.blocks), self.final_modulation, self.output]:
+            nn.init.zeros_(linear.weight)
+
+    def forward(
+        self, h_BLD: Tensor, time_ND: Tensor, span_BL: Tensor, rotary: RotaryTables, backend: AttentionBackend
+    ) -> Tensor:
+        """Blocks only, (B, L, D). ``span_BL`` indexes ``time_ND``, -1 for text."""
+        silu_time_ND = F.silu(time_ND)
+        for layer, block in enumerate(self.blocks):
+            h_BLD = block(h_BLD, silu_time_ND, span_BL, rotary, backend, layer)
+        return h_BLD
+
+    def predict(self, h_NTD: Tensor, time_ND: Tensor) -> Tensor:
+        """Final modulated norm and projection at visual tokens only: (N, T, P)."""
+        shift, scale = self.final_modulation(F.silu(time_ND))[:, None].chunk(2, dim=-1)
+        return self.output(self.final_norm(h_NTD) * (1 + scale) + shift)
+
+
+def with_text(modulation_N6D: Tensor) -> Tensor:
+    """Append the row that text positions (span -1) pick: shift 0, scale 0, gate 1."""
+    text = modulation_N6D.new_zeros((1, *modulation_N6D.shape[1:]))
+    text[:, 2] = text[:, 5] = 1
+    return torch.cat([modulation_N6D, text])

@@ -1,0 +1,116 @@
+"""The unified model: front-end -> decoder -> logits at labelled tokens, and flow head over the documents that generate.
+
+Shapes: B rows, L tokens, N images, T visual tokens of an image, D width, V vocabulary, K labelled tokens,
+M generating images, P token_dim; S tokens of generating documents.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunalab.config import RunConfig
+from tunalab.data.packing import PackedBatch
+from tunalab.frontends.contract import VisualFrontEnd, from_raster, unpatchify
+from tunalab.model.attention import AttentionBackend, Layout, make_backend
+from tunalab.model.decoder import build_decoder, hidden_states, sincos_positions
+from tunalab.model.flow_head import FlowHead
+from tunalab.model.masking import MaskToken
+from tunalab.model.rotary import rotary_tables
+from tunalab.model.time_embedding import TimeEmbedding
+
+
+@dataclass(eq=False)
+class ModelOutput:
+    """``logits_KV`` at the batch's ``logit_K``; ``prediction_MChw`` (x or v) for the images with ``generate_N``, in their order."""
+
+    logits_KV: Tensor
+    prediction_MChw: Tensor
+
+
+class UnifiedModel(nn.Module):
+    """One model class for every front-end and size.
+
+    Children: ``frontend``, ``mask_token``, ``time``, ``decoder``, ``head``. Everything but ``frontend`` is equal for all variants.
+    """
+
+    def __init__(self, config: RunConfig, frontend: VisualFrontEnd, vocabulary: int) -> None:
+        super().__init__()
+        width = config.decoder.width
+        self.frontend = frontend
+        self.mask_token = MaskToken(width)
+        self.time = TimeEmbedding(width)
+        self.decoder = build_decoder(config.decoder, vocabulary)
+        self.head = FlowHead(width, frontend.space.token_dim, config.head)
+        self.head.initialise(config.decoder.init_std)
+        self.image_positions = config.decoder.image_positions
+        self.target_layout = config.objective.target_layout
+        self.attention = config.attention
+        self.frontend.freeze()
+
+    def forward(self, batch: PackedBatch, x_t_NChw: Tensor, t_N: Tensor, mask_NT: Tensor) -> ModelOutput:
+        """``x_t_NChw``: every image of the batch in the target space, clean (t = 1) or noisy; ``mask_NT``: masked visual tokens."""
+        layout = Layout(batch.document_BL, batch.span_BL, batch.start_D, batch.length_D)
+        time_ND = self.time(t_N)
+        h_BLD = self.embed(batch.ids_BL, batch.span_N_1T, x_t_NChw, time_ND, mask_NT)
+        h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
+        logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K])
+        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, self.grid(x_t_NChw)))
+
+    def grid(self, x_NChw: Tensor) -> tuple[int, int]:
+        """Rows and columns of visual tokens."""
+        patch = self.frontend.space.patch
+        return x_NChw.shape[-2] // patch, x_NChw.shape[-1] // patch
+
+    def embed(self, ids_BL: Tensor, span_N_1T: Tensor, x_NChw: Tensor, time_ND: Tensor, mask_NT: Tensor) -> Tensor:
+        """Input embeddings (B, L, D): text by table, image slots by scattering time tokens and visual tokens.
+
+        Raises ValueError when the front-end's tokens and the batch's slots do not match in number.
+        """
+        h_BLD = self.decoder.model.embed_tokens(ids_BL)
+        if not len(span_N_1T):
+            return h_BLD
+        return self.scatter(h_BLD, span_N_1T, self.visual(x_NChw, mask_NT), time_ND)
+
+    def visual(self, x_NChw: Tensor, mask_NT: Tensor) -> Tensor:
+        """Visual tokens (N, T, D) as the decoder sees them: front-end, mask token, positions."""
+        h_NTD = self.mask_token(self.frontend.embed(x_NChw), mask_NT)
+        if self.image_positions == "sincos2d":
+            h_NTD = h_NTD + sincos_positions(*self.grid(x_NChw), h_NTD.shape[-1], h_NTD.device).to(h_NTD.dtype)
+        return h_NTD
+
+    @staticmethod
+    def scatter(h_BLD: Tensor, span_N_1T: Tensor, visual_NTD: Tensor, time_ND: Tensor) -> Tensor:
+        if span_N_1T.shape != (visual_NTD.shape[0], visual_NTD.shape[1] + 1):
+            raise ValueError(
+                f"the batch has slots for {tuple(span_N_1T.shape)} (images, 1 + tokens), the front-end made {tuple(visual_NTD.shape[:2])}"
+            )
+        spans_N1TD = torch.cat([time_ND[:, None], visual_NTD], dim=1).to(h_BLD.dtype)
+        return h_BLD.flatten(0, 1).index_copy(0, span_N_1T.flatten(), spans_N1TD.flatten(0, 1)).view_as(h_BLD)
+
+    def to_image(self, tokens_NTP: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The head's outputs laid out as x (N, C, h, w), by the target layout of the objective."""
+        lay_out = unpatchify if self.target_layout == "patch" else from_raster
+        return lay_out(tokens_NTP, self.frontend.space.patch, grid)
+
+    def _generate(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Predictions for the generating images. The head runs on their documents alone, gathered into one row."""
+        device = h_BLD.device
+        generating_BL = torch.where(batch.document_BL >= 0, batch.generates_D[batch.document_BL], False)
+        kept_S = generating_BL.flatten().nonzero().squeeze(1)
+        new_place = torch.full((h_BLD.shape[0] * h_BLD.shape[1],), -1, dtype=torch.int64, device=device)
+        new_place[kept_S] = torch.arange(len(kept_S), device=device)
+        document, span, position = (
+            field.flatten()[kept_S][None] for field in (batch.document_BL, batch.span_BL, batch.position_BL)
+        )
+        patch = torch.full_like(new_place, -1)
+        T = batch.span_N_1T.shape[1] - 1
+        patch[batch.span_N_1T[:, 1:].flatten()] = torch.arange(T, device=device).repeat(len(batch.span_N_1T))
+        rotary = rotary_tables(position, span >= 0, patch[kept_S][None], grid[1], self.head.head_dim)
+        layout = Layout(document, span, new_place[batch.start_D[batch.generates_D]], batch.length_D[batch.generates_D])
+        h_SD = h_BLD.flatten(0, 1)[kept_S]
+        if len(kept_S):
+            h_SD = self.head(h_SD[None], time_ND, span, rotary, make_backend(self.attention, layout))[0]
+        slots_MT = new_place[batch.span_N_1T[batch.generate_N, 1:]]
+        tokens_MTP = self.head.predict(h_SD[slots_MT], time_ND[batch.generate_N])
+        return self.to_image(tokens_MTP, grid)
