@@ -1,0 +1,81 @@
+"""Records into one tidy table: a row per run, evaluation and benchmark."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tunalab.errors import UserError
+from tunalab.results.records import Record
+
+COLUMNS = [
+    *("variant", "seed", "mask_ratio", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
+    *("correct", "steps", "images", "flops", "seconds", "run"),
+]
+
+
+def usable(records: Sequence[Record]) -> list[Record]:
+    """The finished records, or all of them while none is finished.
+
+    A half-trained seed beside finished ones would make the mean jump where it ends.
+    """
+    return [record for record in records if record.run.finished] or list(records)
+
+
+def curves(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per run, point and benchmark, with the columns of ``COLUMNS``.
+
+    Raises:
+        UserError: two records claim the same variant, seed and mask ratio: a mean over both would count one run twice.
+    """
+    owner: dict[tuple[str, int, float], str] = {}
+    rows = []
+    for record in records:
+        run = record.run
+        key = (run.variant, run.seed, run.mask_ratio)
+        if key in owner:
+            raise UserError(
+                f"records {owner[key]} and {run.name} are both variant {run.variant}, seed {run.seed}, "
+                f"mask ratio {run.mask_ratio:g}: compare one experiment at a time"
+            )
+        owner[key] = run.name
+        for point in record.points:
+            for benchmark, score in point.benchmarks.items():
+                rows.append(
+                    (run.variant, run.seed, run.mask_ratio, point.tokens, benchmark, score.accuracy, score.n, score.chance)
+                    + (score.low, score.high, score.correct, point.steps, point.images, point.flops, point.seconds, run.name)
+                )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:
+    """The same table with token counts that differ by less than ``tolerance`` set to their largest.
+
+    An evaluation happens at the end of the batch that reaches its threshold, and batches hold different numbers of tokens,
+    so that seeds reach "the same" point some tokens apart. Of two points of one run that fall together the later stays.
+    """
+    where: dict[int, int] = {}
+    group: list[int] = []
+    for tokens in [*sorted(set(frame["tokens"].tolist())), None]:
+        if group and (tokens is None or tokens > group[0] * (1 + tolerance)):
+            where |= {member: group[-1] for member in group}
+            group = []
+        if tokens is not None:
+            group.append(tokens)
+    order = frame.sort_values("tokens", kind="stable")
+    aligned = order.assign(tokens=order["tokens"].map(where))
+    aligned = aligned.drop_duplicates(["run", "variant", "seed", "mask_ratio", "benchmark", "tokens"], keep="last")
+    return aligned.reset_index(drop=True)
+
+
+def last_common_tokens(aligned: pd.DataFrame) -> int:
+    """The largest aligned token count that every run of the table reached: where they can be compared fairly.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = aligned.groupby("tokens")[["variant", "seed", "mask_ratio"]].apply(lambda part: len(part.drop_duplicates()))
+    total = len(aligned[["variant", "seed", "mask_ratio"]].drop_duplicates())
+    common = [int(tokens) for tokens, count in runs.items() if count == total]  # type: ignore[call-overload]
+    if not common:
+        raise UserError("the records share no point at equal tokens: were they trained with different budgets or evaluations?")
+    return max(common)

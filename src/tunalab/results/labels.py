@@ -1,0 +1,48 @@
+"""What variants and benchmarks are called and coloured, the same in every figure and table."""
+
+from collections.abc import Iterable
+
+# Our benchmark -> the published one whose skill it isolates.
+PUBLISHED = {
+    "relations": "GQA",
+    "charts": "ChartQA",
+    "ocr": "OCRBench",
+    "pairs": "MMVP",
+    "search": "V*",
+    "count": "CountBench",
+    "pattern": "VisuLogic",
+}
+
+VARIANTS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
+
+# Okabe and Ito's palette: told apart with every common colour blindness, and in grey.
+_COLOURS = {"tuna": "#0072B2", "tuna_r": "#D55E00", "tuna2": "#009E73"}
+_SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#4D4D4D")
+
+
+def benchmark_label(name: str) -> str:
+    """``count (CountBench)``; a benchmark without a counterpart keeps its name."""
+    return f"{name} ({PUBLISHED[name]})" if name in PUBLISHED else name
+
+
+def variant_label(name: str) -> str:
+    """The published spelling, or the name of the variant's file."""
+    return VARIANTS.get(name, name)
+
+
+def ordered_variants(names: Iterable[str]) -> list[str]:
+    """The three published variants in the paper's order, then others by name."""
+    present = set(names)
+    return [name for name in VARIANTS if name in present] + sorted(present - set(VARIANTS))
+
+
+def ordered_benchmarks(names: Iterable[str]) -> list[str]:
+    """Benchmarks with a published counterpart in a fixed order, then others by name."""
+    present = set(names)
+    return [name for name in PUBLISHED if name in present] + sorted(present - set(PUBLISHED))
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour per variant. The published three never change theirs, whatever else is in the picture."""
+    others = [name for name in ordered_variants(names) if name not in _COLOURS]
+    return _COLOURS | {name: _SPARE[index % len(_SPARE)] for index, name in enumerate(others)}

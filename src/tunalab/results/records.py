@@ -1,0 +1,204 @@
+"""The record of a run: one JSON file with everything that tables and figures are made of.
+
+A record is rewritten, whole, after every evaluation, so an interrupted run leaves a valid record with ``finished`` false.
+Quantities that do not exist for a run (a loss without targets) are left out, never NaN: JSON has no NaN, and a curve with a
+hole is honest where a zero is not.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunalab.errors import UserError
+from tunalab.evaluation.intervals import wilson
+from tunalab.results.checking import Mismatch, build
+from tunalab.results.files import write_atomically
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """One benchmark at one point. ``low`` and ``high`` are the 95% Wilson interval, ``chance`` the level of guessing.
+
+    ``outcomes`` (optional) holds right or wrong per question in the benchmark's own order, packed into hexadecimal digits:
+    only with it can two variants be compared question by question, which is far sharper than two separate intervals.
+    """
+
+    correct: int
+    n: int
+    chance: float
+    accuracy: float
+    low: float
+    high: float
+    outcomes: str | None = None
+
+    @classmethod
+    def of(cls, correct: int, n: int, chance: float) -> "Score":
+        """A score from counts alone."""
+        low, high = wilson(correct, n)
+        return cls(correct, n, chance, correct / n, low, high)
+
+    @classmethod
+    def from_outcomes(cls, outcomes: Sequence[bool], chance: float) -> "Score":
+        """A score from right or wrong per question, in an order that is the same for every variant."""
+        bits = np.asarray(outcomes, dtype=bool)
+        low, high = wilson(int(bits.sum()), len(bits))
+        return cls(int(bits.sum()), len(bits), chance, float(bits.mean()), low, high, np.packbits(bits).tobytes().hex())
+
+    def items(self) -> np.ndarray | None:
+        """Right or wrong per question, shape (n,) bool; None where the record holds counts only."""
+        if self.outcomes is None:
+            return None
+        packed = np.frombuffer(bytes.fromhex(self.outcomes), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.n).astype(bool)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a run: how much it had consumed, and what it could do then."""
+
+    tokens: int
+    steps: int
+    images: int
+    flops: float
+    seconds: float
+    benchmarks: dict[str, Score] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    one_step_psnr: dict[str, float] = field(default_factory=dict)  # flow time t -> dB
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Which run this is. ``config_hash`` decides whether a cell of a sweep is already done."""
+
+    name: str
+    experiment: str
+    variant: str
+    seed: int
+    mask_ratio: float
+    sweep: str | None
+    config_hash: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the run cost in all. ``seconds`` adds up over interruptions."""
+
+    tokens: int
+    steps: int
+    images: int
+    flops: float
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """See the module's docstring. ``parameters``: counts by part, and ``trainable``; ``components``: their identity and quality."""
+
+    run: RunInfo
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    parameters: dict[str, int]
+    components: dict[str, Any]
+    totals: Totals
+    points: list[Point]
+    schema: int = SCHEMA
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record atomically: a crash leaves the old record or the new one.
+
+    Raises:
+        UserError: the record would not be readable again (a NaN, a count that is no integer); names file and field.
+    """
+    plain = asdict(record)
+    for point in plain["points"]:
+        for score in point["benchmarks"].values():
+            if score["outcomes"] is None:
+                del score["outcomes"]
+    _parse(path, plain)
+    ordered = {"schema": plain.pop("schema"), **plain}
+    try:
+        text = json.dumps(ordered, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: record cannot be written as JSON: {error}") from error
+    write_atomically(path, text + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read and check a record.
+
+    Raises:
+        UserError: the file is missing, not JSON, of another schema, or a field is wrong; names file and field.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: record cannot be read: {error.strerror}") from error
+    except ValueError as error:  # JSON errors and wrong encoding alike
+        raise UserError(f"{path}: record is damaged, not JSON: {error}") from error
+    return _parse(path, plain)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a folder (``*.json``), in the order of their file names.
+
+    Raises:
+        UserError: there is no record, or one of them is damaged.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UserError(f"{folder}: no records (*.json) there; train a run or a sweep first")
+    return [read_record(path) for path in paths]
+
+
+def _parse(path: Path, plain: Any) -> Record:
+    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
+        found = plain.get("schema", "none") if isinstance(plain, dict) else type(plain).__name__
+        raise UserError(f"{path}: schema is {found!r}, this version reads {SCHEMA}")
+    try:
+        record = build(Record, plain)
+        _check(record)
+    except Mismatch as error:
+        raise UserError(f"{path}: {error}") from error
+    return record
+
+
+def _check(record: Record) -> None:
+    """What types cannot say: the numbers of a record agree with each other."""
+    before = -1
+    for index, point in enumerate(record.points):
+        where = f"points[{index}]"
+        if point.tokens <= before:
+            raise Mismatch(f"{where}.tokens", f"above the {before} of the point before it", point.tokens)
+        before = point.tokens
+        for name, score in point.benchmarks.items():
+            _check_score(f"{where}.benchmarks.{name}", score)
+
+
+def _check_score(where: str, score: Score) -> None:
+    if score.n <= 0:
+        raise Mismatch(f"{where}.n", "positive", score.n)
+    if not 0 <= score.correct <= score.n:
+        raise Mismatch(f"{where}.correct", f"between 0 and n={score.n}", score.correct)
+    if not math.isclose(score.accuracy, score.correct / score.n, abs_tol=1e-6):
+        raise Mismatch(f"{where}.accuracy", f"correct / n = {score.correct / score.n:.6f}", score.accuracy)
+    if not 0 <= score.chance <= 1:
+        raise Mismatch(f"{where}.chance", "between 0 and 1", score.chance)
+    if not 0 <= score.low <= score.accuracy + 1e-9 <= score.high + 2e-9 <= 1 + 3e-9:
+        raise Mismatch(f"{where}.low/high", f"an interval around {score.accuracy}", (score.low, score.high))
+    if score.outcomes is not None:
+        try:
+            items = score.items()
+        except ValueError as error:
+            raise Mismatch(f"{where}.outcomes", "hexadecimal digits", score.outcomes[:20]) from error
+        if len(score.outcomes) != 2 * ((score.n + 7) // 8) or items is None or int(items.sum()) != score.correct:
+            raise Mismatch(f"{where}.outcomes", f"{score.n} outcomes of which {score.correct} right", score.outcomes[:20])

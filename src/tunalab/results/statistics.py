@@ -1,0 +1,134 @@
+"""What the scores allow to say: means over seeds with intervals, and differences of two variants with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tunalab.evaluation.intervals import wilson
+from tunalab.results.records import Record, Score
+
+Z = 1.96  # 95%
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a minus accuracy of b with a 95% bootstrap interval. ``by_item``: paired question by question."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    n: int
+    by_item: bool
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, a row per (variant, mask_ratio, benchmark, tokens) of a table from ``align_tokens``.
+
+    Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``wilson_low`` and
+    ``wilson_high`` of the pooled counts: how well the questions asked determine the accuracy of these runs; ``seed_low``
+    and ``seed_high``, the worst and the best seed; ``low`` and ``high``, the interval to shade: the Wilson half-widths and 1.96
+    standard errors of the mean over seeds, added in squares. With one seed nothing is known about other seeds and it is
+    Wilson's alone. Seeds answer the same questions, so pooled counts are less independent than Wilson assumes; the seed term
+    counts some of the questions' noise twice. The two err in opposite directions.
+    """
+    rows = []
+    keys = ["variant", "mask_ratio", "benchmark", "tokens"]
+    for key, part in aligned.groupby(keys, sort=True):
+        accuracy = part["accuracy"].to_numpy(dtype=float)
+        correct, n = int(part["correct"].sum()), int(part["n"].sum())
+        mean = float(accuracy.mean())
+        wilson_low, wilson_high = wilson(correct, n)
+        share = correct / n
+        error = Z * float(accuracy.std(ddof=1)) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else 0.0
+        low = max(0.0, mean - float(np.hypot(share - wilson_low, error)))
+        high = min(1.0, mean + float(np.hypot(wilson_high - share, error)))
+        chance = float(part["chance"].mean())
+        rows.append(
+            (*key, mean, low, high, wilson_low, wilson_high, accuracy.min(), accuracy.max(), len(accuracy), n, chance)  # type: ignore[misc]
+        )
+    bounds = ["low", "high", "wilson_low", "wilson_high", "seed_low", "seed_high"]
+    return pd.DataFrame(rows, columns=[*keys, "accuracy", *bounds, "seeds", "n", "chance"])
+
+
+def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
+    """The score at ``tokens`` (the nearest evaluation within ``tolerance``), None where the run has none."""
+    near = [point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks]
+    return min(near, key=lambda point: abs(point.tokens - tokens)).benchmarks[benchmark] if near else None
+
+
+def paired_difference(
+    a: Sequence[Record], b: Sequence[Record], benchmark: str, tokens: int, resamples: int = 2000, seed: int = 0
+) -> Difference | None:
+    """Accuracy of ``a`` minus that of ``b`` at equal tokens with a 95% percentile bootstrap interval; None without a common seed.
+
+    What is resampled: runs of the two variants are paired by seed (same data order, noise, masks). The questions are drawn with
+    replacement, the same draw for both variants and all seeds; seeds are drawn with replacement when there are two or
+    more, their deviations widened by sqrt(S / (S - 1)) because a bootstrap over S values shows only (S - 1) / S of their
+    variance. Two seeds can still only land on a few values: with two or three read the interval as one about the questions with a
+    rough allowance for seeds. With one seed only questions are resampled, and the interval says nothing about other seeds.
+
+    Where records hold no outcomes per question, each run's accuracy is drawn from its own Beta(correct + 1/2, wrong + 1/2)
+    instead: correct, but wider, as the pairing by question is lost.
+    """
+    by_seed_a = {record.run.seed: score_at(record, benchmark, tokens) for record in a}
+    by_seed_b = {record.run.seed: score_at(record, benchmark, tokens) for record in b}
+    pairs = []
+    for number in sorted(set(by_seed_a) & set(by_seed_b)):
+        first, second = by_seed_a[number], by_seed_b[number]
+        if first is not None and second is not None:
+            pairs.append((first, second))
+    if not pairs:
+        return None
+    generator = np.random.default_rng(seed)
+    gap_SI = _item_gaps(pairs)
+    if gap_SI is not None:
+        items = gap_SI.shape[1]
+        # How often each question is drawn, instead of the draws themselves: one matrix product for all resamples.
+        share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
+        gap_RS = share_RI @ gap_SI.T
+    else:
+        gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
+    low, high = np.quantile(_resample_seeds(generator, gap_RS), [0.025, 0.975])
+    mean = float(np.mean([first.accuracy - second.accuracy for first, second in pairs]))
+    return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)
+
+
+def above_chance(aligned: pd.DataFrame) -> dict[str, bool]:
+    """Benchmark -> whether the pooled 95% lower bound at the last point is above chance, for a table of one variant."""
+    last = pooled(aligned).sort_values("tokens").groupby("benchmark").tail(1)
+    return {str(row.benchmark): bool(row.low > row.chance) for row in last.itertuples()}
+
+
+def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
+    """a - b per seed and question, shape (S, I); None unless every run answered the same number of questions on record."""
+    if len({score.n for pair in pairs for score in pair}) != 1:
+        return None
+    rows = []
+    for first, second in pairs:
+        right, other = first.items(), second.items()
+        if right is None or other is None:
+            return None
+        rows.append(right.astype(float) - other.astype(float))
+    return np.stack(rows)
+
+
+def _beta(generator: np.random.Generator, score: Score, resamples: int) -> np.ndarray:
+    return generator.beta(score.correct + 0.5, score.n - score.correct + 0.5, size=resamples)
+
+
+def _resample_seeds(generator: np.random.Generator, gap_RS: np.ndarray) -> np.ndarray:
+    """Mean gap of each resample over seeds drawn with replacement, shape (R,)."""
+    resamples, seeds = gap_RS.shape
+    centre_R = gap_RS.mean(axis=1)
+    if seeds == 1:
+        return centre_R
+    drawn_RS = generator.integers(seeds, size=(resamples, seeds))
+    moved_R = np.take_along_axis(gap_RS, drawn_RS, axis=1).mean(axis=1) - centre_R
+    return centre_R + np.sqrt(seeds / (seeds - 1)) * moved_R
