@@ -1,0 +1,33 @@
+"""scenes: a procedural corpus of shapes, charts, words and patterns, with its exact scene graph as ground truth."""
+
+from tunalab.data.scenes.benchmarks import Question, benchmark, benchmark_scenes
+from tunalab.data.scenes.captions import caption
+from tunalab.data.scenes.corpus import CORPUS_KINDS, ScenesCorpus, caption_examples, text_sample
+from tunalab.data.scenes.edits import EDITS, draw_edit
+from tunalab.data.scenes.graph import Item, Scene
+from tunalab.data.scenes.render import masks, render
+from tunalab.data.scenes.sampling import scene
+from tunalab.data.scenes.settings import SceneSettings
+from tunalab.data.scenes.vocabulary import BENCHMARKS, SCENE_KINDS, SPLITS
+
+__all__ = [
+    "BENCHMARKS",
+    "CORPUS_KINDS",
+    "EDITS",
+    "SCENE_KINDS",
+    "SPLITS",
+    "Item",
+    "Question",
+    "Scene",
+    "SceneSettings",
+    "ScenesCorpus",
+    "benchmark",
+    "benchmark_scenes",
+    "caption",
+    "caption_examples",
+    "draw_edit",
+    "masks",
+    "render",
+    "scene",
+    "text_sample",
+]

@@ -1,0 +1,64 @@
+"""Benchmarks: questions of one kind, level and split, with the accuracy that guessing reaches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.render import render
+from tunalab.data.scenes.sampling import draw_scene, stream
+from tunalab.data.scenes.settings import check_image_size
+from tunalab.data.scenes.splits import check_split
+from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS
+from tunalab.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One question. Questions of one ``group`` count as right only together (pairs); else a group is one question."""
+
+    image_HWC: np.ndarray
+    prompt: str
+    answer: str
+    group: int
+
+
+def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) -> list[Scene]:
+    """The scenes of a benchmark, no two with the same image.
+
+    Raises:
+        UserError: unknown kind, level or split, or more groups than there are different scenes.
+    """
+    if kind not in BENCHMARKS:
+        raise UserError(f"scenes: unknown benchmark {kind!r}; choose from {', '.join(BENCHMARKS)}")
+    if level not in LEVELS:
+        raise UserError(f"scenes: unknown level {level!r}; choose from 1, 2, 3")
+    check_split(split)
+    scenes: dict[str, Scene] = {}
+    for index in range(20 * groups + 100):
+        if len(scenes) == groups:
+            break
+        scene = draw_scene(stream("benchmark", kind, level, split, seed, index), split, kind, level)
+        scenes.setdefault(scene.content, scene)
+    if len(scenes) < groups:
+        raise UserError(f"scenes: {kind} level {level} has no {groups} different scenes in {split}; ask for fewer")
+    return list(scenes.values())
+
+
+def benchmark(
+    kind: str, level: int, split: str, image_size: int, seed: int, groups: int
+) -> tuple[list[Question], float]:
+    """Questions (two a group for pairs, else one), and the chance that guessing gets a whole group right.
+
+    Guessing means: always the same answer to a form of question, among those its prompt leaves open.
+
+    Raises:
+        UserError: as :func:`benchmark_scenes`, or a wrong image size.
+    """
+    check_image_size(image_size)
+    questions, chance = [], 0.0
+    for group, scene in enumerate(benchmark_scenes(kind, level, split, seed, groups)):
+        views = [scene] if scene.twin is None else [scene, scene.twin]
+        questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
+        chance += scene.options ** -len(views)
+    return questions, chance / groups

@@ -1,0 +1,114 @@
+"""The corpus: documents of every kind made from scenes, and the samples from which components are pretrained."""
+
+from random import Random
+
+import numpy as np
+
+from tunalab.data.documents import Document, Image, Kind, Text
+from tunalab.data.scenes.captions import DESCRIBE, caption
+from tunalab.data.scenes.edits import draw_edit
+from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.questions import further_questions
+from tunalab.data.scenes.render import render
+from tunalab.data.scenes.sampling import draw_level, draw_scene, stream
+from tunalab.data.scenes.sentences import draw_text
+from tunalab.data.scenes.settings import SceneSettings, check_image_size
+from tunalab.data.scenes.splits import check_split
+from tunalab.data.scenes.vocabulary import SCENE_KINDS
+from tunalab.errors import UserError
+
+CORPUS_KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
+
+
+def turns(rng: Random, scene: Scene, count: int) -> list[tuple[str, str]]:
+    """Up to ``count`` different (prompt, answer) turns about a scene, the main question always among them.
+
+    Where few questions can be asked (words, patterns) the caption is one turn: reading is learnt from it.
+    """
+    further = further_questions(scene)
+    chosen = [(scene.prompt, scene.answer), *rng.sample(further, min(count - 1, len(further)))]
+    if len(chosen) < count:
+        chosen.append((DESCRIBE, caption(scene)))
+    rng.shuffle(chosen)
+    return chosen
+
+
+class ScenesCorpus:
+    """Documents of one kind, without end, a pure function of (split, settings, index).
+
+    Raises:
+        UserError: unknown kind or split.
+    """
+
+    def __init__(self, kind: Kind, split: str, settings: SceneSettings) -> None:
+        if kind not in CORPUS_KINDS:
+            raise UserError(f"scenes: unknown document kind {kind!r}; choose from {', '.join(CORPUS_KINDS)}")
+        check_split(split)
+        self.name = f"scenes/{kind}"
+        self.kind: Kind = kind
+        self.split = split
+        self.settings = settings
+
+    @property
+    def length(self) -> None:
+        """None: a procedural corpus does not end."""
+        return None
+
+    def document(self, index: int) -> Document:
+        """The document of an index (>= 0)."""
+        rng = stream("document", self.kind, self.split, self.settings.seed, index)
+        level = draw_level(rng, self.settings.levels)
+        if self.kind == "text":
+            return Document("text", (Text(draw_text(rng, self.split, level), target=True),))
+        if self.kind == "edit":
+            source, instruction, target = draw_edit(rng, self.split, level)
+            return Document(
+                "edit", (self._image(source), Text(instruction), self._image(target, generate=True))
+            )
+        scene = draw_scene(rng, self.split, rng.choice(SCENE_KINDS), level)
+        if self.kind == "caption":
+            return Document("caption", (self._image(scene), Text(DESCRIBE), Text(caption(scene), target=True)))
+        if self.kind == "text_to_image":
+            return Document("text_to_image", (Text(caption(scene)), self._image(scene, generate=True)))
+        segments: list[Text | Image] = [self._image(scene)]
+        for prompt, answer in turns(rng, scene, self.settings.questions_per_image):
+            segments += [Text(prompt), Text(answer, target=True)]
+        return Document("vqa", tuple(segments))
+
+    def _image(self, scene: Scene, generate: bool = False) -> Image:
+        return Image(render(scene, self.settings.image_size), generate)
+
+
+def caption_examples(
+    split: str,
+    seed: int,
+    count: int,
+    image_size: int,
+    levels: tuple[float, float, float] = SceneSettings.levels,
+) -> tuple[np.ndarray, list[str]]:
+    """``count`` images (count, image_size, image_size, 3) uint8 with their captions, scene kinds in turn."""
+    check_split(split)
+    check_image_size(image_size)
+    images_NHWC = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
+    captions = []
+    for index in range(count):
+        rng = stream("caption example", split, seed, index)
+        scene = draw_scene(rng, split, SCENE_KINDS[index % len(SCENE_KINDS)], draw_level(rng, levels))
+        images_NHWC[index] = render(scene, image_size)
+        captions.append(caption(scene))
+    return images_NHWC, captions
+
+
+def text_sample(seed: int, count: int) -> list[str]:
+    """``count`` texts of every sort that documents hold (split "components"), for training a tokenizer."""
+    texts: list[str] = []
+    index = 0
+    while len(texts) < count:
+        rng = stream("text sample", seed, index)
+        level = 1 + index % 3
+        scene = draw_scene(rng, "components", SCENE_KINDS[index % len(SCENE_KINDS)], level)
+        texts += [DESCRIBE, caption(scene), draw_text(rng, "components", level)]
+        texts += [text for turn in turns(rng, scene, 3) for text in turn]
+        texts.append(draw_edit(rng, "components", level)[1])
+        index += 1
+    return texts[:count]

@@ -1,0 +1,60 @@
+"""The scene graph: the exact truth from which image, caption, questions and edits are all derived."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tunalab.data.scenes.vocabulary import UNITS
+
+
+class Item(NamedTuple):
+    """One thing in the image. Positions and radii are in 1/64 of the image side.
+
+    ``shape`` is one of SHAPES, or "bar", "word", "mark" (the question mark of a missing cell). ``slot`` names the place
+    for captions; it is the nominal place, from which ``x, y`` differ by the jitter. A tuple rather than a dataclass,
+    because thousands are made a second and their natural order is the order of drawing.
+    """
+
+    shape: str
+    colour: str
+    x: int
+    y: int
+    rx: int
+    ry: int
+    text: str = ""
+    size: str = ""
+    slot: str = ""
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Centre (x, y) as a fraction of the image side, y downwards."""
+        return self.x / UNITS, self.y / UNITS
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Bounding box (left, top, right, bottom) as fractions of the image side."""
+        x, y, rx, ry = self.x, self.y, self.rx, self.ry
+        return (x - rx) / UNITS, (y - ry) / UNITS, (x + rx) / UNITS, (y + ry) / UNITS
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene with its main question.
+
+    ``items`` are in drawing order. ``options`` is the number of equally likely answers that the prompt leaves open.
+    ``twin`` is the near-identical second scene of kind "pairs", with the same prompt and another answer.
+    """
+
+    kind: str
+    level: int
+    background: str
+    items: tuple[Item, ...]
+    prompt: str
+    answer: str
+    template: str
+    options: int
+    twin: "Scene | None" = None
+
+    @property
+    def content(self) -> str:
+        """What the image shows and nothing else: scenes with equal content render equally, whatever their kind."""
+        return f"{self.background}{[item[:7] for item in self.items]}"

@@ -1,0 +1,68 @@
+"""Drawing scenes: a pure function of (split, seed, index) and of what is asked for."""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from random import Random
+
+from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.shapes import build_count, build_objects, build_pairs, build_relations, build_search
+from tunalab.data.scenes.splits import belongs, check_split
+from tunalab.data.scenes.symbols import build_charts, build_ocr, build_pattern
+from tunalab.data.scenes.vocabulary import LEVELS, SCENE_KINDS
+from tunalab.errors import UserError
+
+_TRIES = 20_000
+_BUILDERS: dict[str, Callable[[Random, int, int], Scene]] = {
+    "objects": build_objects,
+    "relations": build_relations,
+    "charts": build_charts,
+    "ocr": build_ocr,
+    "pairs": build_pairs,
+    "search": build_search,
+    "count": build_count,
+    "pattern": build_pattern,
+}
+
+
+def stream(*key: object) -> Random:
+    """A generator that depends on the key alone, on every machine and in every process."""
+    return Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
+
+
+def draw_level(rng: Random, weights: tuple[float, float, float]) -> int:
+    """A level with the given weights, which need not sum to one."""
+    point = rng.random() * sum(weights)
+    return 1 if point < weights[0] else 2 if point < weights[0] + weights[1] else 3
+
+
+def draw_scene(rng: Random, split: str, kind: str, level: int) -> Scene:
+    """A scene of a kind and level that belongs to a split. Template and answer are fixed before the redrawing."""
+    build = _BUILDERS[kind]
+    pick = rng.getrandbits(40)
+    for _ in range(_TRIES):
+        scene = build(rng, level, pick)
+        if belongs(scene, split):
+            return scene
+    raise RuntimeError(f"scenes: no {kind} of level {level} for split {split} in {_TRIES} tries")
+
+
+def scene(
+    split: str,
+    seed: int,
+    index: int,
+    kind: str | None = None,
+    level: int | None = None,
+    levels: tuple[float, float, float] = (0.6, 0.3, 0.1),
+) -> Scene:
+    """The scene of an index. ``kind`` and ``level`` are drawn (levels by weight) where they are None.
+
+    Raises:
+        UserError: unknown split, kind or level.
+    """
+    check_split(split)
+    if kind is not None and kind not in SCENE_KINDS:
+        raise UserError(f"scenes: unknown scene kind {kind!r}; choose from {', '.join(SCENE_KINDS)}")
+    if level is not None and level not in LEVELS:
+        raise UserError(f"scenes: unknown level {level!r}; choose from 1, 2, 3")
+    rng = stream("scene", split, seed, index, kind, level)
+    return draw_scene(rng, split, kind or rng.choice(SCENE_KINDS), level or draw_level(rng, levels))
