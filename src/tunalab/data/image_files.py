@@ -1,0 +1,121 @@
+"""Image files of unknown origin -> square RGB arrays (image_HWC: height, width, 3 channels, uint8)."""
+
+import errno
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tunalab.data.documents import Reject
+
+# Named, because Pillow's other readers start programs (EPS) or are rarely what a data set means.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_FILE_BYTES = 256 * 2**20
+# Below the count at which Pillow itself warns, so that one limit decides, with our reason.
+MAX_PIXELS = 64 * 2**20
+MAX_ASPECT = 32
+
+# Errors of the file system that speak of this one path. Others (too many open files, a dead disk) are not the
+# sample's fault: counting them as rejects would make the order of documents depend on the machine.
+_PATH_ERRNOS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+
+# What Pillow's decoders raise on damaged bytes; it has no exception of its own for all of them.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(path: Path, image_size: int) -> np.ndarray:
+    """The image at ``path``: upright, on white, ``(image_size, image_size, 3)`` uint8.
+
+    The short side is resized to ``image_size`` and the centre of the long side kept: nothing is distorted or padded.
+
+    Raises:
+        Reject: the file is missing, unreadable, damaged, too large or of an absurd shape.
+    """
+    data = _read_bytes(path)
+    with warnings.catch_warnings():
+        # Pillow warns about odd metadata and about sizes that are judged below; either would be printed per sample.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_shape(path, image.size)
+                # JPEG only: decode at a fraction of the size, still at least twice what is asked for.
+                image.draft("RGB", (2 * image_size, 2 * image_size))
+                upright = ImageOps.exif_transpose(image)
+                return square(_to_rgb(path, upright), image_size)
+        except _DECODE_ERRORS as error:
+            detail = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
+                detail = f"not one of {', '.join(FORMATS)}"
+            raise Reject(f"{path}: unreadable image: {detail}") from error
+
+
+def square(image: Image.Image, image_size: int) -> np.ndarray:
+    """The centre square of an RGB image as ``(image_size, image_size, 3)`` uint8.
+
+    Whole-number ratios average the pixels of each cell. Others use the triangle filter, which Pillow widens
+    with the ratio: a box there would weigh neighbouring pixels unevenly.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    whole = side % image_size == 0
+    resample = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
+    resized = image.resize((image_size, image_size), resample, box=(left, top, left + side, top + side))
+    return np.array(resized)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # also a pipe, which would wait for ever
+            raise Reject(f"{path}: no such image file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise Reject(f"{path}: image file of more than {MAX_FILE_BYTES // 2**20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno not in _PATH_ERRNOS:
+            raise
+        raise Reject(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_shape(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise Reject(f"{path}: {width}x{height} has more than {MAX_PIXELS} pixels")
+    if max(size) > MAX_ASPECT * min(size):
+        raise Reject(f"{path}: {width}x{height} is longer than {MAX_ASPECT} times its short side")
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips at 255 on conversion, which would turn most of such an image white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Reject(f"{path}: pixels of mode {image.mode} have no known range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
