@@ -113,7 +113,9 @@ class OptimizerConfig:
 
 @dataclass
 class StageConfig:
-    """A part of training. ``train``: `all`, or `connector` (then front-ends without a connector train everything).
+    """A part of training. ``train``: all | connector (the paper's first stage: only what joins a pretrained encoder to the
+    decoder) | without_encoder (all but the pretrained encoder: for a decoder that starts from scratch). A front-end without
+    connector trains everything in every stage, so budgets stay equal.
 
     A stage sees ``tokens`` tokens of ``mix`` (source name -> weight in documents), at constant ``lr`` after warm-up.
     """
@@ -188,7 +190,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.target_layout": ("patch", "raster"),
     "objective.masking.law": ("uniform", "fixed"),
     "sampling.method": ("euler", "heun"),
-    "stages.train": ("all", "connector"),
+    "stages.train": ("all", "connector", "without_encoder"),
 }
 
 # Inclusive ranges; None is open.

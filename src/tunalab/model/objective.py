@@ -33,6 +33,11 @@ class SumCount:
     count: int
 
 
+def loss_counts(batch: PackedBatch) -> dict[str, int]:
+    """What the losses of a batch will be divided by, known before any forward pass."""
+    return {"text": len(batch.label_K), "flow": int(batch.generate_N.sum()) * (batch.span_N_1T.shape[1] - 1)}
+
+
 def draw(
     batch: PackedBatch, objective: ObjectiveConfig, seed: int, tokens: int, shape: tuple[int, ...], masking: bool
 ) -> Draws:
