@@ -105,6 +105,13 @@ class VisualFrontEnd(nn.Module, ABC):
         """Back to RGB (B, 3, H, W). Frozen; pixels by default."""
         return x_BChw
 
+    def token_grid(self, x_BChw: Tensor) -> tuple[int, int]:
+        """Rows and columns of visual tokens of x. Raises UserError when its channels or its size do not fit the space."""
+        channels, height, width = x_BChw.shape[1:]
+        if channels != self.space.channels:
+            raise UserError(f"{type(self).__name__} takes {self.space.channels} channels, got {channels}")
+        return self.space.grid(height * self.space.stride, width * self.space.stride)
+
     @abstractmethod
     def embed(self, x_BChw: Tensor) -> Tensor:
         """Clean or noisy x (B, C, h, w) to visual tokens (B, N, width), row-major. Trainable."""

@@ -1,0 +1,84 @@
+"""A pretrained representation encoder in front of the decoder: its trunk, and the connector behind it.
+
+Shapes: B images, N patch tokens, V encoder width, D decoder width.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+FEATURE_LAYER = -2
+
+
+class RepresentationEncoder(nn.Module):
+    """Positions and blocks of a timm VisionTransformer, up to the feature layer: no patch embedding, post-norm or head.
+
+    What comes after the feature layer is dropped, not skipped, so that every parameter held here is used and trained.
+    Class and register tokens, where the model has them, are fed to the blocks and left out of the output.
+    """
+
+    def __init__(self, vit: "VisionTransformer", feature_layer: int = FEATURE_LAYER) -> None:
+        """Raises UserError when the model's parts are not those of a plain ViT with learnt positions, or are too few."""
+        super().__init__()
+        kept = len(vit.blocks) + feature_layer + 1
+        if kept < 1:
+            raise UserError(f"encoder of {len(vit.blocks)} blocks has no feature layer {feature_layer}")
+        if vit.pos_embed is None:
+            raise UserError("encoder has no learnt position grid")
+        self.width: int = vit.embed_dim
+        self.position_grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.prefix_tokens: int = vit.num_prefix_tokens
+        self.prefix_has_position: bool = not vit.no_embed_class
+        self.pos_embed = vit.pos_embed
+        self.cls_token = vit.cls_token
+        self.reg_token = vit.reg_token
+        self.norm_pre = vit.norm_pre
+        self.blocks = nn.ModuleList(list(vit.blocks)[:kept])
+
+    def forward(self, tokens_BNV: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch embeddings (B, N, V) of a grid of (rows, columns), row-major, to features (B, N, V)."""
+        prefix_position = self.prefix_tokens if self.prefix_has_position else 0
+        positions_BNV = self.pos_embed[:, prefix_position:]
+        h_BNV = tokens_BNV + interpolate_positions(positions_BNV, self.position_grid, grid)
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            prefix_BKV = torch.cat(prefix, dim=1)
+            if prefix_position:
+                prefix_BKV = prefix_BKV + self.pos_embed[:, :prefix_position]
+            h_BNV = torch.cat([prefix_BKV.expand(len(h_BNV), -1, -1), h_BNV], dim=1)
+        h_BNV = self.norm_pre(h_BNV)
+        for block in self.blocks:
+            h_BNV = block(h_BNV)
+        return h_BNV[:, self.prefix_tokens :]
+
+
+def interpolate_positions(positions_BNV: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """A row-major grid of learnt positions (1, N, V) resampled from (rows, columns) ``source`` to ``target``, bicubic."""
+    if source == target:
+        return positions_BNV
+    B, N, V = positions_BNV.shape
+    grid_BVhw = positions_BNV.reshape(B, *source, V).permute(0, 3, 1, 2)
+    resized_BVhw = F.interpolate(grid_BVhw, size=target, mode="bicubic", align_corners=False, antialias=False)
+    return resized_BVhw.flatten(2).transpose(1, 2)
+
+
+def connector(encoder_width: int, width: int) -> nn.Sequential:
+    """Encoder features to decoder width: RMSNorm -> Linear -> GELU (erf) -> Linear."""
+    layers = nn.Sequential(
+        nn.RMSNorm(encoder_width, eps=1e-6),
+        nn.Linear(encoder_width, width),
+        nn.GELU(),
+        nn.Linear(width, width),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return layers

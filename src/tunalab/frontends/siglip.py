@@ -1,0 +1,47 @@
+"""Tuna-R's front-end: pixels -> pretrained encoder -> connector. It generates in pixels and sees the noisy image.
+
+Shapes: B images, C channels, H W pixels, N visual tokens, V encoder width, D decoder width.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tunalab.errors import UserError
+from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
+from tunalab.frontends.encoder import RepresentationEncoder, connector
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+# Without a record of its own a model is taken to expect RGB in [-1, 1], as SigLIP does.
+DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
+
+
+class Siglip(VisualFrontEnd):
+    """The encoder keeps its patch embedding; all of it is trained."""
+
+    connector_parts = ("connector",)
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, vit: "VisionTransformer", width: int, patch: int) -> None:
+        """Raises UserError when ``patch`` is not the encoder's own patch size."""
+        super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
+        if tuple(vit.patch_embed.patch_size) != (patch, patch):
+            raise UserError(f"frontend.patch={patch} is not the encoder's patch size {vit.patch_embed.patch_size[0]}")
+        record = getattr(vit, "pretrained_cfg", None) or {}
+        # From our [-1, 1] to the statistics the encoder was pretrained with: (x/2 + 1/2 - mean) / std.
+        mean, std = record.get("mean", DEFAULT_MEAN), record.get("std", DEFAULT_STD)
+        self.register_buffer("mean_C", 2 * torch.tensor(mean) - 1, persistent=False)
+        self.register_buffer("std_C", 2 * torch.tensor(std), persistent=False)
+        self.patch_embedding = vit.patch_embed.proj
+        self.encoder = RepresentationEncoder(vit)
+        self.connector = connector(self.encoder.width, width)
+
+    def embed(self, x_BChw: Tensor) -> Tensor:
+        grid = self.token_grid(x_BChw)
+        normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]
+        tokens_BNV = self.patch_embedding(normalised_BChw).flatten(2).transpose(1, 2)
+        return self.connector(self.encoder(tokens_BNV, grid))

@@ -1,0 +1,48 @@
+"""Tuna's front-end: frozen VAE -> new patch embedding on its latents -> pretrained encoder blocks -> connector.
+
+Shapes: B images, C latent channels, h w latent cells, N visual tokens, V encoder width, D decoder width.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
+from tunalab.frontends.encoder import RepresentationEncoder, connector
+from tunalab.frontends.latents import LatentCodec
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+
+class VaeSiglip(VisualFrontEnd):
+    """Generates in normalised VAE latents. The patch embedding is new, so it is trained with the connector."""
+
+    connector_parts = ("patch_embedding", "connector")
+    frozen_parts = ("vae",)
+
+    def __init__(self, vae: LatentCodec, vit: "VisionTransformer", width: int, patch: int) -> None:
+        super().__init__(TargetSpace(channels=vae.channels, stride=vae.stride, patch=patch), width)
+        self.vae = vae
+        self.encoder = RepresentationEncoder(vit)
+        self.patch_embedding = nn.Conv2d(vae.channels, self.encoder.width, kernel_size=patch, stride=patch)
+        # Xavier on the flattened kernel: a convolution without overlap is a linear map of the patch.
+        nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.encoder.width, -1))
+        nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
+        self.connector = connector(self.encoder.width, width)
+        self.freeze()
+
+    @torch.no_grad()
+    def to_space(self, image_BCHW: Tensor) -> Tensor:
+        self.space.grid(*image_BCHW.shape[-2:])
+        return self.vae.encode(image_BCHW)
+
+    @torch.no_grad()
+    def from_space(self, x_BChw: Tensor) -> Tensor:
+        return self.vae.decode(x_BChw)
+
+    def embed(self, x_BChw: Tensor) -> Tensor:
+        grid = self.token_grid(x_BChw)
+        tokens_BNV = self.patch_embedding(x_BChw).flatten(2).transpose(1, 2)
+        return self.connector(self.encoder(tokens_BNV, grid))
