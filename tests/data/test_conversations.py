@@ -1,0 +1,84 @@
+"""Conversations: roles, order, and the one image placeholder."""
+
+import pytest
+
+from tunalab.data.conversations import read_turns
+from tunalab.data.documents import Reject
+
+
+def talk(*values: str, roles: tuple[str, ...] = ("human", "gpt")) -> list[dict[str, str]]:
+    return [{"from": roles[number % len(roles)], "value": value} for number, value in enumerate(values)]
+
+
+def test_pairs() -> None:
+    assert read_turns(talk("a?", "b", "c?", "d"), has_image=False) == [("a?", "b"), ("c?", "d")]
+
+
+def test_other_names_of_the_roles() -> None:
+    assert read_turns(talk("a?", "b", roles=("user", "assistant")), has_image=False) == [("a?", "b")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("<image>\nwhat is it?", "what is it?"),
+        ("what is it?\n<image>", "what is it?"),
+        ("what is <image> here?", "what is here?"),
+        ("what is it?", "what is it?"),
+        ("<image>", ""),
+    ],
+)
+def test_placeholder_is_taken_out(prompt: str, expected: str) -> None:
+    assert read_turns(talk(prompt, "b"), has_image=True) == [(expected, "b")]
+
+
+def test_system_turn_opens_the_first_prompt() -> None:
+    turns = [{"from": "system", "value": "Be brief."}, *talk("<image>\na?", "b", "c?", "d")]
+    assert read_turns(turns, has_image=True) == [("Be brief.\na?", "b"), ("c?", "d")]
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ("a?", "must be a list"),
+        ([], "must be a list"),
+        ({"from": "human", "value": "a?"}, "must be a list"),
+        (["a?", "b"], "turn 1 must be an object, not str"),
+        ([{"from": "human"}, {"from": "gpt", "value": "b"}], "value of turn 1 must be a string, not NoneType"),
+        ([{"from": "human", "value": "a?"}, {"from": "gpt", "value": 3}], "value of turn 2 must be a string, not int"),
+        ([{"from": "tool", "value": "a?"}, {"from": "gpt", "value": "b"}], "turn 1 is from 'tool'; choices: human"),
+        ([{"from": ["human"], "value": "a?"}], "turn 1 is from"),
+        ([{"value": "a?"}], "turn 1 is from None"),
+        (talk("a?"), "alternate"),
+        (talk("a?", "b", "c?"), "alternate"),
+        (talk("b", "a?", roles=("gpt", "human")), "alternate"),
+        (talk("a?", "b", "c?", roles=("human", "human", "gpt")), "alternate"),
+        (talk("s", roles=("system",)), "alternate"),
+        (talk("a?", "b", "s", "c?", roles=("human", "gpt", "system", "human")), "alternate"),
+        (talk(" ", "b"), "empty prompt"),
+        (talk("a?", " \n"), "empty answer"),
+        (talk("a?", "half \ud800"), "half a surrogate pair at character 5"),
+        (talk("<image>\na?", "b"), "<image> without an image"),
+    ],
+)
+def test_broken(turns: object, reason: str) -> None:
+    with pytest.raises(Reject) as caught:
+        read_turns(turns, has_image=False)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        (talk("<image><image>\na?", "b"), "2 times <image>"),
+        (talk("<image>\na?", "b", "<image>\nc?", "d"), "outside the first human turn"),
+        (talk("a?", "b", "<image>\nc?", "d"), "outside the first human turn"),
+        (talk("a?", "<image> b"), "outside the first human turn"),
+        ([{"from": "system", "value": "<image>"}, *talk("a?", "b")], "outside the first human turn"),
+        (talk("<image>\na?", "b", "", "d"), "empty prompt"),
+    ],
+)
+def test_broken_with_an_image(turns: object, reason: str) -> None:
+    with pytest.raises(Reject) as caught:
+        read_turns(turns, has_image=True)
+    assert reason in str(caught.value)

@@ -1,0 +1,232 @@
+"""Manifests: the four forms, every kind of broken line, and an index that does not hold the file."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from tunalab.data import manifest
+from tunalab.data.documents import Document, Image, Reject, Text
+from tunalab.data.manifest import ManifestCorpus
+from tunalab.data.rejects import RejectLog, read
+from tunalab.errors import UserError
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+TALK = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "red"}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name, colour in {"red": RED, "blue": BLUE}.items():
+        PillowImage.new("RGB", (40, 30), colour).save(tmp_path / "images" / f"{name}.png")
+    whole = (tmp_path / "images" / "red.png").read_bytes()
+    (tmp_path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def write(folder: Path, *lines: object) -> Path:
+    """A manifest: strings and bytes as they are, anything else as JSON."""
+    path = folder / "data.jsonl"
+    texts = [line if isinstance(line, (str, bytes)) else json.dumps(line) for line in lines]
+    path.write_bytes(b"".join((text.encode() if isinstance(text, str) else text) + b"\n" for text in texts))
+    return path
+
+
+def shown(document: Document) -> list[object]:
+    """Segments as plain values: the text with its flag, or the image's first pixel with its flag."""
+    assert all(s.pixels_HWC.shape == (16, 16, 3) for s in document.segments if isinstance(s, Image))
+    return [
+        (s.text, s.target) if isinstance(s, Text) else (tuple(s.pixels_HWC[0, 0].tolist()), s.generate)
+        for s in document.segments
+    ]
+
+
+def test_caption(folder: Path) -> None:
+    path = write(folder, {"image": "images/red.png", "caption": " a red sheet "})
+    document = ManifestCorpus(path, image_size=16).document(0)
+    assert document.kind == "caption" and shown(document) == [(RED, False), ("a red sheet", True)]
+    document = ManifestCorpus(path, image_size=16, caption_prompt="say").document(0)
+    assert shown(document) == [(RED, False), ("say", False), ("a red sheet", True)]
+
+
+def test_text_to_image(folder: Path) -> None:
+    path = write(folder, {"image": "images/red.png", "caption": "a red sheet"})
+    document = ManifestCorpus(path, image_size=16, kind="text_to_image", caption_prompt="say").document(0)
+    assert document.kind == "text_to_image" and shown(document) == [("a red sheet", False), (RED, True)]
+
+
+def test_conversation_about_an_image(folder: Path) -> None:
+    more = [{"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]
+    document = ManifestCorpus(
+        write(folder, {"image": "images/red.png", "conversations": TALK + more, "id": 3}), image_size=16
+    ).document(0)
+    assert document.kind == "vqa"
+    assert shown(document) == [(RED, False), ("what is it?", False), ("red", True), ("sure?", False), ("yes", True)]
+
+
+def test_the_image_alone_is_the_question(folder: Path) -> None:
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+    document = ManifestCorpus(write(folder, {"image": "images/red.png", "conversations": talk}), image_size=16)
+    assert shown(document.document(0)) == [(RED, False), ("red", True)]
+
+
+def test_edit(folder: Path) -> None:
+    line = {"raw_image": "images/red.png", "out_image": "images/blue.png", "instruction": "<image>\nmake it blue"}
+    document = ManifestCorpus(write(folder, line), image_size=16).document(0)
+    assert document.kind == "edit"
+    assert shown(document) == [(RED, False), ("make it blue", False), (BLUE, True)]
+
+
+@pytest.mark.parametrize("extra", [{}, {"image": None}])
+def test_text(folder: Path, extra: dict) -> None:
+    talk = [{"from": "user", "value": "1 + 1?"}, {"from": "assistant", "value": "2"}]
+    document = ManifestCorpus(write(folder, {"conversations": talk, **extra}), image_size=16).document(0)
+    assert document.kind == "text" and shown(document) == [("1 + 1?", False), ("2", True)]
+
+
+BROKEN = {
+    "": "empty line",
+    "   ": "empty line",
+    "{": "not JSON",
+    '{"image": "images/red.png", "caption": "a"} x': "not JSON",
+    "[" * 100_000: "not JSON",
+    '{"caption": ' + "9" * 10_000 + "}": "not JSON",
+    b'{"image": "images/red.png", "caption": "\xff"}': "not UTF-8: byte 40",
+    "[1, 2]": "must be an object, not list",
+    "null": "must be an object, not NoneType",
+    "{}": "keys (none) are none of the four forms",
+    '{"image": "images/red.png"}': "keys image are none",
+    '{"caption": "a"}': "keys caption are none",
+    '{"image": null, "caption": "a"}': "keys caption are none",
+    '{"image": "images/red.png", "caption": "a", "conversations": []}': "keys caption, conversations, image are none",
+    '{"raw_image": "images/red.png", "instruction": "a"}': "keys instruction, raw_image are none",
+    '{"image": "images/red.png", "caption": 3}': "caption must be a string, not int",
+    '{"image": "images/red.png", "caption": ["a"]}': "caption must be a string, not list",
+    '{"image": ["images/red.png"], "caption": "a"}': "image must be a string, not list",
+    '{"image": "images/red.png", "caption": " "}': "empty caption",
+    '{"image": "images/red.png", "caption": "<image> a"}': "<image> in a caption",
+    '{"image": "images/red.png", "caption": "\\ud800"}': "half a surrogate pair",
+    '{"image": "", "caption": "a"}': "empty image",
+    '{"image": "images/none.png", "caption": "a"}': "no such image file",
+    '{"image": "images", "caption": "a"}': "no such image file",
+    '{"image": "images/cut.png", "caption": "a"}': "unreadable image",
+    '{"image": "data.jsonl", "caption": "a"}': "not one of PNG",
+    '{"image": "images/red.png", "conversations": "a"}': "must be a list",
+    '{"image": "images/red.png", "conversations": [{"from": "human", "value": "<image> <image>"}, '
+    '{"from": "gpt", "value": "b"}]}': "2 times <image>",
+    '{"conversations": [{"from": "human", "value": "<image> a"}, {"from": "gpt", "value": "b"}]}': "without an image",
+    '{"raw_image": "images/red.png", "out_image": "images/cut.png", "instruction": "a"}': "unreadable image",
+    '{"raw_image": "images/cut.png", "out_image": "images/red.png", "instruction": "a"}': "unreadable image",
+    '{"raw_image": "images/red.png", "out_image": "images/red.png", "instruction": ""}': "empty instruction",
+    '{"raw_image": "images/red.png", "out_image": "images/red.png", "instruction": "<image>"}': "empty instruction",
+    '{"raw_image": "images/red.png", "out_image": "images/red.png", "instruction": "<image><image>a"}': "2 times",
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), BROKEN.items(), ids=range(len(BROKEN)))
+def test_broken_line(folder: Path, line: str | bytes, reason: str) -> None:
+    good = {"image": "images/red.png", "caption": "a"}
+    corpus = ManifestCorpus(write(folder, good, line, good), image_size=16)
+    assert corpus.length == 3
+    with pytest.raises(Reject) as caught:
+        corpus.document(1)
+    assert reason in str(caught.value)
+    assert shown(corpus.document(0)) == shown(corpus.document(2))  # its neighbours are not touched
+
+
+def test_broken_lines_end_in_the_log(folder: Path) -> None:
+    good = {"image": "images/red.png", "caption": "a"}
+    corpus = ManifestCorpus(write(folder, good, *BROKEN, good), image_size=16, name="manifest/mine")
+    log = RejectLog(folder / "rejects.jsonl", limit=1.0)
+    documents = [read(corpus, index, log) for index in range(corpus.length)]
+    assert [document is not None for document in documents] == [True, *[False] * len(BROKEN), True]
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(1, len(BROKEN) + 1))
+    assert all(reason[:20] in line["reason"] for line, reason in zip(lines, BROKEN.values(), strict=True))
+
+    strict = RejectLog(folder / "strict.jsonl", limit=0.01)
+    with pytest.raises(UserError, match="manifest/mine: "):
+        for index in range(corpus.length):
+            read(corpus, index, strict)
+
+
+def test_too_long_a_line_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        folder, {"image": "images/red.png", "caption": "a" * 1000}, {"image": "images/red.png", "caption": "a"}
+    )
+    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 500)
+    corpus = ManifestCorpus(path, image_size=16)
+    with pytest.raises(Reject, match="line of more than"):
+        corpus.document(0)
+    assert corpus.document(1).kind == "caption"
+
+
+def texts(corpus: ManifestCorpus) -> list[str]:
+    return [corpus.document(i).segments[-1].text for i in range(corpus.length)]  # type: ignore[union-attr]
+
+
+def talk_line(answer: str) -> str:
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": answer}]
+    return json.dumps({"conversations": talk}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n", "\r\n"])
+@pytest.mark.parametrize("separator", ["\n", "\r\n"])
+@pytest.mark.parametrize("scan", [1, 7, 64 * 2**20])
+def test_line_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str, separator: str, scan: int) -> None:
+    monkeypatch.setattr(manifest, "_SCAN_BYTES", scan)
+    answers = ["a", "ünï\u2028code", "c" * 50]
+    path = folder / "data.jsonl"
+    path.write_bytes(("\ufeff" + separator.join(map(talk_line, answers)) + end).encode())
+    assert texts(ManifestCorpus(path, image_size=16)) == answers
+
+
+def test_documents_are_a_function_of_the_index_and_wrap(folder: Path) -> None:
+    corpus = ManifestCorpus(write(folder, *map(talk_line, "abcde")), image_size=16)
+    assert corpus.length == 5
+    order = [3, 0, 13, 4, 3, 5]
+    got = [corpus.document(index).segments[-1].text for index in order]  # type: ignore[union-attr]
+    assert got == ["d", "a", "d", "e", "d", "a"]
+
+
+def test_index_is_eight_bytes_a_line_and_travels_to_workers(folder: Path) -> None:
+    corpus = ManifestCorpus(write(folder, *(talk_line("x" * 1000) for _ in range(500))), image_size=16)
+    assert corpus._starts.dtype == np.int64 and corpus._starts.nbytes == 8 * 501
+    data = pickle.dumps(corpus)
+    assert len(data) < 10_000
+    assert texts(pickle.loads(data)) == texts(corpus)
+
+
+def test_root(folder: Path) -> None:
+    path = write(folder, {"image": "red.png", "caption": "a"})
+    with pytest.raises(Reject, match="no such image file"):
+        ManifestCorpus(path, image_size=16).document(0)
+    assert ManifestCorpus(path, folder / "images", image_size=16).document(0).kind == "caption"
+    absolute = write(folder, {"image": str(folder / "images" / "red.png"), "caption": "a"})
+    assert ManifestCorpus(absolute, image_size=16).document(0).kind == "caption"
+
+
+def test_names(folder: Path) -> None:
+    path = write(folder, talk_line("a"))
+    assert ManifestCorpus(path, image_size=16).name == "manifest/data"
+    assert ManifestCorpus(path, image_size=16, name="manifest/mine").name == "manifest/mine"
+
+
+def test_user_errors(folder: Path) -> None:
+    path = write(folder, talk_line("a"))
+    empty = folder / "empty.jsonl"
+    empty.write_text("\n \n")
+    for call, part in {
+        lambda: ManifestCorpus(folder / "none.jsonl", image_size=16): "no such manifest file",
+        lambda: ManifestCorpus(folder, image_size=16): "no such manifest file",
+        lambda: ManifestCorpus(path, folder / "none", image_size=16): "no such folder of images",
+        lambda: ManifestCorpus(path, image_size=16, kind="edit"): "choices: caption, text_to_image",
+        lambda: ManifestCorpus(empty, image_size=16): "has no lines",
+    }.items():
+        with pytest.raises(UserError, match=part) as caught:
+            call()
+        assert "\n" not in str(caught.value)
