@@ -1,0 +1,92 @@
+"""Every source name builds the corpus of that name; every mistake is named with the choices."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tunalab.config import ManifestConfig
+from tunalab.data.documents import KINDS, Image, Text
+from tunalab.data.easy_vqa import EasyVqaCorpus
+from tunalab.data.sources import SourceSettings, build_source, source_names
+from tunalab.errors import UserError
+
+
+def settings(**manifests: ManifestConfig) -> SourceSettings:
+    return SourceSettings(image_size=32, seed=1, levels=(0.6, 0.3, 0.1), questions_per_image=2, manifests=manifests)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"conversations": talk}) + "\n")
+    return tmp_path / "data.jsonl"
+
+
+def test_every_name_builds_its_corpus(path: Path) -> None:
+    known = settings(mine=ManifestConfig(path=str(path)))
+    names = source_names(known)
+    assert len(names) == len(KINDS) + 2 and names[-1] == "manifest/mine"
+    for name in names:
+        corpus = build_source(name, known)
+        document = corpus.document(0)
+        assert corpus.name == name
+        assert document.kind == (name.split("/")[1] if name.startswith("scenes/") else document.kind)
+        assert all(s.pixels_HWC.shape == (32, 32, 3) for s in document.segments if isinstance(s, Image))
+
+
+def test_settings_reach_the_corpora() -> None:
+    for name in ("scenes/vqa", "easy_vqa/vqa"):
+        document = build_source(name, settings()).document(0)
+        assert sum(isinstance(s, Text) and s.target for s in document.segments) == 2
+    other = SourceSettings(image_size=32, seed=2, levels=(0.6, 0.3, 0.1), questions_per_image=2)
+    texts = [
+        [build_source("scenes/caption", s).document(i).segments[-1].text for i in range(5)]  # type: ignore[union-attr]
+        for s in (settings(), settings(), other)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_manifest_settings(path: Path, tmp_path: Path) -> None:
+    from PIL import Image as PillowImage
+
+    (tmp_path / "elsewhere").mkdir()
+    PillowImage.new("RGB", (32, 32)).save(tmp_path / "elsewhere" / "a.png")
+    path.write_text('{"image": "a.png", "caption": "black"}\n')
+    for kind in ("caption", "text_to_image"):
+        mine = ManifestConfig(path=str(path), root=str(tmp_path / "elsewhere"), kind=kind)
+        assert build_source("manifest/mine", settings(mine=mine)).document(0).kind == kind
+
+
+def test_captions_of_all_sources_answer_one_prompt(path: Path) -> None:
+    from PIL import Image as PillowImage
+
+    PillowImage.new("RGB", (32, 32)).save(path.parent / "a.png")
+    path.write_text('{"image": "a.png", "caption": "black"}\n')
+    known = settings(mine=ManifestConfig(path=str(path)))
+    prompts = [build_source(name, known).document(0).segments[1] for name in ("scenes/caption", "manifest/mine")]
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize("name", ["", "scenes", "scenes/", "scenes/video", "easy_vqa", "manifest/other", "Scenes/vqa"])
+def test_unknown_name_lists_the_choices(path: Path, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_source(name, settings(mine=ManifestConfig(path=str(path))))
+    message = str(caught.value)
+    assert repr(name) in message and "scenes/caption" in message and "manifest/mine" in message and "\n" not in message
+
+
+def test_manifest_mistakes(path: Path) -> None:
+    with pytest.raises(UserError, match="data.manifests.mine.path"):
+        build_source("manifest/mine", settings(mine=ManifestConfig()))
+    with pytest.raises(UserError, match="manifest/mine: unknown kind 'vqa'"):
+        build_source("manifest/mine", settings(mine=ManifestConfig(path=str(path), kind="vqa")))
+
+
+def test_missing_easy_vqa_does_not_stop_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(build_source("easy_vqa/vqa", settings()), EasyVqaCorpus)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert build_source("scenes/text", settings()).document(0).kind == "text"
+    with pytest.raises(UserError, match=r"tunalab\[data\]"):
+        build_source("easy_vqa/vqa", settings())
