@@ -75,6 +75,12 @@ def test_large_jpeg_is_close_to_its_average(tmp_path: Path) -> None:
     assert np.abs(got - expected).max() <= 3
 
 
+def test_jpeg_is_not_decoded_below_the_size_asked_for(tmp_path: Path) -> None:
+    cells = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)  # a chequerboard of 8 pixels a cell
+    got = read_image(save(tmp_path / "a.jpg", cells.repeat(8, 0).repeat(8, 1), quality=95), 64)[:, :, 0]
+    assert np.abs(got.astype(int) - cells.repeat(2, 0).repeat(2, 1)).max() <= 3
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:8] = 255  # white at the top of the stored image
