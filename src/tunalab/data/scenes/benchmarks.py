@@ -12,6 +12,8 @@ from tunalab.data.scenes.splits import check_split
 from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS
 from tunalab.errors import UserError
 
+_REPEATS = 100  # so many known scenes in a row: there are hardly any others
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -35,11 +37,12 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) 
         raise UserError(f"scenes: unknown level {level!r}; choose from 1, 2, 3")
     check_split(split)
     scenes: dict[str, Scene] = {}
-    for index in range(20 * groups + 100):
-        if len(scenes) == groups:
-            break
+    index = repeats = 0
+    while len(scenes) < groups and repeats < _REPEATS:
         scene = draw_scene(stream("benchmark", kind, level, split, seed, index), split, kind, level)
+        repeats = repeats + 1 if scene.content in scenes else 0
         scenes.setdefault(scene.content, scene)
+        index += 1
     if len(scenes) < groups:
         raise UserError(f"scenes: {kind} level {level} has no {groups} different scenes in {split}; ask for fewer")
     return list(scenes.values())

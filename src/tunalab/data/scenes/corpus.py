@@ -62,9 +62,7 @@ class ScenesCorpus:
             return Document("text", (Text(draw_text(rng, self.split, level), target=True),))
         if self.kind == "edit":
             source, instruction, target = draw_edit(rng, self.split, level)
-            return Document(
-                "edit", (self._image(source), Text(instruction), self._image(target, generate=True))
-            )
+            return Document("edit", (self._image(source), Text(instruction), self._image(target, generate=True)))
         scene = draw_scene(rng, self.split, rng.choice(SCENE_KINDS), level)
         if self.kind == "caption":
             return Document("caption", (self._image(scene), Text(DESCRIBE), Text(caption(scene), target=True)))

@@ -45,7 +45,7 @@ def edit_items(rng: Random, edit: str, scene: Scene) -> tuple[str, list[Item]]:
 
 
 def draw_edit(rng: Random, split: str, level: int) -> tuple[Scene, str, Scene]:
-    """Source scene, instruction, target scene; both scenes belong to the split (for "composition": the source does)."""
+    """Source scene, instruction, target scene; both scenes belong to the split."""
     edit = rng.choice(EDITS)
     for _ in range(_TRIES):
         source = draw_scene(rng, split, "objects", level)
@@ -53,6 +53,6 @@ def draw_edit(rng: Random, split: str, level: int) -> tuple[Scene, str, Scene]:
             continue  # no free place
         instruction, items = edit_items(rng, edit, source)
         target = replace(source, items=tuple(sorted(items)))
-        if split == "composition" or belongs(target, split):
+        if belongs(target, split):
             return source, instruction, target
     raise RuntimeError(f"scenes: no edit {edit} of level {level} for split {split} in {_TRIES} tries")

@@ -20,30 +20,34 @@ _RGB = {name: np.array(rgb, dtype=np.float32) for name, rgb in RGB.items()}
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, rx: float, ry: float) -> np.ndarray:
     """Signed distance to the outline (negative inside), in the unit of its arguments; y points down."""
     r = min(rx, ry)
+    signed: np.ndarray
     if shape == "circle":
-        return np.hypot(x, y) - r
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
-    if shape == "diamond":
-        return (np.abs(x) + np.abs(y) - r) / np.sqrt(2)
-    if shape == "cross":
+        signed = np.hypot(x, y) - r
+    elif shape == "ring":
+        signed = np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
+    elif shape == "square":
+        signed = np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
+    elif shape == "diamond":
+        signed = (np.abs(x) + np.abs(y) - r) / np.sqrt(2)
+    elif shape == "cross":
         bar = 0.32 * r
         wide = np.maximum(np.abs(x) - r, np.abs(y) - bar)
-        return np.minimum(wide, np.maximum(np.abs(x) - bar, np.abs(y) - r))
-    if shape == "triangle":  # apex at the top, as wide as high
+        signed = np.minimum(wide, np.maximum(np.abs(x) - bar, np.abs(y) - r))
+    elif shape == "triangle":  # apex at the top, as wide as high
         side = (2 * np.abs(x) - y - 0.9 * r) / np.sqrt(5)
-        return np.maximum(side, y - 0.9 * r)
-    if shape == "bar":
-        return np.maximum(np.abs(x) - rx, np.abs(y) - ry)
-    raise ValueError(f"no shape {shape!r}")
+        signed = np.maximum(side, y - 0.9 * r)
+    elif shape == "bar":
+        signed = np.maximum(np.abs(x) - rx, np.abs(y) - ry)
+    else:
+        raise ValueError(f"no shape {shape!r}")
+    return signed
 
 
 def _overlap(edges: np.ndarray, count: int) -> np.ndarray:
     """Share of each of ``count`` pixels that lies within each of the intervals between consecutive edges."""
     pixel = np.arange(count, dtype=np.float64)[:, None]
-    return np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0, None)
+    share: np.ndarray = np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0, None)
+    return share
 
 
 @lru_cache(maxsize=16384)
@@ -62,7 +66,8 @@ def _glyph_coverage(letter: str, x: float, y: float, scale: float) -> np.ndarray
     across = x + DOT * scale * np.arange(WIDTH + 1)
     down = y + DOT * scale * np.arange(HEIGHT + 1)
     rows, columns = _overlap(down, ceil(down[-1])), _overlap(across, ceil(across[-1]))
-    return (rows @ GLYPHS[letter] @ columns.T).astype(np.float32)[:, :, None]
+    share: np.ndarray = rows @ GLYPHS[letter] @ columns.T
+    return share.astype(np.float32)[:, :, None]
 
 
 def _patches(item: Item, scale: float) -> list[tuple[int, int, np.ndarray]]:

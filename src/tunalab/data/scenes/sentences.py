@@ -1,5 +1,6 @@
 """Text without an image: a small scene in words and what follows from it."""
 
+from itertools import pairwise
 from random import Random
 
 from tunalab.data.scenes.placing import other
@@ -22,7 +23,7 @@ def _sentence(rng: Random, level: int) -> str:
         return f"the {one} is {side} the {two}, so the {two} is {_side(_OPPOSITE[direction])} the {one}."
     if deduction == 1:
         chain = [one, two, three] if level == 1 else [one, two, three, four]
-        links = [f"the {a} is {side} the {b}" for a, b in zip(chain, chain[1:], strict=False)]
+        links = [f"the {a} is {side} the {b}" for a, b in pairwise(chain)]
         if level == 3:
             rng.shuffle(links)
         return f"{', '.join(links)}, so the {chain[0]} is {side} the {chain[-1]}."

@@ -65,14 +65,10 @@ def build_relations(rng: Random, level: int, pick: int) -> Scene:
     else:
         side = f"{direction} of" if direction in ("left", "right") else direction
         prompt, answer, options = f"what is {side} the {name}?", target.shape, len(SHAPES) - 1
-    return Scene(
-        "relations", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options
-    )
+    return Scene("relations", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
 
 
-def _relations_in_quadrants(
-    rng: Random, level: int, template: str, pick: int
-) -> tuple[list[Item], Item, Item, str]:
+def _relations_in_quadrants(rng: Random, level: int, template: str, pick: int) -> tuple[list[Item], Item, Item, str]:
     """Level 1: two large neighbours; asked "what", a third one stands at the anchor's other side."""
     names = tuple(DIRECTIONS)
     direction = names[pick % 4] if template == "where" else rng.choice(names)
@@ -91,9 +87,7 @@ def _relations_in_quadrants(
     return items, items[0], items[1], direction
 
 
-def _relations_in_cells(
-    rng: Random, level: int, template: str, pick: int
-) -> tuple[list[Item], Item, Item, str]:
+def _relations_in_cells(rng: Random, level: int, template: str, pick: int) -> tuple[list[Item], Item, Item, str]:
     """Levels 2 and 3: small things, others about; at level 3 others share the shapes, so that colour must be bound.
 
     Asked "what", only the target is on the asked side of the anchor: the rest lies beyond the anchor.
@@ -206,9 +200,7 @@ def build_count(rng: Random, level: int, pick: int) -> Scene:
     slots = rng.sample(_CELLS, len(things))
     items = [place(rng, level, *thing, "small", slot) for thing, slot in zip(things, slots, strict=True)]
     prompt = count_question(PLURALS[shape] if level < 3 else f"{colour} {PLURALS[shape]}")
-    return Scene(
-        "count", level, background(rng, level), tuple(sorted(items)), prompt, str(number), "number", most
-    )
+    return Scene("count", level, background(rng, level), tuple(sorted(items)), prompt, str(number), "number", most)
 
 
 def count_question(things: str) -> str:

@@ -22,7 +22,10 @@ def hash_split(content: str) -> str:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a scene shows a combination that only the split "composition" may show."""
+    """Whether a scene shows a combination that only the split "composition" may show.
+
+    It looks at the content alone, never at the kind: the same image may come from scenes of two kinds.
+    """
     for item in scene.items:
         if (item.colour, item.shape) in HELD_PAIRS:
             return True
@@ -30,10 +33,8 @@ def held_out(scene: Scene) -> bool:
             return True
         if item.shape == "word" and held_word(item.text):
             return True
-    if scene.kind == "count":
-        shapes = [item.shape for item in scene.items]
-        return any((shape, shapes.count(shape)) in HELD_COUNTS for shape in set(shapes))
-    return False
+    shapes = [item.shape for item in scene.items]
+    return any((shape, shapes.count(shape)) in HELD_COUNTS for shape in set(shapes))
 
 
 def bar_value(ry: int) -> int:
@@ -45,5 +46,5 @@ def belongs(scene: Scene, split: str) -> bool:
     """Whether a scene, and its twin if it has one, may appear in a split."""
     scenes = (scene,) if scene.twin is None else (scene, scene.twin)
     if split == "composition":
-        return any(held_out(one) for one in scenes)
+        return all(held_out(one) for one in scenes)
     return all(hash_split(one.content) == split and not held_out(one) for one in scenes)

@@ -95,7 +95,7 @@ def build_pattern(rng: Random, level: int, pick: int) -> Scene:
     for (column, row), thing in cells.items():
         slot = _CELL_AT[column, row]
         if thing is None:
-            x, y = CELLS[slot]
+            x, y = CELLS[slot][0] - 1, CELLS[slot][1] + 1  # on whole pixels of the 32-px image
             items.append(Item("mark", INK[on], x, y, WIDTH * DOT // 2, HEIGHT * DOT // 2, "?", "", slot))
         else:
             items.append(place(rng, level, *thing, "small", slot))

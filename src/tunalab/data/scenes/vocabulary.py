@@ -18,16 +18,16 @@ RGB: dict[str, tuple[int, int, int]] = {
     "green": (30, 160, 50),
     "blue": (50, 95, 250),
     "yellow": (245, 215, 25),
-    "purple": (140, 35, 170),
+    "purple": (150, 45, 190),
     "orange": (245, 125, 15),
     "cyan": (45, 205, 220),
     "pink": (250, 140, 200),
     "white": (250, 250, 250),
     "black": (12, 12, 12),
-    "grey": (125, 125, 125),
+    "grey": (170, 170, 170),
     "navy": (18, 22, 75),
 }
-INK = {"white": "black", "black": "white", "grey": "white", "navy": "white"}  # of the mark in a missing cell
+INK = {"white": "black", "black": "white", "grey": "black", "navy": "white"}  # of the mark in a missing cell
 
 RADIUS = {"large": 14, "small": 7, "tiny": 5}  # large fills a quarter of the image, small one cell
 QUADRANTS = {  # slot name -> centre, for large things
@@ -58,7 +58,8 @@ BENCHMARKS: dict[str, str] = {
 # combinations never do.
 HELD_PAIRS = frozenset({("red", "ring"), ("green", "cross"), ("blue", "triangle"), ("yellow", "diamond")})
 HELD_BARS = frozenset({("red", 4), ("purple", 2), ("cyan", 6), ("green", 8), ("orange", 3), ("pink", 5)})
-HELD_COUNTS = frozenset({("circle", 3), ("square", 4), ("diamond", 2), ("triangle", 5)})
+# Counts start at four: the tables of "pattern" show a shape at most three times, so none of their answers is given away.
+HELD_COUNTS = frozenset({("circle", 4), ("square", 5), ("triangle", 6), ("diamond", 7)})
 
 
 def held_word(word: str) -> bool:
