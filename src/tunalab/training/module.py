@@ -1,7 +1,7 @@
 """The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Harness(LightningModule):
     def learnt(self) -> dict[str, nn.Parameter]:
         """Every parameter that some stage trains: all but the front-end's frozen parts."""
         frozen = tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts)
-        return {name: p for name, p in self.model.named_parameters() if not name.startswith(frozen or ("\0",))}
+        return {name: p for name, p in self.model.named_parameters() if not name.startswith(frozen)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimizer
@@ -132,3 +132,22 @@ class Harness(LightningModule):
     def pause_clock(self) -> None:
         """Evaluation and checkpoints are not training time."""
         self._clock = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Frozen parts are rebuilt from their component, never stored."""
+        frozen = self._frozen_prefixes()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}
+        checkpoint["tunalab"] = {"progress": asdict(self.progress), "ema": self.ema.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = self._frozen_prefixes()
+        present = {k: v for k, v in self.state_dict().items() if k.startswith(frozen)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
+        self.progress = Progress(**checkpoint["tunalab"]["progress"])
+        self.ema.load_state_dict(checkpoint["tunalab"]["ema"])
+        if self.progress.stage:
+            set_trainable(self.model, self.config.stages[self.progress.stage].train)
+
+    def _frozen_prefixes(self) -> tuple[str, ...]:
+        # str.startswith(()) is False, so no frozen part means nothing is left out.
+        return tuple(f"model.frontend.{part}." for part in self.model.frontend.frozen_parts)

@@ -1,0 +1,90 @@
+"""Checkpoints on disk: written aside, flushed, listed with their hashes, then renamed; damage is found before it is loaded."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+STATE = "state.ckpt"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, ``<folder>/step-<n>``. The newest ``keep`` are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk.
+
+        A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards.
+        """
+        final = self.folder / f"step-{step:09d}"
+        temporary = self.folder / f".step-{step:09d}.{os.getpid()}.tmp"
+        for stale in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            files = sorted(p for p in temporary.rglob("*") if p.is_file())
+            manifest = {str(p.relative_to(temporary)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files}
+            (temporary / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
+            for path in [*files, temporary / MANIFEST, temporary]:
+                _fsync(path)
+            if final.exists():  # the same step saved again, or a damaged leftover
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            _fsync(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def steps(self) -> list[Path]:
+        """Checkpoint folders, oldest first, valid or not."""
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def newest_valid(self, warn: Callable[[str], None] = print) -> Path | None:
+        """The newest undamaged checkpoint; damaged ones are named through ``warn`` with what is wrong, and passed over."""
+        for path in reversed(self.steps()):
+            problem = damage(path)
+            if problem is None:
+                return path
+            warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
+        return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, None if every file is there with its hash."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest unreadable: {type(error).__name__}"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
