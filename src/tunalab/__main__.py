@@ -1,0 +1,7 @@
+"""`python -m tunalab`."""
+
+import sys
+
+from tunalab.cli import main
+
+sys.exit(main())
