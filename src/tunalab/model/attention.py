@@ -8,6 +8,7 @@ training, the dense reference and cached inference share one forward pass.
 Shapes: B rows, L tokens, H query heads, G key-value heads, d head dimension, D documents, M longest document of a group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -140,31 +141,70 @@ class CachedAttention:
     the cache stays as it is, as at every step of an image sampler.
     """
 
-    def __init__(self, group_sizes: list[int]) -> None:
+    def __init__(self, group_sizes: list[int], mask_LL: Tensor | None = None) -> None:
         self.group_sizes = group_sizes
         self.cache: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self.mask_LL: Tensor | None = None
+        self.mask_LL = mask_LL
         self.append = True
 
     @property
     def rows(self) -> int:
         return sum(self.group_sizes)
 
+    @classmethod
+    def join(cls, parts: Sequence["CachedAttention"]) -> "CachedAttention":
+        """The groups of all parts behind each other."""
+        joined = cls([size for part in parts for size in part.group_sizes])
+        joined.cache = {layer: [group for part in parts for group in part.cache[layer]] for layer in parts[0].cache}
+        return joined
+
+    def select(self, rows: list[int]) -> "CachedAttention":
+        """A cache of some rows, in ascending order; a row may be taken several times, a group left without rows disappears."""
+        if any(rows[i] > rows[i + 1] for i in range(len(rows) - 1)):
+            raise ValueError("rows of a cache are selected in ascending order")
+        if rows == list(range(self.rows)):
+            return self
+        kept: list[tuple[int, list[int]]] = []
+        first = 0
+        for group, size in enumerate(self.group_sizes):
+            members = [row - first for row in rows if first <= row < first + size]
+            if members:
+                kept.append((group, members))
+            first += size
+        selected = CachedAttention([len(members) for _, members in kept], self.mask_LL)
+        selected.append = self.append
+        for layer, groups in self.cache.items():
+            selected.cache[layer] = []
+            for group, members in kept:
+                k, v = groups[group]
+                if members != list(range(len(k))):
+                    index = torch.tensor(members, device=k.device)
+                    k, v = k[index], v[index]
+                selected.cache[layer].append((k, v))
+        return selected
+
     def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
         past = self.cache.get(layer)
+        H, G = q_BHLd.shape[1], k_BGLd.shape[1]
+        mask = self.mask_LL
+        if H != G:
+            # The heads that share a key-value head become more queries of it: the cache need not be repeated.
+            q_BHLd = q_BHLd.unflatten(1, (G, H // G)).flatten(2, 3)
+            mask = None if mask is None else mask.repeat(H // G, 1)
         splits = [x.split(self.group_sizes) for x in (q_BHLd, k_BGLd, v_BGLd)]
         outputs, kept = [], []
         for g, (q, k, v) in enumerate(zip(*splits, strict=True)):
             if past is not None:
                 k, v = torch.cat([past[g][0], k], dim=2), torch.cat([past[g][1], v], dim=2)
-            mask = self.mask_LL
-            if mask is not None and k.shape[2] > q.shape[2]:
-                mask = F.pad(mask, (k.shape[2] - q.shape[2], 0), value=True)
-            outputs.append(_sdpa(q, k, v, mask, scale))
+            seen = mask
+            if mask is not None and k.shape[2] > mask.shape[1]:
+                seen = F.pad(mask, (k.shape[2] - mask.shape[1], 0), value=True)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale))
             kept.append((k, v))
         if self.append:
             self.cache[layer] = kept
-        return torch.cat(outputs).transpose(1, 2)
+        out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return out.unflatten(2, (H // G, -1)).flatten(1, 2).transpose(1, 2)
 
 
 def make_backend(name: str, layout: Layout) -> AttentionBackend:

@@ -1,0 +1,68 @@
+"""Prompts: the part of a document that stands before what the model has to produce. Layouts: see data/documents.py.
+
+Shapes: L tokens, H W C image pixels and channels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunalab.data.sequence import ImageSpan
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.frontends.contract import TargetSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """``ids_L`` int64, image slots holding image_pad, and the spans of the images in it, all of them clean."""
+
+    ids_L: np.ndarray
+    spans: tuple[ImageSpan, ...] = ()
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Prompts of one layout can be encoded in one batch: same length, same images at the same places."""
+        return (len(self.ids_L), *((span.offset, span.length, span.pixels_HWC.shape) for span in self.spans))
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Prompts of one content need to be encoded once. Images are the same if they are the same array."""
+        return (self.ids_L.tobytes(), *(id(span.pixels_HWC) for span in self.spans))
+
+
+def build_prompt(
+    tokenizer: Tokenizer, space: TargetSpace, segments: list[str | np.ndarray], before_image: bool = False
+) -> Prompt:
+    """``bos``, then the segments in order: texts, and images (H, W, 3) uint8 between boi and eoi.
+
+    ``before_image`` ends it with boi, so that an image follows. Raises UserError for an image that the space does not cut
+    exactly.
+    """
+    ids = [tokenizer.bos]
+    spans = []
+    for segment in segments:
+        if isinstance(segment, str):
+            ids += tokenizer.encode(segment)
+            continue
+        rows, columns = space.grid(*segment.shape[:2])
+        slots = 1 + rows * columns
+        spans.append(ImageSpan(len(ids) + 1, slots, segment, generate=False))
+        ids += [tokenizer.boi, *[tokenizer.image_pad] * slots, tokenizer.eoi]
+    if before_image:
+        ids.append(tokenizer.boi)
+    return Prompt(np.array(ids, dtype=np.int64), tuple(spans))
+
+
+def question_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray | None, question: str) -> Prompt:
+    """``bos boi [time][patches] eoi question``, without the image part when there is no image."""
+    return build_prompt(tokenizer, space, [question] if pixels_HWC is None else [pixels_HWC, question])
+
+
+def image_prompt(tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
+    """``bos text boi``; an empty text is the unconditional branch of guidance."""
+    return build_prompt(tokenizer, space, [text], before_image=True)
+
+
+def edit_prompt(tokenizer: Tokenizer, space: TargetSpace, source_HWC: np.ndarray, instruction: str) -> Prompt:
+    """``bos boi [source] eoi instruction boi``."""
+    return build_prompt(tokenizer, space, [source_HWC, instruction], before_image=True)

@@ -1,0 +1,82 @@
+"""What many tests need: a tokenizer, a small configuration, untrained models with stand-in components."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
+from tunalab.data.scenes import text_sample
+from tunalab.data.tokenizer import Tokenizer, train_tokenizer
+from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.frontends.latents import LatentCodec
+from tunalab.frontends.patch_embed import PatchEmbed
+from tunalab.frontends.siglip import Siglip
+from tunalab.frontends.vae_siglip import VaeSiglip
+from tunalab.model.unified import UnifiedModel
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(text_sample(0, 2000), vocabulary=400)
+
+
+def small_config() -> RunConfig:
+    config = RunConfig(decoder=DecoderConfig(width=32, layers=2, mlp=48), head=FlowHeadConfig(head_dim=16, mlp=48))
+    mix = {f"scenes/{kind}": 1.0 for kind in ("caption", "vqa", "text_to_image")}
+    config.stages = {"pretrain": StageConfig(mix=mix)}
+    return config
+
+
+def small_frontend(name: str, width: int) -> VisualFrontEnd:
+    """Random components: the structure of the real ones, 16 visual tokens for an image of 32 px."""
+    if name == "patch_embed":
+        return PatchEmbed(width, patch=8)
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        num_classes=0,
+        class_token=False,
+        global_pool="avg",
+    )
+    if name == "siglip":
+        return Siglip(vit, width, patch=8)
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        in_channels=48,
+        out_channels=48,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    codec = LatentCodec(vae, channels=4, stride=8, mean=[0.0] * 4, std=[1.0] * 4, fold=4)
+    return VaeSiglip(codec, vit, width, patch=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Tokenizer) -> Callable[..., UnifiedModel]:
+    """``tiny_model(name, seed=0, config=None)``: a model in evaluation mode whose every weight is random.
+
+    The layers that start at zero are drawn too: with them at zero every prediction is 0, nothing could be told apart.
+    """
+
+    def build(name: str, seed: int = 0, config: RunConfig | None = None) -> UnifiedModel:
+        config = config or small_config()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = UnifiedModel(config, small_frontend(name, config.decoder.width), tokenizer.vocabulary)
+            for parameter in model.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.1)
+        return model.eval()
+
+    return build
