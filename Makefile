@@ -1,0 +1,74 @@
+# tunalab. Every habit is a target; `make help` lists them.
+SHELL   := /bin/bash
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+VARIANT ?= all
+SWEEP   ?= mask_ratio
+ARGS    ?=
+# `make sweep VARIANT=all` (or no VARIANT) trains every front-end that the sweep lists.
+VARIANT_FLAG = $(if $(filter-out all,$(VARIANT)),--variant $(VARIANT))
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+# The virtual environment, made again when what it should hold has changed.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed (PYTHON=python3.x)"; exit 2; }
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## set up .venv with the exact versions of constraints.txt
+
+components: install ## build the tiny tokenizer, VAE and encoder that are missing
+	$(BIN)/tunalab components
+
+sweep: components ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, ARGS="--dry-run" or key=value
+	$(BIN)/tunalab sweep $(SWEEP) $(VARIANT_FLAG) $(ARGS)
+
+smoke: components ## all three front-ends, a few steps each
+	$(BIN)/tunalab sweep smoke $(ARGS)
+
+figure6: components ## draw Figure 6 from the committed records; train what has none
+	$(BIN)/tunalab sweep figure6 $(ARGS)
+	$(BIN)/tunalab figure figure6 --records results/figure6 --out results
+
+mask-ratio-figure: install ## draw mask_ratio.png from the committed records
+	$(BIN)/tunalab figure mask_ratio --records results/mask_ratio --out results
+
+table: install ## write the tables of the committed records
+	$(BIN)/tunalab table --records results/figure6
+	$(BIN)/tunalab table --records results/mask_ratio
+
+dashboard: install ## open MLflow's page on the runs
+	$(BIN)/tunalab dashboard $(ARGS)
+
+bench: components ## training and generation against their slow references
+	$(BIN)/tunalab bench $(ARGS)
+
+lint: install ## ruff
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: install ## mypy
+	$(BIN)/mypy src
+
+test: install ## the tests
+	$(BIN)/pytest
+
+test-slow: install ## tests that take minutes
+	$(BIN)/pytest -m slow
+
+test-gpu: install ## tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+check: lint types test ## lint, types, tests: what CI runs
+
+clean: ## remove runs and caches (not components, not results)
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
+
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench lint types test test-slow test-gpu check clean
