@@ -1,0 +1,129 @@
+
+import numpy as np
+import pytest
+import torch
+
+from tests.reference import reference_sample
+from tunalab.config import ObjectiveConfig, SamplingConfig
+from tunalab.errors import UserError
+from tunalab.inference import generation
+from tunalab.inference.generation import noise_of, sample, sample_images
+from tunalab.inference.prompts import build_prompt, edit_prompt, image_prompt
+
+TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1", "on black: pink word MT b2", "a blue square", ""]
+OBJECTIVE = ObjectiveConfig()
+SHAPES = {"patch_embed": (3, 32, 32), "siglip": (3, 32, 32), "vae_siglip": (4, 4, 4)}
+
+
+def _prompts(model, tokenizer, texts=TEXTS):
+    space = model.frontend.space
+    return [image_prompt(tokenizer, space, text) for text in texts], image_prompt(tokenizer, space, "")
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize(
+    ("method", "guidance", "prediction", "layout"),
+    [("heun", 2.0, "x", "patch"), ("euler", 1.0, "v", "patch"), ("heun", 0.0, "v", "patch"), ("euler", 3.5, "x", "raster")],
+)
+def test_prefix_cache_equals_padded_sequences_run_again(name, method, guidance, prediction, layout, tiny_model, tokenizer):
+    model = tiny_model(name)
+    model.target_layout = layout
+    prompts, plain = _prompts(model, tokenizer)
+    sampling = SamplingConfig(method=method, steps=4, guidance=guidance)
+    objective = ObjectiveConfig(prediction=prediction, noise_scale=1.5)
+    noise = noise_of(range(len(prompts)), SHAPES[name])
+    fast = sample(model, prompts, [plain] * len(prompts), noise, sampling, objective)
+    slow = reference_sample(model, prompts, [plain] * len(prompts), noise, sampling, objective, padded=96)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    assert (fast - objective.noise_scale * noise).abs().max() > 0.1, "the model moved the noise"
+
+
+def test_batched_equals_single_and_the_seed_decides(tiny_model, tokenizer):
+    model = tiny_model("patch_embed")
+    prompts, plain = _prompts(model, tokenizer)
+    sampling = SamplingConfig(steps=3)
+    noise = noise_of([5, 6, 5, 7, 8], (3, 32, 32))
+    together = sample(model, prompts, [plain] * 5, noise, sampling, OBJECTIVE)
+    for n, prompt in enumerate(prompts):
+        alone = sample(model, [prompt], [plain], noise[n : n + 1], sampling, OBJECTIVE)
+        torch.testing.assert_close(together[n : n + 1], alone, atol=1e-5, rtol=1e-5)
+    images = sample_images(model, prompts, plain, (32, 32), sampling, OBJECTIVE, [5, 6, 5, 7, 8])
+    assert images.dtype == np.uint8 and images.shape == (5, 32, 32, 3)
+    small = sample_images(model, prompts, plain, (32, 32), sampling, OBJECTIVE, [5, 6, 5, 7, 8], batch_tokens=90)
+    assert np.abs(images.astype(int) - small).max() <= 1, "at most a rounding of 1 / 255"
+    assert np.array_equal(images, generation.to_pixels(model, together))
+    same = sample_images(model, [prompts[0]] * 3, plain, (32, 32), sampling, OBJECTIVE, [5, 6, 5])
+    assert np.array_equal(same[0], same[2]) and not np.array_equal(same[0], same[1])
+
+
+def test_other_sizes_of_image(tiny_model, tokenizer):
+    model = tiny_model("patch_embed")
+    prompts, plain = _prompts(model, tokenizer, TEXTS[:2])
+    sampling = SamplingConfig(steps=2)
+    noise = noise_of([0, 1], (3, 16, 40))
+    fast = sample(model, prompts, [plain] * 2, noise, sampling, OBJECTIVE)
+    slow = reference_sample(model, prompts, [plain] * 2, noise, sampling, OBJECTIVE, padded=96)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="33x32"):
+        sample_images(model, prompts, plain, (33, 32), sampling, OBJECTIVE, [0, 1])
+
+
+def test_only_branches_that_count_are_run(tiny_model, tokenizer, monkeypatch):
+    model = tiny_model("patch_embed")
+    prompts, plain = _prompts(model, tokenizer)
+    rows: list[int] = []
+    whole = generation.hidden_states
+    monkeypatch.setattr(generation, "hidden_states", lambda d, h, p, b: rows.append(len(h)) or whole(d, h, p, b))
+    noise = noise_of(range(5), (3, 32, 32))
+    for guidance, expected in ((0.0, 5), (1.0, 5), (2.0, 10)):
+        rows.clear()
+        sample(model, prompts, [plain] * 5, noise, SamplingConfig("euler", 3, guidance), OBJECTIVE)
+        assert rows == [expected] * 3
+    rows.clear()
+    sample(model, prompts, [plain] * 5, noise, SamplingConfig("heun", 3, 1.0), OBJECTIVE)
+    assert len(rows) == 5, "two evaluations an interval, one in the last"
+
+
+def test_guidance_edge_values(tiny_model, tokenizer):
+    model = tiny_model("patch_embed")
+    prompts, plain = _prompts(model, tokenizer)
+    noise = noise_of(range(5), (3, 32, 32))
+    at = {g: sample(model, prompts, [plain] * 5, noise, SamplingConfig("euler", 1, g), OBJECTIVE) for g in (0.0, 1.0, 3.0)}
+    # One Euler step is linear in the prediction, so guidance extrapolates exactly.
+    torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(at[0.0][4], at[1.0][4])  # the empty prompt is the unconditional branch
+    assert (at[0.0][0] - at[1.0][0]).abs().max() > 1e-3, "the prompt matters"
+
+
+def test_equal_prompts_are_encoded_once(tiny_model, tokenizer, monkeypatch):
+    from tunalab.inference import prefix
+
+    model = tiny_model("patch_embed")
+    prompts, plain = _prompts(model, tokenizer)
+    encoded: list[int] = []
+    whole = prefix.hidden_states
+    monkeypatch.setattr(prefix, "hidden_states", lambda d, h, p, b: encoded.append(len(h)) or whole(d, h, p, b))
+    sample(model, [prompts[0]] * 4, [plain] * 4, noise_of(range(4), (3, 32, 32)), SamplingConfig("euler", 2, 2.0), OBJECTIVE)
+    assert encoded == [1, 1]
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_editing_reads_the_source_image(name, tiny_model, tokenizer):
+    model = tiny_model(name)
+    space = model.frontend.space
+    sources = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+    texts = ["remove the red ring", "make the cross small", "remove the ring"]
+    prompts = [edit_prompt(tokenizer, space, source, text) for source, text in zip(sources, texts, strict=True)]
+    plain = [build_prompt(tokenizer, space, [source], before_image=True) for source in sources]
+    sampling = SamplingConfig(steps=3, guidance=2.0)
+    noise = noise_of(range(3), SHAPES[name])
+    fast = sample(model, prompts, plain, noise, sampling, OBJECTIVE)
+    slow = reference_sample(model, prompts, plain, noise, sampling, OBJECTIVE, padded=80)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    other = [edit_prompt(tokenizer, space, 255 - source, text) for source, text in zip(sources, texts, strict=True)]
+    assert (sample(model, other, plain, noise, sampling, OBJECTIVE) - fast).abs().max() > 1e-3
+
+
+def test_noise_is_a_function_of_the_seed():
+    assert torch.equal(noise_of([3, 4, 9], (2, 2))[1], noise_of([4], (2, 2))[0])
+    assert not torch.equal(noise_of([3], (2, 2)), noise_of([4], (2, 2)))
