@@ -1,0 +1,113 @@
+"""The slow, obvious way to answer and to sample: whole padded sequences, run again for every token and every step.
+
+What the fast code is compared with, in the tests and in the benchmark.
+
+Shapes: B rows, L tokens of a padded row, N images, T visual tokens, D width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunalab.config import ObjectiveConfig, SamplingConfig
+from tunalab.inference.prefix import visual_tokens
+from tunalab.inference.prompts import Prompt
+from tunalab.model import flow
+from tunalab.model.attention import DenseAttention, Layout
+from tunalab.model.decoder import hidden_states
+from tunalab.model.rotary import rotary_tables
+from tunalab.model.unified import UnifiedModel
+
+
+@torch.no_grad()
+def reference_answer(model: UnifiedModel, prompt: Prompt, max_tokens: int) -> list[int]:
+    """Greedy ids, also beyond eos: one full forward pass a token."""
+    ids = prompt.ids_L.tolist()
+    for _ in range(max_tokens):
+        hidden_LD = _run(model, [ids], [prompt], len(ids), None, None)[0]
+        ids.append(int(model.decoder.lm_head(hidden_LD[-1]).argmax()))
+    return ids[len(prompt.ids_L) :]
+
+
+@torch.no_grad()
+def reference_sample(
+    model: UnifiedModel,
+    prompts: Sequence[Prompt],
+    unconditional: Sequence[Prompt],
+    noise_NChw: Tensor,
+    sampling: SamplingConfig,
+    objective: ObjectiveConfig,
+    padded: int,
+    pad: int = 0,
+) -> Tensor:
+    """x (N, C, h, w). Both branches of guidance whatever its value, rows of ``padded`` tokens, the head on all of them."""
+    T = model.grid(noise_NChw)[0] * model.grid(noise_NChw)[1]
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        predictions = []
+        for branch in (prompts, unconditional):
+            rows = [prompt.ids_L.tolist() + [pad] * (1 + T) for prompt in branch]
+            hidden_BLD = _run(model, rows, branch, padded, x, t)
+            first = [len(prompt.ids_L) + 1 for prompt in branch]
+            span_NTD = torch.stack([hidden_BLD[n, at : at + T] for n, at in enumerate(first)])
+            tokens_NTP = model.head.predict(span_NTD, model.time(torch.full((len(x),), t)))
+            predictions.append(model.to_image(tokens_NTP, model.grid(x)))
+        conditional, plain = predictions
+        guided = plain + sampling.guidance * (conditional - plain)
+        return flow.velocity(guided, x, torch.full((len(x),), t), objective.prediction, objective.min_one_minus_t)
+
+    x = objective.noise_scale * noise_NChw
+    for step in range(sampling.steps):
+        t, t_next = step / sampling.steps, (step + 1) / sampling.steps
+        v = velocity(x, t)
+        if sampling.method == "heun" and step < sampling.steps - 1:
+            v = (v + velocity(x + (t_next - t) * v, t_next)) / 2
+        x = x + (t_next - t) * v
+    return x
+
+
+def _run(
+    model: UnifiedModel,
+    rows: list[list[int]],
+    prompts: Sequence[Prompt],
+    padded: int,
+    x_NChw: Tensor | None,
+    t: float | None,
+) -> Tensor:
+    """Hidden states (B, L, D) of rows padded to ``padded`` tokens: the decoder's, or, where x_t follows, the head's."""
+    B = len(rows)
+    ids_BL = torch.zeros((B, padded), dtype=torch.int64)
+    document_BL = torch.full((B, padded), -1)
+    span_BL, patch_BL = torch.full((B, padded), -1), torch.full((B, padded), -1)
+    h_BLD = model.decoder.model.embed_tokens(ids_BL).clone()
+    times = []
+    columns = 1
+    for b, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids_BL[b, : len(row)] = torch.tensor(row)
+        document_BL[b, : len(row)] = b
+        h_BLD[b, : len(row)] = model.decoder.model.embed_tokens(ids_BL[b, : len(row)])
+        images: list[tuple[int, Tensor, float]] = []
+        for span in prompt.spans:
+            visual_1TD, columns = visual_tokens(model, [np.asarray(span.pixels_HWC)])
+            images.append((span.offset, visual_1TD[0], 1.0))
+        if x_NChw is not None and t is not None:
+            T = model.grid(x_NChw)[0] * model.grid(x_NChw)[1]
+            columns = model.grid(x_NChw)[1]
+            visual_TD = model.visual(x_NChw[b : b + 1], torch.zeros((1, T), dtype=torch.bool))[0]
+            images.append((len(prompt.ids_L), visual_TD, t))
+        for offset, visual_TD, time in images:
+            slots = slice(offset, offset + 1 + len(visual_TD))
+            times.append(model.time(torch.tensor([time]))[0])
+            h_BLD[b, slots] = torch.cat([times[-1][None], visual_TD])
+            span_BL[b, slots] = len(times) - 1
+            patch_BL[b, slots] = torch.arange(-1, len(visual_TD))
+    position_BL = torch.arange(padded).expand(B, padded)
+    length = torch.tensor([len(row) for row in rows])
+    backend = DenseAttention(Layout(document_BL, span_BL, torch.arange(B) * padded, length))
+    h_BLD = hidden_states(model.decoder, h_BLD, position_BL, backend)
+    if x_NChw is None:
+        return h_BLD
+    rotary = rotary_tables(position_BL, span_BL >= 0, patch_BL, columns, model.head.head_dim)
+    return model.head(h_BLD, torch.stack(times), span_BL, rotary, backend)

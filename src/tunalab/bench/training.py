@@ -1,0 +1,137 @@
+"""Training speed against the dense reference: every document padded to 512 tokens, logits and flow head everywhere.
+
+Both run the same weights on the same documents in one process, in turns, so that a noisy machine troubles both alike.
+
+Shapes: D documents, L padded tokens, N images, T visual tokens, W width.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunalab.config import ObjectiveConfig, RunConfig
+from tunalab.data.packing import PackedBatch
+from tunalab.data.sources import SourceSettings, build_source
+from tunalab.data.stream import TrainingStream
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.model import flow
+from tunalab.model.attention import DenseAttention, Layout
+from tunalab.model.decoder import hidden_states
+from tunalab.model.objective import Draws, SumCount, draw, flow_loss, losses, space_shape, to_space
+from tunalab.model.rotary import rotary_tables
+from tunalab.model.unified import UnifiedModel
+
+
+def dense_losses(
+    model: UnifiedModel, batch: PackedBatch, draws: Draws, objective: ObjectiveConfig, padded: int, pad: int
+) -> dict[str, SumCount]:
+    """The losses of ``model.objective.losses``, computed the obvious way: a row a document, ``padded`` tokens each."""
+    x = to_space(model, batch)
+    x_t = flow.interpolate(x, draws.noise_NChw, draws.t_N, objective.noise_scale)
+    D, T = len(batch.start_D), draws.mask_NT.shape[1]
+    ids_DL = torch.full((D, padded), pad)
+    label_DL = torch.full((D, padded), -100)
+    document_DL, span_DL, patch_DL = (torch.full((D, padded), -1) for _ in range(3))
+    label_flat = torch.full((batch.ids_BL.numel(),), -100)
+    label_flat[batch.logit_K] = batch.label_K
+    slots: list[Tensor] = []
+    for d, (start, length) in enumerate(zip(batch.start_D.tolist(), batch.length_D.tolist(), strict=True)):
+        ids_DL[d, :length] = batch.ids_BL.flatten()[start : start + length]
+        label_DL[d, :length] = label_flat[start : start + length]
+        document_DL[d, :length] = d
+        span_DL[d, :length] = batch.span_BL.flatten()[start : start + length]
+        for n in span_DL[d].unique().tolist():
+            if n >= 0:
+                at = (span_DL[d] == n).nonzero().squeeze(1)
+                patch_DL[d, at] = torch.arange(-1, T)
+                slots.append(d * padded + at)
+    time_NW = model.time(draws.t_N)
+    h = model.embed(ids_DL, torch.stack(slots), x_t, time_NW, draws.mask_NT)
+    position_DL = torch.arange(padded).expand(D, padded)
+    backend = DenseAttention(Layout(document_DL, span_DL, torch.arange(D) * padded, batch.length_D))
+    h = hidden_states(model.decoder, h, position_DL, backend)
+    logits = model.decoder.lm_head(h)
+    text = F.cross_entropy(logits.flatten(0, 1).float(), label_DL.flatten(), ignore_index=-100, reduction="sum")
+    grid = model.grid(x_t)
+    rotary = rotary_tables(position_DL, span_DL >= 0, patch_DL, grid[1], model.head.head_dim)
+    h = model.head(h, time_NW, span_DL, rotary, backend).flatten(0, 1)
+    target_M1T = torch.stack(slots)[batch.generate_N]
+    tokens_MTP = model.head.predict(h[target_M1T[:, 1:]], time_NW[batch.generate_N])
+    prediction = model.to_image(tokens_MTP, grid)
+    return {
+        "text": SumCount(text, len(batch.label_K)),
+        "flow": flow_loss(prediction, x, draws, batch.generate_N, objective, T),
+    }
+
+
+def bench_training(
+    model: UnifiedModel, config: RunConfig, tokenizer: Tokenizer, repeats: int = 5, padded: int = 512
+) -> dict[str, Any]:
+    """Median seconds of a training step (forward, backward, clip, AdamW; not the data) of both, and their ratio."""
+    batches = sample_batches(config, tokenizer, repeats + 1, model)
+    ratios, seconds, agreement, token_ratios = [], {"ours": [0.0], "reference": [0.0]}, 0.0, []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # lr 0: the same weights in every turn
+    for number, batch in enumerate(batches):
+        shape, tokens = space_shape(model, batch)
+        draws = draw(batch, config.objective, config.seed, tokens, shape, masking=True)
+        ours, our_loss = _step(model, optimizer, lambda b=batch, d=draws: losses(model, b, d, config.objective))
+        reference, reference_loss = _step(
+            model, optimizer, lambda b=batch, d=draws: dense_losses(model, b, d, config.objective, padded, tokenizer.pad)
+        )
+        agreement = max(agreement, *(abs(our_loss[k] - reference_loss[k]) / abs(reference_loss[k]) for k in our_loss))
+        if number:  # the first turn warms up
+            ratios.append(reference / ours)
+            seconds["ours"].append(ours)
+            seconds["reference"].append(reference)
+            token_ratios.append(padded * len(batch.start_D) / batch.tokens)
+    images = statistics.mean(len(batch.generate_N) for batch in batches[1:])
+    speedup, bound = statistics.median(ratios), statistics.median(token_ratios)
+    return {
+        "speedup": speedup,
+        "padded_to_real_tokens": bound,
+        "share_of_token_ratio": speedup / bound,
+        "required_share": 0.95,
+        "images_per_second": images / statistics.median(seconds["ours"][1:]),
+        "reference_images_per_second": images / statistics.median(seconds["reference"][1:]),
+        "largest_relative_loss_difference": agreement,
+        "repeats": repeats,
+    }
+
+
+def sample_batches(config: RunConfig, tokenizer: Tokenizer, count: int, model: UnifiedModel) -> list[PackedBatch]:
+    """The first packed batches of the run's own stream."""
+    settings = SourceSettings(
+        config.data.image_size, config.seed, tuple(config.data.levels), config.data.questions_per_image, config.data.manifests
+    )
+    rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = TrainingStream(
+            config.data,
+            config.stages,
+            lambda name: build_source(name, settings),
+            tokenizer,
+            rows * columns,
+            config.seed,
+            Path(folder) / "rejects.jsonl",
+        )
+        return [step.batches[0] for _, step in zip(range(count), stream, strict=False)]
+
+
+def _step(
+    model: UnifiedModel, optimizer: torch.optim.Optimizer, compute: Callable[[], dict[str, SumCount]]
+) -> tuple[float, dict[str, float]]:
+    began = time.perf_counter()
+    parts = compute()
+    loss = sum((part.sum / max(part.count, 1) for part in parts.values()), torch.zeros(()))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - began, {name: (part.sum / max(part.count, 1)).item() for name, part in parts.items()}

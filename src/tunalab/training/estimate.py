@@ -1,0 +1,52 @@
+"""What a run would cost, for a dry run: tokens exactly, FLOPs from a sample of its stream, minutes from FLOPs and a stated rate."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tunalab.config import RunConfig
+from tunalab.data.sources import SourceSettings, build_source
+from tunalab.data.stream import TrainingStream
+from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.model.flops import flop_costs
+
+# Model FLOPs a second that training reached on one core of the machine the records name; `make bench` measures yours.
+CORE_FLOPS = 4.0e10
+SAMPLE_STEPS = 4
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core without evaluation."""
+    components = Components(ComponentSettings.seeded(config.components_seed))
+    tokenizer = components.tokenizer
+    costs = flop_costs(config, tokenizer.vocabulary)
+    settings = SourceSettings(
+        config.data.image_size, config.seed, tuple(config.data.levels), config.data.questions_per_image, config.data.manifests
+    )
+    tokens = sum(stage.tokens for stage in config.stages.values())
+    seen = flops = 0.0
+    side = config.data.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        stream = TrainingStream(
+            config.data,
+            config.stages,
+            lambda name: build_source(name, settings),
+            tokenizer,
+            image_tokens(config),
+            config.seed,
+            Path(folder) / "rejects.jsonl",
+        )
+        for _, step in zip(range(SAMPLE_STEPS), stream, strict=False):
+            seen += step.tokens
+            flops += sum(costs.step(batch) for batch in step.batches)
+    total = flops / seen * tokens
+    return {
+        "variant": config.variant,
+        "mask ratio": config.objective.masking.ratio,
+        "seed": config.seed,
+        "image": f"{side} px",
+        "tokens": tokens,
+        "flops": total,
+        "minutes": total / CORE_FLOPS / 60,
+    }

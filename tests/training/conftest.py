@@ -1,0 +1,75 @@
+"""Whole runs on components that were hardly trained: structure is what these tests need, not quality."""
+
+from pathlib import Path
+
+import pytest
+
+from tunalab.config import RunConfig, from_plain
+from tunalab.frontends.components.build import build_components
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.tokenizer import TokenizerConfig
+from tunalab.frontends.components.vae import VaeConfig
+
+FRONTENDS = {
+    "tuna": {"name": "vae_siglip", "patch": 1, "vae": "tiny", "encoder": "tiny"},
+    "tuna_r": {"name": "siglip", "patch": 8, "encoder": "tiny"},
+    "tuna2": {"name": "patch_embed", "patch": 8},
+}
+MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "scenes/edit": 0.1, "scenes/text": 0.1}
+
+
+@pytest.fixture(scope="session")
+def quick_components(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComponentSettings]:
+    settings = ComponentSettings(
+        tokenizer=TokenizerConfig(texts=500, vocabulary=400),
+        vae=VaeConfig(steps=2, batch=4, widths=(16, 16), held_out=8),
+        encoder=EncoderConfig(steps=2, batch=4, width=32, heads=2, held_out=8),
+    )
+    root = tmp_path_factory.mktemp("components")
+    build_components(settings, log=lambda line: None, root=root)
+    return root, settings
+
+
+@pytest.fixture(autouse=True)
+def use_quick_components(quick_components: tuple[Path, ComponentSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, settings = quick_components
+    monkeypatch.setenv("TUNALAB_COMPONENTS", str(root))
+    monkeypatch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
+
+
+@pytest.fixture(params=sorted(FRONTENDS))
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def quick_config(variant: str = "tuna2", **changes: object) -> RunConfig:
+    """Three stages of a few steps, two small evaluations; ``changes`` are dotted keys with __ for the dots."""
+    plain: dict[str, object] = {
+        "variant": variant,
+        "checkpoint_seconds": 1e9,
+        "data": {"rows": 1, "row_tokens": 256, "lookahead": 12},
+        "frontend": FRONTENDS[variant],
+        "decoder": {"width": 32, "layers": 2, "mlp": 48},
+        "head": {"blocks": 1, "head_dim": 16, "heads": 2, "kv_heads": 1, "mlp": 48},
+        "optimizer": {"warmup_steps": 2},
+        "stages": {
+            "connector": {"tokens": 700, "train": "connector", "mix": MIX},
+            "pretrain": {"tokens": 1500, "mix": MIX},
+            "sft": {"tokens": 500, "lr": 5e-4, "mix": {"scenes/vqa": 1.0}},
+        },
+        "objective": {"masking": {"start": 0.3}},
+        "sampling": {"steps": 2},
+        "evaluation": {
+            "points": 2, "first": 0.5, "levels": [1], "groups": 4, "easy_vqa": 0, "loss_documents": 4,
+            "psnr_images": 2, "psnr_times": [0.5], "sample_prompts": 2, "max_answer_tokens": 3,
+        },
+        "tracking": {"enabled": False},
+    }
+    for key, value in changes.items():
+        node: dict[str, object] = plain
+        *path, last = key.split("__")
+        for part in path:
+            node = node.setdefault(part, {})  # type: ignore[assignment]
+        node[last] = value
+    return from_plain(plain)

@@ -1,0 +1,149 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import MIX, quick_config
+from tunalab.config import RunConfig
+from tunalab.data.packing import PackedBatch, Placed, collate
+from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.sequence import to_sequence
+from tunalab.data.stream import Step
+from tunalab.errors import UserError
+from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.model import objective
+from tunalab.model.build import build_model
+from tunalab.model.flops import flop_costs
+from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.module import Harness, NonFiniteLoss
+from tunalab.training.run import train
+
+
+def make_harness(config: RunConfig) -> Harness:
+    components = Components(ComponentSettings.seeded(0))
+    model = build_model(config, components, components.tokenizer.vocabulary)
+    harness = Harness(config, model, flop_costs(config, components.tokenizer.vocabulary))
+    harness._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    harness.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    return harness
+
+
+def rows(kinds: list[str], per_row: int = 3) -> list[list[Placed]]:
+    tokenizer = Components(ComponentSettings.seeded(0)).tokenizer
+    made = []
+    for number, kind in enumerate(kinds):
+        document = ScenesCorpus(kind, "train", SceneSettings(levels=(1.0, 0.0, 0.0))).document(number)
+        made.append(Placed(number, to_sequence(document, tokenizer, 16)))
+    return [made[i : i + per_row] for i in range(0, len(made), per_row)]
+
+
+def batch_of(rows: list[list[Placed]]) -> PackedBatch:
+    return collate(rows, 256, 0)
+
+
+def step_of(batches: list[PackedBatch]) -> Step:
+    return Step("pretrain", 0, 0.9, batches, 0, {})
+
+
+def gradients(harness: Harness) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in harness.learnt().items() if p.grad is not None}
+
+
+def test_accumulation_equals_one_batch(variant: str) -> None:
+    # Unequal on purpose: one micro-batch only answers, the other only generates, with other counts.
+    packed = rows(["vqa", "caption", "text", "text_to_image", "edit", "text_to_image"])
+    results = []
+    for split in ([packed], [[packed[0]], [packed[1]]]):
+        harness = make_harness(quick_config(variant))
+        means = harness._backward(step_of([batch_of(part) for part in split]))
+        results.append((means, gradients(harness)))
+    (means, grads), (split_means, split_grads) = results
+    assert means == pytest.approx(split_means, rel=1e-5)
+    assert grads.keys() == split_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(split_grads[name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_every_variant_overfits_one_batch(variant: str) -> None:
+    config = quick_config(variant, objective__understanding_noise=0.0, objective__masking__ratio=0.0)
+    harness = make_harness(config)
+    batch = batch_of(rows(["vqa", "caption", "text_to_image"]))
+    shape, tokens = objective.space_shape(harness.model, batch)
+    draws = objective.draw(batch, config.objective, 0, tokens, shape, masking=False)
+    optimizer = torch.optim.AdamW(harness.learnt().values(), lr=5e-3)
+
+    def losses() -> dict[str, torch.Tensor]:
+        parts = objective.losses(harness.model, batch, draws, config.objective)
+        return {name: part.sum / part.count for name, part in parts.items()}
+
+    first = {name: loss.item() for name, loss in losses().items()}
+    for _ in range(150):
+        optimizer.zero_grad()
+        sum(losses().values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    last = {name: loss.item() for name, loss in losses().items()}
+    assert last["text"] < 0.05 * first["text"]
+    assert last["flow"] < 0.25 * first["flow"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    config = quick_config(checkpoint_seconds=0.0)
+    original = Harness._backward
+
+    def poisoned(self: Harness, step: Step) -> dict[str, float]:
+        if self.progress.steps == 4:
+            with torch.no_grad():
+                self.model.head.output.bias.fill_(float("nan"))
+        return original(self, step)
+
+    monkeypatch.setattr(Harness, "_backward", poisoned)
+    assert train(config, tmp_path) == 1
+    assert "not finite at step 4" in capsys.readouterr().out
+    newest = CheckpointStore(tmp_path / "checkpoints").newest_valid()
+    assert newest is not None and newest.name == "step-000000004"
+    state = torch.load(newest / "state.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    monkeypatch.undo()
+
+
+def test_a_gradient_that_is_not_finite_stops_too() -> None:
+    harness = make_harness(quick_config())
+    harness.optimizers = lambda: harness.configure_optimizers()  # type: ignore[method-assign, assignment]
+    parameter = harness.model.head.output.bias
+    parameter.register_hook(lambda grad: grad * float("inf"))
+    before = parameter.detach().clone()
+    with pytest.raises(NonFiniteLoss, match="gradient norm"):
+        harness.training_step(step_of([batch_of(rows(["text_to_image"]))]), 0)
+    assert torch.equal(parameter, before)
+
+
+def test_a_run_leaves_a_record_that_reproduces_it(variant: str, tmp_path: Path) -> None:
+    assert train(quick_config(variant), tmp_path) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["run"]["finished"] and len(record["points"]) == 2
+    assert record["points"][-1]["tokens"] == record["totals"]["tokens"] >= 2700
+    assert record["totals"]["flops"] > 0 and record["totals"]["peak_memory_bytes"] > 1e7
+    from tunalab.config import config_hash, from_plain
+
+    assert config_hash(from_plain(record["config"])) == record["run"]["config_hash"] == config_hash(quick_config(variant))
+    assert list((tmp_path / "samples").glob("*.png"))
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    assert train(quick_config(), tmp_path) == 0
+    with pytest.raises(UserError, match=r"decoder.mlp: 48 there, 64 here"):
+        train(quick_config(decoder__mlp=64), tmp_path)
+
+
+def test_tokens_and_points_are_equal_for_all_variants(tmp_path: Path) -> None:
+    # The x axis of Figure 6: every front-end reads the same documents, so its points lie at the same counts.
+    seen = set()
+    for variant in ("tuna", "tuna_r", "tuna2"):
+        train(quick_config(variant, stages__only={"tokens": 1, "mix": MIX}), tmp_path / variant)
+        record = json.loads((tmp_path / variant / "record.json").read_text())
+        seen.add(tuple((p["tokens"], p["steps"], p["images"]) for p in record["points"]))
+    assert len(seen) == 1

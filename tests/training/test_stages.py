@@ -1,0 +1,62 @@
+import pytest
+
+from tests.training.conftest import FRONTENDS, quick_config
+from tunalab.config import MaskingConfig, OptimizerConfig, StageConfig
+from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.model.build import build_model
+from tunalab.training.evaluating import evaluation_tokens
+from tunalab.training.stages import learning_rate, masks, set_trainable
+
+
+def learning(variant: str, train: str) -> set[str]:
+    """The parts of the model that learn: front-end parts by name, everything else by child."""
+    model = build_model(quick_config(variant), Components(ComponentSettings.seeded(0)), 400)
+    set_trainable(model, train)
+    names = {tuple(n.split(".")[:2]) if n.startswith("frontend") else (n.split(".")[0],) for n, p in model.named_parameters() if p.requires_grad}
+    return {"/".join(name) for name in names}
+
+
+REST = {"mask_token", "time", "decoder", "head"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "train", "parts"),
+    [
+        ("tuna2", "connector", REST | {"frontend/projection", "frontend/norm"}),
+        ("tuna2", "without_encoder", REST | {"frontend/projection", "frontend/norm"}),
+        ("tuna_r", "connector", {"frontend/connector"}),
+        ("tuna_r", "without_encoder", REST | {"frontend/connector"}),
+        ("tuna_r", "all", REST | {"frontend/connector", "frontend/encoder", "frontend/patch_embedding"}),
+        ("tuna", "connector", {"frontend/connector", "frontend/patch_embedding"}),
+        ("tuna", "all", REST | {"frontend/connector", "frontend/encoder", "frontend/patch_embedding"}),
+    ],
+)
+def test_what_learns(variant: str, train: str, parts: set[str]) -> None:
+    assert learning(variant, train) == parts
+
+
+def test_every_variant_is_covered() -> None:
+    assert set(FRONTENDS) == {"tuna", "tuna_r", "tuna2"}
+
+
+def test_learning_rate_warms_up_then_stays() -> None:
+    stage, optimizer = StageConfig(lr=1.0), OptimizerConfig(warmup_steps=4)
+    assert [learning_rate(stage, optimizer, step) for step in (0, 1, 3, 4, 1000)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "stage", "progress", "expected"),
+    [(0.5, "pretrain", 0.6, True), (0.5, "pretrain", 0.59, False), (0.0, "pretrain", 0.9, False), (0.5, "sft", 0.9, False)],
+)
+def test_masking_only_late_in_pretraining(ratio: float, stage: str, progress: float, expected: bool) -> None:
+    assert masks(MaskingConfig(ratio=ratio, start=0.6), stage, progress) is expected
+
+
+def test_evaluation_points_are_log_spaced_and_end_at_the_budget() -> None:
+    config = quick_config().evaluation
+    config.points, config.first = 5, 0.01
+    at = evaluation_tokens(config, 1_000_000)
+    assert at[0] == 10_000 and at[-1] == 1_000_000
+    ratios = [b / a for a, b in zip(at, at[1:], strict=False)]
+    assert max(ratios) - min(ratios) < 1e-3
