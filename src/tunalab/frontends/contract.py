@@ -98,12 +98,12 @@ class VisualFrontEnd(nn.Module, ABC):
     @torch.no_grad()
     def to_space(self, image_BCHW: Tensor) -> Tensor:
         """RGB in [-1, 1], (B, 3, H, W), to x (B, C, h, w) in the space images are generated in. Frozen; pixels by default."""
-        return image_BCHW
+        return image_BCHW.detach()
 
     @torch.no_grad()
     def from_space(self, x_BChw: Tensor) -> Tensor:
         """Back to RGB (B, 3, H, W). Frozen; pixels by default."""
-        return x_BChw
+        return x_BChw.detach()
 
     def token_grid(self, x_BChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens of x. Raises UserError when its channels or its size do not fit the space."""

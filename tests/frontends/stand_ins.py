@@ -1,0 +1,31 @@
+"""Settings and a stand-in corpus for front-end tests: noise with captions, components of two steps."""
+
+import numpy as np
+
+from tunalab.config import FrontEndConfig
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.tokenizer import TokenizerConfig
+from tunalab.frontends.components.vae import VaeConfig
+
+WIDTH = 24
+CONFIGS = {
+    "patch_embed": FrontEndConfig(name="patch_embed", patch=8),
+    "siglip": FrontEndConfig(name="siglip", patch=8, encoder="tiny"),
+    "vae_siglip": FrontEndConfig(name="vae_siglip", patch=1, encoder="tiny", vae="tiny"),
+}
+TINY = ComponentSettings(
+    tokenizer=TokenizerConfig(vocabulary=300, texts=50),
+    vae=VaeConfig(widths=(8, 16), steps=2, batch=4, held_out=8),
+    encoder=EncoderConfig(width=32, depth=3, heads=2, text_layers=1, steps=2, batch=4, held_out=8),
+)
+
+
+def noise_captions(split: str, seed: int, count: int, image_size: int) -> tuple[np.ndarray, list[str]]:
+    rng = np.random.default_rng([seed, *split.encode()])
+    images = rng.integers(0, 256, (count, image_size, image_size, 3), dtype=np.uint8)
+    return images, [f"picture {rng.integers(10**6)}" for _ in range(count)]
+
+
+def noise_texts(seed: int, count: int) -> list[str]:
+    return noise_captions("components", seed, count, 16)[1]
