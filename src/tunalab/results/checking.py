@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
     """
     if not isinstance(plain, dict):
         raise Mismatch(where, "an object", plain)
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name in plain:
         if name not in hints:
@@ -38,8 +38,8 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
     return cls(**values)
 
 
-@lru_cache(maxsize=None)
-def _hints(cls: type) -> dict[str, Any]:
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)  # resolving hints is slow, and a record holds hundreds of scores
 
 

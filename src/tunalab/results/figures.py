@@ -11,12 +11,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from tunalab.errors import UserError
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
-from tunalab.results.labels import benchmark_label, colours, ordered_benchmarks, ordered_variants, variant_label
+from tunalab.results.labels import FIGURE_NAMES, benchmark_label, colours, ordered_benchmarks, ordered_variants, variant_label
 from tunalab.results.records import Record
 from tunalab.results.statistics import pooled
 
@@ -90,18 +91,20 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
             seeds = line.rows[line.rows["benchmark"] == benchmark]
             mean = pooled(seeds).sort_values("mask_ratio")
             bars = [mean["accuracy"] - mean["low"], mean["high"] - mean["accuracy"]]
-            axes.errorbar(
-                *(mean["mask_ratio"] + shift, mean["accuracy"], bars),
-                **{"color": line.colour, "linewidth": 1.6, "elinewidth": 1.1, "marker": "o", "markersize": 4, "label": line.label},
-            )
-            axes.plot(*(seeds["mask_ratio"] + shift, seeds["accuracy"], "o"), **{"mfc": "white", "mec": line.colour, "ms": 2.6, "mew": 0.8})
+            bar: dict[str, Any] = {"linewidth": 1.6, "elinewidth": 1.1, "marker": "o", "markersize": 4}
+            axes.errorbar(mean["mask_ratio"] + shift, mean["accuracy"], bars, color=line.colour, label=line.label, **bar)
+            circle: dict[str, Any] = {"mfc": "white", "mec": line.colour, "ms": 2.6, "mew": 0.8}
+            axes.plot(seeds["mask_ratio"] + shift, seeds["accuracy"], "o", **circle)
         _finish(axes, benchmark, table)
         axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-    _caption(figure, f"At {_short(tokens)} tokens. Dot: mean over seeds. Bar: 95% interval, questions and seeds. Circles: single seeds.")
+    _caption(
+        figure,
+        f"At {_short(tokens)} tokens. Dot: mean over seeds. Bar: 95% interval, questions and seeds. Circles: single seeds.",
+    )
     return figure
 
 
-FIGURES: dict[str, Callable[[Sequence[Record]], Figure]] = {"figure6": figure6, "mask_ratio": mask_ratio}
+FIGURES: dict[str, Callable[[Sequence[Record]], Figure]] = dict(zip(FIGURE_NAMES, (figure6, mask_ratio), strict=True))
 
 
 def _table(records: Sequence[Record], ratio: float | None) -> pd.DataFrame:
@@ -132,8 +135,8 @@ def _grid(benchmarks: list[str], lines: list[Series], xlabel: str) -> tuple[Figu
     """Small multiples with one legend above them."""
     columns = min(4, len(benchmarks)) if len(benchmarks) != 6 else 3
     rows = ceil(len(benchmarks) / columns)
-    figure = Figure(figsize=(max(3.0 * columns, 6.0), 2.55 * rows + 0.9), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.04)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+    figure = Figure(figsize=(max(3.0 * columns, 6.0), 2.55 * rows + 0.9), layout=layout)
     panels = {name: figure.add_subplot(rows, columns, index + 1) for index, name in enumerate(benchmarks)}
     for index, axes in enumerate(panels.values()):
         if index + columns >= len(benchmarks):  # nothing below it

@@ -13,6 +13,9 @@ PUBLISHED = {
     "pattern": "VisuLogic",
 }
 
+# Names of the figures that exist; results/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
+FIGURE_NAMES = ("figure6", "mask_ratio")
+
 VARIANTS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and in grey.

@@ -101,7 +101,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Record:
-    """See the module's docstring. ``parameters``: counts by part, and ``trainable``; ``components``: their identity and quality."""
+    """All of a run. ``parameters``: counts by part and ``trainable``; ``components``: their identity and quality."""
 
     run: RunInfo
     config: dict[str, Any]

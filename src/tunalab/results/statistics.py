@@ -59,7 +59,9 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
 
 def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
     """The score at ``tokens`` (the nearest evaluation within ``tolerance``), None where the run has none."""
-    near = [point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks]
+    near = [
+        point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks
+    ]
     return min(near, key=lambda point: abs(point.tokens - tokens)).benchmarks[benchmark] if near else None
 
 
@@ -94,7 +96,9 @@ def paired_difference(
         share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
         gap_RS = share_RI @ gap_SI.T
     else:
-        gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
+        gap_RS = np.stack(
+            [_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1
+        )
     low, high = np.quantile(_resample_seeds(generator, gap_RS), [0.025, 0.975])
     mean = float(np.mean([first.accuracy - second.accuracy for first, second in pairs]))
     return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)
@@ -103,7 +107,7 @@ def paired_difference(
 def above_chance(aligned: pd.DataFrame) -> dict[str, bool]:
     """Benchmark -> whether the pooled 95% lower bound at the last point is above chance, for a table of one variant."""
     last = pooled(aligned).sort_values("tokens").groupby("benchmark").tail(1)
-    return {str(row.benchmark): bool(row.low > row.chance) for row in last.itertuples()}
+    return {str(row["benchmark"]): bool(row["low"] > row["chance"]) for row in last.to_dict("records")}
 
 
 def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:

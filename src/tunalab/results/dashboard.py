@@ -1,0 +1,67 @@
+"""The MLflow UI on the runs of this folder."""
+
+import os
+import subprocess
+import sys
+import time
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+from tunalab.errors import UserError
+from tunalab.results.mlflow_client import database_path, quiet_environment
+
+START_SECONDS = 90
+
+
+def serve(uri: str, port: int = 5000) -> int:
+    """Serve the UI until Ctrl-C and return the exit code; print its URL once it answers. A remote server is only pointed at.
+
+    Raises:
+        UserError: there is no database yet, or the server did not come up.
+    """
+    if urlparse(uri).scheme in ("http", "https"):
+        print(f"the runs are on the tracking server: {uri}")
+        return 0
+    database = database_path(uri)
+    if database is not None and not database.exists():
+        raise UserError(f"no MLflow database at {database}: train a run or a sweep first, or set MLFLOW_TRACKING_URI")
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ))
+    try:
+        _wait_until_it_answers(server, address)
+        print(f"dashboard: {address}  (Ctrl-C stops it)", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """The command line of the server: this Python's MLflow, on this machine only, one worker."""
+    database = database_path(uri)
+    store = f"sqlite:///{database}" if database is not None else uri
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", "127.0.0.1"]
+    return [*command, "--port", str(port), "--workers", "1"]
+
+
+def _wait_until_it_answers(server: "subprocess.Popen[bytes]", address: str) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise UserError(
+                f"the MLflow server ended with exit code {server.returncode}: is port {urlparse(address).port} taken?"
+            )
+        try:
+            urlopen(f"{address}/health", timeout=2).close()
+            return
+        except HTTPError:
+            return  # it answers, even if not kindly
+        except (URLError, OSError):
+            time.sleep(0.3)
+    raise UserError(f"the MLflow server did not answer at {address} within {START_SECONDS} s")

@@ -1,0 +1,121 @@
+"""A connection to MLflow that is quiet, quick to give up, and made safely when several processes start at once."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ANSWER_SECONDS = 5
+
+# MLflow's own patience with a server that is gone is many minutes, and its ten writing threads only queue up at one SQLite file.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_warned: set[str] = set()
+T = TypeVar("T")
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a database in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the tracking server or database at ``uri``.
+
+    Raises:
+        OSError: an HTTP server does not answer within seconds.
+    """
+    if urlparse(uri).scheme in ("http", "https"):
+        _knock(uri)
+    quiet()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def quiet() -> None:
+    """Settings of the environment and log levels, before and after MLflow's first import (which sets its own)."""
+    os.environ |= quiet_environment(os.environ)
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # our one line says what failed, a stack trace per batch says no more
+
+
+def quiet_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with our settings of MLflow where it has none of its own."""
+    return {**_SETTINGS, **environment}
+
+
+def database_path(uri: str) -> Path | None:
+    """The file behind a ``sqlite:///`` URI, absolute; None for every other kind."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) else None
+
+
+def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+    """The id of an experiment, created if need be (call it under ``creation_lock``)."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    database = database_path(uri)
+    # Beside the database: MLflow's default is the working folder of whichever process came first.
+    location = (database.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if database else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def creation_lock(uri: str) -> Iterator[None]:
+    """One process of this machine at a time: four that create one database together leave three of them crashed."""
+    database = database_path(uri)
+    if database is None:
+        yield
+        return
+    digest = hashlib.sha256(str(database).encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir()) / f"tunalab-{os.getuid()}-{digest}.lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
+    """Run ``action``; a failure becomes one warning line per process and (False, None).
+
+    Every exception is meant: what a store throws reaches from sockets over SQL to the operating system, and no picture of a
+    run is worth the run. Nothing is lost by it, the record on disk holds every number.
+    """
+    try:
+        return True, action()
+    except Exception as error:  # noqa: BLE001
+        if uri not in _warned:
+            _warned.add(uri)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            where = re.sub(r"//[^/@]*@", "//", uri)  # no password in a log
+            text = f"warning: MLflow at {where} failed ({reason}); going on without it, records stay in the run folder"
+            print(text, file=sys.stderr, flush=True)
+        return False, None
+
+
+def _knock(uri: str) -> None:
+    with suppress(HTTPError):  # an unkind answer is one, too: a proxy may not pass /health on
+        urlopen(uri.rstrip("/") + "/health", timeout=ANSWER_SECONDS).close()

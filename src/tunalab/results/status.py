@@ -1,0 +1,36 @@
+"""The status file of a run: how far it is, for whoever watches it from outside."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunalab.results.checking import Mismatch, build
+from tunalab.results.files import write_atomically
+
+STATUS_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Tokens consumed of the total, speed, seconds left (None while unknown), and what the run is doing."""
+
+    tokens: int
+    total_tokens: int
+    tokens_per_second: float
+    seconds_left: float | None
+    phase: str
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Replace the status file of a run atomically."""
+    write_atomically(run_dir / STATUS_FILE, json.dumps(asdict(status)) + "\n")
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """The status of a run, None where there is none to be had: it only decorates a progress bar, and must never stop one."""
+    try:
+        plain: Any = json.loads((run_dir / STATUS_FILE).read_text(encoding="utf-8"))
+        return build(Status, plain)
+    except (OSError, ValueError, Mismatch):
+        return None

@@ -1,0 +1,145 @@
+"""The tables, made from records alone: accuracy by benchmark and variant, and what each run cost.
+
+Markdown to read, CSV to compute with.
+"""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunalab.errors import UserError
+from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.files import write_atomically
+from tunalab.results.labels import benchmark_label, ordered_benchmarks, ordered_variants, variant_label
+from tunalab.results.records import Record
+from tunalab.results.statistics import paired_difference, pooled
+
+
+def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
+    """Write ``accuracy.md``, ``accuracy.csv``, ``cost.md`` and ``cost.csv``; the first line of each names ``command``.
+
+    Raises:
+        UserError: the records share no point at equal tokens, or hold the same run twice.
+    """
+    accuracy, cost = accuracy_table(records), cost_table(records)
+    left_out = len(records) - len(usable(records))
+    texts = {
+        "accuracy.md": f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out),
+        "accuracy.csv": f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g"),
+        "cost.md": f"<!-- made by: {command} -->\n\n" + cost_markdown(cost),
+        "cost.csv": f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g"),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per benchmark, mask ratio and variant at the last point that all finished runs share.
+
+    ``rank`` orders the variants of one benchmark and mask ratio; the first row of each also holds the paired difference to the
+    second (``lead``, ``lead_low``, ``lead_high``), and ``leads`` says that its 95% interval excludes 0. No correction for the
+    number of benchmarks: of twenty ties about one leads by luck.
+    """
+    finished = usable(records)
+    if not finished:
+        raise UserError("no records to make a table of")
+    aligned = align_tokens(curves(finished))
+    tokens = last_common_tokens(aligned)
+    means = pooled(aligned[aligned["tokens"] == tokens])
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for record in finished:
+        groups.setdefault((record.run.variant, record.run.mask_ratio), []).append(record)
+    rows = []
+    for benchmark in ordered_benchmarks(means["benchmark"]):
+        for ratio in sorted(set(means["mask_ratio"])):
+            part = means[(means["benchmark"] == benchmark) & (means["mask_ratio"] == ratio)]
+            ranked = part.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+            for rank, row in enumerate(ranked, start=1):
+                row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
+            if len(ranked) > 1:
+                best, second = (groups[str(row["variant"]), ratio] for row in ranked[:2])
+                gap = paired_difference(best, second, benchmark, tokens)
+                if gap is not None:
+                    # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
+                    leads = gap.low > 0
+                    ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": leads}
+            rows += sorted(ranked, key=lambda row: ordered_variants(part["variant"]).index(str(row["variant"])))
+    columns = ["benchmark", "mask_ratio", "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
+    return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
+
+
+def cost_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per variant and mask ratio: means over seeds of what a run consumed, and its parameters."""
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for record in usable(records):
+        groups.setdefault((record.run.variant, record.run.mask_ratio), []).append(record)
+    rows = []
+    for variant in ordered_variants(name for name, _ in groups):
+        for ratio in sorted(ratio for name, ratio in groups if name == variant):
+            group = groups[variant, ratio]
+            parameters = group[0].parameters
+            row = {"variant": variant, "mask_ratio": ratio, "seeds": len(group)}
+            for name in ("tokens", "steps", "images", "flops"):
+                row[name] = sum(getattr(record.totals, name) for record in group) / len(group)
+            row["minutes"] = sum(record.totals.seconds for record in group) / len(group) / 60
+            row["peak_memory_gb"] = max(record.totals.peak_memory_bytes for record in group) / 1e9
+            row |= {
+                f"{part}_parameters": count for part, count in sorted(parameters.items(), key=lambda item: item[0] == "trainable")
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
+    """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0."""
+    variants = ordered_variants(table["variant"])
+    with_ratio = table["mask_ratio"].nunique() > 1
+    head = ["benchmark", *(["mask ratio"] if with_ratio else []), *(variant_label(name) for name in variants), "chance", "n"]
+    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    for benchmark in ordered_benchmarks(table["benchmark"]):
+        for ratio, part in table[table["benchmark"] == benchmark].groupby("mask_ratio"):
+            by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
+            cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
+            n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
+            labels = [benchmark_label(benchmark), *([f"{ratio:g}"] if with_ratio else [])]
+            lines.append(_row([*labels, *cells, _percent(part["chance"].mean()), n]))
+    seeds = sorted(set(table["seeds"].tolist()))
+    tokens = int(table["tokens"].iloc[0])
+    note = (
+        f"Accuracy in percent at {tokens:,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with its 95% interval; "
+        "n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% interval, "
+        "from a bootstrap paired by seed and (where recorded) by question, excludes 0."
+    )
+    if left_out:
+        note += f" Unfinished runs left out: {left_out}."
+    return "\n".join(lines) + "\n\n" + note + "\n"
+
+
+def cost_markdown(table: pd.DataFrame) -> str:
+    """The cost table with units spelled out."""
+    parts = [name for name in table.columns if name.endswith("_parameters")]
+    head = ["variant", "mask ratio", "seeds", "tokens", "steps", "images", "training FLOPs", "minutes", "peak memory, GB"]
+    head += [name.removesuffix("_parameters") + " parameters" for name in parts]
+    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    for row in table.to_dict("records"):
+        counts = [f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")]
+        costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
+        sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
+        lines.append(_row([variant_label(row["variant"]), f"{row['mask_ratio']:g}", str(row["seeds"]), *counts, *costs, *sizes]))
+    return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
+
+
+def _accuracy(row: dict[Hashable, Any]) -> str:
+    mean, low, high = (_percent(row[name]) for name in ("accuracy", "low", "high"))
+    return f"**{mean}** [{low}, {high}]" if row["leads"] else f"{mean} [{low}, {high}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

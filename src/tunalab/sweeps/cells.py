@@ -1,0 +1,94 @@
+"""What the disk says about a cell: finished or not, taken by a driver or free, its record, its log."""
+
+import fcntl
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from tunalab.errors import UserError
+from tunalab.results.records import Record, read_record, write_record
+from tunalab.sweeps.grid import Cell
+
+RECORD_FILE, LOG_FILE, LOCK_FILE = "record.json", "log.txt", "lock"
+ConfigHash = Callable[[Cell], str]
+
+
+def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -> Record | None:
+    """The record that makes this cell finished: in its run directory, or published in the folder ``records``.
+
+    It must say ``finished`` and carry the hash of the configuration as it is now, else an edited sweep would show old results.
+    A damaged record in the run directory is named and counts for nothing: the cell goes on from its last checkpoint and writes
+    a new one.
+
+    Raises:
+        UserError: a published record is damaged.
+    """
+    for path in [cell.run_dir / RECORD_FILE, *([] if records is None else [records / f"{cell.name}.json"])]:
+        if not path.exists():
+            continue
+        try:
+            record = read_record(path)
+        except UserError as error:
+            if path.parent != cell.run_dir:
+                raise
+            print(f"warning: {error}; the run is done again", file=sys.stderr)
+            continue
+        if record.run.finished and record.run.config_hash == config_hash:
+            return record
+    return None
+
+
+def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None = None) -> list[Record]:
+    """The records of all finished cells, in the order of the cells."""
+    found = [finished_record(cell, config_hash(cell), records) for cell in cells]
+    return [record for record in found if record is not None]
+
+
+def publish(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> list[Path]:
+    """Copy the records of finished cells into the folder to be committed, named after the cells. Returns the files written."""
+    written = []
+    for cell in cells:
+        record = finished_record(cell, config_hash(cell))
+        if record is not None:
+            write_record(records / f"{cell.name}.json", record)
+            written.append(records / f"{cell.name}.json")
+    return written
+
+
+def take_lock(run_dir: Path) -> IO[str] | None:
+    """The run directory's lock, held until the stream (and every process that inherits it) closes; None if it is taken.
+
+    The lock is the kernel's, not the file's existence: it ends with its holders, also when they are killed. The child inherits
+    it, so a cell that outlives its driver still cannot be trained a second time beside itself.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    stream = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (it is the lock, and outlives this function)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    stream.truncate(0)
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    return stream
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line with something in it that a log holds from byte ``start`` on; empty if there is none.
+
+    Carriage returns count as line ends (progress bars), colours are taken off.
+    """
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(start, size - 65536))
+            text = stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    return lines[-1] if lines else ""

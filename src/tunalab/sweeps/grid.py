@@ -1,0 +1,179 @@
+"""A sweep file into the list of its cells: experiment x variants x seeds x factors."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunalab.errors import UserError
+from tunalab.results.labels import FIGURE_NAMES
+
+KEYS = ("experiment", "variants", "seeds", "factors", "overrides", "records", "figure")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, checked. ``records`` is a folder of committed records, ``figure`` what is drawn at the end."""
+
+    name: str
+    experiment: str
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    factors: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    records: Path | None = None
+    figure: str | None = None
+    known_variants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. ``overrides`` are ``key=value`` settings, those of the sweep and this cell's factors; not the seed."""
+
+    name: str
+    sweep: str
+    experiment: str
+    variant: str
+    seed: int
+    factors: dict[str, Any]
+    overrides: list[str]
+    run_dir: Path
+
+
+def load_sweep(path: Path, root: Path | None = None) -> Sweep:
+    """Read a sweep file. ``root`` holds ``experiments/`` and ``variants/`` (default: the folder above the file's).
+
+    Raises:
+        UserError: an unknown key, an empty list, a repeated or unknown name; names file, key and choices.
+    """
+    root = path.resolve().parent.parent if root is None else root
+    plain = _read(path)
+    for key in plain:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key {key!r}, choices: {', '.join(KEYS)}")
+    experiments, variants = _names(root / "experiments"), _names(root / "variants")
+    factors = _mapping(path, "factors", plain.get("factors"))
+    overrides = _mapping(path, "overrides", plain.get("overrides"))
+    for key in [*factors, *overrides]:
+        if key == "seed" or (key in factors and key in overrides):
+            other = "seeds" if key == "seed" else "factors and overrides both"
+            raise UserError(f"{path}: key {key!r} is already set by {other}: a setting has one place")
+    records = plain.get("records")
+    if records is not None and not isinstance(records, str):
+        raise UserError(f"{path}: key 'records' must be a folder, got {records!r}")
+    seeds = _list(path, "seeds", plain.get("seeds"))
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"{path}: key 'seeds' must hold integers from 0, got {seed!r}")
+    return Sweep(
+        name=path.stem,
+        experiment=_choice(path, "experiment", plain.get("experiment"), experiments),
+        variants=tuple(_choice(path, "variants", name, variants) for name in _list(path, "variants", plain.get("variants"))),
+        seeds=seeds,
+        factors={key: _list(path, f"factors.{key}", values) for key, values in factors.items()},
+        overrides=overrides,
+        records=None if records is None else root / records,
+        figure=None if plain.get("figure") is None else _choice(path, "figure", plain["figure"], FIGURE_NAMES),
+        known_variants=variants,
+    )
+
+
+def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) -> list[Cell]:
+    """The cells of a sweep, of one variant if given (any file of ``variants/``, also one that the sweep does not list).
+
+    Seed-major: all variants and factors of the first seed stand first, so that a sweep that is stopped early has still
+    compared everything with everything.
+
+    Raises:
+        UserError: the variant does not exist.
+    """
+    if variant is not None and variant not in {*sweep.variants, *sweep.known_variants}:
+        raise UserError(f"unknown variant {variant!r}, choices: {', '.join(sorted({*sweep.variants, *sweep.known_variants}))}")
+    variants = sweep.variants if variant is None else (variant,)
+    labels = _labels(sweep.factors)
+    cells = []
+    for seed, values, name in product(sweep.seeds, product(*sweep.factors.values()), variants):
+        factors = dict(zip(sweep.factors, values, strict=True))
+        parts = [name, *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
+        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **factors}.items()]
+        title = "-".join(parts)
+        cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
+    repeated = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
+    if repeated:
+        raise UserError(f"sweep {sweep.name}: factor values give the same run name twice: {', '.join(repeated)}")
+    return cells
+
+
+def setting(value: Any) -> str:
+    """A value as it is written behind ``key=`` on the command line, so that OmegaConf reads the same value back."""
+    if isinstance(value, str):
+        try:
+            if OmegaConf.from_dotlist([f"key={value}"]).key == value:
+                return value
+        except (yaml.YAMLError, OmegaConfBaseException):
+            pass  # it needs quotes
+    return json.dumps(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # OmegaConf's reader: 1e-3 is a number to it, and a key given twice is an error.
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except OSError as error:
+        others = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise UserError(f"{path}: sweep cannot be read: {error.strerror}, choices: {', '.join(others) or 'none'}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: a sweep is a mapping with the keys {', '.join(KEYS)}")
+    return {str(key): value for key, value in plain.items()}
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.stem for file in folder.glob("*.yaml")))
+
+
+def _choice(path: Path, key: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        found = "is missing" if value is None else f"has unknown value {value!r}"
+        raise UserError(f"{path}: key {key!r} {found}, choices: {', '.join(choices) or 'none'}")
+    return str(value)
+
+
+def _list(path: Path, key: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{path}: key {key!r} must be a list with at least one value, got {values!r}")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{path}: key {key!r} holds {value!r} twice: each cell is trained once")
+        if isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{path}: key {key!r} must hold plain values, got {value!r}")
+    return tuple(values)
+
+
+def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: key {key!r} must be a mapping of settings, got {value!r}")
+    return {str(name): inside for name, inside in value.items()}
+
+
+def _labels(factors: Mapping[str, Any]) -> dict[str, str]:
+    """The last word of each factor's key, or the whole key where two factors end in the same word."""
+    last = {key: key.rsplit(".", 1)[-1] for key in factors}
+    return {key: word if list(last.values()).count(word) == 1 else key for key, word in last.items()}
+
+
+def _slug(value: Any) -> str:
+    """A value for a file name."""
+    text = f"{value:g}" if isinstance(value, float) else setting(value)
+    return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)

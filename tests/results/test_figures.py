@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunalab.errors import UserError
+from tunalab.results.curves import align_tokens, curves
+from tunalab.results.figures import draw, figure6, mask_ratio
+from tunalab.results.labels import colours, ordered_variants
+from tunalab.results.statistics import pooled
+
+
+def panels(figure):
+    return {axes.get_title(loc="left"): axes for axes in figure.axes}
+
+
+def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
+    made = records(seeds=2)
+    axes = panels(figure6(made))
+    assert len(axes) == 7 and {"count (CountBench)", "search (V*)", "relations (GQA)"} <= set(axes)
+    table = pooled(align_tokens(curves(made)))
+    for title, panel in axes.items():
+        benchmark = title.split()[0]
+        assert panel.get_xscale() == "log"
+        lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
+        assert list(lines) == ["Tuna", "Tuna-R", "Tuna-2"]
+        rows = table[(table.benchmark == benchmark) & (table.variant == "tuna2")].sort_values("tokens")
+        assert np.allclose(lines["Tuna-2"].get_xdata(), rows["tokens"]) and np.allclose(
+            lines["Tuna-2"].get_ydata(), rows["accuracy"]
+        )
+        shade = panel.collections[2].get_paths()[0].vertices
+        assert shade[:, 1].min() == pytest.approx(rows["low"].min()) and shade[:, 1].max() == pytest.approx(rows["high"].max())
+        dots = [line for line in panel.lines if line.get_marker() == "."]
+        assert [len(line.get_xdata()) for line in dots] == [12, 12, 12]  # two seeds, six points
+        dashed = [line for line in panel.lines if line.is_dashed()]
+        assert len(dashed) == 1 and np.allclose(dashed[0].get_ydata(), rows["chance"].iloc[0])
+
+
+def test_one_shared_legend_with_constant_colours(records):
+    (legend,) = figure6(records()).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Tuna", "Tuna-R", "Tuna-2", "chance"]
+    assert colours(["tuna2"])["tuna2"] == colours(["tuna2", "mine", "tuna"])["tuna2"]
+    assert ordered_variants(["mine", "tuna2", "tuna"]) == ["tuna", "tuna2", "mine"]
+    assert len(set(colours(["tuna", "tuna_r", "tuna2", "mine", "yours"]).values())) == 5
+
+
+def test_figure6_of_one_variant_has_a_line_a_mask_ratio_and_of_several_asks(records):
+    figure = figure6(records(variants=("tuna2",), ratios=(0.0, 0.5)))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "Tuna-2, mask ratio 0",
+        "Tuna-2, mask ratio 0.5",
+        "chance",
+    ]
+    several = records(ratios=(0.0, 0.5))
+    with pytest.raises(UserError, match="mask ratios 0, 0.5"):
+        figure6(several)
+    assert len(figure6(several, mask_ratio=0.5).axes) == 7
+
+
+def test_mask_ratio_shows_the_last_common_point(records):
+    made = records(ratios=(0.0, 0.25, 0.5), seeds=2)
+    table = align_tokens(curves(made))
+    last = pooled(table[table.tokens == table.tokens.max()])
+    axes = panels(mask_ratio(made))
+    assert len(axes) == 7
+    panel = axes["ocr (OCRBench)"]
+    drawn = [container[0].get_ydata() for container in panel.containers]
+    for variant, ys in zip(("tuna", "tuna_r", "tuna2"), drawn, strict=True):
+        rows = last[(last.benchmark == "ocr") & (last.variant == variant)].sort_values("mask_ratio")
+        assert np.allclose(ys, rows["accuracy"])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "0.25", "0.5"]
+
+
+def test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly(tmp_path, record):
+    made = [record("tuna", kinds=2), record("tuna2", kinds=2)]
+    path = draw("figure6", made, tmp_path / "a", "make figure6")
+    with Image.open(path) as image:
+        assert image.info["Description"] == "made by: make figure6" and image.width > 900
+        assert np.asarray(image.convert("L")).std() > 5
+    assert draw("figure6", made, tmp_path / "b", "make figure6").read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match="choices: figure6, mask_ratio"):
+        draw("figure7", made, tmp_path, "")
+
+
+def test_nothing_evaluated_is_an_error(record):
+    empty = record()
+    empty.points.clear()
+    with pytest.raises(UserError, match="no evaluated benchmark"):
+        figure6([empty])

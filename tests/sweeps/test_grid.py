@@ -1,0 +1,87 @@
+import pytest
+from omegaconf import OmegaConf
+
+from tunalab.errors import UserError
+from tunalab.sweeps.grid import expand, load_sweep, setting
+
+
+def test_expansion_is_seed_major_with_readable_names(sweep_file, tmp_path):
+    cells = expand(load_sweep(sweep_file), runs=tmp_path)
+    assert [cell.name for cell in cells] == [
+        *("tuna-ratio0-seed0", "tuna2-ratio0-seed0", "tuna-ratio0.25-seed0", "tuna2-ratio0.25-seed0"),
+        *("tuna-ratio0-seed1", "tuna2-ratio0-seed1", "tuna-ratio0.25-seed1", "tuna2-ratio0.25-seed1"),
+    ]
+    cell = cells[3]
+    assert (cell.variant, cell.seed, cell.experiment, cell.sweep) == ("tuna2", 0, "scenes", "mask_ratio")
+    assert cell.factors == {"objective.masking.ratio": 0.25}
+    assert cell.overrides == ["budget.tokens=1000", "objective.masking.ratio=0.25"]
+    assert cell.run_dir == tmp_path / "mask_ratio" / "tuna2-ratio0.25-seed0"
+
+
+def test_one_variant_also_one_the_sweep_does_not_list(sweep_file):
+    sweep = load_sweep(sweep_file)
+    assert {cell.variant for cell in expand(sweep, "tuna2")} == {"tuna2"} and len(expand(sweep, "tuna2")) == 4
+    assert expand(sweep, "tuna_r")[0].name == "tuna_r-ratio0-seed0"
+    with pytest.raises(UserError, match="unknown variant 'tuna3', choices: tuna, tuna2, tuna_r"):
+        expand(sweep, "tuna3")
+
+
+def test_a_sweep_without_factors_and_one_with_two_that_share_a_word(sweep_file):
+    text = sweep_file.read_text()
+    sweep_file.write_text(text.replace("factors: {objective.masking.ratio: [0.0, 0.25]}\n", ""))
+    assert [cell.name for cell in expand(load_sweep(sweep_file), "tuna")] == ["tuna-seed0", "tuna-seed1"]
+    sweep_file.write_text(text.replace("ratio: [0.0, 0.25]}", "ratio: [0.5], data.ratio: [1e-3, a b]}"))
+    names = [cell.name for cell in expand(load_sweep(sweep_file), "tuna")]
+    assert names[:2] == [
+        "tuna-objective.masking.ratio0.5-data.ratio0.001-seed0",
+        "tuna-objective.masking.ratio0.5-data.ratioa_b-seed0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("figure: mask_ratio", "figures: mask_ratio", "unknown key 'figures', choices: experiment, variants"),
+        ("figure: mask_ratio", "figure: pie", "key 'figure' has unknown value 'pie', choices: figure6, mask_ratio"),
+        ("experiment: scenes", "experiment: scene", "key 'experiment' has unknown value 'scene', choices: scenes"),
+        ("experiment: scenes\n", "", "key 'experiment' is missing"),
+        ("[tuna, tuna2]", "[tuna, tuna9]", "key 'variants' has unknown value 'tuna9', choices: tuna, tuna2, tuna_r"),
+        ("[tuna, tuna2]", "[]", "key 'variants' must be a list with at least one value"),
+        ("[tuna, tuna2]", "[tuna, tuna]", "key 'variants' holds 'tuna' twice"),
+        ("seeds: [0, 1]", "seeds: [0, x]", "key 'seeds' must hold integers from 0, got 'x'"),
+        ("seeds: [0, 1]", "seeds: 3", "key 'seeds' must be a list"),
+        ("seeds: [0, 1]\n", "", "key 'seeds' must be a list"),
+        ("[0.0, 0.25]", "[]", "key 'factors.objective.masking.ratio' must be a list with at least one"),
+        ("[0.0, 0.25]", "[{a: 1}]", "must hold plain values"),
+        ("factors: {", "factors: [", "not valid YAML"),
+        ("factors: {objective.masking.ratio: [0.0, 0.25]}", "factors: [1]", "key 'factors' must be a mapping"),
+        (
+            "budget.tokens: 1000",
+            "objective.masking.ratio: 1",
+            "'objective.masking.ratio' is already set by factors and overrides",
+        ),
+        ("budget.tokens: 1000", "seed: 1", "'seed' is already set by seeds"),
+        ("figure: mask_ratio", "seeds: [4]", "not valid YAML: .*duplicate key"),
+    ],
+)
+def test_mistakes_name_the_file_the_key_and_the_choices(sweep_file, old, new, message):
+    assert old in sweep_file.read_text()
+    sweep_file.write_text(sweep_file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message) as caught:
+        load_sweep(sweep_file)
+    assert "mask_ratio.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_sweep_lists_those_there_are(sweep_file):
+    with pytest.raises(UserError, match="choices: mask_ratio"):
+        load_sweep(sweep_file.with_name("none.yaml"))
+
+
+@pytest.mark.parametrize("value", [0.25, 1e-7, 3, True, None, "plain", "1", "true", "a: b", "[a", "1e-7", "", [1, 2.5], "null"])
+def test_settings_read_back_as_what_they_were(value):
+    assert OmegaConf.from_dotlist([f"key={setting(value)}"]).key == value
+
+
+def test_records_are_relative_to_the_root(sweep_file, tmp_path):
+    sweep_file.write_text(sweep_file.read_text() + "records: results/mask_ratio\n")
+    assert load_sweep(sweep_file).records == tmp_path / "results/mask_ratio"

@@ -1,0 +1,256 @@
+"""The queue with commands that take milliseconds. ``-S`` and an empty body keep a cell at about 20 ms."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tunalab.errors import UserError
+from tunalab.results.records import write_record
+from tunalab.sweeps.cells import collect, finished_record, last_line, publish, take_lock
+from tunalab.sweeps.local import default_parallel, run_cells
+
+
+def same_hash(_):
+    return "hash"
+
+
+def run(cells, command, **options):
+    return run_cells(
+        cells, command, options.pop("config_hash", same_hash), stream=options.pop("stream", io.StringIO()), **options
+    )
+
+
+def states(result):
+    return [outcome.state for outcome in result.outcomes]
+
+
+def test_every_cell_runs_with_its_threads_and_a_second_sweep_skips_them(cells, trains):
+    result = run(
+        cells,
+        trains("note(os.environ['OMP_NUM_THREADS'] + os.environ['MKL_NUM_THREADS']); print('hello')"),
+        threads=3,
+        parallel=2,
+    )
+    assert states(result) == ["finished"] * 4 and result.exit_code == 0
+    for cell in cells:
+        assert (cell.run_dir / "notes.txt").read_text() == "33\n"
+        assert last_line(cell.run_dir / "log.txt") == "hello"
+    again = run(cells, trains("note('again')"))
+    assert (
+        states(again) == ["skipped"] * 4 and again.exit_code == 0 and "again" not in (cells[0].run_dir / "notes.txt").read_text()
+    )
+    assert [record.run.name for record in collect(cells, same_hash)] == [cell.name for cell in cells]
+
+
+def test_an_edited_configuration_a_damaged_and_an_unfinished_record_are_not_finished(cells, trains, record_of, capsys):
+    write_record(cells[0].run_dir / "record.json", record_of(cells[0], config_hash="old"))
+    write_record(cells[1].run_dir / "record.json", record_of(cells[1], finished=False))
+    cells[2].run_dir.mkdir(parents=True)
+    (cells[2].run_dir / "record.json").write_text("{")
+    write_record(cells[3].run_dir / "record.json", record_of(cells[3]))
+    assert states(run(cells, trains())) == ["finished", "finished", "finished", "skipped"]
+    assert "record.json: record is damaged" in capsys.readouterr().err
+
+
+def test_a_published_record_finishes_a_cell(cells, trains, tmp_path):
+    folder = tmp_path / "results"
+    run(cells[:2], trains())
+    assert [path.stem for path in publish(cells, same_hash, folder)] == [cell.name for cell in cells[:2]]
+    for cell in cells[:2]:
+        (cell.run_dir / "record.json").unlink()
+    assert states(run(cells, trains(), records=folder)) == ["skipped", "skipped", "finished", "finished"]
+    assert finished_record(cells[0], "other hash", folder) is None
+    (folder / f"{cells[0].name}.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        finished_record(cells[0], "hash", folder)
+
+
+def test_failures_are_listed_with_their_last_line_and_log_and_the_others_go_on(cells, trains):
+    bodies = {
+        cells[0].name: "print('step 1'); raise ValueError('loss is nan at step 7')",
+        cells[1].name: "sys.exit(3)",
+        cells[2].name: "os.kill(os.getpid(), signal.SIGKILL)",
+    }
+    stream = io.StringIO()
+    result = run(cells, trains(lambda cell: bodies.get(cell.name, "")), stream=stream, parallel=1)
+    assert states(result) == ["failed", "failed", "failed", "finished"] and result.exit_code == 1
+    reasons = [outcome.reason for outcome in result.outcomes]
+    assert reasons[0] == "ValueError: loss is nan at step 7"
+    assert reasons[1] == "exit code 3, no output"
+    assert "signal 9" in reasons[2] and "out of memory?" in reasons[2]
+    (line,) = [line for line in result.table().splitlines() if line.startswith(cells[0].name)]
+    assert "failed" in line and "loss is nan at step 7" in line and str(cells[0].run_dir / "log.txt") in line
+    assert result.table().splitlines()[-1] == "1 finished, 3 failed"
+    assert f"{cells[0].name} failed: ValueError: loss is nan" in stream.getvalue()
+
+
+def test_only_this_attempts_output_is_the_reason(cells, trains):
+    run(cells[:1], trains("raise ValueError('yesterday')"))
+    result = run(cells[:1], trains("sys.exit(2)"))
+    assert result.outcomes[0].reason == "exit code 2, no output"
+    assert "yesterday" in (cells[0].run_dir / "log.txt").read_text()  # and the log keeps both
+
+
+def test_a_cell_that_leaves_no_record_or_does_not_start_has_failed(cells):
+    result = run(cells[:2], lambda cell: [sys.executable, "-S", "-c", ""] if cell is cells[0] else ["/nowhere/python"])
+    assert states(result) == ["failed", "failed"]
+    assert "without a finished record" in result.outcomes[0].reason and "does not start" in result.outcomes[1].reason
+
+
+def test_exit_75_is_stopped_not_failed(cells, trains):
+    result = run(cells[:2], trains(lambda cell: "sys.exit(75)" if cell is cells[0] else ""))
+    assert states(result) == ["stopped", "finished"] and result.exit_code == 75
+
+
+def test_a_wrong_setting_ends_the_sweep_before_anything_runs(cells, trains):
+    def config_hash(cell):
+        if cell is cells[3]:
+            raise UserError("unknown key 'objective.mask'")
+        return "hash"
+
+    with pytest.raises(UserError, match="unknown key"):
+        run(cells, trains(), config_hash=config_hash)
+    assert not any((cell.run_dir / "log.txt").exists() for cell in cells)
+
+
+def test_never_more_than_parallel_at_a_time(cells, trains, tmp_path):
+    body = f"""
+live = pathlib.Path({str(tmp_path)!r}) / 'live'; live.mkdir(exist_ok=True)
+(live / name).touch(); time.sleep(0.15); note(str(len(list(live.iterdir())))); (live / name).unlink()"""
+    run(cells, trains(body), parallel=2)
+    seen = [int((cell.run_dir / "notes.txt").read_text()) for cell in cells]
+    assert max(seen) == 2
+    assert default_parallel(threads=10**6) == 1 and default_parallel(1) == len(os.sched_getaffinity(0))
+
+
+SAVES = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), note('saved'), os._exit(75))); note('ready'); time.sleep(60)"
+HANGS = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('ready'); time.sleep(60)"
+
+DRIVER = """
+import sys
+sys.path.insert(0, {folder!r})
+from conftest import make_record
+from pathlib import Path
+from tunalab.sweeps.grid import Cell
+from tunalab.sweeps.local import run_cells
+names = {names!r}
+cells = [Cell(name, "s", "scenes", "tuna", 0, {{}}, [], Path({runs!r}) / name) for name in names]
+commands = {commands!r}
+result = run_cells(cells, lambda cell: commands[cell.name], lambda cell: "hash", parallel={parallel}, line_seconds=0.5)
+print(result.table())
+raise SystemExit(result.exit_code)
+"""
+
+
+def start_driver(cells, command, parallel=2):
+    script = DRIVER.format(
+        folder=str(Path(__file__).parent),
+        names=[cell.name for cell in cells],
+        runs=str(cells[0].run_dir.parent),
+        commands={cell.name: command(cell) for cell in cells},
+        parallel=parallel,
+    )
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def ready(cell):
+    notes = cell.run_dir / "notes.txt"
+    return notes.exists() and "ready" in notes.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_reaches_the_cells_and_waits_for_them_to_save(cells, trains, number):
+    driver = start_driver(cells, trains(SAVES))
+    wait_for(lambda: ready(cells[0]) and ready(cells[1]))
+    driver.send_signal(number)
+    out, err = driver.communicate(timeout=20)
+    assert driver.returncode == 75, err
+    assert [(cell.run_dir / "notes.txt").read_text() for cell in cells[:2]] == ["ready\nsaved\n"] * 2
+    assert out.splitlines()[-1] == "2 not started, 2 stopped" and not cells[2].run_dir.exists()
+
+
+def test_a_second_signal_kills(cells, trains):
+    driver = start_driver(cells[:1], trains(HANGS))
+    wait_for(lambda: ready(cells[0]))
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.4)
+    assert driver.poll() is None
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=20)
+    assert driver.returncode == 75 and "killed before it had saved" in out
+
+
+def test_two_drivers_train_every_cell_once(cells, trains):
+    command = trains("note('trained'); time.sleep(0.4)")
+    drivers = [start_driver(cells, command, parallel=2) for _ in range(2)]
+    outputs = [driver.communicate(timeout=40) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    assert [(cell.run_dir / "notes.txt").read_text() for cell in cells] == ["trained\n"] * 4
+    rows = [line.split() for out, _ in outputs for line in out.splitlines()]
+    ends = sorted((row[0], row[1]) for row in rows if row[0] in {cell.name for cell in cells})
+    assert ends == sorted((cell.name, state) for cell in cells for state in ("finished", "skipped"))
+
+
+def test_a_cell_that_outlives_its_driver_stays_locked(cells, trains):
+    driver = start_driver(cells[:1], trains("note('ready'); time.sleep(1.5); note('done')"))
+    wait_for(lambda: ready(cells[0]))
+    driver.kill()
+    driver.communicate()
+    assert take_lock(cells[0].run_dir) is None
+    stream = io.StringIO()
+    result = run(cells[:1], trains("note('twice')"), stream=stream)
+    assert states(result) == ["skipped"] and "waiting for it" in stream.getvalue()
+    assert (cells[0].run_dir / "notes.txt").read_text() == "ready\ndone\n"
+
+
+def test_progress_is_printed_as_lines_where_there_is_no_terminal(cells, trains):
+    body = textwrap.dedent("""
+        text = '{"tokens": %d, "total_tokens": 100, "tokens_per_second": 40.0, "seconds_left": 1, "phase": "train"}'
+        for tokens in range(0, 100, 20):
+            (run_dir / 'status.tmp').write_text(text % tokens)
+            os.replace(run_dir / 'status.tmp', run_dir / 'status.json')
+            time.sleep(0.35)
+    """)
+    stream = io.StringIO()
+    run(cells[:2], trains(body), stream=stream, parallel=1, line_seconds=0.0, total_tokens=lambda _: 100)
+    lines = stream.getvalue().splitlines()
+    assert any(cells[0].name in line and "of 0.0M tokens" in line and "0/2 cells" in line for line in lines)
+    assert any("1/2 cells" in line and "s left" in line and f"running: {cells[1].name}" in line for line in lines)
+    assert json.loads((cells[0].run_dir / "status.json").read_text())["tokens"] == 80
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_there_is_one_bar(cells, trains):
+    stream = Terminal()
+    run(cells[:2], trains("time.sleep(1.2)"), stream=stream, parallel=2, total_tokens=lambda _: 500)
+    assert (
+        "0/2 cells" in stream.getvalue()
+        and f"{cells[0].name}, {cells[1].name}" in stream.getvalue()
+        and "1.00k" in stream.getvalue()
+    )
+
+
+def test_the_last_line_is_found_behind_bars_colours_and_much_text(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"x" * 200_000 + b"\n 10%|#\r 20%|##\r\x1b[31mKeyError: 'a'\x1b[0m\n\n  \n")
+    assert last_line(log) == "KeyError: 'a'"
+    assert last_line(tmp_path / "none") == ""
