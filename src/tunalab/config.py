@@ -6,6 +6,7 @@ unknown keys and wrong types; :func:`check` refuses values out of range. Every r
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError
+from tunalab.limits import CHOICES, RANGES
 
 
 @dataclass
@@ -62,6 +64,7 @@ class DecoderConfig:
     mlp: int = 384
     rope_theta: float = 10000.0
     init_std: float = 0.08
+    tie_embeddings: bool = True  # input and output embeddings are one table (Qwen2.5 up to 3B) or two
     image_positions: str = "sincos2d"  # added to visual tokens of every front-end: sincos2d | none (the published models)
 
 
@@ -182,67 +185,8 @@ class RunConfig:
 # Settings that say where a run reports or how it is scheduled, not what it computes: they do not enter its identity.
 NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads")
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("auto", "fp32", "bf16"),
-    "attention": ("auto", "document", "dense", "flex"),
-    "decoder.image_positions": ("sincos2d", "none"),
-    "objective.prediction": ("x", "v"),
-    "objective.target_layout": ("patch", "raster"),
-    "objective.masking.law": ("uniform", "fixed"),
-    "sampling.method": ("euler", "heun"),
-    "stages.train": ("all", "connector", "without_encoder"),
-}
-
-# Inclusive ranges; None is open.
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    "seed": (0, None),
-    "threads": (1, None),
-    "checkpoint_seconds": (0, None),
-    "keep_checkpoints": (1, None),
-    "data.image_size": (8, 4096),
-    "data.questions_per_image": (1, None),
-    "data.caption_drop": (0, 1),
-    "data.row_tokens": (32, None),
-    "data.rows": (1, None),
-    "data.accumulate": (1, None),
-    "data.lookahead": (1, None),
-    "data.workers": (0, None),
-    "data.reject_share": (0, 1),
-    "data.levels": (0, None),
-    "frontend.patch": (1, None),
-    "decoder.width": (8, None),
-    "decoder.layers": (1, None),
-    "decoder.heads": (1, None),
-    "decoder.kv_heads": (1, None),
-    "decoder.init_std": (0, None),
-    "head.blocks": (1, None),
-    "objective.time_std": (0, None),
-    "objective.noise_scale": (0, None),
-    "objective.min_one_minus_t": (1e-6, 1),
-    "objective.flow_weight": (0, None),
-    "objective.text_weight": (0, None),
-    "objective.understanding_noise": (0, 1),
-    "objective.masking.ratio": (0, 1),
-    "objective.masking.probability": (0, 1),
-    "objective.masking.start": (0, 1),
-    "optimizer.beta1": (0, 1),
-    "optimizer.beta2": (0, 1),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.clip": (0, None),
-    "optimizer.warmup_steps": (0, None),
-    "optimizer.ema": (0, 1),
-    "stages.tokens": (1, None),
-    "stages.lr": (0, None),
-    "sampling.steps": (1, None),
-    "sampling.guidance": (0, None),
-    "evaluation.points": (1, None),
-    "evaluation.first": (1e-6, 1),
-    "evaluation.levels": (1, 3),
-    "evaluation.groups": (0, None),
-    "evaluation.easy_vqa": (0, None),
-    "evaluation.max_answer_tokens": (1, None),
-    "evaluation.psnr_times": (0, 1),
-}
+# A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
+_TREE = RunConfig(stages={"": StageConfig(mix={"": 0.0})}, data=DataConfig(manifests={"": ManifestConfig()}))
 
 
 def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
@@ -262,17 +206,20 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
         if "=" not in override or override.startswith("="):
             raise UserError(f"setting '{override}' is not of the form key=value")
         try:
-            layer = OmegaConf.from_dotlist([override])
-        except Exception as error:  # noqa: BLE001 - whatever the YAML reader says of the user's text, in one line
+            setting = OmegaConf.from_dotlist([override])
+        except Exception as error:  # whatever the YAML reader says of the user's text, in one line
             raise UserError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
-        merged = _merge(merged, layer, source=f"setting '{override}'")
+        merged = _merge(merged, setting, source=f"setting '{override}'")
     return from_plain(OmegaConf.to_container(merged))
 
 
 def from_plain(plain: Any) -> RunConfig:
     """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record."""
     merged = _merge(OmegaConf.structured(RunConfig), plain, source="config")
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a reference ${key} to nothing, or to a value of another type
+        raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}") from error
     assert isinstance(config, RunConfig)
     check(config)
     return config
@@ -288,6 +235,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits that identify what a run computes (where it reports to does not enter)."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
+    plain["stages"] = list(plain["stages"].items())  # their order is part of what a run computes
     return digest(plain)
 
 
@@ -302,7 +250,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # noqa: BLE001 - any parser error is the file's, told in one line
+    except Exception as error:  # any parser error is the file's, told in one line
         raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a mapping of settings")
@@ -311,68 +259,85 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def check(config: RunConfig) -> None:
     """Range, choice and cross-field checks. Raises UserError with one line."""
-    _walk(config, "")
+    _walk(config, "", "")
     if len(config.data.levels) != 3 or sum(config.data.levels) <= 0:
         raise UserError(f"data.levels={config.data.levels}: three shares, not all zero, are needed (levels 1, 2, 3)")
     if not config.stages:
         raise UserError("stages is empty: at least one stage is needed")
     for name, stage in config.stages.items():
-        if any(not weight >= 0 for weight in stage.mix.values()) or not sum(stage.mix.values()) > 0:
-            raise UserError(f"stages.{name}.mix: weights must not be negative and not all zero")
-    if config.decoder.width % config.decoder.heads:
-        raise UserError(f"decoder.heads={config.decoder.heads} does not divide decoder.width={config.decoder.width}")
-    for name, heads, kv_heads in (
-        ("decoder", config.decoder.heads, config.decoder.kv_heads),
-        ("head", config.head.heads, config.head.kv_heads),
-    ):
+        if not sum(stage.mix.values()) > 0:
+            raise UserError(f"stages.{name}.mix has no source of positive weight (stages: {', '.join(config.stages)})")
+    decoder, head = config.decoder, config.head
+    if decoder.width % (2 * decoder.heads):
+        raise UserError(f"decoder.width={decoder.width} is not a multiple of 2 x decoder.heads={decoder.heads}")
+    for part, heads, kv_heads in (("decoder", decoder.heads, decoder.kv_heads), ("head", head.heads, head.kv_heads)):
         if heads % kv_heads:
-            raise UserError(f"{name}.kv_heads={kv_heads} does not divide {name}.heads={heads}")
-    if config.head.head_dim % 16:
-        raise UserError(f"head.head_dim={config.head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
+            raise UserError(f"{part}.kv_heads={kv_heads} does not divide {part}.heads={heads}")
+    if head.head_dim % 16:
+        raise UserError(f"head.head_dim={head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
 
 
 def _merge(base: Any, layer: Any, source: str) -> Any:
+    plain = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
+    if not isinstance(plain, dict):
+        raise UserError(f"{source} is not a mapping of settings")
+    misfit = _misfit(plain, _TREE, "")
+    if misfit is not None:
+        raise UserError(f"{source}: {misfit}")
     try:
-        return OmegaConf.merge(base, layer)
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")
-        choices = _siblings(key)
-        if key != "?" and choices is not None and key.split(".")[-1] not in choices:
-            raise UserError(f"{source}: unknown key '{key}' (choices: {', '.join(choices)})") from error
-        raise UserError(f"{source}: {key}: {_first_line(error)}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: {_first_line(error)} (a list or a mapping where a value is due, or the reverse)") from error
+        return OmegaConf.merge(base, plain)
+    except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
+        raise UserError(f"{source}: {getattr(error, 'full_key', None) or '?'}: {_first_line(error)}") from error
 
 
-def _siblings(key: str) -> list[str] | None:
-    """The settings beside ``key`` in the tree of dataclasses, None when its parent is no dataclass."""
-    node: Any = RunConfig(stages={"": StageConfig()}, data=DataConfig(manifests={"": ManifestConfig()}))
-    for part in key.split(".")[:-1]:
-        node = node[""] if isinstance(node, dict) and "" in node else getattr(node, part, None)
-    return sorted(f.name for f in fields(node)) if is_dataclass(node) else None
+def _misfit(layer: dict[Any, Any], node: Any, prefix: str) -> str | None:
+    """The first key of ``layer`` that is unknown, or that is a value, a list or a mapping where another of these is due."""
+    known = {item.name: getattr(node, item.name) for item in fields(node)} if is_dataclass(node) else None
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if value == "???":  # to OmegaConf "set me later", which would be never
+            return f"{key} has no value"
+        if known is not None and name not in known:
+            return f"unknown key '{key}' (choices: {', '.join(sorted(known))})"
+        due = node[""] if known is None else known[name]
+        if is_dataclass(due) or isinstance(due, dict):
+            if not isinstance(value, dict):
+                choices = ", ".join(sorted(item.name for item in fields(due))) if is_dataclass(due) else "names of your own"
+                return f"{key}={value} is not a mapping (its keys: {choices})"
+            inner = _misfit(value, due, f"{key}.")
+            if inner is not None:
+                return inner
+        elif isinstance(due, list) and not isinstance(value, list):
+            return f"{key}={value} is not a list"
+        elif not isinstance(due, list) and isinstance(value, list | dict):
+            return f"{key}={value} is not a single value"
+    return None
 
 
-def _walk(node: Any, prefix: str) -> None:
-    for item in fields(node):
-        key, value = f"{prefix}{item.name}", getattr(node, item.name)
-        if isinstance(value, dict):
-            value = list(value.values())
-        for element in value if isinstance(value, list) else [value]:
-            if is_dataclass(element):
-                _walk(element, f"{key}.")
-            else:
-                _check_value(key, element)
+def _walk(node: Any, key: str, shown: str) -> None:
+    """Check every value. ``key`` stands in RANGES and CHOICES; ``shown`` names members of mappings too."""
+    if is_dataclass(node):
+        for item in fields(node):
+            dot = "." if key else ""
+            _walk(getattr(node, item.name), f"{key}{dot}{item.name}", f"{shown}{dot}{item.name}")
+    elif isinstance(node, dict):
+        for name, member in node.items():
+            _walk(member, key, f"{shown}.{name}")
+    elif isinstance(node, list):
+        for member in node:
+            _walk(member, key, shown)
+    else:
+        _check_value(key, shown, node)
 
 
-def _check_value(key: str, value: Any) -> None:
+def _check_value(key: str, shown: str, value: Any) -> None:
     if key in CHOICES and value not in CHOICES[key]:
-        raise UserError(f"{key}={value} is not known (choices: {', '.join(CHOICES[key])})")
+        raise UserError(f"{shown}={value} is not known (choices: {', '.join(CHOICES[key])})")
     if key in RANGES:
         low, high = RANGES[key]
-        # `not (a <= value)` also refuses NaN.
-        if (low is not None and not low <= value) or (high is not None and not value <= high):
-            ends = f"from {low}" if high is None else f"from {low} to {high}"
-            raise UserError(f"{key}={value} is out of range ({ends})")
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+            ends = [f"{word} {end:.10g}" for word, end in (("from", low), ("to", high)) if end is not None]
+            raise UserError(f"{shown}={value} is out of range ({' '.join(ends) or 'any finite number'})")
 
 
 def _first_line(error: Exception) -> str:

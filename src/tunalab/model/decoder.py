@@ -27,7 +27,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
 def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
-    """A Qwen2 from scratch, weights N(0, init_std^2), input and output embeddings tied."""
+    """A Qwen2 from scratch, weights N(0, init_std^2)."""
     qwen = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=config.width,
@@ -37,7 +37,7 @@ def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
         num_key_value_heads=config.kv_heads,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         initializer_range=config.init_std,
-        tie_word_embeddings=True,
+        tie_word_embeddings=config.tie_embeddings,
         use_cache=False,
         attn_implementation=ATTENTION_NAME,
     )
