@@ -63,7 +63,8 @@ def figure6(records: Sequence[Record], mask_ratio: float | None = None) -> Figur
             seeds = line.rows[line.rows["benchmark"] == benchmark]
             mean = mean[mean["benchmark"] == benchmark].sort_values("tokens")
             axes.fill_between(mean["tokens"], mean["low"], mean["high"], color=line.colour, alpha=0.16, linewidth=0)
-            axes.plot(mean["tokens"], mean["accuracy"], color=line.colour, linewidth=1.8, label=line.label)
+            mark = "o" if len(mean) == 1 else ""  # a line of one point would not be seen
+            axes.plot(mean["tokens"], mean["accuracy"], mark + "-", color=line.colour, linewidth=1.8, label=line.label)
             axes.plot(seeds["tokens"], seeds["accuracy"], ".", color=line.colour, markersize=4, alpha=0.7, markeredgewidth=0)
         _finish(axes, benchmark, table)
         axes.set_xscale("log")
