@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.reference import reference_sample
+from tunalab.bench.reference import reference_sample
 from tunalab.config import ObjectiveConfig, SamplingConfig
 from tunalab.errors import UserError
 from tunalab.inference import generation

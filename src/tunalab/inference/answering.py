@@ -29,7 +29,9 @@ def answer(
     a time; the answers do not depend on it.
     """
     prompts = [question_prompt(tokenizer, model.frontend.space, *question) for question in questions]
-    return [tokenizer.decode(ids) for ids in answer_prompts(model, prompts, max_tokens, tokenizer.eos, batch_tokens)]
+    answers = answer_prompts(model, prompts, max_tokens, tokenizer.eos, batch_tokens)
+    decoded = {ids: tokenizer.decode(ids) for ids in {tuple(ids) for ids in answers}}  # most answers are given many times
+    return [decoded[tuple(ids)] for ids in answers]
 
 
 @torch.no_grad()

@@ -85,9 +85,8 @@ def sample(
 
     def velocity(x_NChw: Tensor, t: float) -> Tensor:
         t_N = torch.full((len(x_NChw),), t, device=x_NChw.device)
-        return flow.velocity(
-            predictor(x_NChw, t), x_NChw, t_N, objective.prediction, objective.min_one_minus_t
-        )
+        prediction = predictor(x_NChw, t)
+        return flow.velocity(prediction, x_NChw, t_N, objective.prediction, objective.min_one_minus_t)
 
     return SAMPLERS[sampling.method](velocity, objective.noise_scale * noise_NChw, sampling.steps)
 

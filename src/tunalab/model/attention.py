@@ -8,7 +8,7 @@ training, the dense reference and cached inference share one forward pass.
 Shapes: B rows, L tokens, H query heads, G key-value heads, d head dimension, D documents, M longest document of a group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -211,7 +211,11 @@ def make_backend(name: str, layout: Layout) -> AttentionBackend:
     """``auto`` takes flex on CUDA and per-document SDPA elsewhere."""
     if name == "auto":
         name = "flex" if layout.document_BL.is_cuda else "document"
-    backends = {"dense": DenseAttention, "document": DocumentAttention, "flex": FlexAttention}
+    backends: dict[str, Callable[[Layout], AttentionBackend]] = {
+        "dense": DenseAttention,
+        "document": DocumentAttention,
+        "flex": FlexAttention,
+    }
     return backends[name](layout)
 
 

@@ -1,0 +1,63 @@
+"""The benchmarks of a run, by name: the scenes benchmarks at each level, and easy-VQA."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tunalab.config import RunConfig
+from tunalab.data.easy_vqa import easy_vqa_benchmark
+from tunalab.data.questions import Question
+from tunalab.data.scenes import BENCHMARKS
+from tunalab.data.scenes import benchmark as scenes_benchmark
+
+SPLIT = "test"
+QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
+EASY_VQA = "easy_vqa"
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """``published``: the benchmark whose skill it isolates, or which it is. ``level``: of difficulty, None where there is one.
+
+    ``chance``: the share of right groups that guessing reaches.
+    """
+
+    name: str
+    published: str
+    level: int | None
+    questions: Sequence[Question]
+    chance: float
+
+
+def benchmark_name(kind: str, level: int) -> str:
+    """``count`` at level 1, ``count@3`` at level 3."""
+    return kind if level == 1 else f"{kind}@{level}"
+
+
+def benchmarks(config: RunConfig) -> list[Benchmark]:
+    """Every benchmark that the evaluation settings ask for; 0 groups or questions leave a family out.
+
+    Raises UserError: easy-VQA is not installed, or there are not as many different questions as asked for.
+    """
+    evaluation, size = config.evaluation, config.data.image_size
+    found = []
+    if evaluation.groups:
+        found += [
+            _scenes(kind, level, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS
+        ]
+    if evaluation.easy_vqa:
+        found.append(_easy_vqa(size, evaluation.easy_vqa))
+    return found
+
+
+# Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.
+@lru_cache(maxsize=64)
+def _scenes(kind: str, level: int, image_size: int, groups: int) -> Benchmark:
+    questions, chance = scenes_benchmark(kind, level, SPLIT, image_size, QUESTION_SEED, groups)
+    return Benchmark(benchmark_name(kind, level), BENCHMARKS[kind], level, questions, chance)
+
+
+@lru_cache(maxsize=2)
+def _easy_vqa(image_size: int, count: int) -> Benchmark:
+    questions, chance = easy_vqa_benchmark(image_size, count, QUESTION_SEED)
+    return Benchmark(EASY_VQA, "easy-VQA", None, questions, chance)

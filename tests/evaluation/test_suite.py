@@ -1,0 +1,133 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import small_config
+
+from tunalab.config import RunConfig, StageConfig
+from tunalab.data.packing import Placed, collate
+from tunalab.data.sequence import to_sequence
+from tunalab.evaluation.held_out import held_out, pack
+from tunalab.evaluation.losses import DRAW_SEED, held_out_losses
+from tunalab.evaluation.reconstruction import one_step_psnr, psnr
+from tunalab.evaluation.samples import draw_grid, sample_grid
+from tunalab.evaluation.suite import evaluate
+from tunalab.model.objective import draw, losses, space_shape
+
+
+@pytest.fixture()
+def config() -> RunConfig:
+    config = small_config()
+    kinds = ("caption", "vqa", "text_to_image", "edit", "text")
+    config.stages = {"pretrain": StageConfig(mix={f"scenes/{kind}": 1.0 for kind in kinds})}
+    e = config.evaluation
+    e.groups, e.easy_vqa, e.loss_documents, e.psnr_images, e.sample_prompts = 4, 0, 3, 3, 3
+    config.sampling.steps = 2
+    return config
+
+
+@pytest.mark.parametrize("name", ["patch_embed", "siglip", "vae_siglip"])
+def test_the_suite_runs_for_every_front_end_and_repeats_itself(name, config, tiny_model, tokenizer):
+    model = tiny_model(name, config=config).train()
+    result = evaluate(model, tokenizer, config)
+    assert model.training and torch.is_grad_enabled(), "training goes on as before"
+    assert len(result["benchmarks"]) == 14 and all(score["n"] == 4 for score in result["benchmarks"].values())
+    expected = ["flow/edit", "flow/text_to_image", "text/caption", "text/text", "text/vqa"]
+    assert sorted(result["losses"]) == expected and list(result["one_step_psnr"]) == ["0.3", "0.6", "0.9"]
+    assert all(math.isfinite(v) for part in ("losses", "one_step_psnr") for v in result[part].values())
+    assert evaluate(model, tokenizer, config) == result
+    grid = sample_grid(model, tokenizer, config)
+    assert np.array_equal(np.asarray(grid), np.asarray(sample_grid(model, tokenizer, config)))
+
+
+def test_training_mode_comes_back_after_a_failure(config, tiny_model, tokenizer):
+    model = tiny_model("patch_embed", config=config).train()
+    config.evaluation.loss_documents = "three"  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        evaluate(model, tokenizer, config)
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["caption", "text_to_image", "edit"])
+def test_held_out_losses_are_those_of_training_without_noise_on_what_is_looked_at(kind, config, tiny_model, tokenizer):
+    model = tiny_model("patch_embed", config=config)
+    config.stages = {"pretrain": StageConfig(mix={f"scenes/{kind}": 1.0})}
+    config.objective.understanding_noise = 1.0
+    found = held_out_losses(model, tokenizer, config)
+    sequences = [to_sequence(document, tokenizer, 16) for document in held_out(kind, 3, config)]
+    batch = collate([[Placed(n, sequence)] for n, sequence in enumerate(sequences)], 512, tokenizer.pad)
+    objective = replace(config.objective, understanding_noise=0.0)
+    shape, tokens = space_shape(model, batch)
+    with torch.no_grad():
+        parts = losses(model, batch, draw(batch, objective, DRAW_SEED, tokens, shape, masking=False), objective)
+    expected = {f"{name}/{kind}": float(part.sum) / part.count for name, part in parts.items() if part.count}
+    assert found.keys() == expected.keys() and len(found) == 1
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_do_not_depend_on_what_is_packed_beside(config, tiny_model, tokenizer):
+    model = tiny_model("patch_embed", config=config)
+    config.data.rows = 1
+    one = held_out_losses(model, tokenizer, config)
+    config.data.rows = 7
+    assert held_out_losses(model, tokenizer, config) == pytest.approx(one, rel=1e-4)
+
+
+def test_a_source_that_is_not_trained_on_is_not_measured(config, tiny_model, tokenizer):
+    config.stages = {"pretrain": StageConfig(mix={"scenes/vqa": 1.0, "scenes/text_to_image": 0.0, "easy_vqa/vqa": 1.0})}
+    model = tiny_model("patch_embed", config=config)
+    assert list(held_out_losses(model, tokenizer, config)) == ["text/vqa"]
+    config.stages = {"pretrain": StageConfig(mix={"easy_vqa/vqa": 1.0})}
+    assert held_out_losses(model, tokenizer, config) == {}
+
+
+def test_packing_keeps_every_document_once_in_the_order_of_its_ids(config, tokenizer):
+    documents = held_out("vqa", 30, config)
+    config.data.row_tokens = 64  # shorter than some documents: rows grow rather than drop them
+    packed = pack(documents, tokenizer, 16, config.data)
+    assert sorted(n for _, numbers in packed for n in numbers) == list(range(30)) and len(packed) > 1
+    for batch, numbers in packed:
+        lengths = [len(to_sequence(documents[n], tokenizer, 16).ids_L) for n in numbers]
+        assert batch.length_D.tolist() == lengths
+
+
+def test_psnr_in_closed_form():
+    target = torch.zeros(2, 3, 4, 4)
+    image = torch.stack([torch.full((3, 4, 4), 0.2), torch.zeros(3, 4, 4)])
+    values = psnr(image, target)
+    assert values[0].item() == pytest.approx(20.0)  # error 0.2 of a range of 2
+    assert values[1].item() == pytest.approx(106.02, abs=0.01)
+
+
+def test_psnr_is_perfect_for_a_model_that_predicts_the_image(config, tiny_model, tokenizer, monkeypatch):
+    model = tiny_model("patch_embed", config=config)
+    forward = model.forward
+    for kind in ("x", "v"):
+        config.objective.prediction = kind
+
+        def perfect(batch, x_t, t_N, mask_NT, kind=kind):
+            output = forward(batch, x_t, t_N, mask_NT)
+            x = batch.pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+            t = t_N.view(-1, 1, 1, 1)
+            return replace(output, prediction_MChw=x if kind == "x" else (x - x_t) / (1 - t))
+
+        monkeypatch.setattr(model, "forward", perfect)
+        found = one_step_psnr(model, tokenizer, config)
+        assert all(value > 80 for value in found.values()), found
+    monkeypatch.setattr(model, "forward", forward)
+    config.objective.prediction = "x"
+    assert all(value < 20 for value in one_step_psnr(model, tokenizer, config).values())
+
+
+def test_the_grid_shows_every_image_enlarged_with_its_caption():
+    images = np.stack([np.full((32, 32, 3), value, dtype=np.uint8) for value in (10, 120, 200)])
+    captions = ["a", "on black: orange diamond a2 c4, gap b2, pink diamond c2 b4, pink square a3", ""]
+    picture = np.asarray(draw_grid(images, captions))
+    for value in (10, 120, 200):
+        assert (picture == value).all(axis=2).sum() >= 128 * 128 - 20
+    without = np.asarray(draw_grid(images, ["", "", ""]))
+    assert (without < 5).sum() == 0 < (picture < 5).sum(), "captions are drawn"
+    with pytest.raises(ValueError, match="no images"):
+        draw_grid(images[:0], [])
