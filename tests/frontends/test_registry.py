@@ -6,8 +6,7 @@ import pytest
 import torch
 from stand_ins import WIDTH
 
-from tunalab.config import read_yaml
-from tunalab.config import FrontEndConfig
+from tunalab.config import FrontEndConfig, read_yaml
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.registry import FRONTENDS, build_frontend
 

@@ -120,7 +120,7 @@ class Tokenizer:
                 specials = specials or SpecialTokens(**sidecar["specials"])
                 prefix_space = bool(sidecar["prefix_space"])
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception on a broken file
+        except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"tokenizer in {folder} cannot be read: {reason}") from error
         return cls(backend, specials or SpecialTokens(), prefix_space)

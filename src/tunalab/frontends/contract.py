@@ -55,7 +55,7 @@ def unpatchify(x_BNP: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """Inverse of :func:`patchify`: (B, N, patch*patch*C) -> (B, C, h, w) for a grid of (rows, columns)."""
     B, N, P = x_BNP.shape
     rows, columns = grid
-    if N != rows * columns or P % patch**2:
+    if rows * columns != N or P % patch**2:
         raise ValueError(f"{N} tokens of {P} numbers do not fill a grid of {rows}x{columns} patches of side {patch}")
     cut = x_BNP.reshape(B, rows, columns, patch, patch, P // patch**2)
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(B, P // patch**2, rows * patch, columns * patch)

@@ -47,7 +47,7 @@ class RepresentationEncoder(nn.Module):
         prefix_position = self.prefix_tokens if self.prefix_has_position else 0
         positions_BNV = self.pos_embed[:, prefix_position:]
         h_BNV = tokens_BNV + interpolate_positions(positions_BNV, self.position_grid, grid)
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             prefix_BKV = torch.cat(prefix, dim=1)
             if prefix_position:

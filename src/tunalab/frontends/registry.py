@@ -23,9 +23,7 @@ FRONTENDS: dict[str, Builder] = {
 }
 
 
-def build_frontend(
-    config: FrontEndConfig, width: int, image_size: int, components: Components | None = None
-) -> VisualFrontEnd:
+def build_frontend(config: FrontEndConfig, width: int, image_size: int, components: Components | None = None) -> VisualFrontEnd:
     """The front-end that ``config`` names, with its pretrained parts loaded, for a decoder of ``width``.
 
     Under ``torch.device("meta")`` only the architecture is built and no file is read.

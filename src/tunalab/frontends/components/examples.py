@@ -24,9 +24,7 @@ def to_tensor(images_BHWC: np.ndarray) -> Tensor:
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
-def batches(
-    source: CaptionSource, seed: int, batch: int, image_size: int, steps: int
-) -> Iterator[tuple[np.ndarray, list[str]]]:
+def batches(source: CaptionSource, seed: int, batch: int, image_size: int, steps: int) -> Iterator[tuple[np.ndarray, list[str]]]:
     """``steps`` batches of fresh examples (drawn in chunks), a function of the seed. Images stay uint8."""
     images_BHWC, captions = np.zeros((0, image_size, image_size, 3), np.uint8), list[str]()
     chunk = 0

@@ -113,9 +113,7 @@ def train_encoder(
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-3)
         schedule = cosine_with_warmup(optimizer, config.steps)
         loss_of = SigLipLoss()
-        for images_BHWC, captions in progress(
-            batches(source, config.seed + 1, config.batch, config.image_size, config.steps)
-        ):
+        for images_BHWC, captions in progress(batches(source, config.seed + 1, config.batch, config.image_size, config.steps)):
             text_BL = text_batch(captions, tokenizer, config.context).to(device)
             image_BE, text_BE = model(to_tensor(images_BHWC).to(device), text_BL)
             loss = loss_of(image_BE, text_BE, model.log_scale.exp(), model.bias)
@@ -150,7 +148,7 @@ def quality(config: EncoderConfig, model: Contrastive, tokenizer: Tokenizer, sou
 
 def distinct(images_BHWC: np.ndarray, captions: list[str]) -> tuple[np.ndarray, list[str]]:
     """The first example of each caption."""
-    first = list({caption: i for i, caption in reversed(list(enumerate(captions)))}.values())[::-1]
+    first = list({caption: captions.index(caption) for caption in captions}.values())
     return images_BHWC[first], [captions[i] for i in first]
 
 
