@@ -47,7 +47,7 @@ class Mixer:
 
     def next(self, weights: dict[str, float]) -> Pick:
         uniform, drop = self._draw(self.position)
-        names = list(weights)
+        names = sorted(weights)  # not their order in a file: it is no part of a mix
         shares = np.cumsum([weights[name] for name in names])
         source = names[min(int(np.searchsorted(shares, uniform * shares[-1], side="right")), len(names) - 1)]
         # Every lane counts its own documents, interleaved so that no two lanes read the same one.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tunalab.data.sequence import TokenSequence
 
+IMAGES_PER_DOCUMENT = 8  # at most; room for each in the key
+
 
 @dataclass(eq=False)
 class PackedBatch:
@@ -84,7 +86,7 @@ def fill_row(waiting: list[Placed], row_tokens: int) -> list[Placed]:
 
 
 def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> PackedBatch:
-    """Rows of documents to one batch. Raises ValueError when a row overflows or image sizes differ."""
+    """Rows of documents to one batch. Raises ValueError when a row overflows, image sizes differ or a document has too many."""
     B, L = len(rows), row_tokens
     ids = np.full((B, L), pad, dtype=np.int64)
     document = np.full((B, L), -1, dtype=np.int64)
@@ -108,17 +110,18 @@ def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> Pack
             ids[b, at : at + n] = sequence.ids_L
             document[b, at : at + n] = len(start)
             position[b, at : at + n] = np.arange(n)
+            if len(sequence.spans) > IMAGES_PER_DOCUMENT:
+                raise ValueError(f"document of {len(sequence.spans)} images, at most {IMAGES_PER_DOCUMENT} are told apart")
             flat = b * L + at
             targets = np.flatnonzero(sequence.target_L)
             logit.append(flat + targets - 1)
             label.append(sequence.ids_L[targets])
             for number, image in enumerate(sequence.spans):
-                end = image.offset + int(np.argmax(sequence.ids_L[image.offset :] != sequence.ids_L[image.offset]))
-                span[b, at + image.offset : at + end] = len(slots)
-                slots.append(flat + np.arange(image.offset, end))
+                span[b, at + image.offset : at + image.offset + image.length] = len(slots)
+                slots.append(flat + np.arange(image.offset, image.offset + image.length))
                 pixels.append(image.pixels_HWC)
                 generate.append(image.generate)
-                key.append(placed.position * 8 + number)
+                key.append(placed.position * IMAGES_PER_DOCUMENT + number)
             start.append(flat)
             length.append(n)
             generates.append(any(image.generate for image in sequence.spans))

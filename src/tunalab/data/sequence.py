@@ -13,9 +13,10 @@ from tunalab.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class ImageSpan:
-    """Where an image stands: ``offset`` of its time token, then ``rows * columns`` visual tokens, row-major."""
+    """Where an image stands: its time token at ``offset``, then its visual tokens, row-major; ``length`` slots in all."""
 
     offset: int
+    length: int
     pixels_HWC: np.ndarray
     generate: bool
 
@@ -55,7 +56,7 @@ def to_sequence(document: Document, tokenizer: Tokenizer, image_tokens: int, dro
             targets += [segment.target] * len(tokens)
         else:
             ids.append(tokenizer.boi)
-            spans.append(ImageSpan(len(ids), segment.pixels_HWC, segment.generate))
+            spans.append(ImageSpan(len(ids), 1 + image_tokens, segment.pixels_HWC, segment.generate))
             ids += [tokenizer.image_pad] * (1 + image_tokens) + [tokenizer.eoi]
             targets += [False] * (3 + image_tokens)
     if not closed:

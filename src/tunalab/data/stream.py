@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tunalab.config import DataConfig, StageConfig
 from tunalab.data.documents import Corpus, Reject
@@ -14,13 +14,15 @@ from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.rejects import RejectLog
 from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
 
 
 @dataclass(eq=False)
 class Step:
     """What one optimiser step trains on: micro-batches, and the stage they belong to.
 
-    ``stage_step`` counts steps since the stage began; ``stage_progress`` is the share of the stage's tokens already seen.
+    ``stage_step`` counts steps since the stage began, over all lanes; ``stage_progress`` is the share of the stage's tokens
+    already seen.
     ``lane_state`` is the stream's state right after this step, so that a checkpoint knows what was trained on and not what a
     loader has read ahead; ``lane`` is the data process it belongs to.
     """
@@ -41,6 +43,13 @@ class Step:
         return sum(len(batch.generate_N) for batch in self.batches)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A UserError of a data process on its way to the main process."""
+
+    message: str
+
+
 class TrainingStream(IterableDataset[Step]):
     """Yields Steps until the stages' budgets of tokens are spent.
 
@@ -49,6 +58,8 @@ class TrainingStream(IterableDataset[Step]):
 
     Every rank reads ``max(1, config.workers)`` lanes of the one stream. ``resume`` (lane -> the ``lane_state`` of its last
     trained step) and ``next_lane`` continue exactly: torch's loader always asks its first worker first, so lanes are rotated.
+
+    Iterating raises UserError when a source holds too many broken documents; read through a StepLoader.
     """
 
     def __init__(
@@ -86,19 +97,30 @@ class TrainingStream(IterableDataset[Step]):
         self._stage_step = 0
 
     def __iter__(self) -> Iterator[Step]:
+        if get_worker_info() is None:
+            yield from self._steps()
+            return
+        try:
+            yield from self._steps()
+        except UserError as error:
+            # Raised here it would arrive wrapped in this process's traceback.
+            yield Failure(str(error))  # type: ignore[misc]  # for the StepLoader, which raises it
+
+    def _steps(self) -> Iterator[Step]:
         worker = get_worker_info()
         lanes = worker.num_workers if worker else 1
         lane = ((worker.id if worker else 0) + self._next_lane) % lanes
         lengths = {name: source.length for name, source in self.sources.items()}
         self._mixer = Mixer(lengths, self.seed, self.rank * lanes + lane, lanes * self.world_size)
         self._waiting, self._picks, self._tokens, self._stage_start, self._stage_step = [], {}, 0, (0, 0), 0
+        self.rejects.load_state_dict({"seen": {}, "rejected": {}, "last_reason": {}})
         if lane in self._resume:
             self._restore(self._resume[lane])
         budgets = [stage.tokens // (lanes * self.world_size) for stage in self.stages.values()]
         names = list(self.stages)
         while True:
             number, began = self._stage_start
-            if self._tokens - began >= budgets[number]:
+            while self._tokens - began >= budgets[number]:
                 # The surplus of the last row counts for the next stage, so that the total does not drift with rows' lengths.
                 number, began = number + 1, began + budgets[number]
                 if number == len(names):
@@ -109,7 +131,8 @@ class TrainingStream(IterableDataset[Step]):
             batches = [self._batch(mix) for _ in range(self.config.accumulate)]
             self._tokens += sum(batch.tokens for batch in batches)
             self._stage_step += 1
-            yield Step(names[number], self._stage_step - 1, progress, batches, lane, self._state())
+            stage_step = (self._stage_step - 1) * lanes + lane
+            yield Step(names[number], stage_step, progress, batches, lane, self._state())
 
     def _batch(self, mix: dict[str, float]) -> PackedBatch:
         rows = []
@@ -142,6 +165,12 @@ class TrainingStream(IterableDataset[Step]):
             raise Reject(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
         return Placed(pick.position, sequence)
 
+    def _place_again(self, pick: Pick) -> Placed:
+        try:
+            return self._place(pick)
+        except Reject as reject:
+            raise UserError(f"{pick.source}: document {pick.index} was sound before this run stopped, now: {reject}") from reject
+
     def _state(self) -> dict[str, Any]:
         """Plain numbers and strings; waiting documents are kept as picks and read again."""
         assert self._mixer is not None
@@ -159,8 +188,22 @@ class TrainingStream(IterableDataset[Step]):
         self._mixer.load_state_dict(state["mixer"])
         picks = [Pick(*pick) for pick in state["waiting"]]
         self._picks = {pick.position: pick for pick in picks}
-        self._waiting = [self._place(pick) for pick in picks]
+        self._waiting = [self._place_again(pick) for pick in picks]
         self._tokens = state["tokens"]
         self._stage_start = tuple(state["stage_start"])
         self._stage_step = state["stage_step"]
         self.rejects.load_state_dict(state["rejects"])
+
+
+class StepLoader(DataLoader[Step]):
+    """Reads a stream in ``workers`` data processes, or in this one. Raises a data process's UserError as it was."""
+
+    def __init__(self, stream: TrainingStream, workers: int) -> None:
+        super().__init__(stream, batch_size=None, num_workers=workers)
+
+    def __iter__(self) -> Iterator[Step]:  # type: ignore[override]
+        item: Step | Failure
+        for item in super().__iter__():
+            if isinstance(item, Failure):
+                raise UserError(item.message)
+            yield item

@@ -1,0 +1,119 @@
+"""Every layout, token by token."""
+
+import numpy as np
+import pytest
+
+from tunalab.data.documents import Document, Image, Reject, Text
+from tunalab.data.sequence import to_sequence
+from tunalab.data.tokenizer import Tokenizer
+
+T = 4  # visual tokens an image
+PIXELS = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in (10, 200)]
+LOOKED_AT, TARGET = Image(PIXELS[0]), Image(PIXELS[1], generate=True)
+
+
+def spelled(document: Document, tokenizer: Tokenizer, **more: bool) -> tuple[list[str], list[str]]:
+    """The sequence in words, runs of image slots as their number, and the words that are predicted."""
+    sequence = to_sequence(document, tokenizer, T, **more)
+    names = {getattr(tokenizer, name): name for name in ("bos", "eos", "boi", "eoi", "pad")}
+    ids = sequence.ids_L.tolist()
+    assert sequence.kind == document.kind and sequence.target_L.shape == sequence.ids_L.shape
+    assert sequence.ids_L.dtype == np.int64 and sequence.target_L.dtype == bool
+    slots = [at for at, token in enumerate(ids) if token == tokenizer.image_pad]
+    assert slots == [at for span in sequence.spans for at in range(span.offset, span.offset + span.length)]
+    assert [span.length for span in sequence.spans] == [1 + T] * len(sequence.spans)
+
+    def words(positions: list[int]) -> list[str]:
+        found: list[str] = []
+        text: list[int] = []
+        for at in [*positions, -1]:
+            special = at == -1 or ids[at] in names or ids[at] == tokenizer.image_pad
+            if special and text:
+                found.append(tokenizer.decode(text))
+                text = []
+            if at == -1:
+                continue
+            if not special:
+                text.append(ids[at])
+            elif ids[at] == tokenizer.image_pad:
+                found[-1:] = [f"{int(found[-1]) + 1}"] if found[-1].isdigit() else [found[-1], "1"]
+            else:
+                found.append(names[ids[at]])
+        return found
+
+    return words(list(range(len(ids)))), words(np.flatnonzero(sequence.target_L).tolist())
+
+
+def test_text_to_image(tokenizer: Tokenizer) -> None:
+    document = Document("text_to_image", (Text("a red ring"), TARGET))
+    everything, predicted = spelled(document, tokenizer)
+    assert everything == ["bos", "a red ring", "boi", "5", "eoi", "eos"]
+    assert predicted == []  # neither the prompt nor what frames the image
+    sequence = to_sequence(document, tokenizer, T)
+    assert [span.generate for span in sequence.spans] == [True]
+    assert sequence.spans[0].pixels_HWC is TARGET.pixels_HWC
+
+
+def test_a_dropped_prompt_leaves_the_unconditional_sequence(tokenizer: Tokenizer) -> None:
+    document = Document("text_to_image", (Text("a red ring"), TARGET))
+    assert spelled(document, tokenizer, drop_prompt=True) == (["bos", "boi", "5", "eoi", "eos"], [])
+
+
+@pytest.mark.parametrize("drop_prompt", [False, True])
+def test_only_generation_prompts_are_dropped(drop_prompt: bool, tokenizer: Tokenizer) -> None:
+    for document in (
+        Document("caption", (LOOKED_AT, Text("describe"), Text("a ring", target=True))),
+        Document("edit", (LOOKED_AT, Text("make it red"), TARGET)),
+        Document("text", (Text("how many"), Text("three", target=True))),
+    ):
+        assert spelled(document, tokenizer, drop_prompt=drop_prompt) == spelled(document, tokenizer)
+
+
+def test_caption(tokenizer: Tokenizer) -> None:
+    document = Document("caption", (LOOKED_AT, Text("describe the picture"), Text("a ring", target=True)))
+    everything, predicted = spelled(document, tokenizer)
+    assert everything == ["bos", "boi", "5", "eoi", "describe the picture a ring", "eos"]
+    assert predicted == ["a ring", "eos"]
+    assert not to_sequence(document, tokenizer, T).spans[0].generate
+
+
+def test_several_turns_about_one_image(tokenizer: Tokenizer) -> None:
+    turns = [Text("what is red"), Text("the ring", target=True), Text("how many"), Text("two", target=True)]
+    everything, predicted = spelled(Document("vqa", (LOOKED_AT, *turns)), tokenizer)
+    assert everything == ["bos", "boi", "5", "eoi", "what is red the ring", "eos", "how many two", "eos"]
+    assert predicted == ["the ring", "eos", "two", "eos"]
+
+
+def test_edit(tokenizer: Tokenizer) -> None:
+    document = Document("edit", (LOOKED_AT, Text("make it red"), TARGET))
+    everything, predicted = spelled(document, tokenizer)
+    assert everything == ["bos", "boi", "5", "eoi", "make it red", "boi", "5", "eoi", "eos"] and predicted == []
+    spans = to_sequence(document, tokenizer, T).spans
+    assert [span.generate for span in spans] == [False, True]
+    assert [int(span.pixels_HWC[0, 0, 0]) for span in spans] == [10, 200]
+
+
+def test_text(tokenizer: Tokenizer) -> None:
+    assert spelled(Document("text", (Text("a ring", target=True),)), tokenizer) == (["bos", "a ring", "eos"], ["a ring", "eos"])
+    conversation = Document("text", (Text("how many"), Text("two", target=True), Text("sure"), Text("yes", target=True)))
+    everything, predicted = spelled(conversation, tokenizer)
+    assert everything == ["bos", "how many two", "eos", "sure yes", "eos"] and predicted == ["two", "eos", "yes", "eos"]
+
+
+def test_an_empty_answer_is_its_end(tokenizer: Tokenizer) -> None:
+    assert spelled(Document("text", (Text("", target=True),)), tokenizer) == (["bos", "eos"], ["eos"])
+
+
+def test_a_document_that_ends_in_a_prompt_is_closed(tokenizer: Tokenizer) -> None:
+    assert spelled(Document("text", (Text("how many"),)), tokenizer) == (["bos", "how many", "eos"], [])
+
+
+def test_text_that_spells_a_special_token_makes_no_slot(tokenizer: Tokenizer) -> None:
+    text = tokenizer.specials.image_pad + tokenizer.specials.boi
+    sequence = to_sequence(Document("text", (Text(text, target=True),)), tokenizer, T)
+    assert tokenizer.image_pad not in sequence.ids_L and tokenizer.boi not in sequence.ids_L and not sequence.spans
+
+
+def test_a_document_without_segments_is_rejected(tokenizer: Tokenizer) -> None:
+    with pytest.raises(Reject):
+        to_sequence(Document("text", ()), tokenizer, T)

@@ -1,0 +1,234 @@
+"""The training stream: order, budgets, exact resuming (with data processes too), rejects."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tunalab.config import DataConfig, StageConfig
+from tunalab.data.documents import Document, Image, Kind, Reject, Text
+from tunalab.data.packing import PackedBatch
+from tunalab.data.stream import Step, StepLoader, TrainingStream
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
+
+T = 4
+WORDS = ["a", "red", "ring", "left", "of", "the", "blue", "cross", "how", "many", "stars"]
+
+
+class Words:
+    """Documents of a few words, some with an image; ``broken`` says which of them cannot be read."""
+
+    def __init__(self, name: str, length: int | None = None, broken: Any = lambda index: False) -> None:
+        self.name = name
+        self.length = length
+        self.broken = broken
+        self.kind: Kind = "text_to_image" if name == "pictures" else "text"
+
+    def document(self, index: int) -> Document:
+        if self.broken(index):
+            raise Reject(f"number {index} is broken")
+        rng = np.random.default_rng([len(self.name), index if self.length is None else index % self.length])
+        text = " ".join(rng.choice(WORDS, int(rng.integers(1, 12))))
+        if self.kind == "text":
+            return Document("text", (Text(text, target=True),))
+        return Document(self.kind, (Text(text), Image(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), generate=True)))
+
+
+def sources(**broken: Any) -> dict[str, Words]:
+    lengths = {"words": None, "book": 30, "pictures": None}
+    return {name: Words(name, length, broken.get(name, lambda index: False)) for name, length in lengths.items()}
+
+
+STAGES = {
+    "first": StageConfig(tokens=600, mix={"words": 1.0, "pictures": 1.0}),
+    "second": StageConfig(tokens=900, mix={"words": 1.0, "book": 2.0}),
+    "third": StageConfig(tokens=400, mix={"pictures": 1.0}),
+}
+DATA = DataConfig(row_tokens=64, rows=2, accumulate=1, lookahead=6, caption_drop=0.5)
+
+
+@pytest.fixture
+def make(tokenizer: Tokenizer, tmp_path: Path) -> Any:
+    def build(corpora: dict[str, Words] | None = None, data: DataConfig = DATA, **more: Any) -> TrainingStream:
+        known = corpora or sources()
+        arguments = {"stages": STAGES, "seed": 0, "image_tokens": T, "reject_path": tmp_path / "rejects.jsonl", **more}
+        return TrainingStream(data, open_source=lambda name: known[name], tokenizer=tokenizer, **arguments)
+
+    return build
+
+
+def same(a: Step, b: Step) -> bool:
+    """Every tensor and number of two steps, and the state behind them."""
+    for batch, other in zip(a.batches, b.batches, strict=True):
+        for item in dataclasses.fields(PackedBatch):
+            x, y = getattr(batch, item.name), getattr(other, item.name)
+            if not (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y):
+                return False
+    names = ("stage", "stage_step", "stage_progress", "lane", "lane_state")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def all_same(a: list[Step], b: list[Step]) -> bool:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_no_front_end_enters() -> None:
+    """The order is equal for every variant because nothing of a variant is given to the stream but its token count."""
+    expected = "config stages open_source tokenizer image_tokens seed reject_path rank world_size resume next_lane"
+    assert list(inspect.signature(TrainingStream).parameters) == expected.split()
+
+
+def test_the_stream_is_a_function_of_the_seed(make: Any) -> None:
+    steps = list(make())
+    assert all_same(steps, list(make())) and not all_same(steps, list(make(seed=1)))
+    stream = make()
+    assert all_same(list(stream), list(stream)), "iterating again starts again"
+
+
+def test_stages_follow_each_other_within_their_budgets(make: Any) -> None:
+    steps = list(make())
+    assert list(dict.fromkeys(step.stage for step in steps)) == list(STAGES)
+    largest = max(step.tokens for step in steps)
+    total = sum(stage.tokens for stage in STAGES.values())
+    assert total <= sum(step.tokens for step in steps) < total + largest
+    end = 0
+    for name, stage in STAGES.items():
+        end += stage.tokens
+        own = [step for step in steps if step.stage == name]
+        assert [step.stage_step for step in own] == list(range(len(own)))
+        assert own[0].stage_progress < largest / stage.tokens and own[-1].stage_progress < 1
+        assert [s.stage_progress for s in own] == sorted({s.stage_progress for s in own})
+        # A stage ends with the step that reaches its budget; its surplus counts for the next one.
+        consumed = sum(step.tokens for step in steps[: steps.index(own[-1]) + 1])
+        assert end <= consumed < end + largest
+
+
+def test_a_stage_smaller_than_the_surplus_before_it_is_skipped(make: Any) -> None:
+    mix = {"words": 1.0}
+    stages = {name: StageConfig(tokens=tokens, mix=mix) for name, tokens in (("a", 150), ("b", 1), ("c", 300))}
+    steps = list(make(stages=stages))
+    assert [step.stage for step in steps[:2]] == ["a", "a"] and "b" not in {step.stage for step in steps[2:]}
+    assert all(0 <= step.stage_progress < 1 for step in steps)
+
+
+def test_accumulation_reads_the_same_rows(make: Any) -> None:
+    split = next(iter(make(data=dataclasses.replace(DATA, rows=1, accumulate=4))))
+    whole = next(iter(make(data=dataclasses.replace(DATA, rows=4))))
+    assert len(split.batches) == 4
+    assert torch.equal(torch.cat([batch.ids_BL for batch in split.batches]), whole.batches[0].ids_BL)
+    assert split.tokens == whole.tokens and split.images == whole.images
+    assert torch.cat([batch.key_N for batch in split.batches]).tolist() == whole.batches[0].key_N.tolist()
+
+
+def test_prompts_are_dropped_at_the_set_share(make: Any, tokenizer: Tokenizer) -> None:
+    stages = {"only": StageConfig(tokens=12_000, mix={"pictures": 1.0})}
+    for share in (0.0, 0.3, 1.0):
+        steps = list(make(data=dataclasses.replace(DATA, caption_drop=share), stages=stages))
+        lengths = torch.cat([batch.length_D for step in steps for batch in step.batches])
+        dropped = (lengths == T + 5).float().mean().item()  # bos boi time patches eoi eos
+        assert abs(dropped - share) < 0.08
+
+
+def test_resuming_after_any_step_is_exact(make: Any) -> None:
+    steps = list(make())
+    assert len(steps) > 12
+    for done in range(1, len(steps) + 1):
+        # A checkpoint is plain data: it survives being written down.
+        state = json.loads(json.dumps(steps[done - 1].lane_state))
+        rest = list(make(resume={0: state}))
+        assert all_same(rest, steps[done:]), f"after step {done}"
+
+
+def test_ranks_and_lanes_read_different_documents(make: Any) -> None:
+    keys = [
+        {key for step in make(rank=rank, world_size=2) for batch in step.batches for key in batch.key_N.tolist()}
+        for rank in (0, 1)
+    ]
+    assert all(keys) and not keys[0] & keys[1]
+
+
+def read(make: Any, workers: int, **more: Any) -> list[Step]:
+    data = dataclasses.replace(DATA, workers=workers)
+    return list(StepLoader(make(data=data, **more), workers))
+
+
+def test_data_processes_share_the_budget_and_resume_exactly(make: Any) -> None:
+    """Two lanes, killed after any step; the loader had read further ahead than training had come."""
+    steps = read(make, 2)
+    assert [step.lane for step in steps[:6]] == [0, 1, 0, 1, 0, 1]
+    total = sum(stage.tokens for stage in STAGES.values())
+    assert total <= sum(step.tokens for step in steps) < total + 2 * max(step.tokens for step in steps)
+    keys = [key for step in steps for batch in step.batches for key in batch.key_N.tolist()]
+    assert len(set(keys)) == len(keys)
+    first = [step for step in steps if step.stage == "first"]
+    assert [step.stage_step for step in first] == list(range(len(first))), "steps of a stage are counted over all lanes"
+    for done in (1, 2, 7, len(steps) - 1):
+        lanes = {step.lane: step.lane_state for step in steps[:done]}
+        rest = read(make, 2, resume=lanes, next_lane=(steps[done - 1].lane + 1) % 2)
+        assert all_same(rest, steps[done:]), f"after step {done}"
+
+
+def test_one_process_reads_what_none_reads(make: Any) -> None:
+    assert all_same(read(make, 1), read(make, 0))
+
+
+def test_rejects_are_counted_written_and_skipped(make: Any, tmp_path: Path) -> None:
+    corpora = sources(words=lambda index: index % 10 == 3)
+    stream = make(corpora, data=dataclasses.replace(DATA, reject_share=0.5))
+    steps = list(stream)
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert lines and all(line["corpus"] == "words" and line["index"] % 10 == 3 for line in lines)
+    assert all(f"number {line['index']} is broken" in line["reason"] for line in lines)
+    assert stream.rejects.rejected == len(lines)
+    read_from_words = stream.rejects.state_dict()["seen"]["words"]
+    assert abs(len(lines) - read_from_words / 10) <= 1
+    # Resuming goes over some of them again, and neither counts nor order change.
+    again = make(corpora, data=dataclasses.replace(DATA, reject_share=0.5), resume={0: steps[4].lane_state})
+    assert all_same(list(again), steps[5:]) and again.rejects.state_dict() == stream.rejects.state_dict()
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_rejects_stop_the_run_with_one_line(make: Any, workers: int) -> None:
+    stages = {"only": StageConfig(tokens=100_000, mix={"words": 1.0})}
+    data = dataclasses.replace(DATA, workers=workers)
+    stream = make(sources(words=lambda index: index % 20 == 3), data=data, stages=stages)
+    steps = []
+    with pytest.raises(UserError) as caught:
+        for step in StepLoader(stream, workers):
+            steps.append(step)
+    assert steps, "a few broken documents among the first hundred decide nothing yet"
+    message = str(caught.value)
+    assert message.startswith("words: ") and "rejects.jsonl" in message and "\n" not in message
+
+
+def test_a_wholly_broken_source_stops_even_at_the_largest_share(make: Any) -> None:
+    stages = {"only": StageConfig(tokens=1000, mix={"words": 1.0})}
+    stream = make(sources(words=lambda index: True), data=dataclasses.replace(DATA, reject_share=1 - 1e-9), stages=stages)
+    with pytest.raises(UserError, match="words"):
+        list(stream)
+
+
+def test_documents_longer_than_a_row_are_rejected(make: Any, tmp_path: Path) -> None:
+    corpora = sources()
+    short = corpora["words"].document
+    corpora["words"].document = lambda index: (  # type: ignore[method-assign]
+        Document("text", (Text("A" * 100, target=True),)) if index % 10 == 0 else short(index)
+    )
+    steps = list(make(corpora, data=dataclasses.replace(DATA, reject_share=0.5)))
+    assert all(int(batch.length_D.max()) <= 64 for step in steps for batch in step.batches)
+    assert "longer than a row of 64" in (tmp_path / "rejects.jsonl").read_text()
+
+
+def test_data_that_changed_under_a_stopped_run_are_named(make: Any) -> None:
+    steps = list(make())
+    corpora = sources(words=lambda index: True, pictures=lambda index: True, book=lambda index: True)
+    state = next(step.lane_state for step in steps if step.lane_state["waiting"])
+    with pytest.raises(UserError, match="sound before"):
+        list(make(corpora, resume={0: state}))
