@@ -71,12 +71,16 @@ def draw(
 
 def to_space(model: UnifiedModel, batch: PackedBatch) -> Tensor:
     """The batch's images in the target space: uint8 (N, H, W, 3) to x (N, C, h, w)."""
+    if not len(batch.generate_N):
+        return batch.pixels_NHWC.new_zeros((0, *space_shape(model, batch)[0]), dtype=torch.float32)
     return model.frontend.to_space(batch.pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
 def space_shape(model: UnifiedModel, batch: PackedBatch) -> tuple[tuple[int, ...], int]:
     """(C, h, w) of the batch's images in the target space, and their number of visual tokens."""
     space = model.frontend.space
+    if not len(batch.generate_N):  # a batch of text alone has no image size
+        return (space.channels, 0, 0), 0
     height, width = batch.pixels_NHWC.shape[1:3]
     rows, columns = space.grid(height, width)
     return (space.channels, height // space.stride, width // space.stride), rows * columns

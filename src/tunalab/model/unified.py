@@ -55,7 +55,7 @@ class UnifiedModel(nn.Module):
         h_BLD = self.embed(batch.ids_BL, batch.span_N_1T, x_t_NChw, time_ND, mask_NT)
         h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
         logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K])
-        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, self.grid(x_t_NChw)))
+        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, x_t_NChw))
 
     def grid(self, x_NChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens."""
@@ -93,8 +93,11 @@ class UnifiedModel(nn.Module):
         lay_out = unpatchify if self.target_layout == "patch" else from_raster
         return lay_out(tokens_NTP, self.frontend.space.patch, grid)
 
-    def _generate(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _generate(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor, x_t_NChw: Tensor) -> Tensor:
         """Predictions for the generating images. The head runs on their documents alone, gathered into one row."""
+        if not batch.generate_N.any():
+            return x_t_NChw[:0]
+        grid = self.grid(x_t_NChw)
         device = h_BLD.device
         generating_BL = torch.where(batch.document_BL >= 0, batch.generates_D[batch.document_BL], False)
         kept_S = generating_BL.flatten().nonzero().squeeze(1)
@@ -109,8 +112,7 @@ class UnifiedModel(nn.Module):
         rotary = rotary_tables(position, span >= 0, patch[kept_S][None], grid[1], self.head.head_dim)
         layout = Layout(document, span, new_place[batch.start_D[batch.generates_D]], batch.length_D[batch.generates_D])
         h_SD = h_BLD.flatten(0, 1)[kept_S]
-        if len(kept_S):
-            h_SD = self.head(h_SD[None], time_ND, span, rotary, make_backend(self.attention, layout))[0]
+        h_SD = self.head(h_SD[None], time_ND, span, rotary, make_backend(self.attention, layout))[0]
         slots_MT = new_place[batch.span_N_1T[batch.generate_N, 1:]]
         tokens_MTP = self.head.predict(h_SD[slots_MT], time_ND[batch.generate_N])
         return self.to_image(tokens_MTP, grid)

@@ -4,11 +4,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunalab.config import RunConfig
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import TrainingStream
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.registry import build_frontend
 from tunalab.model.flops import flop_costs
 
 # Model FLOPs a second that training reached on one core of the machine the records name; `make bench` measures yours.
@@ -27,13 +30,15 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     tokens = sum(stage.tokens for stage in config.stages.values())
     seen = flops = 0.0
     side = config.data.image_size
+    with torch.device("meta"):
+        rows, columns = build_frontend(config.frontend, config.decoder.width, side).space.grid(side, side)
     with tempfile.TemporaryDirectory() as folder:
         stream = TrainingStream(
             config.data,
             config.stages,
             lambda name: build_source(name, settings),
             tokenizer,
-            image_tokens(config),
+            rows * columns,
             config.seed,
             Path(folder) / "rejects.jsonl",
         )

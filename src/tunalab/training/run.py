@@ -1,5 +1,6 @@
 """A run from its configuration to its record: `tunalab train`."""
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -8,11 +9,10 @@ from typing import Any
 import lightning
 import torch
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
 
 from tunalab.config import RunConfig, config_hash, from_plain, read_yaml, to_plain
 from tunalab.data.sources import SourceSettings, build_source
-from tunalab.data.stream import TrainingStream
+from tunalab.data.stream import StepLoader, TrainingStream
 from tunalab.errors import UserError
 from tunalab.evaluation.samples import sample_grid
 from tunalab.evaluation.suite import evaluate
@@ -95,7 +95,8 @@ class Run:
             print(f"resuming from {resume}", flush=True)
         loader = self._loader(resume)
         try:
-            trainer.fit(self.module, loader, ckpt_path=None if resume is None else str(resume / STATE), weights_only=True)
+            with self.stop.handlers_restored():
+                trainer.fit(self.module, loader, ckpt_path=None if resume is None else str(resume / STATE), weights_only=True)
         except NonFiniteLoss as error:
             self._close("FAILED")
             print(f"error: {error}; the last checkpoint is kept in {self.store.folder}", flush=True)
@@ -117,8 +118,10 @@ class Run:
         precision = self.config.precision
         if precision == "auto":
             precision = "bf16" if cuda else "fp32"
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__`.*")
+        # Advice that does not apply: frozen parts are meant to be in eval mode, and one core has no workers to spare.
+        for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
+            warnings.filterwarnings("ignore", message=message)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         return lightning.Trainer(
             accelerator="gpu" if cuda else "cpu",
             devices=1,
@@ -135,7 +138,7 @@ class Run:
             callbacks=[self.stop, self.reporting, self.evaluating, self.checkpointing],
         )
 
-    def _loader(self, resume: Path | None) -> "DataLoader[Any]":
+    def _loader(self, resume: Path | None) -> StepLoader:
         config = self.config
         settings = SourceSettings(
             image_size=config.data.image_size,
@@ -160,7 +163,7 @@ class Run:
             resume=lanes,
             next_lane=next_lane,
         )
-        return DataLoader(stream, batch_size=None, num_workers=config.data.workers)
+        return StepLoader(stream, config.data.workers)
 
     def _tracker(self) -> Tracker | None:
         tracking = self.config.tracking

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: the handler only raises a flag; at the end of a step every rank saves and leaves together."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,12 +19,11 @@ class StopSignal(Callback):
     def __init__(self) -> None:
         self.flag = False
         self.stopped = False
-        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Installed here because Lightning installs its own earlier, whose SIGTERM exits 0 without a checkpoint.
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._raise_flag)
+            signal.signal(number, self._raise_flag)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         flag = self.flag
@@ -33,10 +34,15 @@ class StopSignal(Callback):
             self.stopped = True
             trainer.should_stop = True
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    @contextmanager
+    def handlers_restored(self) -> Iterator[None]:
+        """Around the whole fit: whatever handled the signals before does so again after it, also after an error."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _raise_flag(self, number: int, frame: FrameType | None) -> None:
         if self.flag and number == signal.SIGINT:
