@@ -136,9 +136,9 @@ class FlexAttention:
 class CachedAttention:
     """Attention to a cache of what came before, for inference. Rows come in groups of equal prefix length: no padding anywhere.
 
-    ``group_sizes``: rows of each group, in order. ``mask_LL``: which of the new tokens see which (None: all, as in an image span or
-    for a single token); the cache is always seen whole. ``append`` makes the new keys and values part of the cache; without it
-    the cache stays as it is, as at every step of an image sampler.
+    ``group_sizes``: rows of each group, in order. ``mask_LL``: which of the new tokens see which (None: all, as in an image span
+    or for a single token); the cache is always seen whole. ``append`` makes the new keys and values part of the cache; without
+    it the cache stays as it is, as at every step of an image sampler.
     """
 
     def __init__(self, group_sizes: list[int], mask_LL: Tensor | None = None) -> None:
