@@ -13,8 +13,8 @@ def learning(variant: str, train: str) -> set[str]:
     """The parts of the model that learn: front-end parts by name, everything else by child."""
     model = build_model(quick_config(variant), Components(ComponentSettings.seeded(0)), 400)
     set_trainable(model, train)
-    names = {tuple(n.split(".")[:2]) if n.startswith("frontend") else (n.split(".")[0],) for n, p in model.named_parameters() if p.requires_grad}
-    return {"/".join(name) for name in names}
+    names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {"/".join(name[:2] if name[0] == "frontend" else name[:1]) for name in names}
 
 
 REST = {"mask_token", "time", "decoder", "head"}

@@ -45,7 +45,7 @@ def _report(results: dict[str, Any]) -> bool:
         good &= reached and equal
         print(
             f"training: {training['images_per_second']:.0f} images/s, {training['speedup']:.1f}x the dense reference "
-            f"({training['reference_images_per_second']:.1f}); padded : real tokens {training['padded_to_real_tokens']:.1f}; "
+            f"({training['reference_images_per_second']:.1f}); padded : real {training['padded_to_real_tokens']:.1f}; "
             f"share {training['share_of_token_ratio']:.2f} (at least {training['required_share']}: {_verdict(reached)}); "
             f"losses differ by {training['largest_relative_loss_difference']:.1e} (at most 1e-4: {_verdict(equal)})"
         )

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from torch import Tensor
 
 from tunalab.config import ObjectiveConfig, RunConfig
 from tunalab.data.packing import PackedBatch
-from tunalab.data.sources import SourceSettings, build_source
-from tunalab.data.stream import TrainingStream
+from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model import flow
 from tunalab.model.attention import DenseAttention, Layout
@@ -81,10 +81,10 @@ def bench_training(
     for number, batch in enumerate(batches):
         shape, tokens = space_shape(model, batch)
         draws = draw(batch, config.objective, config.seed, tokens, shape, masking=True)
-        ours, our_loss = _step(model, optimizer, lambda b=batch, d=draws: losses(model, b, d, config.objective))
-        reference, reference_loss = _step(
-            model, optimizer, lambda b=batch, d=draws: dense_losses(model, b, d, config.objective, padded, tokenizer.pad)
-        )
+        fast = partial(losses, model, batch, draws, config.objective)
+        slow = partial(dense_losses, model, batch, draws, config.objective, padded, tokenizer.pad)
+        ours, our_loss = _step(model, optimizer, fast)
+        reference, reference_loss = _step(model, optimizer, slow)
         agreement = max(agreement, *(abs(our_loss[k] - reference_loss[k]) / abs(reference_loss[k]) for k in our_loss))
         if number:  # the first turn warms up
             ratios.append(reference / ours)
@@ -107,20 +107,9 @@ def bench_training(
 
 def sample_batches(config: RunConfig, tokenizer: Tokenizer, count: int, model: UnifiedModel) -> list[PackedBatch]:
     """The first packed batches of the run's own stream."""
-    settings = SourceSettings(
-        config.data.image_size, config.seed, tuple(config.data.levels), config.data.questions_per_image, config.data.manifests
-    )
     rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        stream = TrainingStream(
-            config.data,
-            config.stages,
-            lambda name: build_source(name, settings),
-            tokenizer,
-            rows * columns,
-            config.seed,
-            Path(folder) / "rejects.jsonl",
-        )
+        stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
         return [step.batches[0] for _, step in zip(range(count), stream, strict=False)]
 
 

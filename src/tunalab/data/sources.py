@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tunalab.config import ManifestConfig
+from tunalab.config import DataConfig, ManifestConfig
 from tunalab.data.documents import KINDS, Corpus
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.manifest import ManifestCorpus
@@ -25,6 +25,12 @@ class SourceSettings:
     levels: tuple[float, float, float]
     questions_per_image: int
     manifests: Mapping[str, ManifestConfig] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: DataConfig, seed: int) -> "SourceSettings":
+        """Those of a run."""
+        one, two, three = data.levels
+        return cls(data.image_size, seed, (one, two, three), data.questions_per_image, data.manifests)
 
 
 def source_names(settings: SourceSettings) -> list[str]:

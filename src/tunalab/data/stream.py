@@ -7,12 +7,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tunalab.config import DataConfig, StageConfig
+from tunalab.config import DataConfig, RunConfig, StageConfig
 from tunalab.data.documents import Corpus, Reject
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.rejects import RejectLog
 from tunalab.data.sequence import to_sequence
+from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 
@@ -207,3 +208,18 @@ class StepLoader(DataLoader[Step]):
             if isinstance(item, Failure):
                 raise UserError(item.message)
             yield item
+
+
+def open_stream(config: RunConfig, tokenizer: Tokenizer, image_tokens: int, reject_path: Path, **where: Any) -> TrainingStream:
+    """The stream of a run, over the sources its stages name; ``where``: rank, world_size, resume, next_lane."""
+    settings = SourceSettings.of(config.data, config.seed)
+    return TrainingStream(
+        config.data,
+        config.stages,
+        lambda name: build_source(name, settings),
+        tokenizer,
+        image_tokens,
+        config.seed,
+        reject_path,
+        **where,
+    )

@@ -39,7 +39,7 @@ def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
         initializer_range=config.init_std,
         tie_word_embeddings=config.tie_embeddings,
         use_cache=False,
-        attn_implementation=ATTENTION_NAME,
+        attn_implementation=ATTENTION_NAME,  # type: ignore[call-arg]
     )
     return Qwen2ForCausalLM(qwen)
 

@@ -56,7 +56,7 @@ def flop_costs(config: RunConfig, vocabulary: int) -> FlopCosts:
     visual, embed = _count(model.frontend.embed, x)
     tokens = visual.shape[1]
     width, decoder, head = config.decoder.width, config.decoder, config.head
-    modulation = sum(_linear(block.modulation) for block in model.head.blocks) + _linear(model.head.final_modulation)
+    modulation = sum(_linear(m) for name, m in model.head.named_modules() if name.endswith("modulation"))
     head_linears = sum(_linear(m) for m in model.head.modules()) - modulation - _linear(model.head.output)
     return FlopCosts(
         decoder_token=sum(_linear(m) for m in model.decoder.model.layers.modules()),

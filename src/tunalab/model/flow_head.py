@@ -65,8 +65,9 @@ class FlowHead(nn.Module):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for linear in [*(block.modulation for block in self.blocks), self.final_modulation, self.output]:
-            nn.init.zeros_(linear.weight)
+        for name, module in self.named_modules():
+            if name.endswith("modulation") or name == "output":
+                nn.init.zeros_(module.get_parameter("weight"))
 
     def forward(
         self, h_BLD: Tensor, time_ND: Tensor, span_BL: Tensor, rotary: RotaryTables, backend: AttentionBackend

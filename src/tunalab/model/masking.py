@@ -1,6 +1,6 @@
 """Masking: a learnable token takes the place of some visual tokens before the decoder. The time token is never masked.
 
-Generation: the clean patch is still predicted at masked and unmasked positions, with equal weight. Understanding: only the text loss
+Generation: the clean patch is predicted at masked and unmasked positions, with equal weight. Understanding: only the text loss
 applies, so the mask is a regulariser.
 
 Shapes: N images, T visual tokens, D width.

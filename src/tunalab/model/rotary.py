@@ -1,6 +1,6 @@
 """Rotary positions of the flow head: 1-D on text, 3-D (time, row, column) on visual tokens, none on time tokens.
 
-Two rotations follow each other, each the identity where the other applies. Constants: the official flow head (facts of the release).
+Two rotations follow each other, each the identity where the other applies. The constants are those of the official flow head.
 
 Shapes: B rows, L tokens, H heads, d head dimension.
 """

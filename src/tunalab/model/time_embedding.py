@@ -19,4 +19,4 @@ class TimeEmbedding(nn.Module):
         k = torch.arange(half, device=t_N.device, dtype=torch.float32)
         angle = t_N.float()[:, None] * self.max_period ** (-k / half)
         table = torch.cat([angle.cos(), angle.sin()], dim=1)
-        return self.mlp(table.to(self.mlp[0].weight.dtype))
+        return self.mlp(table.to(next(self.mlp.parameters()).dtype))

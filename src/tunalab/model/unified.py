@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tunalab.config import RunConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.frontends.contract import VisualFrontEnd, from_raster, unpatchify
-from tunalab.model.attention import AttentionBackend, Layout, make_backend
+from tunalab.model.attention import Layout, make_backend
 from tunalab.model.decoder import build_decoder, hidden_states, sincos_positions
 from tunalab.model.flow_head import FlowHead
 from tunalab.model.masking import MaskToken
@@ -22,7 +22,7 @@ from tunalab.model.time_embedding import TimeEmbedding
 
 @dataclass(eq=False)
 class ModelOutput:
-    """``logits_KV`` at the batch's ``logit_K``; ``prediction_MChw`` (x or v) for the images with ``generate_N``, in their order."""
+    """``logits_KV`` at the batch's ``logit_K``; ``prediction_MChw`` (x or v) for the images that generate, in their order."""
 
     logits_KV: Tensor
     prediction_MChw: Tensor
@@ -49,7 +49,7 @@ class UnifiedModel(nn.Module):
         self.frontend.freeze()
 
     def forward(self, batch: PackedBatch, x_t_NChw: Tensor, t_N: Tensor, mask_NT: Tensor) -> ModelOutput:
-        """``x_t_NChw``: every image of the batch in the target space, clean (t = 1) or noisy; ``mask_NT``: masked visual tokens."""
+        """``x_t_NChw``: the batch's images in the target space, clean (t = 1) or noisy; ``mask_NT``: masked visual tokens."""
         layout = Layout(batch.document_BL, batch.span_BL, batch.start_D, batch.length_D)
         time_ND = self.time(t_N)
         h_BLD = self.embed(batch.ids_BL, batch.span_N_1T, x_t_NChw, time_ND, mask_NT)
@@ -83,7 +83,8 @@ class UnifiedModel(nn.Module):
     def scatter(h_BLD: Tensor, span_N_1T: Tensor, visual_NTD: Tensor, time_ND: Tensor) -> Tensor:
         if span_N_1T.shape != (visual_NTD.shape[0], visual_NTD.shape[1] + 1):
             raise ValueError(
-                f"the batch has slots for {tuple(span_N_1T.shape)} (images, 1 + tokens), the front-end made {tuple(visual_NTD.shape[:2])}"
+                f"the batch has slots for {tuple(span_N_1T.shape)} (images, 1 + tokens), "
+                f"the front-end made {tuple(visual_NTD.shape[:2])}"
             )
         spans_N1TD = torch.cat([time_ND[:, None], visual_NTD], dim=1).to(h_BLD.dtype)
         return h_BLD.flatten(0, 1).index_copy(0, span_N_1T.flatten(), spans_N1TD.flatten(0, 1)).view_as(h_BLD)

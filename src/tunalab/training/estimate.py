@@ -1,4 +1,4 @@
-"""What a run would cost, for a dry run: tokens exactly, FLOPs from a sample of its stream, minutes from FLOPs and a stated rate."""
+"""What a run would cost, for a dry run: tokens, FLOPs from a sample of its stream, minutes from a stated rate."""
 
 import tempfile
 from pathlib import Path
@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from tunalab.config import RunConfig
-from tunalab.data.sources import SourceSettings, build_source
-from tunalab.data.stream import TrainingStream
+from tunalab.data.stream import open_stream
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.registry import build_frontend
@@ -24,24 +23,13 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     components = Components(ComponentSettings.seeded(config.components_seed))
     tokenizer = components.tokenizer
     costs = flop_costs(config, tokenizer.vocabulary)
-    settings = SourceSettings(
-        config.data.image_size, config.seed, tuple(config.data.levels), config.data.questions_per_image, config.data.manifests
-    )
     tokens = sum(stage.tokens for stage in config.stages.values())
     seen = flops = 0.0
     side = config.data.image_size
     with torch.device("meta"):
         rows, columns = build_frontend(config.frontend, config.decoder.width, side).space.grid(side, side)
     with tempfile.TemporaryDirectory() as folder:
-        stream = TrainingStream(
-            config.data,
-            config.stages,
-            lambda name: build_source(name, settings),
-            tokenizer,
-            rows * columns,
-            config.seed,
-            Path(folder) / "rejects.jsonl",
-        )
+        stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
         for _, step in zip(range(SAMPLE_STEPS), stream, strict=False):
             seen += step.tokens
             flops += sum(costs.step(batch) for batch in step.batches)

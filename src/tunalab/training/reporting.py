@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ class Reporting(Callback):
         if sys.stderr.isatty():
             self._bar = tqdm(total=self.budget, initial=pl_module.progress.tokens, unit="tok", unit_scale=True, smoothing=0.05)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Harness, outputs: Mapping[str, float], *_: Any  # type: ignore[override]
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Harness, outputs: Any, *_: Any) -> None:  # type: ignore[override]
         for name, value in outputs.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1

@@ -11,8 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tunalab.config import RunConfig, config_hash, from_plain, read_yaml, to_plain
-from tunalab.data.sources import SourceSettings, build_source
-from tunalab.data.stream import StepLoader, TrainingStream
+from tunalab.data.stream import StepLoader, open_stream
 from tunalab.errors import UserError
 from tunalab.evaluation.samples import sample_grid
 from tunalab.evaluation.suite import evaluate
@@ -140,28 +139,13 @@ class Run:
 
     def _loader(self, resume: Path | None) -> StepLoader:
         config = self.config
-        settings = SourceSettings(
-            image_size=config.data.image_size,
-            seed=config.seed,
-            levels=tuple(config.data.levels),
-            questions_per_image=config.data.questions_per_image,
-            manifests=config.data.manifests,
-        )
         lanes, next_lane = {}, 0
         if resume is not None:
             progress = torch.load(resume / STATE, weights_only=True, map_location="cpu")["tunalab"]["progress"]
             lanes, next_lane = progress["lanes"], progress["next_lane"]
         rows, columns = self.module.model.frontend.space.grid(config.data.image_size, config.data.image_size)
-        stream = TrainingStream(
-            config.data,
-            config.stages,
-            lambda name: build_source(name, settings),
-            self.tokenizer,
-            rows * columns,
-            config.seed,
-            self.run_dir / "rejects.jsonl",
-            resume=lanes,
-            next_lane=next_lane,
+        stream = open_stream(
+            config, self.tokenizer, rows * columns, self.run_dir / "rejects.jsonl", resume=lanes, next_lane=next_lane
         )
         return StepLoader(stream, config.data.workers)
 

@@ -1,6 +1,6 @@
 """scenes: a procedural corpus of shapes, charts, words and patterns, with its exact scene graph as ground truth."""
 
-from tunalab.data.scenes.benchmarks import Question, benchmark, benchmark_scenes
+from tunalab.data.scenes.benchmarks import benchmark, benchmark_scenes
 from tunalab.data.scenes.captions import caption
 from tunalab.data.scenes.corpus import CORPUS_KINDS, ScenesCorpus, caption_examples, text_sample
 from tunalab.data.scenes.edits import EDITS, draw_edit
@@ -17,7 +17,6 @@ __all__ = [
     "SCENE_KINDS",
     "SPLITS",
     "Item",
-    "Question",
     "Scene",
     "SceneSettings",
     "ScenesCorpus",

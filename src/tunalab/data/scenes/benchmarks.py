@@ -1,9 +1,8 @@
 """Benchmarks: questions of one kind, level and split, with the accuracy that guessing reaches."""
 
-from dataclasses import dataclass
 
-import numpy as np
 
+from tunalab.data.questions import Question
 from tunalab.data.scenes.graph import Scene
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import draw_scene, stream
@@ -13,16 +12,6 @@ from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS
 from tunalab.errors import UserError
 
 _REPEATS = 100  # so many known scenes in a row: there are hardly any others
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One question. Questions of one ``group`` count as right only together (pairs); else a group is one question."""
-
-    image_HWC: np.ndarray
-    prompt: str
-    answer: str
-    group: int
 
 
 def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) -> list[Scene]:

@@ -1,0 +1,189 @@
+"""The attention rule against plain loops, and every backend against the dense one, forward and backward."""
+
+import numpy as np
+import pytest
+import torch
+from samples import random_batch, random_layout
+from torch import Tensor
+
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.model.attention import (
+    CachedAttention,
+    DenseAttention,
+    DocumentAttention,
+    FlexAttention,
+    Layout,
+    make_backend,
+    may_attend,
+)
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # in float64 a wrong rule cannot pass for rounding
+HEADS = [(4, 4), (4, 2), (6, 1)]
+
+
+def some_layout(seed: int, rows: int = 3, length: int = 60) -> Layout:
+    return random_layout(np.random.default_rng(seed), rows, length)
+
+
+def qkv(layout: Layout, heads: int, kv_heads: int, seed: int = 0, d: int = 8, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    B, L = layout.document_BL.shape
+    shapes = [(B, h, L, d) for h in (heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def test_the_rule_in_plain_loops() -> None:
+    for seed in range(3):
+        layout = some_layout(seed, rows=2, length=40)
+        allowed = may_attend(layout.document_BL, layout.span_BL)
+        document, span = layout.document_BL.tolist(), layout.span_BL.tolist()
+        for b in range(2):
+            for query in range(40):
+                for key in range(40):
+                    same_span = span[b][query] == span[b][key] != -1
+                    expected = document[b][query] == document[b][key] != -1 and (key <= query or same_span)
+                    assert bool(allowed[b, query, key]) == (expected or query == key), (b, query, key)
+
+
+def test_padding_is_seen_by_nothing_else() -> None:
+    layout = some_layout(5)
+    padding = layout.document_BL < 0
+    assert padding.any()
+    allowed = may_attend(layout.document_BL, layout.span_BL)
+    seen_BL = (allowed & ~torch.eye(60, dtype=torch.bool)).any(dim=1)
+    assert not seen_BL[padding].any()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize("seed", range(4))
+def test_document_attention_equals_dense_forward_and_backward(heads: int, kv_heads: int, seed: int) -> None:
+    layout = some_layout(seed, rows=1 + seed)
+    real = layout.document_BL >= 0
+    outputs, gradients = [], []
+    for backend in (DenseAttention(layout), DocumentAttention(layout)):
+        q, k, v = qkv(layout, heads, kv_heads, seed)
+        out = backend.attend(0, q, k, v, 0.3)
+        assert out.shape == (*layout.document_BL.shape, heads, 8)
+        outputs.append(out[real])
+        (out[real] * torch.linspace(-1, 1, 8, dtype=out.dtype)).square().sum().backward()
+        gradients.append([x.grad for x in (q, k, v)])
+    torch.testing.assert_close(outputs[0], outputs[1], **CLOSE)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_document_attention_equals_dense_on_packed_documents(tokenizer: Tokenizer) -> None:
+    for seed, kinds in enumerate(["cvgetb", "ggggg", "t", "vevevctt"]):
+        batch = random_batch(kinds, 2 if len(kinds) > 1 else 1, tokenizer, seed)
+        layout = Layout(batch.document_BL, batch.span_BL, batch.start_D, batch.length_D)
+        real = layout.document_BL >= 0
+        q, k, v = qkv(layout, 4, 2)
+        dense, document = (make_backend(name, layout).attend(0, q, k, v, 0.3) for name in ("dense", "document"))
+        torch.testing.assert_close(dense[real], document[real], **CLOSE)
+        assert (document[~real] == 0).all()
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1, 1], [30, 1, 30], [7] * 5, list(range(1, 12))])
+def test_groups_of_any_lengths(lengths: list[int]) -> None:
+    start = [sum(lengths[:at]) for at in range(len(lengths))]
+    document = torch.full((2, sum(lengths) + 2), -1)  # the second row is empty
+    for d, (first, n) in enumerate(zip(start, lengths, strict=True)):
+        document[0, first : first + n] = d
+    layout = Layout(document, torch.full_like(document, -1), torch.tensor(start), torch.tensor(lengths))
+    q, k, v = qkv(layout, 2, 1)
+    real = document >= 0
+    dense, grouped = (backend.attend(0, q, k, v, 1.0) for backend in (DenseAttention(layout), DocumentAttention(layout)))
+    torch.testing.assert_close(dense[real], grouped[real], **CLOSE)
+
+
+def test_what_stands_in_padding_changes_nothing() -> None:
+    layout = some_layout(2)
+    real = layout.document_BL >= 0
+    for backend in (DenseAttention(layout), DocumentAttention(layout)):
+        q, k, v = (x.detach() for x in qkv(layout, 4, 2))
+        before = backend.attend(0, q, k, v, 0.3)[real]
+        for x in (q, k, v):
+            x.transpose(1, 2)[~real] = 1e4
+        assert torch.equal(backend.attend(0, q, k, v, 0.3)[real], before)
+
+
+def test_scale_and_head_sharing_are_those_of_the_definition() -> None:
+    """One document without image, computed by the formula."""
+    document = torch.zeros((1, 9), dtype=torch.int64)
+    layout = Layout(document, torch.full_like(document, -1), torch.tensor([0]), torch.tensor([9]))
+    q, k, v = qkv(layout, 4, 2)
+    for backend in (DenseAttention(layout), DocumentAttention(layout)):
+        out = backend.attend(0, q, k, v, 0.7)
+        for head in range(4):
+            scores = 0.7 * q[0, head] @ k[0, head // 2].T
+            weights = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), float("-inf")).softmax(-1)
+            torch.testing.assert_close(out[0, :, head], weights @ v[0, head // 2], **CLOSE)
+
+
+def test_flex_attention_has_the_same_rule() -> None:
+    layout = some_layout(3, rows=2, length=128)
+    rule = FlexAttention(layout).block_mask.mask_mod
+    b, query, key = torch.arange(2)[:, None, None], torch.arange(128)[None, :, None], torch.arange(128)[None, None, :]
+    assert torch.equal(rule(b, torch.tensor(0), query, key), may_attend(layout.document_BL, layout.span_BL))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_flex_attention_equals_dense_forward_and_backward(heads: int, kv_heads: int) -> None:
+    layout = some_layout(1, rows=4, length=256)
+    real = layout.document_BL >= 0
+    cuda = Layout(*(x.cuda() for x in (layout.document_BL, layout.span_BL, layout.start_D, layout.length_D)))
+    results = []
+    for backend, device in ((DenseAttention(layout), "cpu"), (FlexAttention(cuda), "cuda"), (DocumentAttention(cuda), "cuda")):
+        leaves = qkv(layout, heads, kv_heads, d=16, dtype=torch.float32)
+        out = backend.attend(0, *(x.to(device) for x in leaves), 0.3).cpu()[real]
+        out.square().sum().backward()
+        results.append([out, *(x.grad for x in leaves)])
+    for result in results[1:]:
+        for a, b in zip(results[0], result, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=5e-3)  # the kernel may multiply in TF32
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_a_cache_gives_what_one_pass_gives(heads: int, kv_heads: int) -> None:
+    """Two documents of different prefix lengths, continued first by an image span, then token by token."""
+    prefixes, span, d = [5, 9], 6, 8
+    generator = torch.Generator().manual_seed(0)
+    shapes = [[(1, h, n + span + 2, d) for h in (heads, kv_heads, kv_heads)] for n in prefixes]
+    whole = [[torch.randn(shape, generator=generator, dtype=torch.float64) for shape in three] for three in shapes]
+    expected = []
+    for n, (q, k, v) in zip(prefixes, whole, strict=True):
+        document = torch.zeros((1, n + span + 2), dtype=torch.int64)
+        spans = torch.full_like(document, -1)
+        spans[:, n : n + span] = 0
+        layout = Layout(document, spans, torch.tensor([0]), torch.tensor([n + span + 2]))
+        expected.append(DenseAttention(layout).attend(0, q, k, v, 0.3))
+    parts = []
+    for n, (q, k, v) in zip(prefixes, whole, strict=True):
+        part = CachedAttention([1], torch.ones((n, n), dtype=torch.bool).tril())
+        out = part.attend(0, q[:, :, :n], k[:, :, :n], v[:, :, :n], 0.3)
+        torch.testing.assert_close(out, expected[len(parts)][:, :n], **CLOSE)
+        parts.append(part)
+    cache = CachedAttention.join(parts)
+    assert cache.rows == 2
+
+    def step(first: int, last: int) -> Tensor:
+        taken = [[x[:, :, n + first : n + last] for x in parts] for n, parts in zip(prefixes, whole, strict=True)]
+        return cache.attend(0, *(torch.cat(xs) for xs in zip(*taken, strict=True)), 0.3)
+
+    for first, last, append in ((0, span, False), (0, span, True), (span, span + 1, True), (span + 1, span + 2, True)):
+        cache.append = append
+        out = step(first, last)
+        for row, n in enumerate(prefixes):
+            torch.testing.assert_close(out[row : row + 1], expected[row][:, n + first : n + last], **CLOSE)
+
+
+def test_rows_of_a_cache_can_be_selected() -> None:
+    cache = CachedAttention([2, 1])
+    keys = [torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 3, 1), torch.full((1, 1, 4, 1), 2.0)]
+    cache.cache = {0: [(k, k) for k in keys]}
+    chosen = cache.select([1, 1, 2])
+    assert chosen.group_sizes == [2, 1] and [k[:, 0, 0, 0].tolist() for k, _ in chosen.cache[0]] == [[1, 1], [2]]
+    assert cache.select([0, 1, 2]) is cache and cache.select([2]).group_sizes == [1]
+    with pytest.raises(ValueError, match="ascending"):
+        cache.select([1, 0])

@@ -1,0 +1,264 @@
+"""The whole model on packed rows: packed = one by one, nothing leaks, images are seen whole."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from samples import TOKENS, decoder_output, documents, pack, place, plain_draws, random_batch
+from torch import Tensor
+
+from tunalab.config import ObjectiveConfig
+from tunalab.data.packing import PackedBatch
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.frontends.registry import FRONTENDS
+from tunalab.model.decoder import sincos_positions
+from tunalab.model.objective import Draws, SumCount, losses, to_space
+from tunalab.model.unified import UnifiedModel
+
+Models = Callable[..., UnifiedModel]
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+NAMES = sorted(FRONTENDS)
+KINDS = "cvgetbgvec"
+OBJECTIVE = ObjectiveConfig()
+
+
+@pytest.fixture
+def batch(tokenizer: Tokenizer) -> PackedBatch:
+    return random_batch(KINDS, 2, tokenizer)
+
+
+def gradients(model: UnifiedModel) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def total(parts: dict[str, SumCount]) -> Tensor:
+    return parts["text"].sum + 0.1 * parts["flow"].sum
+
+
+def outputs(model: UnifiedModel, batch: PackedBatch, draws: Draws) -> tuple[Tensor, Tensor]:
+    out = model(batch, draws.noise_NChw, draws.t_N, draws.mask_NT)
+    return out.logits_KV, out.prediction_MChw
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_equals_one_by_one(name: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
+    """Logits, predictions, losses and gradients, with masks and noise."""
+    model = tiny_model(name)
+    placed = place(documents(KINDS), tokenizer)
+    packed = pack(placed, 2, tokenizer)
+    draws = plain_draws(model, packed, masked=0.3)
+    logits, predictions = outputs(model, packed, draws)
+    parts = losses(model, packed, draws, OBJECTIVE)
+    total(parts).backward()
+    expected = gradients(model)
+    # Documents stand in a batch in the order of rows; images are numbered in the same order.
+    in_order = [p for row in range(2) for p in placed[row::2]]
+    alone_logits, alone_predictions, image, sums = [], [], 0, {"text": 0.0, "flow": 0.0}
+    counts = {"text": 0, "flow": 0}
+    for one in in_order:
+        alone = pack([one], 1, tokenizer)
+        n = len(alone.generate_N)
+        own = plain_draws(model, alone)  # of the right shapes where there is no image
+        if n:
+            own = Draws(*(x[image : image + n] for x in (draws.t_N, draws.mask_NT, draws.noise_NChw)))
+        image += n
+        out = outputs(model, alone, own)
+        alone_logits.append(out[0])
+        if len(out[1]):
+            alone_predictions.append(out[1])
+        own_parts = losses(model, alone, own, OBJECTIVE)
+        total(own_parts).backward()
+        for key, part in own_parts.items():
+            sums[key] += part.sum.item()
+            counts[key] += part.count
+    torch.testing.assert_close(torch.cat(alone_logits), logits, **CLOSE)
+    torch.testing.assert_close(torch.cat(alone_predictions), predictions, **CLOSE)
+    for key, part in parts.items():
+        assert counts[key] == part.count and sums[key] == pytest.approx(part.sum.item(), rel=1e-4)
+    summed = gradients(model)
+    assert summed.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(summed[parameter] / scale, gradient / scale, rtol=1e-3, atol=1e-4, msg=parameter)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backends_agree_on_the_whole_model(name: str, tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model(name)
+    draws = plain_draws(model, batch, masked=0.3)
+    results = []
+    for backend in ("dense", "document"):
+        model.attention = backend
+        logits, prediction = outputs(model, batch, draws)
+        (logits.square().mean() + prediction.square().mean()).backward()
+        results.append((logits, prediction, gradients(model)))
+    for a, b in zip(results[0][:2], results[1][:2], strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+    for parameter, gradient in results[0][2].items():
+        torch.testing.assert_close(results[1][2][parameter], gradient, rtol=1e-3, atol=1e-5, msg=parameter)
+
+
+def text_columns(batch: PackedBatch, d: int) -> list[int]:
+    """Flat indices of a document's text."""
+    first, n = int(batch.start_D[d]), int(batch.length_D[d])
+    span = batch.span_BL.flatten()
+    return [at for at in range(first, first + n) if span[at] < 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["dense", "document"])
+def test_a_later_token_changes_nothing_earlier_and_no_other_document(backend: str, tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    model.attention = backend
+    before = decoder_output(model, batch).flatten(0, 1)
+    document = batch.document_BL.flatten()
+    for d in range(len(batch.start_D)):
+        columns = text_columns(batch, d)
+        for at in {columns[0], columns[len(columns) // 2], columns[-1]}:
+            ids = batch.ids_BL.flatten().clone()
+            ids[at] = (ids[at] + 7) % 300
+            changed = PackedBatch(**{**vars(batch), "ids_BL": ids.view_as(batch.ids_BL)})
+            moved = (decoder_output(model, changed).flatten(0, 1) - before).abs().amax(1) > 0
+            affected = (document == d) & (torch.arange(len(document)) >= at)
+            assert not moved[~affected].any(), f"document {d}: a change at {at} reached {moved.nonzero().flatten().tolist()}"
+            assert moved[at] and moved[affected].float().mean() > 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pixel_changes_its_whole_span_and_what_follows(name: str, tiny_model: Models, batch: PackedBatch) -> None:
+    """Also from the last corner of the image: a span is bidirectional, time token included. Earlier text never changes."""
+    model = tiny_model(name)
+    x = to_space(model, batch)
+    before = decoder_output(model, batch, x).flatten(0, 1)
+    document = batch.document_BL.flatten()
+    for image in range(len(batch.generate_N)):
+        changed = x.clone()
+        changed[image, 0, -1, -1] += 0.5
+        moved = (decoder_output(model, batch, changed).flatten(0, 1) - before).abs().amax(1) > 0
+        span = batch.span_N_1T[image]
+        assert len(span) == 1 + TOKENS and moved[span].all(), "every token of the span, the time token too"
+        affected = (document == document[span[0]]) & (torch.arange(len(document)) >= span[0])
+        assert not moved[~affected].any()
+        assert moved[affected].all(), "and all that follows"
+
+
+@torch.no_grad()
+def test_the_time_of_an_image_reaches_its_span_only(tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    N = len(batch.generate_N)
+    before = decoder_output(model, batch, t_N=torch.ones(N)).flatten(0, 1)
+    for image in range(N):
+        t = torch.ones(N)
+        t[image] = 0.2
+        moved = (decoder_output(model, batch, t_N=t).flatten(0, 1) - before).abs().amax(1) > 0
+        span = batch.span_N_1T[image]
+        assert moved[span].all() and not moved[: span[0]].any()
+        assert not moved[batch.document_BL.flatten() != batch.document_BL.flatten()[span[0]]].any()
+
+
+@torch.no_grad()
+def test_padding_is_attended_by_nothing(tiny_model: Models, batch: PackedBatch) -> None:
+    for backend in ("dense", "document"):
+        model = tiny_model("patch_embed")
+        model.attention = backend
+        real = batch.document_BL >= 0
+        assert not real.all()
+        before = decoder_output(model, batch)[real]
+        changed = PackedBatch(**{**vars(batch), "ids_BL": torch.where(real, batch.ids_BL, 9)})
+        assert torch.equal(decoder_output(model, changed)[real], before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["dense", "document"])
+def test_predictions_see_their_own_document_up_to_their_span(backend: str, tiny_model: Models, batch: PackedBatch) -> None:
+    """The flow head keeps the decoder's rule: the prompt and the source matter, the text behind and other documents do not."""
+    model = tiny_model("patch_embed")
+    model.attention = backend
+    draws = plain_draws(model, batch)
+    _, before = outputs(model, batch, draws)
+    generating = batch.generate_N.nonzero().flatten().tolist()
+    document = batch.document_BL.flatten()
+    for d in range(len(batch.start_D)):
+        columns = text_columns(batch, d)
+        for at in {columns[0], columns[len(columns) // 2], columns[-2], columns[-1]}:
+            ids = batch.ids_BL.flatten().clone()
+            ids[at] = (ids[at] + 7) % 300
+            changed = PackedBatch(**{**vars(batch), "ids_BL": ids.view_as(batch.ids_BL)})
+            _, after = outputs(model, changed, draws)
+            for m, image in enumerate(generating):
+                first = int(batch.span_N_1T[image, 0])
+                reaches = int(document[first]) == d and at < first
+                assert torch.equal(after[m], before[m]) != reaches
+    # One cell of a picture's noise moves its whole prediction and no other one; a source moves the edit behind it.
+    for image in range(len(batch.generate_N)):
+        noise = draws.noise_NChw.clone()
+        noise[image, 0, 0, 0] += 1
+        _, after = outputs(model, batch, Draws(draws.t_N, draws.mask_NT, noise))
+        own = document[batch.span_N_1T[image, 0]]
+        for m, other in enumerate(generating):
+            same = document[batch.span_N_1T[other, 0]] == own and other >= image
+            assert bool((after[m] != before[m]).flatten(1).any(1).all()) == bool(same)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_labelled_tokens(tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    x, t = to_space(model, batch), torch.ones(len(batch.generate_N))
+    mask = torch.zeros((len(t), TOKENS), dtype=torch.bool)
+    everywhere = model.decoder.lm_head(decoder_output(model, batch, x)).flatten(0, 1)
+    torch.testing.assert_close(model(batch, x, t, mask).logits_KV, everywhere[batch.logit_K], **CLOSE)
+
+
+@torch.no_grad()
+def test_masked_tokens_are_not_seen(tiny_model: Models, batch: PackedBatch) -> None:
+    """What a masked patch shows changes no logit and no prediction; an unmasked one does. Positions stay visible."""
+    model = tiny_model("patch_embed")
+    draws = plain_draws(model, batch)
+    draws.mask_NT[:, 3] = True
+    before = outputs(model, batch, draws)
+    for column, seen in ((24, False), (16, True)):  # of the first row of patches: token 3, token 2
+        noise = draws.noise_NChw.clone()
+        noise[:, :, :8, column : column + 8] += 1
+        after = outputs(model, batch, Draws(draws.t_N, draws.mask_NT, noise))
+        assert all(torch.equal(a, b) != seen for a, b in zip(after, before, strict=True))
+    x = to_space(model, batch)
+    all_masked = model.visual(x, torch.ones((len(x), TOKENS), dtype=torch.bool))
+    assert not torch.equal(all_masked[0, 0], all_masked[0, 1]), "sincos2d"
+    model.image_positions = "none"
+    all_masked = model.visual(x, torch.ones((len(x), TOKENS), dtype=torch.bool))
+    assert torch.equal(all_masked, model.mask_token.token_D.expand_as(all_masked))
+
+
+def test_positions_tell_rows_from_columns() -> None:
+    table = sincos_positions(3, 5, 32, torch.device("cpu")).view(3, 5, 32)
+    flat = table.view(15, 32)
+    distances = torch.cdist(flat, flat) + 9 * torch.eye(15)
+    assert distances.min() > 0.5
+    assert torch.equal(table[0, :, :16], table[0, :1, :16].expand(5, 16)), "the first half is the row alone"
+    assert torch.equal(table[:, 0, 16:], table[:1, 0, 16:].expand(3, 16)), "the second half is the column alone"
+    assert sincos_positions(2, 2, 10, torch.device("cpu")).shape == (4, 10), "a width that is no multiple of 4"
+
+
+def test_slots_and_tokens_must_match_in_number(tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    N = len(batch.generate_N)
+    larger = torch.zeros((N, 3, 40, 40))
+    with pytest.raises(ValueError, match="slots"):
+        model(batch, larger, torch.ones(N), torch.zeros((N, 25), dtype=torch.bool))
+    with pytest.raises(ValueError, match="slots"):
+        model(batch, larger[:-1, :, :32, :32], torch.ones(N - 1), torch.zeros((N - 1, TOKENS), dtype=torch.bool))
+
+
+def test_scatter_touches_its_slots_alone(tiny_model: Models, batch: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    h = torch.zeros((*batch.ids_BL.shape, 4))
+    N = len(batch.generate_N)
+    visual = torch.arange(1.0, N * TOKENS + 1).view(N, TOKENS, 1).expand(-1, -1, 4)
+    time = -torch.arange(1.0, N + 1)[:, None].expand(-1, 4)
+    out = model.scatter(h, batch.span_N_1T, visual, time)
+    assert (out[batch.span_BL < 0] == 0).all() and (h == 0).all()
+    flat = out.flatten(0, 1)[batch.span_N_1T]
+    assert torch.equal(flat[:, 0], time) and torch.equal(flat[:, 1:], visual)
