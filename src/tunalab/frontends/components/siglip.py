@@ -39,9 +39,9 @@ class EncoderConfig:
     heads: int = 4
     text_layers: int = 2
     context: int = 64
-    steps: int = 1000
-    batch: int = 128
-    lr: float = 2e-3
+    steps: int = 600
+    batch: int = 64
+    lr: float = 1e-3
     held_out: int = 256
     tokenizer: TokenizerConfig = TokenizerConfig()
 
