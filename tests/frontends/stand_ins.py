@@ -16,7 +16,7 @@ CONFIGS = {
 }
 TINY = ComponentSettings(
     tokenizer=TokenizerConfig(vocabulary=300, texts=50),
-    vae=VaeConfig(width=32, steps=2, batch=4, start_images=32, held_out=8),
+    vae=VaeConfig(latent_channels=16, width=32, steps=2, batch=4, start_images=32, held_out=8),
     encoder=EncoderConfig(width=32, depth=3, heads=2, text_layers=1, steps=2, batch=4, held_out=8),
 )
 
