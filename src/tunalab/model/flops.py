@@ -79,5 +79,3 @@ def _count(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, flo
     with counter, torch.no_grad():
         result = function(x)
     return result, float(counter.get_total_flops())
-
-

@@ -55,23 +55,25 @@ class FlowHead(nn.Module):
         self.blocks = nn.ModuleList(FlowHeadBlock(width, config) for _ in range(config.blocks))
         self.final_norm = nn.RMSNorm(width, eps=1e-6)
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, token_dim)
+        # Its size differs between target spaces; were its default weights drawn from the common generator, everything drawn
+        # afterwards would differ between front-ends too.
+        with torch.random.fork_rng(devices=[]):
+            self.output = nn.Linear(width, token_dim)
         self.head_dim = config.head_dim
 
     def initialise(self, std: float) -> None:
         """Weights N(0, std^2), biases 0; modulation and output zero: at the start text passes and every prediction is 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
         for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
             if name.endswith("modulation") or name == "output":
-                nn.init.zeros_(module.get_parameter("weight"))
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
-    def forward(
-        self, h_BLD: Tensor, time_ND: Tensor, span_BL: Tensor, rotary: RotaryTables, backend: AttentionBackend
-    ) -> Tensor:
+    def forward(self, h_BLD: Tensor, time_ND: Tensor, span_BL: Tensor, rotary: RotaryTables, backend: AttentionBackend) -> Tensor:
         """Blocks only, (B, L, D). ``span_BL`` indexes ``time_ND``, -1 for text."""
         silu_time_ND = F.silu(time_ND)
         for layer, block in enumerate(self.blocks):

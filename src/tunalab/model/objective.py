@@ -38,9 +38,7 @@ def loss_counts(batch: PackedBatch) -> dict[str, int]:
     return {"text": len(batch.label_K), "flow": int(batch.generate_N.sum()) * (batch.span_N_1T.shape[1] - 1)}
 
 
-def draw(
-    batch: PackedBatch, objective: ObjectiveConfig, seed: int, tokens: int, shape: tuple[int, ...], masking: bool
-) -> Draws:
+def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, tokens: int, shape: tuple[int, ...], masking: bool) -> Draws:
     """Times, masks and noise as a function of (seed, an image's place in the stream) alone.
 
     So they do not depend on how documents were batched, and times and masks not on the front-end either: those are drawn before

@@ -1,0 +1,90 @@
+"""Variants start equal: all but the front-end and the head's last layer, whatever the front-end draws."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tunalab.model.build as build_module
+from tunalab.config import DecoderConfig, FrontEndConfig, RunConfig, load_config
+from tunalab.frontends.registry import FRONTENDS
+from tunalab.model.build import build_model, parameter_counts
+from tunalab.model.decoder import build_decoder
+from tunalab.model.unified import UnifiedModel
+
+REPOSITORY = Path(__file__).parents[2]
+VARIANTS = sorted((REPOSITORY / "variants").glob("*.yaml"))
+
+
+@pytest.fixture
+def build(tiny_model: Callable[..., UnifiedModel], monkeypatch: pytest.MonkeyPatch) -> Callable[..., UnifiedModel]:
+    """``build_model`` with untrained front-ends that draw different numbers of random values."""
+
+    def stand_in(config: FrontEndConfig, width: int, image_size: int, components: object) -> torch.nn.Module:
+        torch.rand(len(config.name))
+        return tiny_model(config.name).frontend
+
+    monkeypatch.setattr(build_module, "build_frontend", stand_in)
+
+    def build(name: str, seed: int = 0) -> UnifiedModel:
+        config = RunConfig(seed=seed, frontend=FrontEndConfig(name=name))
+        config.decoder.width, config.decoder.mlp, config.head.head_dim, config.head.mlp = 32, 48, 16, 48
+        return build_model(config, None, 300)
+
+    return build
+
+
+def shared(model: UnifiedModel) -> dict[str, torch.Tensor]:
+    return {name: w for name, w in model.state_dict().items() if not name.startswith(("frontend.", "head.output."))}
+
+
+def test_shared_weights_start_equal_for_every_front_end(build: Callable[..., UnifiedModel]) -> None:
+    first, *others = (shared(build(name)) for name in sorted(FRONTENDS))
+    assert len(first) > 50 and len(others) == len(FRONTENDS) - 1
+    for other in others:
+        assert other.keys() == first.keys()
+        for name, weight in first.items():
+            assert torch.equal(weight, other[name]), name
+
+
+def test_the_seed_decides_and_nothing_before_it(build: Callable[..., UnifiedModel]) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a = build("patch_embed").state_dict()
+    assert torch.equal(torch.get_rng_state(), before), "building leaves the global generator alone"
+    torch.manual_seed(2)
+    b, c = build("patch_embed").state_dict(), build("patch_embed", seed=1).state_dict()
+    own = [name for name in a if not name.startswith("frontend.")]  # the stand-in's weights are not of this seed
+    assert all(torch.equal(a[name], b[name]) for name in own)
+    assert not torch.equal(a["decoder.model.embed_tokens.weight"], c["decoder.model.embed_tokens.weight"])
+    assert not torch.equal(a["head.blocks.0.q.weight"], c["head.blocks.0.q.weight"])
+
+
+def test_no_weight_of_the_head_or_decoder_is_left_at_a_library_default(build: Callable[..., UnifiedModel]) -> None:
+    model = build("patch_embed")
+    for name, module in [*model.head.named_modules(), *model.decoder.named_modules()]:
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and module.weight.any():
+            assert module.weight.std().item() == pytest.approx(DecoderConfig().init_std, rel=0.15), name
+
+
+@pytest.mark.parametrize("experiment", sorted((REPOSITORY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_variant_builds_on_the_meta_device_with_equal_shared_parts(experiment: Path) -> None:
+    counts = []
+    for variant in VARIANTS:
+        config = load_config(experiment, variant, [])
+        with torch.device("meta"):
+            model = build_model(config, None, 512)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
+        parts = parameter_counts(model)
+        assert parts["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        head_output = sum(p.numel() for p in model.head.output.parameters())
+        counts.append((rows * columns, parts["decoder"], parts["flow_head"] - head_output, parts["time_embedding"]))
+    assert len(counts) >= 3 and len(set(counts)) == 1, "tokens an image and sizes of all shared parts"
+
+
+def test_embeddings_are_one_table_or_two() -> None:
+    for tied in (True, False):
+        decoder = build_decoder(DecoderConfig(width=16, layers=1, heads=2, kv_heads=1, mlp=16, tie_embeddings=tied), 20)
+        assert (decoder.lm_head.weight is decoder.model.embed_tokens.weight) == tied

@@ -1,0 +1,175 @@
+"""What is drawn for a batch, and its losses: edges, sums and counts, and that they train."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from samples import TOKENS, documents, pack, place, plain_draws, random_batch
+
+from tunalab.config import MaskingConfig, ObjectiveConfig
+from tunalab.data.packing import PackedBatch, Placed, collate
+from tunalab.data.sequence import TokenSequence
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.frontends.registry import FRONTENDS
+from tunalab.model import flow
+from tunalab.model.objective import draw, flow_loss, loss_counts, losses, space_shape, to_space
+from tunalab.model.unified import UnifiedModel
+
+Models = Callable[..., UnifiedModel]
+PIXELS, LATENT = (3, 32, 32), (4, 4, 4)
+NAMES = sorted(FRONTENDS)
+
+
+def by_key(batch: PackedBatch, values: torch.Tensor) -> dict[int, torch.Tensor]:
+    return dict(zip(batch.key_N.tolist(), values, strict=True))
+
+
+def test_draws_are_a_function_of_an_images_place_in_the_stream(tokenizer: Tokenizer) -> None:
+    """Independent of how documents were batched, and the times and masks of the target space too."""
+    placed = place(documents("cvgetgve"), tokenizer)
+    objective = ObjectiveConfig()
+    whole = pack(placed, 1, tokenizer)
+    turned = pack([placed[at] for at in (5, 2, 7, 0, 1, 3, 6, 4)], 3, tokenizer)
+    draws = draw(whole, objective, 7, TOKENS, PIXELS, masking=True)
+    other = draw(turned, objective, 7, TOKENS, PIXELS, masking=True)
+    assert whole.key_N.tolist() != turned.key_N.tolist() and draws.mask_NT.any()
+    for a, b in ((draws.t_N, other.t_N), (draws.mask_NT, other.mask_NT), (draws.noise_NChw, other.noise_NChw)):
+        theirs = by_key(turned, b)
+        assert all(torch.equal(value, theirs[key]) for key, value in by_key(whole, a).items())
+    latent = draw(whole, objective, 7, TOKENS, LATENT, masking=True)
+    assert torch.equal(latent.t_N, draws.t_N) and torch.equal(latent.mask_NT, draws.mask_NT)
+    seeded = draw(whole, objective, 8, TOKENS, PIXELS, masking=True)
+    assert not torch.equal(seeded.t_N, draws.t_N) and not torch.equal(seeded.noise_NChw, draws.noise_NChw)
+
+
+def test_draws_leave_the_global_generator_alone(tokenizer: Tokenizer) -> None:
+    batch = random_batch("ge", 1, tokenizer)
+    before = torch.get_rng_state()
+    draw(batch, ObjectiveConfig(), 0, TOKENS, PIXELS, masking=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def many(tokenizer: Tokenizer, generate: bool, n: int = 1500) -> PackedBatch:
+    """A batch of which only the keys and kinds of images matter."""
+    batch = random_batch("g", 1, tokenizer)
+    pixels = torch.zeros((n, 32, 32, 3), dtype=torch.uint8)
+    parts = {"key_N": torch.arange(n), "generate_N": torch.full((n,), generate), "pixels_NHWC": pixels}
+    return PackedBatch(**{**vars(batch), **parts})
+
+
+def test_draws_follow_their_laws(tokenizer: Tokenizer) -> None:
+    objective = ObjectiveConfig(understanding_noise=0.3, masking=MaskingConfig(ratio=0.5, probability=0.4))
+    generated = draw(many(tokenizer, True), objective, 0, TOKENS, (1, 2, 2), masking=True)
+    logit = generated.t_N.logit()
+    assert abs(logit.mean() - objective.time_mean) < 0.1 and abs(logit.std() - objective.time_std) < 0.1
+    assert abs(generated.noise_NChw.mean()) < 0.05 and abs(generated.noise_NChw.std() - 1) < 0.05
+    assert abs(generated.mask_NT.any(1).float().mean() - 0.4 * 7.5 / 8) < 0.06  # a small ratio may round to no token
+    # Time, mask and noise are drawn independently of each other.
+    columns = torch.stack([logit, generated.mask_NT.float().mean(1), generated.noise_NChw.mean((1, 2, 3))])
+    assert (columns.corrcoef() - torch.eye(3)).abs().max() < 0.1
+    looked_at = draw(many(tokenizer, False), objective, 0, TOKENS, (1, 2, 2), masking=True)
+    assert abs((looked_at.t_N < 1).float().mean() - 0.3) < 0.05
+    assert 0.9 <= looked_at.t_N.min() < 0.91 and looked_at.t_N.max() == 1
+    clean = draw(many(tokenizer, False), ObjectiveConfig(understanding_noise=0), 0, TOKENS, (1, 2, 2), masking=False)
+    assert (clean.t_N == 1).all() and not clean.mask_NT.any()
+
+
+@pytest.mark.parametrize("prediction", ["x", "v"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_exact_prediction_has_no_flow_loss(prediction: str, scale: float, tokenizer: Tokenizer) -> None:
+    objective = ObjectiveConfig(prediction=prediction, noise_scale=scale)
+    batch = random_batch("gcge", 1, tokenizer)
+    x = torch.randn((len(batch.key_N), *PIXELS), generator=torch.Generator().manual_seed(0))
+    draws = draw(batch, objective, 0, TOKENS, PIXELS, masking=True)
+    g = batch.generate_N
+    exact = flow.target(x[g], draws.noise_NChw[g], prediction, scale)
+    loss = flow_loss(exact, x, draws, g, objective, TOKENS)
+    assert loss.sum.item() == 0 and loss.count == 3 * TOKENS
+    # Off by one everywhere: the velocity's squared error, token by token.
+    off = flow_loss(exact + 1, x, draws, g, objective, TOKENS)
+    weight = (1 - draws.t_N[g]).clamp(min=objective.min_one_minus_t) ** -2 if prediction == "x" else torch.ones(3)
+    assert off.sum.item() == pytest.approx(TOKENS * weight.sum().item(), rel=1e-5)
+
+
+def test_text_loss_is_the_cross_entropy_of_the_labels(tiny_model: Models, tokenizer: Tokenizer) -> None:
+    model = tiny_model("patch_embed")
+    batch = random_batch("cvt", 2, tokenizer)
+    draws = plain_draws(model, batch)
+    x = to_space(model, batch)
+    logits = model(batch, flow.interpolate(x, draws.noise_NChw, draws.t_N, 1.0), draws.t_N, draws.mask_NT).logits_KV
+    expected = -logits.log_softmax(-1)[torch.arange(len(batch.label_K)), batch.label_K].sum()
+    parts = losses(model, batch, draws, ObjectiveConfig())
+    torch.testing.assert_close(parts["text"].sum, expected)
+    assert parts["text"].count == len(batch.label_K) and parts["flow"].count == 0 and parts["flow"].sum.item() == 0
+    given = losses(model, batch, draws, ObjectiveConfig(), x)
+    assert torch.equal(given["text"].sum, parts["text"].sum)
+
+
+def edge(kind: str, tokenizer: Tokenizer) -> PackedBatch:
+    if kind == "single token":
+        one = Placed(0, TokenSequence("text", torch.tensor([5]).numpy(), torch.tensor([False]).numpy(), ()))
+        return collate([[one], place(documents("g"), tokenizer)], 64, tokenizer.pad)
+    if kind == "nothing but one token":
+        one = Placed(0, TokenSequence("text", torch.tensor([5]).numpy(), torch.tensor([False]).numpy(), ()))
+        return collate([[one]], 8, tokenizer.pad)
+    kinds = {"no generation": "cvt", "no text target": "geb", "all masked": "cge", "text alone": "tt", "no target at all": "bb"}
+    return random_batch(kinds[kind], 1, tokenizer)
+
+
+EDGES = ["no generation", "no text target", "all masked", "text alone", "no target at all", "single token", "nothing but one token"]
+
+
+@pytest.mark.parametrize("kind", EDGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_edges_are_finite_and_empty_sets_count_nothing(kind: str, name: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
+    model = tiny_model(name)
+    batch = edge(kind, tokenizer)
+    draws = plain_draws(model, batch, masked=1.1 if kind == "all masked" else 0.3)
+    assert kind != "all masked" or draws.mask_NT.all()
+    parts = losses(model, batch, draws, ObjectiveConfig())
+    counts = loss_counts(batch)
+    assert counts == {key: part.count for key, part in parts.items()}
+    assert counts["text"] == len(batch.label_K) and counts["flow"] == TOKENS * int(batch.generate_N.sum())
+    for part in parts.values():
+        assert torch.isfinite(part.sum) and (part.sum.item() == 0) == (part.count == 0)
+    (parts["text"].sum + parts["flow"].sum).backward()
+    found = {parameter: p.grad for parameter, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    if not any(counts.values()):
+        assert not any(gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kinds", ["t", "cv"])
+def test_draws_and_shapes_of_batches_that_generate_nothing(name: str, kinds: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
+    model = tiny_model(name)
+    batch = random_batch(kinds, 1, tokenizer)
+    shape, tokens = space_shape(model, batch)
+    draws = draw(batch, ObjectiveConfig(), 0, tokens, shape, masking=True)
+    assert to_space(model, batch).shape == draws.noise_NChw.shape
+    assert torch.isfinite(losses(model, batch, draws, ObjectiveConfig())["text"].sum)
+
+
+@pytest.mark.parametrize("prediction", ["x", "v"])
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_lower_both_losses_and_reach_every_trained_part(
+    prediction: str, name: str, tiny_model: Models, tokenizer: Tokenizer
+) -> None:
+    """One batch, its draws fixed; overfitting further is left to the training tests."""
+    model = tiny_model(name).train()
+    objective = ObjectiveConfig(prediction=prediction)
+    batch = random_batch("cvget", 2, tokenizer)
+    draws = plain_draws(model, batch, masked=0.3)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
+    x = to_space(model, batch)
+    history: list[dict[str, float]] = []
+    for step in range(8):
+        parts = losses(model, batch, draws, objective, x)
+        history.append({key: (part.sum / part.count).item() for key, part in parts.items()})
+        sum(part.sum / part.count for part in parts.values()).backward()  # type: ignore[union-attr]
+        if step == 0:
+            assert all(p.grad is not None and p.grad.any() for p in trained.values()), "no trained parameter is left out"
+        optimizer.step()
+        optimizer.zero_grad()
+    assert history[-1]["text"] < history[0]["text"] and history[-1]["flow"] < history[0]["flow"]
