@@ -109,8 +109,11 @@ def components(arguments: argparse.Namespace) -> int:
 
 def figure(arguments: argparse.Namespace) -> int:
     from tunalab.results.figures import draw
+    from tunalab.results.labels import FIGURE_NAMES
     from tunalab.results.records import read_records
 
+    if arguments.name not in FIGURE_NAMES:
+        raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
     command = f"tunalab figure {arguments.name} --records {arguments.records}"
     print(f"wrote {draw(arguments.name, read_records(arguments.records), arguments.out or arguments.records.parent, command)}")
     return 0
@@ -153,8 +156,11 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def _config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
     from tunalab.config import load_config
+    from tunalab.data.sources import check_sources
 
-    return load_config(_yaml("experiments", experiment), _yaml("variants", variant), settings)
+    config = load_config(_yaml("experiments", experiment), _yaml("variants", variant), settings)
+    check_sources(config)
+    return config
 
 
 def _cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":

@@ -30,11 +30,11 @@ class ManifestConfig:
 @dataclass
 class DataConfig:
     image_size: int = 32  # pixels along a side
-    levels: list[float] = field(default_factory=lambda: [0.7, 0.2, 0.1])  # share of scene difficulty levels 1, 2, 3
-    questions_per_image: int = 3
+    levels: list[float] = field(default_factory=lambda: [0.85, 0.1, 0.05])  # share of scene difficulty levels 1, 2, 3
+    questions_per_image: int = 5
     caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance
     row_tokens: int = 512  # length of a packed row
-    rows: int = 4  # packed rows a micro-batch and rank
+    rows: int = 2  # packed rows a micro-batch and rank
     accumulate: int = 1  # micro-batches an optimiser step
     lookahead: int = 48  # documents that wait for a row they fit into
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
@@ -58,12 +58,12 @@ class DecoderConfig:
     """A Qwen2 decoder from scratch."""
 
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    mlp: int = 384
+    mlp: int = 256
     rope_theta: float = 10000.0
-    init_std: float = 0.08
+    init_std: float = 0.04
     tie_embeddings: bool = True  # input and output embeddings are one table (Qwen2.5 up to 3B) or two
     image_positions: str = "sincos2d"  # added to visual tokens of every front-end: sincos2d | none (the published models)
 
@@ -74,7 +74,7 @@ class FlowHeadConfig:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
-    mlp: int = 384
+    mlp: int = 256
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tunalab.config import DataConfig, ManifestConfig
+from tunalab.config import DataConfig, ManifestConfig, RunConfig
 from tunalab.data.documents import KINDS, Corpus
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.manifest import ManifestCorpus
@@ -36,6 +36,15 @@ class SourceSettings:
 def source_names(settings: SourceSettings) -> list[str]:
     """Every name that :func:`build_source` knows under these settings."""
     return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *(f"manifest/{key}" for key in settings.manifests)]
+
+
+def check_sources(config: RunConfig) -> None:
+    """Raises UserError for a mix that names an unknown source: before anything is trained for it."""
+    known = source_names(SourceSettings.of(config.data, config.seed))
+    for stage_name, stage in config.stages.items():
+        for name in stage.mix:
+            if name not in known:
+                raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {', '.join(known)}")
 
 
 def build_source(name: str, settings: SourceSettings) -> Corpus:

@@ -84,7 +84,7 @@ class TrainingStream(IterableDataset[Step]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        names = sorted({name for stage in stages.values() for name in stage.mix})
+        names = sorted({name for stage in stages.values() for name, weight in stage.mix.items() if weight > 0})
         self.sources = {name: open_source(name) for name in names}
         lengths = {name: source.length for name, source in self.sources.items()}
         self.rejects = RejectLog(reject_path, config.reject_share, lengths=lengths)

@@ -24,8 +24,10 @@ _SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#4D4D4D")
 
 
 def benchmark_label(name: str) -> str:
-    """``count (CountBench)``; a benchmark without a counterpart keeps its name."""
-    return f"{name} ({PUBLISHED[name]})" if name in PUBLISHED else name
+    """``count (CountBench)``, ``count, level 3 (CountBench)``; a benchmark without a counterpart keeps its name."""
+    kind, _, level = name.partition("@")
+    label = f"{kind}, level {level}" if level else kind
+    return f"{label} ({PUBLISHED[kind]})" if kind in PUBLISHED else label
 
 
 def variant_label(name: str) -> str:
@@ -40,9 +42,14 @@ def ordered_variants(names: Iterable[str]) -> list[str]:
 
 
 def ordered_benchmarks(names: Iterable[str]) -> list[str]:
-    """Benchmarks with a published counterpart in a fixed order, then others by name."""
-    present = set(names)
-    return [name for name in PUBLISHED if name in present] + sorted(present - set(PUBLISHED))
+    """Benchmarks with a published counterpart in a fixed order, then others by name, then the same at higher levels."""
+    kinds = list(PUBLISHED)
+
+    def place(name: str) -> tuple[str, int, str]:
+        kind, _, level = name.partition("@")
+        return level, kinds.index(kind) if kind in kinds else len(kinds), name
+
+    return sorted(set(names), key=place)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,81 @@
+"""The folders of the package form a line: each imports from those before it only."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tunalab
+
+PACKAGE = Path(tunalab.__file__).parent
+ORDER = [
+    "errors",
+    "limits",
+    "config",
+    "data",
+    "frontends",
+    "model",
+    "inference",
+    "evaluation",
+    "results",
+    "training",
+    "bench",
+    "sweeps",
+    "cli",
+    "__main__",
+]
+# (importing file, imported folder) -> why it may.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The folder, or the file, right under the package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Parts of the package that a file imports, also inside functions, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tunalab" else [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("tunalab."):
+                yield name.split(".")[1], node.lineno
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part(path) for path in FILES} - {"__init__"}
+    assert parts <= set(ORDER), f"no place in the order: {sorted(parts - set(ORDER))}"
+    assert set(ORDER) <= parts, f"gone: {sorted(set(ORDER) - parts)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_from_parts_before_its_own(path: Path) -> None:
+    own = part(path)
+    if own == "__init__":
+        assert not list(imported(path))
+        return
+    for name, line in imported(path):
+        if (str(path.relative_to(PACKAGE)), name) not in EXCEPTIONS:
+            assert ORDER.index(name) <= ORDER.index(own), f"{path}:{line}: {own} imports {name}, which comes later"
+
+
+def test_no_exception_is_stale() -> None:
+    assert {key for key in EXCEPTIONS if key[1] not in {name for name, _ in imported(PACKAGE / key[0])}} == set()
+
+
+def test_training_knows_no_sweep_and_the_model_no_run() -> None:
+    """Said once more in names, as an order is easily edited."""
+    for path in FILES:
+        names = {name for name, _ in imported(path)}
+        if part(path) == "data":
+            assert names <= {"errors", "limits", "config", "data"}
+        if part(path) in ("frontends", "model"):
+            assert not names & {"training", "results", "sweeps", "evaluation", "inference"}

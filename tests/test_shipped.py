@@ -1,0 +1,53 @@
+"""Every YAML that is shipped is a test case: it loads, and its model builds on the meta device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunalab.cli import _cell_config
+from tunalab.config import load_config, read_yaml
+from tunalab.data.sources import SourceSettings, source_names
+from tunalab.frontends.registry import FRONTENDS
+from tunalab.model.build import build_model
+from tunalab.model.flops import flop_costs
+from tunalab.sweeps.grid import expand, load_sweep
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+VARIANTS = sorted((ROOT / "variants").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_and_variant_build_on_the_meta_device(experiment: Path, variant: Path) -> None:
+    config = load_config(experiment, variant, [])
+    with torch.device("meta"):
+        model = build_model(config, None, 512)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    costs = flop_costs(config, 512)
+    assert costs.decoder_token > 0 and costs.embed_image > 0
+    known = source_names(SourceSettings.of(config.data, config.seed))
+    assert {name for stage in config.stages.values() for name in stage.mix} <= set(known)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_cell_of_a_sweep_resolves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cells = expand(load_sweep(path))
+    configs = [_cell_config(cell, []) for cell in cells]
+    assert len(cells) == len({cell.run_dir for cell in cells}) > 0
+    # Fair by construction: in one sweep the budgets, the data and everything else but the front-end are equal.
+    for config in configs:
+        assert config.stages == configs[0].stages and config.data == configs[0].data
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS + SWEEPS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_headers_say_question_and_command(path: Path) -> None:
+    header = path.read_text().split("\n\n")[0]
+    assert "# Question:" in header and "# Command:" in header
+
+
+def test_every_frontend_has_a_variant() -> None:
+    assert {read_yaml(path)["frontend"]["name"] for path in VARIANTS} == set(FRONTENDS)
