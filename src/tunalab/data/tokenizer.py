@@ -159,7 +159,5 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 512) -> Tokenizer:
     )
     # Training texts get the prefix that encoding gives them, else words at the start of a text would be learnt apart.
     rust.train_from_iterator((" " + text.lstrip(" ") for text in texts), trainer)
-    backend = PreTrainedTokenizerFast(
-        tokenizer_object=rust, bos_token=specials.bos, eos_token=specials.eos, pad_token=specials.pad
-    )
+    backend = PreTrainedTokenizerFast(tokenizer_object=rust, bos_token=specials.bos, eos_token=specials.eos, pad_token=specials.pad)
     return Tokenizer(backend, specials, prefix_space=True)
