@@ -40,9 +40,10 @@ def test_the_count_is_that_of_the_drawn_ratio() -> None:
 
 
 def test_the_lowest_scores_are_masked() -> None:
-    scores = torch.arange(T, 0, -1.0)[None]
-    mask = choose_mask(torch.zeros(1, 2), scores, torch.tensor([True]), MaskingConfig(ratio=0.25, law="fixed"))
-    assert mask[0].nonzero().flatten().tolist() == list(range(T - 4, T))
+    scores = torch.rand((50, T), generator=torch.Generator().manual_seed(0))
+    generate = torch.ones(50, dtype=torch.bool)
+    mask = choose_mask(torch.zeros(50, 2), scores, generate, MaskingConfig(ratio=0.25, law="fixed"))
+    assert torch.equal(mask, scores <= scores.sort(dim=1).values[:, 3:4])
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])

@@ -69,6 +69,9 @@ def test_draws_follow_their_laws(tokenizer: Tokenizer) -> None:
     assert (columns.corrcoef() - torch.eye(3)).abs().max() < 0.1
     looked_at = draw(many(tokenizer, False), objective, 0, TOKENS, (1, 2, 2), masking=True)
     assert abs((looked_at.t_N < 1).float().mean() - 0.3) < 0.05
+    noisy, masked = looked_at.t_N < 1, looked_at.mask_NT.float().mean(1)
+    assert torch.stack([noisy.float(), masked]).corrcoef()[0, 1].abs() < 0.1
+    assert torch.stack([looked_at.t_N[noisy], masked[noisy]]).corrcoef()[0, 1].abs() < 0.15
     assert 0.9 <= looked_at.t_N.min() < 0.91 and looked_at.t_N.max() == 1
     clean = draw(many(tokenizer, False), ObjectiveConfig(understanding_noise=0), 0, TOKENS, (1, 2, 2), masking=False)
     assert (clean.t_N == 1).all() and not clean.mask_NT.any()

@@ -23,7 +23,7 @@ MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "s
 def quick_components(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComponentSettings]:
     settings = ComponentSettings(
         tokenizer=TokenizerConfig(texts=500, vocabulary=400),
-        vae=VaeConfig(steps=2, batch=4, widths=(16, 16), held_out=8),
+        vae=VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=64, held_out=8),
         encoder=EncoderConfig(steps=2, batch=4, width=32, heads=2, held_out=8),
     )
     root = tmp_path_factory.mktemp("components")
