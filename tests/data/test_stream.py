@@ -146,10 +146,8 @@ def test_resuming_after_any_step_is_exact(make: Any) -> None:
 
 
 def test_ranks_and_lanes_read_different_documents(make: Any) -> None:
-    keys = [
-        {key for step in make(rank=rank, world_size=2) for batch in step.batches for key in batch.key_N.tolist()}
-        for rank in (0, 1)
-    ]
+    streams = [make(rank=rank, world_size=2) for rank in (0, 1)]
+    keys = [{key for step in stream for batch in step.batches for key in batch.key_N.tolist()} for stream in streams]
     assert all(keys) and not keys[0] & keys[1]
 
 
