@@ -4,10 +4,13 @@ import sys
 from collections import Counter, defaultdict
 from itertools import groupby
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tunalab.data.scenes import BENCHMARKS, SCENE_KINDS, benchmark, benchmark_scenes, scene
+from tunalab.data.scenes.captions import DESCRIBE
+from tunalab.data.scenes.corpus import turns
 from tunalab.data.scenes.placing import JITTER
 from tunalab.data.scenes.questions import further_questions
 from tunalab.data.scenes.vocabulary import LEVELS, SLOTS
@@ -24,7 +27,7 @@ def test_a_reader_of_the_graph_answers_everything(kind, level):
         for index in range(60):
             drawn = scene(split, 3, index, kind, level)
             for one in (drawn, drawn.twin or drawn):
-                for prompt, answer in [(one.prompt, one.answer), *further_questions(one)]:
+                for prompt, answer in [(one.prompt, one.answer), *(turn for fact in further_questions(one) for turn in fact)]:
                     assert solve(one, prompt) == answer, (one, prompt)
 
 
@@ -110,3 +113,14 @@ def test_mistakes_are_named():
         scene("train", 0, 0, "patterns")
     with pytest.raises(UserError, match="1, 2, 3"):
         scene("train", 0, 0, "pattern", 0)
+
+
+def test_turns_of_a_document_do_not_give_each_other_away() -> None:
+    # Two turns of one fact, or any turn after the caption, could be answered without looking at the image.
+    for index in range(300):
+        one = scene("train", 0, index)
+        asked = turns(Random(index), one, 5)
+        prompts = [prompt for prompt, _ in asked]
+        assert DESCRIBE not in prompts[:-1] and one.prompt in prompts
+        for fact in further_questions(one):
+            assert sum(prompt in prompts for prompt, _ in fact) <= 1

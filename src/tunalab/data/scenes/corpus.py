@@ -21,16 +21,16 @@ CORPUS_KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "te
 
 
 def turns(rng: Random, scene: Scene, count: int) -> list[tuple[str, str]]:
-    """Up to ``count`` different (prompt, answer) turns about a scene, the main question always among them.
+    """Up to ``count`` (prompt, answer) turns about different facts of a scene, the main question always among them.
 
-    Where few questions can be asked (words, patterns) the caption is one turn: reading is learnt from it.
+    Where few questions can be asked (words, patterns) the caption is the last turn: reading is learnt from it, and after it
+    every question could be answered without looking.
     """
     further = further_questions(scene)
-    chosen = [(scene.prompt, scene.answer), *rng.sample(further, min(count - 1, len(further)))]
-    if len(chosen) < count:
-        chosen.append((DESCRIBE, caption(scene)))
+    facts = rng.sample(further, min(count - 1, len(further)))
+    chosen = [(scene.prompt, scene.answer), *(rng.choice(fact) for fact in facts)]
     rng.shuffle(chosen)
-    return chosen
+    return [*chosen, (DESCRIBE, caption(scene))] if len(chosen) < count else chosen
 
 
 class ScenesCorpus:

@@ -9,62 +9,69 @@ from tunalab.data.scenes.symbols import SHORTEST, TALLEST, value_question
 from tunalab.data.scenes.vocabulary import DIRECTIONS, PLURALS, SLOTS
 
 
-def further_questions(scene: Scene) -> list[tuple[str, str]]:
-    """All (prompt, answer) that can be asked about the things of a scene, without its main question."""
+Turn = tuple[str, str]  # prompt, answer
+
+
+def further_questions(scene: Scene) -> list[list[Turn]]:
+    """What can be asked about the things of a scene beside its main question: facts, each with the turns that ask for it.
+
+    Turns of one fact give each other away ("what colour is the ring?", "what shape is red?"): whoever asks two of them in one
+    document trains a model to read the first answer and not the image.
+    """
     if scene.kind == "charts":
-        asked = _about_bars(scene.items)
+        facts = _about_bars(scene.items)
     elif scene.kind in ("ocr", "pattern"):
-        asked = []
+        facts = []
     else:
-        asked = _about_shapes(scene.items)
+        facts = _about_shapes(scene.items)
         if scene.kind == "relations":
-            asked += _about_places(scene)
+            facts += _about_places(scene)
         if scene.kind == "count":
-            asked += _about_numbers(scene)
-    return [(prompt, answer) for prompt, answer in asked if prompt != scene.prompt]
+            facts += _about_numbers(scene)
+    return [fact for fact in facts if scene.prompt not in {prompt for prompt, _ in fact}]
 
 
-def _about_bars(items: tuple[Item, ...]) -> list[tuple[str, str]]:
-    asked = [(value_question(bar.colour), str(bar_value(bar.ry))) for bar in items]
+def _about_bars(items: tuple[Item, ...]) -> list[list[Turn]]:
+    asked = [[(value_question(bar.colour), str(bar_value(bar.ry)))] for bar in items]
     for prompt, extreme in ((TALLEST, max), (SHORTEST, min)):
         height = extreme(bar.ry for bar in items)
         colours = [bar.colour for bar in items if bar.ry == height]
         if len(colours) == 1:
-            asked.append((prompt, colours[0]))
+            asked.append([(prompt, colours[0])])
     return asked
 
 
-def _about_shapes(items: tuple[Item, ...]) -> list[tuple[str, str]]:
+def _about_shapes(items: tuple[Item, ...]) -> list[list[Turn]]:
     """Colour of each shape, shape of each colour, as long as the answer is one."""
     things = {(item.shape, item.colour) for item in items}
     shapes, colours = Counter(shape for shape, _ in things), Counter(colour for _, colour in things)
     asked = []
     for shape, colour in sorted(things):
-        if shapes[shape] == 1:
-            asked.append((colour_question(shape), colour))
-        if colours[colour] == 1:
-            asked.append((shape_question(colour), shape))
+        fact = [(colour_question(shape), colour)] if shapes[shape] == 1 else []
+        fact += [(shape_question(colour), shape)] if colours[colour] == 1 else []
+        asked += [fact] if fact else []
     return asked
 
 
-def _about_places(scene: Scene) -> list[tuple[str, str]]:
-    """Where each thing is from each other thing of its row or column."""
-    asked = []
-    for one in scene.items:
-        for two in scene.items:
+def _about_places(scene: Scene) -> list[list[Turn]]:
+    """Where each thing is from each other thing of its row or column; both ways round are one fact."""
+    asked: dict[frozenset[int], list[Turn]] = {}
+    for first, one in enumerate(scene.items):
+        for second, two in enumerate(scene.items):
             (x, y), (from_x, from_y) = SLOTS[one.slot], SLOTS[two.slot]
             if (x == from_x) == (y == from_y):
                 continue
             step = ((x > from_x) - (x < from_x), (y > from_y) - (y < from_y))
             direction = next(name for name, towards in DIRECTIONS.items() if towards == step)
             names = [item.shape if scene.level == 1 else f"{item.colour} {item.shape}" for item in (one, two)]
-            asked.append((f"where is the {names[0]} from the {names[1]}?", direction))
-    return asked
+            turn = (f"where is the {names[0]} from the {names[1]}?", direction)
+            asked.setdefault(frozenset((first, second)), []).append(turn)
+    return list(asked.values())
 
 
-def _about_numbers(scene: Scene) -> list[tuple[str, str]]:
+def _about_numbers(scene: Scene) -> list[list[Turn]]:
     if scene.level < 3:
         counted = Counter(PLURALS[item.shape] for item in scene.items)
     else:
         counted = Counter(f"{item.colour} {PLURALS[item.shape]}" for item in scene.items)
-    return [(count_question(things), str(number)) for things, number in sorted(counted.items())]
+    return [[(count_question(things), str(number))] for things, number in sorted(counted.items())]
