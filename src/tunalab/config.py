@@ -34,7 +34,7 @@ class DataConfig:
     questions_per_image: int = 5
     caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance
     row_tokens: int = 512  # length of a packed row
-    rows: int = 2  # packed rows a micro-batch and rank
+    rows: int = 4  # packed rows a micro-batch and rank
     accumulate: int = 1  # micro-batches an optimiser step
     lookahead: int = 48  # documents that wait for a row they fit into
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
@@ -63,7 +63,7 @@ class DecoderConfig:
     kv_heads: int = 2
     mlp: int = 256
     rope_theta: float = 10000.0
-    init_std: float = 0.04
+    init_std: float = 0.08
     tie_embeddings: bool = True  # input and output embeddings are one table (Qwen2.5 up to 3B) or two
     image_positions: str = "sincos2d"  # added to visual tokens of every front-end: sincos2d | none (the published models)
 
@@ -111,7 +111,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup_steps: int = 100  # after the start of every stage
-    ema: float = 0.999
+    ema: float = 0.99
 
 
 @dataclass
@@ -141,8 +141,8 @@ class EvaluationConfig:
     points: int = 8  # evaluations at log-spaced token counts, the last at the end
     first: float = 0.03  # share of the budget at which the first evaluation happens
     levels: list[int] = field(default_factory=lambda: [1, 3])
-    groups: int = 300  # questions (pairs of questions for `pairs`) per benchmark and level
-    easy_vqa: int = 500  # questions of easy-VQA's published test split; 0: leave the benchmark out
+    groups: int = 200  # questions (pairs of questions for `pairs`) per benchmark and level
+    easy_vqa: int = 300  # questions of easy-VQA's published test split; 0: leave the benchmark out
     max_answer_tokens: int = 8
     loss_documents: int = 128  # held-out documents a kind
     psnr_images: int = 64
