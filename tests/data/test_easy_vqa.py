@@ -56,9 +56,7 @@ def test_images_are_averaged_whole() -> None:
     path = easy_vqa._data_folder() / "train" / "images" / "7.png"
     full = np.asarray(PillowImage.open(path).convert("RGB")).astype(np.float64)
     small = EasyVqaCorpus(32).document(7).segments[0].pixels_HWC  # type: ignore[union-attr]
-    assert (
-        np.abs(full.reshape(32, 2, 32, 2, 3).mean((1, 3)) - small).max() <= 1
-    )  # Pillow rounds after rows and after columns
+    assert np.abs(full.reshape(32, 2, 32, 2, 3).mean((1, 3)) - small).max() <= 1  # Pillow rounds after rows and after columns
     assert (EasyVqaCorpus(64).document(7).segments[0].pixels_HWC == full).all()  # type: ignore[union-attr]
 
 

@@ -40,8 +40,7 @@ def shown(document: Document) -> list[object]:
     """Segments as plain values: the text with its flag, or the image's first pixel with its flag."""
     assert all(s.pixels_HWC.shape == (16, 16, 3) for s in document.segments if isinstance(s, Image))
     return [
-        (s.text, s.target) if isinstance(s, Text) else (tuple(s.pixels_HWC[0, 0].tolist()), s.generate)
-        for s in document.segments
+        (s.text, s.target) if isinstance(s, Text) else (tuple(s.pixels_HWC[0, 0].tolist()), s.generate) for s in document.segments
     ]
 
 
@@ -155,9 +154,7 @@ def test_broken_lines_end_in_the_log(folder: Path) -> None:
 
 
 def test_too_long_a_line_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(
-        folder, {"image": "images/red.png", "caption": "a" * 1000}, {"image": "images/red.png", "caption": "a"}
-    )
+    path = write(folder, {"image": "images/red.png", "caption": "a" * 1000}, {"image": "images/red.png", "caption": "a"})
     monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 500)
     corpus = ManifestCorpus(path, image_size=16)
     with pytest.raises(Reject, match="line of more than"):

@@ -34,9 +34,7 @@ def synthetic_record(
             ability = chance + (best - 0.03 * offset - 0.15 * abs(mask_ratio - 0.3) + 0.02 * seed - chance) * rise
             right = generator.random(n) < ability
             scores[name] = Score.from_outcomes(right, chance) if outcomes else Score.of(int(right.sum()), n, chance)
-        points.append(
-            Point(tokens, tokens // 2000, tokens // 90, tokens * 6e6, tokens / 1e4, scores, {"text": 1.5}, {"0.3": 14.2})
-        )
+        points.append(Point(tokens, tokens // 2000, tokens // 90, tokens * 6e6, tokens / 1e4, scores, {"text": 1.5}, {"0.3": 14.2}))
     last = points[-1]
     totals = Totals(last.tokens, last.steps, last.images, last.flops, last.seconds, 1_500_000_000)
     name = run.get("name", f"{variant}-ratio{mask_ratio:g}-seed{seed}")

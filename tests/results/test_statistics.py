@@ -13,8 +13,7 @@ from tunalab.results.statistics import above_chance, paired_difference, pooled
 def with_scores(record, outcomes_by_tokens, chance=0.25):
     """``record`` with one benchmark, count, of the given outcomes."""
     points = [
-        Point(tokens, 1, 1, 1.0, 1.0, {"count": Score.from_outcomes(right, chance)})
-        for tokens, right in outcomes_by_tokens.items()
+        Point(tokens, 1, 1, 1.0, 1.0, {"count": Score.from_outcomes(right, chance)}) for tokens, right in outcomes_by_tokens.items()
     ]
     return replace(record, points=points)
 
@@ -62,9 +61,7 @@ def test_the_last_common_point_is_one_that_all_runs_reached(record):
     long, short = with_scores(record(), {1000: right, 2000: right}), with_scores(record("tuna"), {1000: right})
     assert last_common_tokens(align_tokens(curves([long, short]))) == 1000
     with pytest.raises(UserError, match="share no point"):
-        last_common_tokens(
-            align_tokens(curves([with_scores(record(), {1000: right}), with_scores(record("tuna"), {5000: right})]))
-        )
+        last_common_tokens(align_tokens(curves([with_scores(record(), {1000: right}), with_scores(record("tuna"), {5000: right})])))
 
 
 def test_pooled_mean_and_interval(record):
@@ -106,9 +103,7 @@ def test_seeds_that_disagree_widen_the_interval(record):
     rng = np.random.default_rng(0)
 
     def runs(variant, shares):
-        return [
-            with_scores(record(variant, seed), {1000: rng.permutation(400) < 400 * share}) for seed, share in enumerate(shares)
-        ]
+        return [with_scores(record(variant, seed), {1000: rng.permutation(400) < 400 * share}) for seed, share in enumerate(shares)]
 
     agree = paired_difference(runs("a", [0.6] * 4), runs("b", [0.5] * 4), "count", 1000)
     disagree = paired_difference(runs("a", [0.8, 0.4, 0.8, 0.4]), runs("b", [0.5] * 4), "count", 1000)

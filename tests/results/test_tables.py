@@ -60,9 +60,7 @@ def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, 
 def test_mask_ratios_become_rows(tmp_path, records):
     write_tables(records(ratios=(0.0, 0.5), seeds=1), tmp_path, "x")
     text = (tmp_path / "accuracy.md").read_text()
-    assert (
-        "| benchmark | mask ratio | Tuna |" in text and len(re.findall(r"^\| ocr \(OCRBench\) \| 0(?:\.5)? \|", text, re.M)) == 2
-    )
+    assert "| benchmark | mask ratio | Tuna |" in text and len(re.findall(r"^\| ocr \(OCRBench\) \| 0(?:\.5)? \|", text, re.M)) == 2
 
 
 def test_cost_is_what_the_records_say(tmp_path, records):

@@ -23,9 +23,7 @@ def same_hash(_):
 
 
 def run(cells, command, **options):
-    return run_cells(
-        cells, command, options.pop("config_hash", same_hash), stream=options.pop("stream", io.StringIO()), **options
-    )
+    return run_cells(cells, command, options.pop("config_hash", same_hash), stream=options.pop("stream", io.StringIO()), **options)
 
 
 def states(result):
@@ -44,9 +42,7 @@ def test_every_cell_runs_with_its_threads_and_a_second_sweep_skips_them(cells, t
         assert (cell.run_dir / "notes.txt").read_text() == "33\n"
         assert last_line(cell.run_dir / "log.txt") == "hello"
     again = run(cells, trains("note('again')"))
-    assert (
-        states(again) == ["skipped"] * 4 and again.exit_code == 0 and "again" not in (cells[0].run_dir / "notes.txt").read_text()
-    )
+    assert states(again) == ["skipped"] * 4 and again.exit_code == 0 and "again" not in (cells[0].run_dir / "notes.txt").read_text()
     assert [record.run.name for record in collect(cells, same_hash)] == [cell.name for cell in cells]
 
 

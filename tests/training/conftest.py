@@ -61,8 +61,16 @@ def quick_config(variant: str = "tuna2", **changes: object) -> RunConfig:
         "objective": {"masking": {"start": 0.3}},
         "sampling": {"steps": 2},
         "evaluation": {
-            "points": 2, "first": 0.5, "levels": [1], "groups": 4, "easy_vqa": 0, "loss_documents": 4,
-            "psnr_images": 2, "psnr_times": [0.5], "sample_prompts": 2, "max_answer_tokens": 3,
+            "points": 2,
+            "first": 0.5,
+            "levels": [1],
+            "groups": 4,
+            "easy_vqa": 0,
+            "loss_documents": 4,
+            "psnr_images": 2,
+            "psnr_times": [0.5],
+            "sample_prompts": 2,
+            "max_answer_tokens": 3,
         },
         "tracking": {"enabled": False},
     }

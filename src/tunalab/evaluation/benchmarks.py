@@ -42,9 +42,7 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
     evaluation, size = config.evaluation, config.data.image_size
     found = []
     if evaluation.groups:
-        found += [
-            _scenes(kind, level, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS
-        ]
+        found += [_scenes(kind, level, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
     return found

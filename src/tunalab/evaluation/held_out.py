@@ -22,9 +22,7 @@ def held_out(kind: Kind, count: int, config: RunConfig) -> tuple[Document, ...]:
 
 # Kept by the process: a run evaluates many times, and drawing and rendering cost more than the model.
 @lru_cache(maxsize=16)
-def _documents(
-    kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int
-) -> tuple[Document, ...]:
+def _documents(kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int) -> tuple[Document, ...]:
     corpus = ScenesCorpus(kind, SPLIT, SceneSettings(image_size, levels, questions, DOCUMENT_SEED))
     return tuple(corpus.document(index) for index in range(count))
 

@@ -98,9 +98,7 @@ class GuidedPredictor:
     one at guidance 1, the conditional one at guidance 0.
     """
 
-    def __init__(
-        self, model: UnifiedModel, prompts: Sequence[Prompt], unconditional: Sequence[Prompt], guidance: float
-    ) -> None:
+    def __init__(self, model: UnifiedModel, prompts: Sequence[Prompt], unconditional: Sequence[Prompt], guidance: float) -> None:
         self.model = model
         weighted = [(guidance, prompts), (1 - guidance, unconditional)]
         branches = [(weight, branch) for weight, branch in weighted if weight != 0]

@@ -111,9 +111,7 @@ def _encode_layout(model: UnifiedModel, prompts: list[Prompt], flow_head: bool) 
         rotary = rotary_tables(position_BL[:1], span_L[None] >= 0, patch_L[None], columns, model.head.head_dim)
         model.head(h_BLD, time_ND, span_BL, rotary, head)
     decoder.mask_LL = head.mask_LL = None
-    return Prefixes(
-        decoder, head, torch.arange(B, device=device), torch.full((B,), L, device=device), h_BLD[:, -1]
-    )
+    return Prefixes(decoder, head, torch.arange(B, device=device), torch.full((B,), L, device=device), h_BLD[:, -1])
 
 
 def visual_tokens(model: UnifiedModel, images: Sequence[np.ndarray]) -> tuple[Tensor, int]:

@@ -30,9 +30,7 @@ class Prompt:
         return (self.ids_L.tobytes(), *(id(span.pixels_HWC) for span in self.spans))
 
 
-def build_prompt(
-    tokenizer: Tokenizer, space: TargetSpace, segments: list[str | np.ndarray], before_image: bool = False
-) -> Prompt:
+def build_prompt(tokenizer: Tokenizer, space: TargetSpace, segments: list[str | np.ndarray], before_image: bool = False) -> Prompt:
     """``bos``, then the segments in order: texts, and images (H, W, 3) uint8 between boi and eoi.
 
     ``before_image`` ends it with boi, so that an image follows. Raises UserError for an image that the space does not cut

@@ -54,9 +54,7 @@ def _wait_until_it_answers(server: "subprocess.Popen[bytes]", address: str) -> N
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise UserError(
-                f"the MLflow server ended with exit code {server.returncode}: is port {urlparse(address).port} taken?"
-            )
+            raise UserError(f"the MLflow server ended with exit code {server.returncode}: is port {urlparse(address).port} taken?")
         try:
             urlopen(f"{address}/health", timeout=2).close()
             return

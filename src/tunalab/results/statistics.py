@@ -59,9 +59,7 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
 
 def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
     """The score at ``tokens`` (the nearest evaluation within ``tolerance``), None where the run has none."""
-    near = [
-        point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks
-    ]
+    near = [point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks]
     return min(near, key=lambda point: abs(point.tokens - tokens)).benchmarks[benchmark] if near else None
 
 
@@ -97,9 +95,7 @@ def paired_difference(
         share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
         gap_RS = share_RI @ gap_SI.T
     else:
-        gap_RS = np.stack(
-            [_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1
-        )
+        gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
     low, high = np.quantile(_resample_seeds(generator, gap_RS), [0.025, 0.975])
     mean = float(np.mean([first.accuracy - second.accuracy for first, second in pairs]))
     return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)

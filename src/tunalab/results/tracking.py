@@ -89,9 +89,7 @@ class Tracker:
                 experiment_number = experiment_id(client, uri, experiment)
             if run_id is None or not tracker._resume(client, run_id):
                 parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-                tracker.run_id = str(
-                    client.create_run(experiment_number, tags=_tags(tags) | parent, run_name=run_name).info.run_id
-                )
+                tracker.run_id = str(client.create_run(experiment_number, tags=_tags(tags) | parent, run_name=run_name).info.run_id)
             tracker._client = client
 
         survive(uri, begin)

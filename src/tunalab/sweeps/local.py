@@ -53,9 +53,7 @@ class Result:
         order: list[State] = ["skipped", "finished", "not started", "stopped", "failed"]
         ranked = sorted(self.outcomes, key=lambda outcome: order.index(outcome.state))
         rows = [["run", "state", "minutes"]]
-        rows += [
-            [outcome.cell.name, outcome.state, f"{outcome.seconds / 60:.1f}" if outcome.seconds else ""] for outcome in ranked
-        ]
+        rows += [[outcome.cell.name, outcome.state, f"{outcome.seconds / 60:.1f}" if outcome.seconds else ""] for outcome in ranked]
         lines = align(rows).splitlines()
         width = max(map(len, lines))
         for index, outcome in enumerate(ranked, start=1):

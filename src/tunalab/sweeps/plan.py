@@ -17,9 +17,7 @@ def dry_run(cells: Sequence[Cell], describe: Callable[[Cell], Mapping[str, Any]]
     columns = list(dict.fromkeys(key for row in described for key in row))
     lines = [["run", *columns]]
     lines += [[cell.name, *(_text(row.get(key)) for key in columns)] for cell, row in zip(cells, described, strict=True)]
-    sums = {
-        key: sum(row[key] for row in described) for key in columns if key in ADDED_UP and all(key in row for row in described)
-    }
+    sums = {key: sum(row[key] for row in described) for key in columns if key in ADDED_UP and all(key in row for row in described)}
     lines.append([f"{len(cells)} runs", *(_text(sums.get(key)) for key in columns)])
     text = align(lines)
     if "minutes" in sums:

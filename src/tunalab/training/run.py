@@ -243,5 +243,3 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         elif a != b:
             found.append(f"{prefix}{key}: {a} there, {b} here")
     return found
-
-

@@ -67,8 +67,7 @@ def test_settings_reach_the_documents():
 
     assert max(lengths(questions_per_image=1)) == 3 and max(lengths(questions_per_image=5)) == 11
     texts = [
-        [ScenesCorpus("caption", "train", SceneSettings(seed=seed)).document(i).segments[2] for i in range(20)]
-        for seed in (0, 1)
+        [ScenesCorpus("caption", "train", SceneSettings(seed=seed)).document(i).segments[2] for i in range(20)] for seed in (0, 1)
     ]
     assert texts[0] != texts[1]
     easy = ScenesCorpus("caption", "train", SceneSettings(levels=(1, 0, 0)))

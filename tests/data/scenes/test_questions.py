@@ -37,9 +37,7 @@ def test_answers_are_balanced(kind, level):
     drawn = [scene("train", 1, index, kind, level) for index in range(2000)]
     by_template = defaultdict(list)
     for one in drawn:
-        by_template[one.template].append(
-            one.answer if kind != "pairs" else one.prompt.strip("?").split()[-3:].index(one.answer)
-        )
+        by_template[one.template].append(one.answer if kind != "pairs" else one.prompt.strip("?").split()[-3:].index(one.answer))
     for template, answers in by_template.items():
         counted = Counter(answers)
         majority = max(counted.values()) / len(answers)

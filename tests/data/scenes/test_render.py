@@ -60,9 +60,7 @@ def test_masks_lie_in_boxes_and_show_the_colour(kind):
 def test_shapes_and_colours_can_be_told_apart_at_32_pixels():
     for size, radius in (("large", 14), ("small", 7)):
         centre = 16 if size == "large" else 8
-        rendered = [
-            render(one_item(Item(s, "white", centre, centre, radius, radius)), 32).astype(float) - 12 for s in SHAPES
-        ]
+        rendered = [render(one_item(Item(s, "white", centre, centre, radius, radius)), 32).astype(float) - 12 for s in SHAPES]
         ink = rendered[0].sum()
         for i, one in enumerate(rendered):
             for two in rendered[:i]:

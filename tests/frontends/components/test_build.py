@@ -137,7 +137,9 @@ def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def _build_in_process(root: Path) -> None:
     torch.set_num_threads(1)
-    lines = build(root, replace(TINY, encoder=EncoderConfig(width=16, depth=2, heads=2, text_layers=1, steps=1, batch=4, held_out=4)))
+    lines = build(
+        root, replace(TINY, encoder=EncoderConfig(width=16, depth=2, heads=2, text_layers=1, steps=1, batch=4, held_out=4))
+    )
     with (root / "lines.txt").open("a") as file:
         file.write("\n".join(lines) + "\n")
 

@@ -1,7 +1,5 @@
 """Benchmarks: questions of one kind, level and split, with the accuracy that guessing reaches."""
 
-
-
 from tunalab.data.questions import Question
 from tunalab.data.scenes.graph import Scene
 from tunalab.data.scenes.render import render
@@ -37,9 +35,7 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) 
     return list(scenes.values())
 
 
-def benchmark(
-    kind: str, level: int, split: str, image_size: int, seed: int, groups: int
-) -> tuple[list[Question], float]:
+def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, groups: int) -> tuple[list[Question], float]:
     """Questions (two a group for pairs, else one), and the chance that guessing gets a whole group right.
 
     Guessing means: always the same answer to a form of question, among those its prompt leaves open.

@@ -36,6 +36,5 @@ _ROWS = {
 }
 
 GLYPHS: dict[str, np.ndarray] = {
-    letter: np.array([[dot == "#" for dot in row] for row in rows.split()], dtype=np.float32)
-    for letter, rows in _ROWS.items()
+    letter: np.array([[dot == "#" for dot in row] for row in rows.split()], dtype=np.float32) for letter, rows in _ROWS.items()
 }

@@ -81,8 +81,7 @@ def _relations_in_quadrants(rng: Random, level: int, template: str, pick: int) -
     colours = rng.sample(COLOURS, 3)
     centres = [target_at, (x, y), (x, 64 - y) if dx else (64 - x, y)]
     items = [
-        place(rng, level, shapes[i], colours[i], "large", _QUADRANT_AT[centres[i]])
-        for i in range(3 if template == "what" else 2)
+        place(rng, level, shapes[i], colours[i], "large", _QUADRANT_AT[centres[i]]) for i in range(3 if template == "what" else 2)
     ]
     return items, items[0], items[1], direction
 
@@ -172,9 +171,7 @@ def build_search(rng: Random, level: int, pick: int) -> Scene:
     # Only what the question names must be unique; from level 2 on, distractors may share the answer.
     avoid_colour = () if template == "colour" and level > 1 else (colour,)
     avoid_shape = () if template == "shape" and level > 1 else (shape,)
-    distractors = list(
-        zip(others(rng, SHAPES, kinds, *avoid_shape), others(rng, COLOURS, kinds, *avoid_colour), strict=True)
-    )
+    distractors = list(zip(others(rng, SHAPES, kinds, *avoid_shape), others(rng, COLOURS, kinds, *avoid_colour), strict=True))
     if (shape, colour) in distractors:
         return build_search(rng, level, pick)
     slots = rng.sample(_CELLS, number + 1)

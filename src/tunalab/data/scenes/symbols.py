@@ -127,11 +127,7 @@ def _table(rng: Random, template: str, answer: str) -> _Cells:
     else:
         colours = others(rng, COLOURS, 3, answer)
         colours[column] = answer
-    return {
-        (left + i, top + j): None if (i, j) == (column, row) else (shapes[j], colours[i])
-        for j in range(3)
-        for i in range(3)
-    }
+    return {(left + i, top + j): None if (i, j) == (column, row) else (shapes[j], colours[i]) for j in range(3) for i in range(3)}
 
 
 def _latin_square(rng: Random, template: str, answer: str) -> _Cells:
