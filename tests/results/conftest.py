@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tunalab.results.records import Point, Record, RunInfo, Score, Totals
+from tunalab.evaluation.score import Score
+from tunalab.results.records import Point, Record, RunInfo, Totals
 
 CHANCE = {"relations": 0.25, "charts": 0.2, "ocr": 0.06, "pairs": 0.25, "search": 0.15, "count": 0.2, "pattern": 0.25}
 SLOPE = {"tuna": (5.9, 0.72), "tuna_r": (5.3, 0.8), "tuna2": (5.7, 0.88)}  # log10 tokens at take-off, final accuracy

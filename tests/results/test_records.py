@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tunalab.errors import UserError
+from tunalab.evaluation.score import Score
 from tunalab.results.environment import environment
-from tunalab.results.records import Score, read_record, read_records, write_record
+from tunalab.results.records import read_record, read_records, write_record
 from tunalab.results.status import Status, read_status, write_status
 
 

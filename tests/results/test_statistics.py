@@ -5,8 +5,9 @@ import pytest
 
 from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.score import Score
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
-from tunalab.results.records import Point, Score
+from tunalab.results.records import Point
 from tunalab.results.statistics import above_chance, paired_difference, pooled
 
 

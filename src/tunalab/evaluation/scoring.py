@@ -1,31 +1,11 @@
 """Scores: exact match of answers, counted by groups of questions, with a Wilson interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from tunalab.data.questions import Question
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import Benchmark
-from tunalab.evaluation.intervals import wilson
-
-
-@dataclass(frozen=True)
-class Score:
-    """``correct`` of ``n`` groups. ``low`` and ``high`` are the 95% Wilson interval, ``chance`` the level of guessing.
-
-    ``outcomes``: right or wrong per group in the benchmark's order, bits packed into hexadecimal digits, so that two models
-    can be compared group by group.
-    """
-
-    correct: int
-    n: int
-    chance: float
-    accuracy: float
-    low: float
-    high: float
-    outcomes: str
+from tunalab.evaluation.score import Score
 
 
 def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
@@ -38,10 +18,7 @@ def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
         raise UserError(f"benchmark {benchmark.name} has no questions")
     if len(answers) != len(benchmark.questions):
         raise UserError(f"benchmark {benchmark.name}: {len(answers)} answers to {len(benchmark.questions)} questions")
-    outcomes = right_groups(benchmark.questions, answers)
-    correct, n = sum(outcomes), len(outcomes)
-    low, high = wilson(correct, n)
-    return Score(correct, n, benchmark.chance, correct / n, low, high, np.packbits(outcomes).tobytes().hex())
+    return Score.from_outcomes(right_groups(benchmark.questions, answers), benchmark.chance)
 
 
 def right_groups(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:

@@ -12,7 +12,8 @@ from tunalab.evaluation.benchmarks import Benchmark, benchmarks
 from tunalab.evaluation.losses import held_out_losses
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.evaluation.reconstruction import one_step_psnr
-from tunalab.evaluation.scoring import Score, score
+from tunalab.evaluation.score import Score
+from tunalab.evaluation.scoring import score
 from tunalab.inference.answering import answer
 from tunalab.model.unified import UnifiedModel
 

@@ -2,16 +2,7 @@
 
 from collections.abc import Iterable
 
-# Our benchmark -> the published one whose skill it isolates.
-PUBLISHED = {
-    "relations": "GQA",
-    "charts": "ChartQA",
-    "ocr": "OCRBench",
-    "pairs": "MMVP",
-    "search": "V*",
-    "count": "CountBench",
-    "pattern": "VisuLogic",
-}
+from tunalab.data.scenes.vocabulary import BENCHMARKS as PUBLISHED
 
 # Names of the figures that exist; results/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
 FIGURE_NAMES = ("figure6", "mask_ratio")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from tunalab.evaluation.intervals import wilson
-from tunalab.results.records import Record, Score
+from tunalab.evaluation.score import Score
+from tunalab.results.records import Record
 
 Z = 1.96  # 95%
 

@@ -14,6 +14,7 @@ from tunalab.config import RunConfig, config_hash, from_plain, read_yaml, to_pla
 from tunalab.data.stream import StepLoader, open_stream
 from tunalab.errors import UserError
 from tunalab.evaluation.samples import sample_grid
+from tunalab.evaluation.score import Score
 from tunalab.evaluation.suite import evaluate
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
@@ -22,7 +23,7 @@ from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
 from tunalab.results.files import write_atomically
 from tunalab.results.mlflow_client import default_uri
-from tunalab.results.records import Point, Record, RunInfo, Score, Totals, write_record
+from tunalab.results.records import Point, Record, RunInfo, Totals, write_record
 from tunalab.results.tracking import Tracker
 from tunalab.training.checkpointing import Checkpointing
 from tunalab.training.checkpoints import STATE, CheckpointStore

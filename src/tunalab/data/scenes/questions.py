@@ -8,7 +8,6 @@ from tunalab.data.scenes.splits import bar_value
 from tunalab.data.scenes.symbols import SHORTEST, TALLEST, value_question
 from tunalab.data.scenes.vocabulary import DIRECTIONS, PLURALS, SLOTS
 
-
 Turn = tuple[str, str]  # prompt, answer
 
 
