@@ -33,7 +33,7 @@ sweep: components ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_rati
 smoke: components ## all three front-ends, a few steps each
 	$(BIN)/tunalab sweep smoke $(ARGS)
 
-figure6: components ## draw Figure 6 from the committed records; train what has none
+figure6: install ## draw Figure 6 from the committed records; train what has none
 	$(BIN)/tunalab sweep figure6 $(ARGS)
 	$(BIN)/tunalab figure figure6 --records results/figure6 --out results
 

@@ -48,6 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def sweep(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import collect
+    from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.grid import expand
     from tunalab.sweeps.local import default_parallel, run_cells
 
@@ -63,6 +64,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         dry_run(cells, lambda cell: _describe(configs[cell.name]), parallel)
         return 0
     hashes = _hashes(configs)
+    if len(collect(cells, hashes, loaded.records)) < len(cells):
+        _build_components({config.components_seed for config in configs.values()})
     tracking = next(iter(configs.values())).tracking
     parent = _start_tracking(loaded.name, tracking) if tracking.enabled else None
     os.environ[LOCK_HELD] = "1"
@@ -87,6 +90,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         from tunalab.results.tracking import end_sweep
 
         end_sweep(_uri(tracking), parent, "FINISHED" if result.exit_code == 0 else "FAILED")
+    if loaded.records and not arguments.settings:  # with settings of one's own the records are not the sweep's
+        publish_cells(cells, hashes, loaded.records)
     records = collect(cells, hashes, loaded.records)
     if records and loaded.figure:
         from tunalab.results.figures import draw
@@ -100,10 +105,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def components(arguments: argparse.Namespace) -> int:
-    from tunalab.frontends.components.build import build_components
-    from tunalab.frontends.components.settings import ComponentSettings
-
-    build_components(ComponentSettings.seeded(arguments.seed))
+    _build_components({arguments.seed})
     return 0
 
 
@@ -189,6 +191,14 @@ def _uri(tracking: Any) -> str:
     from tunalab.results.mlflow_client import default_uri
 
     return tracking.uri or default_uri()
+
+
+def _build_components(seeds: set[int]) -> None:
+    from tunalab.frontends.components.build import build_components
+    from tunalab.frontends.components.settings import ComponentSettings
+
+    for seed in sorted(seeds):
+        build_components(ComponentSettings.seeded(seed))
 
 
 def _start_tracking(sweep_name: str, tracking: Any) -> str | None:
