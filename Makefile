@@ -41,7 +41,7 @@ mask-ratio-figure: install ## draw mask_ratio.png from the committed records
 	$(BIN)/tunalab figure mask_ratio --records results/mask_ratio --out results
 
 table: install ## write the tables of the committed records
-	$(BIN)/tunalab table --records results/figure6
+	$(BIN)/tunalab table --records results/figure6 --readme README.md
 	$(BIN)/tunalab table --records results/mask_ratio
 
 dashboard: install ## open MLflow's page on the runs

@@ -126,8 +126,13 @@ def table(arguments: argparse.Namespace) -> int:
     from tunalab.results.tables import write_tables
 
     command = f"tunalab table --records {arguments.records}"
-    for path in write_tables(read_records(arguments.records), arguments.out or arguments.records, command):
+    records = read_records(arguments.records)
+    for path in write_tables(records, arguments.out or arguments.records, command):
         print(f"wrote {path}")
+    if arguments.readme is not None:
+        from tunalab.results.readme import update_readme
+
+        print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
     return 0
 
 
@@ -244,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True)
     sub.add_argument("--out", type=Path)
+    sub.add_argument("--readme", type=Path, help="also renew the block of this README that is made from the records")
     sub = command(publish, "copy the records of a sweep's finished runs to the folder that is committed")
     sub.add_argument("sweep")
     sub.add_argument("--variant")
