@@ -7,6 +7,7 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.results.readme import BEGIN, END, readme_block, update_readme
 from tunalab.results.records import read_records
+from tunalab.results.tables import write_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,6 +15,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_readme_is_fresh() -> None:
     records = read_records(ROOT / "results" / "figure6")
     assert f"{BEGIN}\n{readme_block(records)}\n{END}" in (ROOT / "README.md").read_text(), "run `make table`"
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "results").glob("*/accuracy.md")))
+def test_committed_tables_are_fresh(folder: str, tmp_path: Path) -> None:
+    for path in write_tables(read_records(ROOT / "results" / folder), tmp_path, f"tunalab table --records results/{folder}"):
+        assert path.read_text() == (ROOT / "results" / folder / path.name).read_text(), "run `make table`"
 
 
 def test_only_the_block_changes(tmp_path: Path) -> None:
