@@ -29,7 +29,7 @@ def test_only_the_block_changes(tmp_path: Path) -> None:
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert update_readme(readme, records)
     text = readme.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n![") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert text.startswith(f"before\n{BEGIN}\n![") and text.endswith(f"{END}\nafter\n") and "\nold\n" not in text
     assert not update_readme(readme, records)
 
 
