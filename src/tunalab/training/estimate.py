@@ -13,13 +13,13 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.registry import build_frontend
 from tunalab.model.flops import flop_costs
 
-# Model FLOPs a second that training reached on one core of the machine the records name; `make bench` measures yours.
-CORE_FLOPS = 4.0e10
+# Model FLOPs a second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.
+CORE_FLOPS = 2.6e10
 SAMPLE_STEPS = 4
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
-    """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core without evaluation."""
+    """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core."""
     components = Components(ComponentSettings.seeded(config.components_seed))
     tokenizer = components.tokenizer
     costs = flop_costs(config, tokenizer.vocabulary)
@@ -36,7 +36,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     total = flops / seen * tokens
     return {
         "variant": config.variant,
-        "mask ratio": config.objective.masking.ratio,
+        "mask ratio": f"{config.objective.masking.ratio:g}",
         "seed": config.seed,
         "image": f"{side} px",
         "tokens": tokens,
