@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from tunalab.config import config_hash as hash_of
+from tunalab.config import from_plain
 from tunalab.errors import UserError
 from tunalab.results.records import Record, read_record, write_record
 from tunalab.sweeps.grid import Cell
@@ -36,9 +38,20 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
                 raise
             print(f"warning: {error}; the run is done again", file=sys.stderr)
             continue
-        if record.run.finished and record.run.config_hash == config_hash:
+        if record.run.finished and config_hash in (record.run.config_hash, _hash_today(record)):
             return record
     return None
+
+
+def _hash_today(record: Record) -> str | None:
+    """The hash a record's configuration has under today's settings: one that was added since, at its default, changes nothing.
+
+    None for a configuration that today's settings refuse.
+    """
+    try:
+        return hash_of(from_plain(record.config))
+    except UserError:
+        return None
 
 
 def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None = None) -> list[Record]:
