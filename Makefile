@@ -60,9 +60,6 @@ types: install ## mypy
 test: install ## the tests
 	$(BIN)/pytest
 
-test-slow: install ## tests that take minutes
-	$(BIN)/pytest -m slow
-
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
@@ -71,4 +68,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench lint types test test-slow test-gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench lint types test test-gpu check clean
