@@ -30,7 +30,7 @@ def choose_mask(uniform_N2: Tensor, scores_NT: Tensor, generate_N: Tensor, confi
     round(ratio * T) of them.
     """
     T = scores_NT.shape[1]
-    applies = torch.where(generate_N, torch.tensor(config.generation), torch.tensor(config.understanding))
+    applies = (generate_N & config.generation) | (~generate_N & config.understanding)
     masked = applies & (uniform_N2[:, 0] < config.probability)
     ratio = config.ratio * (uniform_N2[:, 1] if config.law == "uniform" else torch.ones_like(uniform_N2[:, 1]))
     count_N1 = torch.where(masked, (ratio * T).round(), torch.zeros_like(ratio))[:, None]
