@@ -27,6 +27,8 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["train", "decoder.width=wide"], ["decoder.width", "wide"]),
         (["train", "seed=-1"], ["seed=-1", "out of range"]),
         (["train", "objective.prediction=epsilon"], ["epsilon", "x, v"]),
+        (["train", "variant=tuna"], ["relabel", "--variant"]),
+        (["sweep", "mask_ratio", "--parallel", "-1"], ["--parallel -1", "out of range"]),
         (["train", "decoder.width"], ["decoder.width", "key=value"]),
         (["train", "stages.pretrain.mix={scenes/nothing: 1}"], ["scenes/nothing"]),
         (["train"], ["component", "make components"]),

@@ -57,6 +57,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     # Later settings win, so those of the command line come last.
     configs = {cell.name: _cell_config(cell, arguments.settings) for cell in cells}
     threads = max(config.threads for config in configs.values())
+    if arguments.parallel is not None and arguments.parallel < 1:
+        raise UserError(f"--parallel {arguments.parallel} is out of range (from 1)")
     parallel = arguments.parallel or default_parallel(threads)
     if arguments.dry_run:
         from tunalab.sweeps.plan import dry_run
@@ -165,6 +167,9 @@ def _config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
     from tunalab.config import load_config
     from tunalab.data.sources import check_sources
 
+    for setting in settings:
+        if setting.split("=")[0] in ("experiment", "variant"):
+            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
     config = load_config(_yaml("experiments", experiment), _yaml("variants", variant), settings)
     check_sources(config)
     return config

@@ -20,6 +20,8 @@ ATTENTION_NAME = "tunalab"
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionBackend, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
+    # Under autocast the rotation leaves queries and keys in float32 beside bfloat16 values; FlexAttention refuses the mix.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     return attention_mask.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
 
 

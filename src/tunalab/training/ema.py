@@ -19,6 +19,11 @@ class Ema:
         self.updates = 0
         self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
 
+    def follow(self) -> None:
+        """Move the averages to where the parameters are now: a module is built on the CPU and moved before it trains."""
+        for name, p in self.parameters.items():
+            self.shadow[name] = self.shadow[name].to(p.device)
+
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

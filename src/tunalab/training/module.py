@@ -55,6 +55,9 @@ class Harness(LightningModule):
         frozen = tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts)
         return {name: p for name, p in self.model.named_parameters() if not name.startswith(frozen)}
 
+    def on_fit_start(self) -> None:
+        self.ema.follow()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimizer
         return torch.optim.AdamW(
