@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from tests.training.conftest import FRONTENDS, quick_config
@@ -58,5 +60,5 @@ def test_evaluation_points_are_log_spaced_and_end_at_the_budget() -> None:
     config.points, config.first = 5, 0.01
     at = evaluation_tokens(config, 1_000_000)
     assert at[0] == 10_000 and at[-1] == 1_000_000
-    ratios = [b / a for a, b in zip(at, at[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(at)]
     assert max(ratios) - min(ratios) < 1e-3

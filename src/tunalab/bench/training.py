@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def sample_batches(config: RunConfig, tokenizer: Tokenizer, count: int, model: U
     rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
     with tempfile.TemporaryDirectory() as folder:
         stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
-        return [step.batches[0] for _, step in zip(range(count), stream, strict=False)]
+        return [step.batches[0] for step in islice(stream, count)]
 
 
 def _step(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, log10
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     variants = ordered_variants(table["variant"])
     lines = [Series(variant_label(name), palette[name], table[table["variant"] == name]) for name in variants]
     ratios = sorted(set(table["mask_ratio"]))
-    gap = min((b - a for a, b in zip(ratios, ratios[1:], strict=False)), default=1.0)
+    gap = min((b - a for a, b in pairwise(ratios)), default=1.0)
     figure, panels = _grid(ordered_benchmarks(table["benchmark"]), lines, "mask ratio")
     for benchmark, axes in panels.items():
         for index, line in enumerate(lines):

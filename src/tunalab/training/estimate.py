@@ -1,6 +1,7 @@
 """What a run would cost, for a dry run: tokens, FLOPs from a sample of its stream, minutes from a stated rate."""
 
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         rows, columns = build_frontend(config.frontend, config.decoder.width, side).space.grid(side, side)
     with tempfile.TemporaryDirectory() as folder:
         stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
-        for _, step in zip(range(SAMPLE_STEPS), stream, strict=False):
+        for step in islice(stream, SAMPLE_STEPS):
             seen += step.tokens
             flops += sum(costs.step(batch) for batch in step.batches)
     total = flops / seen * tokens
