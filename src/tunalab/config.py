@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -189,6 +190,10 @@ NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads")
 _TREE = RunConfig(stages={"": StageConfig(mix={"": 0.0})}, data=DataConfig(manifests={"": ManifestConfig()}))
 
 
+# What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+
+
 def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
     """Lay experiment file, variant file and command line over the defaults and check the result.
 
@@ -207,7 +212,7 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
             raise UserError(f"setting '{override}' is not of the form key=value")
         try:
             setting = OmegaConf.from_dotlist([override])
-        except Exception as error:  # whatever the YAML reader says of the user's text, in one line
+        except UNREADABLE as error:  # whatever the YAML reader says of the user's text, in one line
             raise UserError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
         merged = _merge(merged, setting, source=f"setting '{override}'")
     return from_plain(OmegaConf.to_container(merged))
@@ -250,7 +255,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # any parser error is the file's, told in one line
+    except UNREADABLE as error:  # any parser error is the file's, told in one line
         raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a mapping of settings")
