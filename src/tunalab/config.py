@@ -19,6 +19,10 @@ from tunalab.errors import UserError
 from tunalab.limits import CHOICES, RANGES
 
 
+# Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
+REVISION = 2
+
+
 @dataclass
 class ManifestConfig:
     """A JSONL manifest as a source: ``manifest/<key>`` in a mix."""
@@ -80,12 +84,12 @@ class FlowHeadConfig:
 
 @dataclass
 class MaskingConfig:
-    """A learnable token replaces visual tokens before the decoder, in the last part of the pretrain stage."""
+    """A learnable token replaces visual tokens before the decoder, in the last part of the stages that mask."""
 
     ratio: float = 0.5  # upper end of the uniform law the ratio of an image is drawn from; 0 switches masking off
     law: str = "uniform"  # uniform: ratio ~ U(0, ratio) per image; fixed: always ratio
     probability: float = 0.5  # share of images masked
-    start: float = 0.6  # share of the pretrain stage after which masking begins
+    start: float = 0.6  # share of such a stage after which masking begins
     understanding: bool = True
     generation: bool = True
 
@@ -121,12 +125,14 @@ class StageConfig:
     decoder) | without_encoder (all but the pretrained encoder: for a decoder that starts from scratch). A front-end without
     connector trains everything in every stage, so budgets stay equal.
 
-    A stage sees ``tokens`` tokens of ``mix`` (source name -> weight in documents), at constant ``lr`` after warm-up.
+    A stage sees ``tokens`` tokens of ``mix`` (source name -> weight in documents), at constant ``lr`` after warm-up. ``masking``:
+    whether its last part masks visual tokens (objective.masking).
     """
 
     tokens: int = 4_000_000
     lr: float = 2e-3
     train: str = "all"
+    masking: bool = False
     mix: dict[str, float] = field(default_factory=dict)
 
 
@@ -162,6 +168,7 @@ class TrackingConfig:
 
 @dataclass
 class RunConfig:
+    revision: int = REVISION
     experiment: str = "scenes"
     variant: str = "tuna2"
     seed: int = 0
@@ -264,6 +271,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def check(config: RunConfig) -> None:
     """Range, choice and cross-field checks. Raises UserError with one line."""
+    if config.revision != REVISION:
+        raise UserError(
+            f"revision={config.revision}: this version computes revision {REVISION}; the same settings gave another run"
+        )
     _walk(config, "", "")
     if len(config.data.levels) != 3 or sum(config.data.levels) <= 0:
         raise UserError(f"data.levels={config.data.levels}: three shares, not all zero, are needed (levels 1, 2, 3)")

@@ -9,10 +9,10 @@ from tunalab.model.masking import MaskToken, choose_mask
 N, T = 4000, 16
 
 
-def drawn(config: MaskingConfig, generate: bool = True) -> torch.Tensor:
+def drawn(config: MaskingConfig, generate: bool = True, source: bool = False) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     uniform, scores = torch.rand((N, 2), generator=generator), torch.rand((N, T), generator=generator)
-    return choose_mask(uniform, scores, torch.full((N,), generate), config)
+    return choose_mask(uniform, scores, torch.full((N,), generate), torch.full((N,), source), config)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.8, 1.0])
@@ -35,14 +35,14 @@ def test_a_uniform_ratio_reaches_from_nothing_to_its_end() -> None:
 def test_the_count_is_that_of_the_drawn_ratio() -> None:
     ratios = torch.linspace(0, 0.99, 12)
     uniform = torch.stack([torch.zeros(12), ratios], dim=1)
-    mask = choose_mask(uniform, torch.rand(12, T), torch.ones(12, dtype=torch.bool), MaskingConfig(ratio=0.75, probability=0.5))
+    mask = choose_mask(uniform, torch.rand(12, T), torch.arange(12) >= 0, torch.arange(12) < 0, MaskingConfig(0.75))
     assert mask.sum(1).tolist() == [round(0.75 * ratio * T) for ratio in ratios.tolist()]
 
 
 def test_the_lowest_scores_are_masked() -> None:
     scores = torch.rand((50, T), generator=torch.Generator().manual_seed(0))
     generate = torch.ones(50, dtype=torch.bool)
-    mask = choose_mask(torch.zeros(50, 2), scores, generate, MaskingConfig(ratio=0.25, law="fixed"))
+    mask = choose_mask(torch.zeros(50, 2), scores, generate, ~generate, MaskingConfig(ratio=0.25, law="fixed"))
     assert torch.equal(mask, scores <= scores.sort(dim=1).values[:, 3:4])
 
 
@@ -57,6 +57,7 @@ def test_masking_applies_where_it_is_switched_on(understanding: bool, generation
     config = MaskingConfig(ratio=0.5, law="fixed", probability=1.0, understanding=understanding, generation=generation)
     assert bool(drawn(config, generate=False).any()) == understanding
     assert bool(drawn(config, generate=True).any()) == generation
+    assert not drawn(config, generate=False, source=True).any()
 
 
 def test_the_token_takes_the_masked_places_alone_and_learns() -> None:

@@ -12,7 +12,7 @@ from tunalab.data.sequence import TokenSequence
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import flow
-from tunalab.model.objective import draw, flow_loss, loss_counts, losses, space_shape, to_space
+from tunalab.model.objective import draw, flow_loss, loss_counts, losses, space_shape, to_space, source_images
 from tunalab.model.unified import UnifiedModel
 
 Models = Callable[..., UnifiedModel]
@@ -53,7 +53,8 @@ def many(tokenizer: Tokenizer, generate: bool, n: int = 1500) -> PackedBatch:
     """A batch of which only the keys and kinds of images matter."""
     batch = random_batch("g", 1, tokenizer)
     pixels = torch.zeros((n, 32, 32, 3), dtype=torch.uint8)
-    parts = {"key_N": torch.arange(n), "generate_N": torch.full((n,), generate), "pixels_NHWC": pixels}
+    generate_N = torch.full((n,), generate)
+    parts = {"key_N": torch.arange(n), "generate_N": generate_N, "pixels_NHWC": pixels, "span_N_1T": batch.span_N_1T.expand(n, -1)}
     return PackedBatch(**{**vars(batch), **parts})
 
 
@@ -75,6 +76,18 @@ def test_draws_follow_their_laws(tokenizer: Tokenizer) -> None:
     assert 0.9 <= looked_at.t_N.min() < 0.91 and looked_at.t_N.max() == 1
     clean = draw(many(tokenizer, False), ObjectiveConfig(understanding_noise=0), 0, TOKENS, (1, 2, 2), masking=False)
     assert (clean.t_N == 1).all() and not clean.mask_NT.any()
+
+
+def test_the_source_of_an_edit_is_clean_and_whole(tokenizer: Tokenizer) -> None:
+    """Every other image that is looked at may be masked and noised; a target may always."""
+    always = ObjectiveConfig(understanding_noise=1.0, masking=MaskingConfig(ratio=0.5, law="fixed", probability=1.0))
+    for rows in (1, 3):
+        batch = random_batch("ecegve", rows, tokenizer)
+        draws = draw(batch, always, 0, TOKENS, PIXELS, masking=True)
+        source = source_images(batch)
+        assert source.sum() == 3 and not (source & batch.generate_N).any()
+        assert (draws.t_N[source] == 1).all() and not draws.mask_NT[source].any()
+        assert (draws.t_N[~source] < 1).all() and draws.mask_NT[~source].any(1).all()
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])

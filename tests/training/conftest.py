@@ -55,7 +55,7 @@ def quick_config(variant: str = "tuna2", **changes: object) -> RunConfig:
         "optimizer": {"warmup_steps": 2},
         "stages": {
             "connector": {"tokens": 700, "train": "connector", "mix": MIX},
-            "pretrain": {"tokens": 1500, "mix": MIX},
+            "pretrain": {"tokens": 1500, "masking": True, "mix": MIX},
             "sft": {"tokens": 500, "lr": 5e-4, "mix": {"scenes/vqa": 1.0}},
         },
         "objective": {"masking": {"start": 0.3}},

@@ -48,11 +48,11 @@ def test_learning_rate_warms_up_then_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "stage", "progress", "expected"),
-    [(0.5, "pretrain", 0.6, True), (0.5, "pretrain", 0.59, False), (0.0, "pretrain", 0.9, False), (0.5, "sft", 0.9, False)],
+    ("ratio", "masking", "progress", "expected"),
+    [(0.5, True, 0.6, True), (0.5, True, 0.59, False), (0.0, True, 0.9, False), (0.5, False, 0.9, False)],
 )
-def test_masking_only_late_in_pretraining(ratio: float, stage: str, progress: float, expected: bool) -> None:
-    assert masks(MaskingConfig(ratio=ratio, start=0.6), stage, progress) is expected
+def test_masking_only_late_in_a_stage_that_masks(ratio: float, masking: bool, progress: float, expected: bool) -> None:
+    assert masks(MaskingConfig(ratio=ratio, start=0.6), StageConfig(masking=masking), progress) is expected
 
 
 def test_evaluation_points_are_log_spaced_and_end_at_the_budget() -> None:

@@ -23,14 +23,14 @@ class MaskToken(nn.Module):
         return torch.where(mask_NT[:, :, None], self.token_D.to(h_NTD.dtype), h_NTD)
 
 
-def choose_mask(uniform_N2: Tensor, scores_NT: Tensor, generate_N: Tensor, config: MaskingConfig) -> Tensor:
+def choose_mask(uniform_N2: Tensor, scores_NT: Tensor, generate_N: Tensor, source_N: Tensor, config: MaskingConfig) -> Tensor:
     """Which tokens are masked, (N, T) bool: a pure function of uniform draws.
 
     ``uniform_N2`` decides whether an image is masked and at what ratio; the tokens of lowest ``scores_NT`` are masked, exactly
-    round(ratio * T) of them.
+    round(ratio * T) of them. ``source_N``: source images of edits, which are never masked.
     """
     T = scores_NT.shape[1]
-    applies = (generate_N & config.generation) | (~generate_N & config.understanding)
+    applies = torch.where(generate_N, config.generation, config.understanding) & ~source_N
     masked = applies & (uniform_N2[:, 0] < config.probability)
     ratio = config.ratio * (uniform_N2[:, 1] if config.law == "uniform" else torch.ones_like(uniform_N2[:, 1]))
     count_N1 = torch.where(masked, (ratio * T).round(), torch.zeros_like(ratio))[:, None]

@@ -59,12 +59,22 @@ def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, tokens: int,
         scores_NT[n].uniform_(generator=generator)
         noise[n].normal_(generator=generator)
     noisy_N = uniform_N4[:, 0] < objective.understanding_noise
-    looked_at_N = 1 - torch.where(noisy_N, 0.1 * uniform_N4[:, 1], torch.zeros_like(normal_N))
+    source_N = source_images(batch)
+    looked_at_N = 1 - torch.where(noisy_N & ~source_N, 0.1 * uniform_N4[:, 1], torch.zeros_like(normal_N))
     t_N = torch.where(batch.generate_N, flow.sample_time(normal_N, objective), looked_at_N)
     mask_NT = torch.zeros_like(scores_NT, dtype=torch.bool)
     if masking:
-        mask_NT = choose_mask(uniform_N4[:, 2:], scores_NT, batch.generate_N, objective.masking)
+        mask_NT = choose_mask(uniform_N4[:, 2:], scores_NT, batch.generate_N, source_N, objective.masking)
     return Draws(t_N, mask_NT, noise)
+
+
+def source_images(batch: PackedBatch) -> Tensor:
+    """Which images are the source of an edit, (N,) bool: looked at, in a document that generates another.
+
+    What an edit keeps can only be copied from a source that is clean and whole.
+    """
+    document_N = batch.document_BL.flatten()[batch.span_N_1T[:, 0]]
+    return ~batch.generate_N & torch.isin(document_N, document_N[batch.generate_N])
 
 
 def to_space(model: UnifiedModel, batch: PackedBatch) -> Tensor:

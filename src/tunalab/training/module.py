@@ -94,7 +94,7 @@ class Harness(LightningModule):
         weights = {"text": objective.text_weight, "flow": objective.flow_weight}
         totals = self._total_counts(step)
         means = dict.fromkeys(weights, 0.0)
-        masking = masks(objective.masking, step.stage, step.stage_progress)
+        masking = masks(objective.masking, self.config.stages[step.stage], step.stage_progress)
         for batch in step.batches:
             shape, tokens = space_shape(self.model, batch)
             draws = draw(batch, objective, self.config.seed, tokens, shape, masking)

@@ -76,6 +76,7 @@ class Run:
         self.tokenizer = self.components.tokenizer
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.parameters = parameter_counts(model)
+        self.described = self.components.describe()
         self.environment = environment()
         self.module = Harness(config, model, flop_costs(config, self.tokenizer.vocabulary))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
@@ -218,7 +219,7 @@ class Run:
             config=to_plain(config),
             environment=self.environment,
             parameters=self.parameters,
-            components=self.components.describe(),
+            components=self.described,
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, peak_memory()),
             points=[_point(point) for point in points],
         )

@@ -3,8 +3,6 @@
 from tunalab.config import MaskingConfig, OptimizerConfig, StageConfig
 from tunalab.model.unified import UnifiedModel
 
-MASKED_STAGE = "pretrain"
-
 
 def set_trainable(model: UnifiedModel, train: str) -> None:
     """Switch gradients on for the parts that a stage trains: all | connector | without_encoder (see StageConfig).
@@ -31,6 +29,6 @@ def learning_rate(stage: StageConfig, optimizer: OptimizerConfig, stage_step: in
     return stage.lr * min(1.0, (stage_step + 1) / max(optimizer.warmup_steps, 1))
 
 
-def masks(masking: MaskingConfig, stage: str, stage_progress: float) -> bool:
-    """Whether visual tokens are masked at this point: only in the last part of the pretrain stage."""
-    return masking.ratio > 0 and stage == MASKED_STAGE and stage_progress >= masking.start
+def masks(masking: MaskingConfig, stage: StageConfig, stage_progress: float) -> bool:
+    """Whether visual tokens are masked at this point: only in the last part of a stage that masks."""
+    return masking.ratio > 0 and stage.masking and stage_progress >= masking.start

@@ -13,7 +13,7 @@ from tunalab.data.scenes.font import GLYPHS, HEIGHT, WIDTH
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.vocabulary import RGB, UNITS
 
-DOT = 2  # side of a font dot in units: one pixel at 32 px
+DOT = 2  # side of a small font's dot in units: one pixel at 32 px
 _RGB = {name: np.array(rgb, dtype=np.float32) for name, rgb in RGB.items()}
 
 
@@ -61,10 +61,10 @@ def _shape_coverage(shape: str, rx: int, ry: int, x: float, y: float, scale: flo
 
 
 @lru_cache(maxsize=16384)
-def _glyph_coverage(letter: str, x: float, y: float, scale: float) -> np.ndarray:
-    """Exact coverage (h, w, 1) of a letter whose corner lies ``x, y`` pixels right of and below the window's corner."""
-    across = x + DOT * scale * np.arange(WIDTH + 1)
-    down = y + DOT * scale * np.arange(HEIGHT + 1)
+def _glyph_coverage(letter: str, x: float, y: float, dot: float) -> np.ndarray:
+    """Exact coverage (h, w, 1) of a letter of ``dot`` pixels a dot, its corner ``x, y`` pixels right of and below the window's."""
+    across = x + dot * np.arange(WIDTH + 1)
+    down = y + dot * np.arange(HEIGHT + 1)
     rows, columns = _overlap(down, ceil(down[-1])), _overlap(across, ceil(across[-1]))
     share: np.ndarray = rows @ GLYPHS[letter] @ columns.T
     return share.astype(np.float32)[:, :, None]
@@ -74,14 +74,15 @@ def _patches(item: Item, scale: float) -> list[tuple[int, int, np.ndarray]]:
     """The windows (top, left, coverage) that an item covers, before clipping to the image."""
     if item.text:
         letters = len(item.text)
-        pitch = (2 * item.rx - WIDTH * DOT) // (letters - 1) if letters > 1 else 0
+        dot = 2 * item.ry // HEIGHT
+        pitch = (2 * item.rx - WIDTH * dot) // (letters - 1) if letters > 1 else 0
         corner_y = (item.y - item.ry) * scale
         top = floor(corner_y)
         windows = []
         for i, letter in enumerate(item.text):
             corner_x = (item.x - item.rx + i * pitch) * scale
             left = floor(corner_x)
-            windows.append((top, left, _glyph_coverage(letter, corner_x - left, corner_y - top, scale)))
+            windows.append((top, left, _glyph_coverage(letter, corner_x - left, corner_y - top, dot * scale)))
         return windows
     x, y = item.x * scale, item.y * scale
     left, top = floor(x - item.rx * scale) - 1, floor(y - item.ry * scale) - 1

@@ -6,7 +6,7 @@ from tunalab.data.scenes.font import HEIGHT, WIDTH
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.placing import background, other, others, place
 from tunalab.data.scenes.render import DOT
-from tunalab.data.scenes.vocabulary import CELL, CELLS, COLOURS, INK, LETTERS, SHAPES, UNITS
+from tunalab.data.scenes.vocabulary import CELL, CELLS, COLOURS, EASY_LETTERS, INK, LETTERS, SHAPES, UNITS
 
 _CELL_AT = {((x - 8) // 16, (y - 8) // 16): slot for slot, (x, y) in CELLS.items()}
 TALLEST, SHORTEST = "which bar is tallest?", "which bar is shortest?"
@@ -48,34 +48,36 @@ def build_charts(rng: Random, level: int, pick: int) -> Scene:
     return Scene("charts", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
 
 
-def word_item(text: str, colour: str, left: int, top: int, pitch: int, slot: str) -> Item:
-    """A word whose first letter has its corner at ``left, top``; ``pitch`` is the distance between letters (even)."""
-    rx, ry = ((len(text) - 1) * pitch + WIDTH * DOT) // 2, HEIGHT * DOT // 2
+def word_item(text: str, colour: str, left: int, top: int, pitch: int, slot: str, dot: int = DOT) -> Item:
+    """A word whose first letter has its corner at ``left, top``; ``pitch`` is the distance between letters, ``dot`` the side of a
+    dot of the font (both even)."""
+    rx, ry = ((len(text) - 1) * pitch + WIDTH * dot) // 2, HEIGHT * dot // 2
     return Item("word", colour, left + rx, top + ry, rx, ry, text, "", slot)
 
 
 def build_ocr(rng: Random, level: int, pick: int) -> Scene:
-    """A word of random letters. Level 1: one letter a patch; level 2: closer, displaced; level 3: long, among shapes."""
-    number = {1: 2, 2: 3, 3: 4}[level] + pick % 2
-    text = "".join(rng.choice(LETTERS) for _ in range(number))
-    pitch = {1: CELL, 2: 14, 3: 12}[level]
-    row = rng.randrange(4)
+    """A word of random letters. Level 1: two large letters of few; level 2: small ones, displaced; level 3: long, among shapes."""
+    letters = EASY_LETTERS if level == 1 else LETTERS
+    number = 2 if level == 1 else level + 1 + pick % 2
+    text = "".join(rng.choice(letters) for _ in range(number))
     colour = rng.choice(COLOURS)
+    pitch, dot = {1: (3 * CELL // 2, 2 * DOT), 2: (14, DOT), 3: (12, DOT)}[level]
     if level == 1:
-        column = rng.randint(0, 4 - number)
+        column, row = rng.randrange(2), rng.randrange(3)
         left, top = column * CELL + DOT, row * CELL + DOT
     else:
+        row = rng.randrange(4)
         step = DOT if level == 2 else 1  # level 2 stays on whole pixels of the 32-px image
         width = (number - 1) * pitch + WIDTH * DOT
         left = rng.randrange(0, UNITS - width + 1, step)
         column = min(left // CELL, 3)
         top = row * CELL + (rng.randrange(0, 3, step) if level == 2 else rng.randint(0, 2))
-    items = [word_item(text, colour, left, top, pitch, _CELL_AT[column, row])]
+    items = [word_item(text, colour, left, top, pitch, _CELL_AT[column, row], dot)]
     if level == 3:
         free = [slot for (_, cell_row), slot in _CELL_AT.items() if abs(cell_row - row) > 1]
         for slot in rng.sample(free, 2):
             items.append(place(rng, level, rng.choice(SHAPES), other(rng, COLOURS, colour), "small", slot))
-    prompt, options = READ, len(LETTERS) ** number
+    prompt, options = READ, len(letters) ** number
     return Scene("ocr", level, background(rng, level), tuple(sorted(items)), prompt, text, "word", options)
 
 

@@ -40,6 +40,10 @@ CELLS = {f"{column}{row + 1}": (8 + 16 * i, 8 + 16 * row) for row in range(4) fo
 SLOTS = QUADRANTS | CELLS
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+EASY_LETTERS = "EHLOTX"  # of level 1: few, and unlike each other
+
+# Raised whenever the same (split, seed, index) begins to give another document or image: components trained before are others.
+CORPUS_VERSION = 2
 
 LEVELS = (1, 2, 3)
 SPLITS = ("train", "components", "test", "composition")

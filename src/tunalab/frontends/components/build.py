@@ -3,10 +3,12 @@
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -17,6 +19,8 @@ from tunalab.frontends.components.handle import NAMES, Components, load_componen
 from tunalab.frontends.components.schedule import Progress
 from tunalab.frontends.components.settings import ComponentSettings
 
+# Sums are split over threads, so another number of them gives other weights.
+THREADS = 2
 VERSIONS = ("torch", "timm", "diffusers", "open_clip_torch", "transformers", "tokenizers")
 
 
@@ -52,7 +56,8 @@ def build_components(
             try:
                 if not is_built(folder):
                     log(f"component {name} ({number} of {len(NAMES)}): building {folder}")
-                    _build(name, settings, root, captions, texts)
+                    with fixed_threads(THREADS):
+                        _build(name, settings, root, captions, texts)
             finally:
                 lock.release()
         verify(folder, name)
@@ -87,6 +92,17 @@ def _build(name: str, settings: ComponentSettings, root: Path, captions: Caption
         (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
 
     write_component(folder_of(root, name, config), config, write)
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """torch computes with ``count`` threads inside, with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def progress_bar(name: str, steps: int) -> Progress:

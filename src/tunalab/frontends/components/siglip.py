@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.components.examples import HELD_OUT_SPLIT, CaptionSource, batches, to_tensor
 from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
@@ -43,6 +44,7 @@ class EncoderConfig:
     batch: int = 64
     lr: float = 1e-3
     held_out: int = 256
+    corpus: int = CORPUS_VERSION
     tokenizer: TokenizerConfig = TokenizerConfig()
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.frontends.components.examples import TextSource
 
@@ -14,6 +15,7 @@ class TokenizerConfig:
     seed: int = 0
     vocabulary: int = 512
     texts: int = 20000
+    corpus: int = CORPUS_VERSION
 
 
 def build_tokenizer(config: TokenizerConfig, texts: TextSource) -> tuple[Tokenizer, dict[str, Any]]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.errors import UserError
 from tunalab.frontends.components.examples import HELD_OUT_SPLIT, TRAIN_SPLIT, CaptionSource, batches, to_tensor
 from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
@@ -44,6 +45,7 @@ class VaeConfig:
     kl_weight: float = 1e-6
     start_images: int = 2048
     held_out: int = 512
+    corpus: int = CORPUS_VERSION
 
     def __post_init__(self) -> None:
         if self.width < 2 * self.latent_channels:
