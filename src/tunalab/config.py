@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from tunalab.errors import UserError
 from tunalab.limits import CHOICES, RANGES
 
-
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
 REVISION = 2
 

@@ -12,7 +12,7 @@ from tunalab.data.sequence import TokenSequence
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import flow
-from tunalab.model.objective import draw, flow_loss, loss_counts, losses, space_shape, to_space, source_images
+from tunalab.model.objective import draw, flow_loss, loss_counts, losses, source_images, space_shape, to_space
 from tunalab.model.unified import UnifiedModel
 
 Models = Callable[..., UnifiedModel]
