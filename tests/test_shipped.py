@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunalab.cli import _cell_config
+from tunalab.cli.sweeping import cell_config
 from tunalab.config import load_config, read_yaml
 from tunalab.data.sources import SourceSettings, source_names
 from tunalab.frontends.registry import FRONTENDS
@@ -36,7 +36,7 @@ def test_experiment_and_variant_build_on_the_meta_device(experiment: Path, varia
 def test_every_cell_of_a_sweep_resolves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     cells = expand(load_sweep(path))
-    configs = [_cell_config(cell, []) for cell in cells]
+    configs = [cell_config(cell, []) for cell in cells]
     assert len(cells) == len({cell.run_dir for cell in cells}) > 0
     # Fair by construction: in one sweep the budgets, the data and everything else but the front-end are equal.
     for config in configs:

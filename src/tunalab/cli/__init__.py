@@ -1,0 +1,41 @@
+"""`tunalab`: train, sweep, publish, components, figure, table, dashboard, bench. Settings are given as key=value.
+
+Exit codes: 0 done, 1 a run failed, 2 a mistake in the call (one line, no traceback), 75 stopped and resumable.
+
+A module of this folder is a family of commands: its ``add(commands)`` registers them, its name stands in ``FAMILIES``.
+Imports of torch and friends stand inside the commands: `tunalab sweep --dry-run` with a typo should not take ten seconds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from tunalab.errors import UserError
+
+FAMILIES = (
+    "runs",
+    "sweeping",
+    "records",
+    "services",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tunalab", description="What does the visual front-end buy?")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}").add(commands)
+    return parser

@@ -1,0 +1,64 @@
+"""What families of commands share: registering a command, its settings, and the configuration they resolve to."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.config import RunConfig, TrackingConfig
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+RUNS = Path("runs")
+LOCK_HELD = "TUNALAB_RUN_LOCK_HELD"  # set by the sweep driver, whose lock on the run directory its cells inherit
+
+
+def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """A sub-command named after the function that carries it out."""
+    sub = commands.add_parser(run.__name__, help=text, description=text)
+    sub.set_defaults(run=run)
+    return sub
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over experiment and variant")
+
+
+def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
+    """The resolved, checked configuration of a run whose sources of data exist.
+
+    Raises:
+        UserError: a file, a key or a value is wrong.
+    """
+    from tunalab.config import load_config
+    from tunalab.data.sources import check_sources
+
+    for setting in settings:
+        if setting.split("=")[0] in ("experiment", "variant"):
+            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
+    config = load_config(yaml_path("experiments", experiment), yaml_path("variants", variant), settings)
+    check_sources(config)
+    return config
+
+
+def yaml_path(folder: str, name: str) -> Path:
+    """A name is a file of the folder; anything with an ending is taken as it is."""
+    return Path(name) if name.endswith(".yaml") else Path(folder) / f"{name}.yaml"
+
+
+def tracking_uri(tracking: "TrackingConfig") -> str:
+    from tunalab.results.mlflow_client import default_uri
+
+    return tracking.uri or default_uri()
+
+
+def build_components(seeds: set[int]) -> None:
+    """Build what of each seed's components is not built yet."""
+    from tunalab.frontends.components.build import build_components as build
+    from tunalab.frontends.components.settings import ComponentSettings
+
+    for seed in sorted(seeds):
+        build(ComponentSettings.seeded(seed))

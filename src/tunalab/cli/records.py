@@ -1,0 +1,49 @@
+"""Commands on records alone: `tunalab figure` and `tunalab table`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunalab.cli.common import add_command
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.cli.common import Commands
+
+
+def add(commands: "Commands") -> None:
+    sub = add_command(commands, figure, "draw a figure from records")
+    sub.add_argument("name", help="figure6 | mask_ratio")
+    sub.add_argument("--records", type=Path, required=True)
+    sub.add_argument("--out", type=Path, help="folder; default: the one above the records")
+    sub = add_command(commands, table, "write the tables of a folder of records")
+    sub.add_argument("--records", type=Path, required=True)
+    sub.add_argument("--out", type=Path)
+    sub.add_argument("--readme", type=Path, help="also renew the block of this README that is made from the records")
+
+
+def figure(arguments: argparse.Namespace) -> int:
+    from tunalab.results.figures import draw
+    from tunalab.results.labels import FIGURE_NAMES
+    from tunalab.results.records import read_records
+
+    if arguments.name not in FIGURE_NAMES:
+        raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
+    command = f"tunalab figure {arguments.name} --records {arguments.records}"
+    print(f"wrote {draw(arguments.name, read_records(arguments.records), arguments.out or arguments.records.parent, command)}")
+    return 0
+
+
+def table(arguments: argparse.Namespace) -> int:
+    from tunalab.results.records import read_records
+    from tunalab.results.tables import write_tables
+
+    command = f"tunalab table --records {arguments.records}"
+    records = read_records(arguments.records)
+    for path in write_tables(records, arguments.out or arguments.records, command):
+        print(f"wrote {path}")
+    if arguments.readme is not None:
+        from tunalab.results.readme import update_readme
+
+        print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
+    return 0
