@@ -1,4 +1,4 @@
-"""Image files of unknown origin -> square RGB arrays (image_HWC: height, width, 3 channels, uint8)."""
+"""Images of unknown origin, files or bytes -> square RGB arrays (image_HWC: height, width, 3 channels, uint8)."""
 
 import errno
 import io
@@ -55,22 +55,32 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
     Raises:
         Reject: the file is missing, unreadable, damaged, too large or of an absurd shape.
     """
-    data = _read_bytes(path)
+    return decode_image(_read_bytes(path), str(path), image_size)
+
+
+def decode_image(data: bytes, where: str, image_size: int) -> np.ndarray:
+    """The image that an encoded file's bytes hold, as :func:`read_image` gives it; ``where`` names it in reasons.
+
+    Raises:
+        Reject: the bytes are damaged, too many or of an absurd shape.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise Reject(f"{where}: image file of more than {MAX_FILE_BYTES // 2**20} MiB")
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and about sizes that are judged below; either would be printed per sample.
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_shape(path, image.size)
+                _check_shape(where, image.size)
                 # JPEG only: decode at a fraction of the size, still at least twice what is asked for.
                 image.draft("RGB", (2 * image_size, 2 * image_size))
                 upright = ImageOps.exif_transpose(image)
-                return square(_to_rgb(path, upright), image_size)
+                return square(_to_rgb(where, upright), image_size)
         except _DECODE_ERRORS as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
                 detail = f"not one of {', '.join(FORMATS)}"
-            raise Reject(f"{path}: unreadable image: {detail}") from error
+            raise Reject(f"{where}: unreadable image: {detail}") from error
 
 
 def square(image: Image.Image, image_size: int) -> np.ndarray:
@@ -100,20 +110,20 @@ def _read_bytes(path: Path) -> bytes:
         raise Reject(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _check_shape(path: Path, size: tuple[int, int]) -> None:
+def _check_shape(where: str, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise Reject(f"{path}: {width}x{height} has more than {MAX_PIXELS} pixels")
+        raise Reject(f"{where}: {width}x{height} has more than {MAX_PIXELS} pixels")
     if max(size) > MAX_ASPECT * min(size):
-        raise Reject(f"{path}: {width}x{height} is longer than {MAX_ASPECT} times its short side")
+        raise Reject(f"{where}: {width}x{height} is longer than {MAX_ASPECT} times its short side")
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+def _to_rgb(where: str, image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow clips at 255 on conversion, which would turn most of such an image white.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise Reject(f"{path}: pixels of mode {image.mode} have no known range")
+        raise Reject(f"{where}: pixels of mode {image.mode} have no known range")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
