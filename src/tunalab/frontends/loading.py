@@ -1,6 +1,7 @@
 """Reading files that must be whole, and weights that must fit."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    """Copy ``weights`` into ``module``. Nothing is copied unless every name and shape agrees.
+    """Copy ``weights`` into ``module``. Nothing is copied unless every name and shape agrees (:func:`check_fit`)."""
+    check_fit(module.state_dict(), weights, what)
+    module.load_state_dict(weights)
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str) -> None:
+    """Every name and shape of ``weights`` is that of ``own``.
 
     Raises UserError listing both sides: a part left at its random start would train on without a sign.
     """
-    own = module.state_dict()
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     shapes = [
@@ -44,4 +50,3 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], what: str) -> N
             if names
         ]
         raise UserError(f"{what}: weights do not fit; {'; '.join(sides)}")
-    module.load_state_dict(weights)

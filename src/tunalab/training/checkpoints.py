@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 STATE = "state.ckpt"
@@ -24,23 +25,9 @@ class CheckpointStore:
         A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards.
         """
         final = self.folder / f"step-{step:09d}"
-        temporary = self.folder / f".step-{step:09d}.{os.getpid()}.tmp"
         for stale in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            write(temporary)
-            files = sorted(p for p in temporary.rglob("*") if p.is_file())
-            manifest = {str(p.relative_to(temporary)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files}
-            (temporary / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
-            for path in [*files, temporary / MANIFEST, temporary]:
-                _fsync(path)
-            if final.exists():  # the same step saved again, or a damaged leftover
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-            _fsync(self.folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_whole(final, write, {"step": step})
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
         return final
@@ -57,6 +44,28 @@ class CheckpointStore:
                 return path
             warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
         return None
+
+
+def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """``write`` fills an empty folder beside ``final``; it becomes ``final`` in one rename, after everything has reached the disk.
+
+    It gets a manifest: ``about``, and the size and hash of every file. A crash or a full disk leaves ``final`` as it was.
+    """
+    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(temporary)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files}
+        (temporary / MANIFEST).write_text(json.dumps({**about, "files": manifest}, indent=1))
+        for path in [*files, temporary / MANIFEST, temporary]:
+            _fsync(path)
+        if final.exists():  # the same step saved again, or a damaged leftover
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _fsync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def damage(path: Path) -> str | None:
