@@ -52,15 +52,21 @@ class FrontEndConfig:
 
     name: str = "patch_embed"
     patch: int = 8  # cells of the target space per visual token along a side
-    encoder: str = ""  # representation encoder: "tiny" (built by `make components`) or a timm model name
+    encoder: str = ""  # representation encoder: "tiny" (built by `make components`) or as frontends/pretrained.py reads it
     encoder_pretrained: bool = True
-    vae: str = ""  # "tiny" or a diffusers folder
+    encoder_layer: int = -2  # the block whose output is used, counted from the end; later blocks are dropped
+    encoder_antialias: bool = False  # position grid resized as timm does; else as transformers and the official models do
+    vae: str = ""  # "tiny", a diffusers folder, or NAME/SUBFOLDER on the Hub
+    vae_statistics: str = "published"  # published: the VAE's own | official: the released Tuna checkpoint's (means := deviations)
 
 
 @dataclass
 class DecoderConfig:
-    """A Qwen2 decoder from scratch."""
+    """A Qwen2 decoder: from scratch, or ``pretrained``, whose own sizes the settings here must then state."""
 
+    pretrained: str = ""  # checkpoint: name on the Hub (Qwen/Qwen2.5-1.5B-Instruct) or folder; empty: from scratch
+    tokenizer: str = ""  # name on the Hub or folder; empty: that of `pretrained`, or the tiny one of `make components`
+    vocabulary: int = 0  # rows of the embedding table; 0: as many as the tokenizer has ids
     width: int = 128
     layers: int = 3
     heads: int = 4

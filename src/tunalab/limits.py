@@ -3,6 +3,7 @@
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
     "attention": ("auto", "document", "dense", "flex"),
+    "frontend.vae_statistics": ("published", "official"),
     "decoder.image_positions": ("sincos2d", "none"),
     "objective.prediction": ("x", "v"),
     "objective.target_layout": ("patch", "raster"),
@@ -30,6 +31,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.workers": (0, None),
     "data.reject_share": (0, BELOW_1),
     "frontend.patch": (1, None),
+    "frontend.encoder_layer": (None, -1),
+    "decoder.vocabulary": (0, None),
     "decoder.width": (8, None),
     "decoder.layers": (1, None),
     "decoder.heads": (1, None),
