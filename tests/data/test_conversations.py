@@ -11,11 +11,11 @@ def talk(*values: str, roles: tuple[str, ...] = ("human", "gpt")) -> list[dict[s
 
 
 def test_pairs() -> None:
-    assert read_turns(talk("a?", "b", "c?", "d"), has_image=False) == [("a?", "b"), ("c?", "d")]
+    assert read_turns(talk("a?", "b", "c?", "d"), images=0) == [("a?", "b"), ("c?", "d")]
 
 
 def test_other_names_of_the_roles() -> None:
-    assert read_turns(talk("a?", "b", roles=("user", "assistant")), has_image=False) == [("a?", "b")]
+    assert read_turns(talk("a?", "b", roles=("user", "assistant")), images=0) == [("a?", "b")]
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,26 @@ def test_other_names_of_the_roles() -> None:
     ],
 )
 def test_placeholder_is_taken_out(prompt: str, expected: str) -> None:
-    assert read_turns(talk(prompt, "b"), has_image=True) == [(expected, "b")]
+    assert read_turns(talk(prompt, "b"), images=1) == [(expected, "b")]
+
+
+def test_a_placeholder_for_each_of_several_images() -> None:
+    assert read_turns(talk("<image>\n<image>\nwhich is red?", "b"), images=2) == [("which is red?", "b")]
+    assert read_turns(talk("is <image> or <image> red?", "b"), images=2) == [("is or red?", "b")]
+    assert read_turns(talk("which is red?", "b"), images=2) == [("which is red?", "b")]
+    for prompt in ("<image>", "<image><image><image>"):
+        with pytest.raises(Reject, match="<image>, 2 images"):
+            read_turns(talk(prompt, "b"), images=2)
+
+
+def test_roles_and_contents() -> None:
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    assert read_turns(turns, images=0) == [("a?", "b")]
 
 
 def test_system_turn_opens_the_first_prompt() -> None:
     turns = [{"from": "system", "value": "Be brief."}, *talk("<image>\na?", "b", "c?", "d")]
-    assert read_turns(turns, has_image=True) == [("Be brief.\na?", "b"), ("c?", "d")]
+    assert read_turns(turns, images=1) == [("Be brief.\na?", "b"), ("c?", "d")]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,7 @@ def test_system_turn_opens_the_first_prompt() -> None:
 )
 def test_broken(turns: object, reason: str) -> None:
     with pytest.raises(Reject) as caught:
-        read_turns(turns, has_image=False)
+        read_turns(turns, images=0)
     assert reason in str(caught.value)
 
 
@@ -80,5 +94,5 @@ def test_broken(turns: object, reason: str) -> None:
 )
 def test_broken_with_an_image(turns: object, reason: str) -> None:
     with pytest.raises(Reject) as caught:
-        read_turns(turns, has_image=True)
+        read_turns(turns, images=1)
     assert reason in str(caught.value)

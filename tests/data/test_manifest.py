@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from tunalab.data import manifest
+from tunalab.data import lines
 from tunalab.data.documents import Document, Image, Reject, Text
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.rejects import RejectLog, read
@@ -155,7 +155,7 @@ def test_broken_lines_end_in_the_log(folder: Path) -> None:
 
 def test_too_long_a_line_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder, {"image": "images/red.png", "caption": "a" * 1000}, {"image": "images/red.png", "caption": "a"})
-    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 500)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 500)
     corpus = ManifestCorpus(path, image_size=16)
     with pytest.raises(Reject, match="line of more than"):
         corpus.document(0)
@@ -175,7 +175,7 @@ def talk_line(answer: str) -> str:
 @pytest.mark.parametrize("separator", ["\n", "\r\n"])
 @pytest.mark.parametrize("scan", [1, 7, 64 * 2**20])
 def test_line_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str, separator: str, scan: int) -> None:
-    monkeypatch.setattr(manifest, "_SCAN_BYTES", scan)
+    monkeypatch.setattr(lines, "_SCAN_BYTES", scan)
     answers = ["a", "ünï\u2028code", "c" * 50]
     path = folder / "data.jsonl"
     path.write_bytes(("\ufeff" + separator.join(map(talk_line, answers)) + end).encode())

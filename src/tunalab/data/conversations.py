@@ -1,4 +1,4 @@
-"""Conversations of a manifest line: lists of {"from", "value"} -> (prompt, answer) pairs, checked."""
+"""Conversations: lists of {"from", "value"} or {"role", "content"} -> (prompt, answer) pairs, checked."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ PLACEHOLDER = "<image>"
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 
 
-def read_turns(conversations: Any, has_image: bool) -> list[tuple[str, str]]:
-    """The (prompt, answer) pairs of a conversation, without its image placeholder.
+def read_turns(conversations: Any, images: int) -> list[tuple[str, str]]:
+    """The (prompt, answer) pairs of a conversation about ``images`` images, without their placeholders.
 
-    Turns alternate between human and gpt; a system turn may come first and opens the first prompt. The placeholder may
-    stand once, in the first human turn, or be left out: our layout shows the image before all text, so later in the
-    conversation it would answer for turns that were held without it. A prompt is empty only if the image stands alone.
+    Turns alternate between human and gpt; a system turn may come first and opens the first prompt. The placeholders may
+    stand in the first human turn, one an image, or be left out: our layout shows the images before all text, so later in
+    the conversation one would answer for turns that were held without it. A prompt is empty only if images stand alone.
 
     Raises:
         Reject: anything else, with the number of the turn (from 1).
@@ -32,8 +32,8 @@ def read_turns(conversations: Any, has_image: bool) -> list[tuple[str, str]]:
     for number in range(0, len(turns), 2):
         prompt, answer = turns[number][1], turns[number + 1][1]
         if number == 0:
-            prompt = take_placeholder(prompt, allowed=has_image)
-        if not prompt and not (has_image and number == 0):
+            prompt = take_placeholder(prompt, images)
+        if not prompt and not (images and number == 0):
             raise Reject("empty prompt")
         if number == 0 and system:
             prompt = f"{system}\n{prompt}".strip()
@@ -43,20 +43,20 @@ def read_turns(conversations: Any, has_image: bool) -> list[tuple[str, str]]:
     return pairs
 
 
-def take_placeholder(text: str, allowed: bool) -> str:
-    """``text`` without its image placeholder.
+def take_placeholder(text: str, images: int) -> str:
+    """``text`` without its image placeholders.
 
     Raises:
-        Reject: it has more than one, or has one where there is no image (``allowed`` is false).
+        Reject: it has some, but not one for each of its ``images``.
     """
     before, *after = text.split(PLACEHOLDER)
     if not after:
         return text.strip()
-    if not allowed:
+    if not images:
         raise Reject(f"{PLACEHOLDER} without an image")
-    if len(after) > 1:
-        raise Reject(f"{len(after)} times {PLACEHOLDER}, one image")
-    return f"{before.rstrip()} {after[0].lstrip()}".strip()
+    if len(after) != images:
+        raise Reject(f"{len(after)} times {PLACEHOLDER}, {'one image' if images == 1 else f'{images} images'}")
+    return " ".join([before.rstrip(), *(part.strip() for part in after[:-1]), after[-1].lstrip()]).strip()
 
 
 def check_text(value: Any, name: str) -> str:
@@ -77,7 +77,7 @@ def check_text(value: Any, name: str) -> str:
 def _read_turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(turn, dict):
         raise Reject(f"turn {number} must be an object, not {type(turn).__name__}")
-    role = turn.get("from")
+    role, value = (turn.get("from"), turn.get("value")) if "from" in turn else (turn.get("role"), turn.get("content"))
     if not isinstance(role, str) or role not in _ROLES:
         raise Reject(f"turn {number} is from {role!r}; choices: {', '.join(_ROLES)}")
-    return _ROLES[role], check_text(turn.get("value"), f"the value of turn {number}")
+    return _ROLES[role], check_text(value, f"the value of turn {number}")
