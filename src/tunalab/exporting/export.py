@@ -1,0 +1,53 @@
+"""`tunalab export`: the model of a run as a folder that stands alone."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunalab.config import RunConfig
+from tunalab.exporting.assembly import frozen_names, stored_once
+from tunalab.exporting.folder import About, write_export
+from tunalab.exporting.loading import load_run
+from tunalab.exporting.parts import write_frozen
+from tunalab.frontends.components.cache import components_root, folder_of, sha256
+from tunalab.frontends.components.handle import TINY
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.contract import VisualFrontEnd
+
+
+def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
+    """Write the model of a run, at its newest undamaged checkpoint, into ``folder``, which must not exist.
+
+    Averaged weights, or with ``raw`` those that go on training. The folder is whole or not there, and needs nothing else:
+    tokenizer and frozen parts are copied into it. Raises UserError as :func:`load_run`, and when ``folder`` is there.
+    """
+    loaded = load_run(run_dir, raw=raw)
+    config, model = loaded.config, loaded.model
+    settings = ComponentSettings.seeded(config.components_seed)
+    frozen = frozen_names(model)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    about = About(
+        origin=loaded.origin,
+        vocabulary=model.decoder.config.vocab_size,
+        components=asdict(settings),
+        frozen=frozen_origin(config, settings, model.frontend),
+        initialised=[],
+    )
+    write_export(
+        folder,
+        about,
+        config,
+        stored_once(config, weights),
+        loaded.tokenizer,
+        lambda fresh: write_frozen(fresh, config, model.frontend),
+    )
+
+
+def frozen_origin(config: RunConfig, settings: ComponentSettings, frontend: VisualFrontEnd) -> dict[str, Any]:
+    """Of each frozen part: its name in the configuration and, of a file that lies here, its hash."""
+    if not frontend.frozen_parts:
+        return {}
+    name = config.frontend.vae
+    folder = folder_of(components_root(), "vae", settings.vae) if name == TINY else Path(name)
+    files = sorted(folder.glob("*.safetensors"))
+    return {"vae": {"name": folder.name if name == TINY else name, "sha256": {file.name: sha256(file) for file in files}}}

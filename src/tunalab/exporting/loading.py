@@ -1,0 +1,93 @@
+"""A model ready for use, in one call: from an exported folder, or from the directory of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunalab.config import RunConfig, config_hash, from_plain, read_yaml
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
+from tunalab.exporting.assembly import assemble
+from tunalab.exporting.folder import CONFIG, TOKENIZER, read_about, read_weights
+from tunalab.exporting.parts import ExportedParts, RunParts
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.model.unified import UnifiedModel
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.weights import learnt_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """``model`` in evaluation mode and float32, on the device asked for, with the tokenizer and the configuration it learnt with.
+
+    ``origin``, plain: the run or checkpoint it comes from, which weights (averaged | raw | official), steps, tokens.
+    """
+
+    model: UnifiedModel
+    tokenizer: Tokenizer
+    config: RunConfig
+    origin: dict[str, Any]
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
+    """An exported folder or a run directory, whichever ``path`` is. Raises UserError as the two functions below do."""
+    if (path / MANIFEST).is_file():
+        return load_exported(path, device)
+    if (path / CONFIG).is_file():
+        return load_run(path, device)
+    raise UserError(f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG} is missing)")
+
+
+def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
+    """The model that `tunalab export` or `tunalab convert` wrote. Nothing outside the folder is read.
+
+    Raises UserError, one line: no such folder, a file is missing or was altered, weights do not fit the configuration (both
+    sides listed), the tokenizer is missing or lacks image tokens.
+    """
+    about = read_about(folder)
+    config = from_plain(read_yaml(folder / CONFIG))
+    if not (folder / TOKENIZER).is_dir():
+        raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with --tokenizer FOLDER")
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if tokenizer.vocabulary > about.vocabulary:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {about.vocabulary}: not the model's own"
+        )
+    parts = ExportedParts(folder, about.components)
+    model = assemble(config, parts, about.vocabulary, read_weights(folder), str(folder))
+    return Loaded(model.to(device), tokenizer, config, about.origin)
+
+
+def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = False) -> Loaded:
+    """The model of a run at its newest undamaged checkpoint: the averaged weights, or with ``raw`` those that go on training.
+
+    Raises UserError, one line: no run there, no undamaged checkpoint, a component is missing, weights do not fit.
+    """
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"{run_dir} is not a run directory ({CONFIG} is missing)")
+    config = from_plain(read_yaml(run_dir / CONFIG))
+    newest = newest_checkpoint(run_dir)
+    parts = RunParts(ComponentSettings.seeded(config.components_seed))
+    tokenizer = parts.tokenizer
+    learnt = learnt_weights(newest, raw)
+    model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(newest))
+    origin = {
+        "run": run_dir.name,
+        "config_hash": config_hash(config),
+        "weights": "raw" if raw else "averaged",
+        "steps": learnt.steps,
+        "tokens": learnt.tokens,
+    }
+    return Loaded(model.to(device), tokenizer, config, origin)
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The newest undamaged checkpoint of a run; damaged ones are named. Raises UserError when there is none."""
+    store = CheckpointStore(run_dir / "checkpoints")
+    newest = store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
+    if newest is None:
+        state = "every checkpoint in it is damaged" if store.steps() else "it holds no checkpoint"
+        raise UserError(f"run {run_dir} cannot be loaded: {state}")
+    return newest

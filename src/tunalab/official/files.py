@@ -1,0 +1,120 @@
+"""Tensors by name from a checkpoint on disk, whoever wrote it: `.pt`, `.safetensors`, or a folder of shards with their index.
+
+Nothing is executed (``weights_only``), and nothing is guessed: what is not whole, or holds more than tensors, is refused.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tunalab.errors import UserError
+from tunalab.frontends.loading import SHOWN, read_json
+
+WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
+PREFIXES = ("module.", "model.", "tuna_model.")  # what data-parallel and trainer classes put before every name
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+INDEX = ".safetensors.index.json"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint at ``path``: a file, an index of shards, or a folder that holds one of these.
+
+    Raises UserError, one line: nothing there or several candidates, unreadable file, shards that are missing or incomplete,
+    entries that are no tensors.
+    """
+    path = _choose(path)
+    if path.name.endswith(INDEX):
+        return read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    raise UserError(f"{path} is no checkpoint (known endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
+
+
+def _choose(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}")
+    if path.is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    indices = [file for file in files if file.name.endswith(INDEX)]
+    whole = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
+    found = indices or whole
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:SHOWN]) or "none"
+        raise UserError(f"{path} holds {len(found)} checkpoints ({names}): name the file")
+    return found[0]
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index names, out of its shards. Raises UserError when a shard or a tensor of it is missing."""
+    places = read_json(index, f"checkpoint {index.parent}").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"checkpoint {index.parent}: {index.name} is damaged (no weight_map)")
+    files = sorted(set(places.values()))
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise UserError(
+            f"checkpoint {index.parent} is incomplete: {len(missing)} of {len(files)} files missing: {shorten(missing)}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _read_safetensors(index.parent / file)
+    absent = sorted(places.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"checkpoint {index.parent} is incomplete: {len(absent)} tensors missing: {shorten(absent)}")
+    return {name: tensors[name] for name in places}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+    for key in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise UserError(f"checkpoint {path} holds no tensors by name, but a {type(loaded).__name__}")
+    others = sorted(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
+    if others:
+        raise UserError(f"checkpoint {path} holds {len(others)} entries that are no tensors: {shorten(others)}")
+    return dict(loaded)
+
+
+def without_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The names without a wrapper's prefix, where every one of them has it."""
+    plain = dict(tensors)
+    for prefix in PREFIXES:
+        if plain and all(name.startswith(prefix) for name in plain):
+            plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    return plain
+
+
+def shorten(names: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f", ... ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_json(path: Path, plain: Any) -> None:
+    path.write_text(json.dumps(plain, indent=1) + "\n")
