@@ -15,9 +15,13 @@ from tunalab.cli import main
 from tunalab.config import (
     NOT_IDENTITY,
     DataConfig,
+    FineVisionConfig,
     ManifestConfig,
+    OmniEditConfig,
     RunConfig,
     StageConfig,
+    TextConfig,
+    WebDatasetConfig,
     check,
     config_hash,
     from_plain,
@@ -46,7 +50,16 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield f"{prefix}{item.name}", member
 
 
-FULL = RunConfig(stages={"s": StageConfig(mix={"a": 1.0})}, data=DataConfig(manifests={"m": ManifestConfig()}))
+FULL = RunConfig(
+    stages={"s": StageConfig(mix={"a": 1.0})},
+    data=DataConfig(
+        manifests={"m": ManifestConfig()},
+        webdataset={"w": WebDatasetConfig()},
+        finevision={"f": FineVisionConfig()},
+        omniedit={"o": OmniEditConfig()},
+        text={"t": TextConfig()},
+    ),
+)
 LEAVES = dict(leaves(FULL))
 
 

@@ -32,6 +32,45 @@ class ManifestConfig:
 
 
 @dataclass
+class ShardsConfig:
+    """Files of a source, local or behind fsspec URLs; tar shards, row groups of Parquet and runs of JSON lines are its blocks.
+
+    An epoch shuffles the blocks, then the rows of ``window`` blocks at a time: what a data process reads stays together.
+    """
+
+    urls: list[str] = field(default_factory=list)  # paths or URLs, with globs and {000..127} ranges
+    window: int = 8  # blocks whose rows are shuffled together (and whose row groups stay in memory); 0: all rows, at random
+    streams: int = 1  # runs of blocks read side by side: best ranks x data processes, so that each has blocks of its own
+
+
+@dataclass
+class WebDatasetConfig(ShardsConfig):
+    """Tar shards of images with captions as a source: ``webdataset/<key>`` in a mix."""
+
+    kind: str = "caption"  # what a pair becomes: caption | text_to_image
+    caption: str = "txt"  # ending of the member that holds the caption; one in json is an object
+    caption_key: str = "caption"  # the caption's key in such an object
+
+
+@dataclass
+class FineVisionConfig(ShardsConfig):
+    """Parquet with columns images and texts (user and assistant turns) as a source: ``finevision/<key>`` in a mix."""
+
+
+@dataclass
+class OmniEditConfig(ShardsConfig):
+    """Parquet with columns src_img, edited_img and edited_prompt_list as a source: ``omniedit/<key>`` in a mix."""
+
+
+@dataclass
+class TextConfig(ShardsConfig):
+    """Parquet or JSON lines of texts or of conversations without images as a source: ``text/<key>`` in a mix."""
+
+    column: str = "text"  # a text, or a list of turns {"role", "content"} or {"from", "value"}
+    max_characters: int = 0  # longer texts are cut into pieces, one of them an epoch; 0: texts stay whole
+
+
+@dataclass
 class DataConfig:
     image_size: int = 32  # pixels along a side
     levels: list[float] = field(default_factory=lambda: [0.85, 0.1, 0.05])  # share of scene difficulty levels 1, 2, 3
@@ -44,6 +83,10 @@ class DataConfig:
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
     reject_share: float = 0.01  # broken documents above this share stop the run
     manifests: dict[str, ManifestConfig] = field(default_factory=dict)
+    webdataset: dict[str, WebDatasetConfig] = field(default_factory=dict)
+    finevision: dict[str, FineVisionConfig] = field(default_factory=dict)
+    omniedit: dict[str, OmniEditConfig] = field(default_factory=dict)
+    text: dict[str, TextConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -199,7 +242,16 @@ class RunConfig:
 NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads")
 
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
-_TREE = RunConfig(stages={"": StageConfig(mix={"": 0.0})}, data=DataConfig(manifests={"": ManifestConfig()}))
+_TREE = RunConfig(
+    stages={"": StageConfig(mix={"": 0.0})},
+    data=DataConfig(
+        manifests={"": ManifestConfig()},
+        webdataset={"": WebDatasetConfig()},
+        finevision={"": FineVisionConfig()},
+        omniedit={"": OmniEditConfig()},
+        text={"": TextConfig()},
+    ),
+)
 
 
 # What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
