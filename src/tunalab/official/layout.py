@@ -1,0 +1,125 @@
+"""Which official model a set of tensors is, and the sizes that its shapes tell."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunalab.errors import UserError
+from tunalab.frontends.contract import RGB
+from tunalab.official.files import shorten
+
+EMBED, LM_HEAD = "tuna.model.embed_tokens.weight", "tuna.lm_head.weight"
+PATCHES, ENCODER_PATCHES = "vision_encoder.patch_embedding.weight", "vision_model.embeddings.patch_embedding.weight"
+POSITIONS = "vision_model.embeddings.position_embedding.weight"
+FROZEN_VAE = re.compile(r"(.+\.)?vae\..+")
+
+# Heads of the published decoders by width: shapes give heads times head dimension only.
+DECODER_HEADS = {1536: 12, 3584: 28}  # Qwen2.5-1.5B, Qwen2.5-7B
+ENCODER_WIDTH = 1152  # SigLIP 2 So400M
+
+
+@dataclass(frozen=True)
+class OfficialModel:
+    """``name`` as published; ``variant`` and ``frontend`` as here; ``settings`` (dotted keys) that its weights were made for."""
+
+    name: str
+    variant: str
+    frontend: str
+    settings: dict[str, Any]
+
+
+# What the weights expect of whoever uses them; how they were trained is an experiment's business.
+SHARED = {"decoder.image_positions": "none", "decoder.rope_theta": 1e6, "decoder.init_std": 0.02, "data.image_size": 512}
+_PIXELS = {"objective.target_layout": "raster", "objective.prediction": "x", "objective.noise_scale": 2.0, "sampling.steps": 50}
+_LATENTS = {"objective.target_layout": "patch", "objective.prediction": "v", "objective.noise_scale": 1.0, "sampling.steps": 50}
+TUNA_2 = OfficialModel("Tuna-2", "tuna2", "patch_embed", {**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0})
+TUNA_R = OfficialModel("Tuna-R", "tuna_r", "siglip", {**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0})
+TUNA = OfficialModel("Tuna", "tuna", "vae_siglip", {**_LATENTS, "sampling.method": "euler", "sampling.guidance": 7.5})
+MODELS = (TUNA_2, TUNA_R, TUNA)
+
+
+def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
+    """Told by the names of the visual part; Tuna-R and Tuna by the channels they patch. Raises UserError, one line."""
+    if any(name.startswith("vision_encoder.") for name in tensors):
+        return TUNA_2
+    if not any(name.startswith("vision_model.") for name in tensors):
+        raise UserError(
+            "no official layout: neither vision_encoder.* (Tuna-2) nor vision_model.* (Tuna-R, Tuna) among "
+            f"{len(tensors)} names: {shorten(sorted(tensors))}"
+        )
+    if ENCODER_PATCHES not in tensors:
+        raise UserError(f"half a checkpoint: without {ENCODER_PATCHES} Tuna-R cannot be told from Tuna")
+    return TUNA_R if tensors[ENCODER_PATCHES].shape[1] == RGB else TUNA
+
+
+def without_vae(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that are learnt, and the names of a frozen VAE's, which some checkpoints carry along."""
+    frozen = sorted(name for name in tensors if FROZEN_VAE.fullmatch(name))
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
+
+
+def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: int | None) -> dict[str, Any]:
+    """Settings (dotted keys) that the shapes, and whether the two tables are equal, leave no choice about.
+
+    ``heads`` of the decoder, where the user gave them; the shapes only tell heads times head dimension.
+
+    Raises UserError: a tensor that is needed is missing, or the decoder's heads are neither given nor known.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in tensors:
+            raise UserError(f"half a checkpoint: {name} is missing, and with it the sizes of the {model.name} model")
+        return tuple(tensors[name].shape)
+
+    vocabulary, width = shape(EMBED)
+    layers, blocks = numbers(tensors, "tuna.model.layers"), numbers(tensors, "diffusion_head_a")
+    if not layers or not blocks:
+        raise UserError(
+            f"half a checkpoint: no {'tuna.model.layers' if not layers else 'diffusion_head_a'}.* of the {model.name} model"
+        )
+    layer, block = f"tuna.model.layers.{layers[0]}", f"diffusion_head_a.{blocks[0]}"
+    heads = heads or DECODER_HEADS.get(width)
+    if heads is None:
+        raise UserError(f"decoder.heads cannot be told from shapes (width {width}): give decoder.heads=N, or --experiment NAME")
+    key_rows = shape(f"{layer}.self_attn.k_proj.weight")[0]
+    (head_dim,) = shape(f"{block}.self_attn.q_norm.weight")
+    patches = shape(PATCHES if model is TUNA_2 else ENCODER_PATCHES)
+    told: dict[str, Any] = {
+        "decoder.vocabulary": vocabulary,
+        "decoder.width": width,
+        "decoder.layers": layers[-1] + 1,
+        "decoder.heads": heads,
+        "decoder.kv_heads": heads * key_rows // width,
+        "decoder.mlp": shape(f"{layer}.mlp.gate_proj.weight")[0],
+        "decoder.tie_embeddings": LM_HEAD not in tensors or torch.equal(tensors[LM_HEAD], tensors[EMBED]),
+        "head.blocks": blocks[-1] + 1,
+        "head.head_dim": head_dim,
+        "head.heads": shape(f"{block}.self_attn.q_proj.weight")[0] // head_dim,
+        "head.kv_heads": shape(f"{block}.self_attn.k_proj.weight")[0] // head_dim,
+        "head.mlp": shape(f"{block}.mlp.gate_proj.weight")[0],
+        "frontend.name": model.frontend,
+        "frontend.patch": patches[-1],
+    }
+    return told
+
+
+def known_encoder(tensors: Mapping[str, Tensor]) -> str | None:
+    """timm's name of the published encoder, when it is that one: So400M at the image size of the position grid."""
+    if POSITIONS not in tensors:
+        return None
+    positions, width = tensors[POSITIONS].shape
+    side = math.isqrt(positions)
+    if width != ENCODER_WIDTH or side * side != positions:
+        return None
+    return f"vit_so400m_patch16_siglip_{16 * side}.v2_webli"
+
+
+def numbers(names: Iterable[str], prefix: str) -> list[int]:
+    """The numbers n of names ``prefix.n.*``, in order."""
+    found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in names)
+    return sorted({int(match[1]) for match in found if match})
