@@ -18,7 +18,7 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model import objective
 from tunalab.model.build import build_model
 from tunalab.model.flops import flop_costs
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.run import train
 
@@ -147,3 +147,38 @@ def test_tokens_and_points_are_equal_for_all_variants(tmp_path: Path) -> None:
         record = json.loads((tmp_path / variant / "record.json").read_text())
         seen.add(tuple((p["tokens"], p["steps"], p["images"]) for p in record["points"]))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages__pretrain__mix": {"manifest/absent": 1.0}}, "absent"),
+        ({"components_seed": 7}, "component"),
+        ({"stages__pretrain__mix": {"nothing/here": 1.0}}, "nothing"),
+    ],
+)
+def test_a_mistake_leaves_no_claimed_folder(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "components_seed" in changes:  # of this seed none were built
+        monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=message):
+        train(quick_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    if "components_seed" not in changes:
+        assert train(quick_config(), tmp_path / "run") == 0
+
+
+def test_no_tracked_run_is_left_running_when_a_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = quick_config(checkpoint_seconds=0.0, tracking__enabled=True, tracking__uri=uri)
+    assert train(config, tmp_path / "run") == 0
+    for checkpoint in CheckpointStore(tmp_path / "run" / "checkpoints").steps():
+        (checkpoint / MANIFEST).unlink()
+    with pytest.raises(UserError, match="every checkpoint .* is damaged"):
+        train(config, tmp_path / "run")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FINISHED"]

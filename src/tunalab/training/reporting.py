@@ -19,10 +19,10 @@ class Reporting(Callback):
     status_seconds = 3.0
     line_seconds = 30.0
 
-    def __init__(self, run_dir: Path, budget: int, tracker: Tracker | None) -> None:
+    def __init__(self, run_dir: Path, budget: int) -> None:
         self.run_dir = run_dir
         self.budget = budget
-        self.tracker = tracker
+        self.tracker: Tracker | None = None  # set once the run is known to begin
         self._bar: Any = None
         self._sums: dict[str, float] = {}
         self._count = 0

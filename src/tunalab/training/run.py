@@ -45,25 +45,29 @@ def train(config: RunConfig, run_dir: Path) -> int:
     """Train, or go on training, in ``run_dir``; returns the exit code: 0 finished, 75 stopped and resumable, 1 not finite.
 
     The folder gets ``config.yaml``, checkpoints, samples, ``rejects.jsonl`` and ``record.json``. Starting again with the same
-    configuration goes on from the newest undamaged checkpoint, bit for bit.
+    configuration goes on from the newest undamaged checkpoint: on CPU bit for bit, on a GPU up to the order in which its kernels
+    add (the backward passes of attention and of index operations there are not deterministic).
 
-    Raises UserError: another configuration lives in ``run_dir``, or a component or source is missing.
+    Raises UserError: another configuration lives in ``run_dir``, or a component or source is missing. Nothing is written then.
     """
     torch.set_num_threads(config.threads)
-    claim(run_dir, config)
-    run = Run(config, run_dir)
-    return run.go()
+    check_unclaimed(run_dir, config)
+    return Run(config, run_dir).go()
 
 
-def claim(run_dir: Path, config: RunConfig) -> None:
-    """Write the resolved configuration, or check that the one already there computes the same."""
+def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
+    """Raises UserError when the configuration that lives in ``run_dir`` computes something else."""
     path = run_dir / CONFIG
     if path.exists():
         there = from_plain(read_yaml(path))
         if config_hash(there) != config_hash(config):
             changed = _differences(to_plain(there), to_plain(config))
             raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(changed)}): choose another run directory")
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+
+
+def claim(run_dir: Path, config: RunConfig) -> None:
+    """Write the resolved configuration: from here on the directory is this run's."""
+    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 class Run:
@@ -80,21 +84,24 @@ class Run:
         self.environment = environment()
         self.module = Harness(config, model, flop_costs(config, self.tokenizer.vocabulary))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
-        self.tracker = self._tracker()
+        self.tracker: Tracker | None = None
         self.stop = StopSignal()
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
         at = evaluation_tokens(config.evaluation, budget(config))
         self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
-        self.reporting = Reporting(run_dir, budget(config), self.tracker)
+        self.reporting = Reporting(run_dir, budget(config))
 
     def go(self) -> int:
-        trainer = self._trainer()
         resume = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
         if resume is None and self.store.steps():
             raise UserError(f"every checkpoint in {self.store.folder} is damaged: remove that folder to start from scratch")
         if resume is not None:
             print(f"resuming from {resume}", flush=True)
         loader = self._loader(resume)
+        trainer = self._trainer()
+        # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
+        claim(self.run_dir, self.config)
+        self.tracker = self.reporting.tracker = self._tracker()
         try:
             with self.stop.handlers_restored():
                 trainer.fit(self.module, loader, ckpt_path=None if resume is None else str(resume / STATE), weights_only=True)
