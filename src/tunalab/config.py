@@ -73,6 +73,10 @@ class TextConfig(ShardsConfig):
 @dataclass
 class DataConfig:
     image_size: int = 32  # pixels along a side
+    # Sizes "HEIGHTxWIDTH" that images of files are brought to, each to the one nearest to its aspect ratio; empty: image_size squares.
+    buckets: list[str] = field(default_factory=list)
+    max_crop: float = 0.5  # with buckets: an image that would lose a larger share is rejected
+    max_upscale: float = 2.0  # with buckets: an image that would be enlarged more is rejected
     levels: list[float] = field(default_factory=lambda: [0.85, 0.1, 0.05])  # share of scene difficulty levels 1, 2, 3
     questions_per_image: int = 5
     caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance
@@ -185,6 +189,14 @@ class StageConfig:
 
 
 @dataclass
+class StartConfig:
+    """Weights to start from instead of random ones (training/start.py)."""
+
+    checkpoint: str = ""  # exported or converted folder, or official checkpoint; empty: from scratch
+    allow_missing: list[str] = field(default_factory=list)  # patterns (*) of weights it may lack: these start from scratch
+
+
+@dataclass
 class SamplingConfig:
     method: str = "heun"  # euler | heun
     steps: int = 20
@@ -232,6 +244,7 @@ class RunConfig:
     head: FlowHeadConfig = field(default_factory=FlowHeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in order; the experiment file names them
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -283,7 +296,12 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
 
 
 def from_plain(plain: Any) -> RunConfig:
-    """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record."""
+    """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record.
+
+    Without a revision it is from before there was one, and of the first.
+    """
+    if isinstance(plain, dict):
+        plain = {"revision": 1, **plain}
     merged = _merge(OmegaConf.structured(RunConfig), plain, source="config")
     try:
         config = OmegaConf.to_object(merged)
@@ -335,6 +353,9 @@ def check(config: RunConfig) -> None:
     _walk(config, "", "")
     if len(config.data.levels) != 3 or sum(config.data.levels) <= 0:
         raise UserError(f"data.levels={config.data.levels}: three shares, not all zero, are needed (levels 1, 2, 3)")
+    sizes = [parse_size("data.buckets", text) for text in config.data.buckets]
+    if len(set(sizes)) < len(sizes):
+        raise UserError(f"data.buckets={config.data.buckets} names a size twice")
     if not config.stages:
         raise UserError("stages is empty: at least one stage is needed")
     for name, stage in config.stages.items():
@@ -348,6 +369,16 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{part}.kv_heads={kv_heads} does not divide {part}.heads={heads}")
     if head.head_dim % 16:
         raise UserError(f"head.head_dim={head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
+
+
+def parse_size(name: str, text: str) -> tuple[int, int]:
+    """Height and width in pixels of "HEIGHTxWIDTH". Raises UserError, naming the setting, for anything else or out of range."""
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise UserError(f"{name}={text} is not of the form HEIGHTxWIDTH, such as 512x512")
+    for side in (height, width):
+        _check_value("data.image_size", name, int(side))
+    return int(height), int(width)
 
 
 def _merge(base: Any, layer: Any, source: str) -> Any:

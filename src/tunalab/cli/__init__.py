@@ -18,6 +18,8 @@ FAMILIES = (
     "sweeping",
     "records",
     "services",
+    "convert",
+    "export",
 )
 
 
