@@ -27,21 +27,20 @@ def assemble(config: RunConfig, parts: RunParts, vocabulary: int, weights: Mappi
     parts.prepare(config)
     with init_empty_weights(include_buffers=False):
         model = build_model(architecture_config(config), parts, vocabulary)
-    own = model.state_dict()
-    frozen = frozen_names(model)
+    own, learnt = model.state_dict(), learnt_state(model)
     given = {name: tensor.float() for name, tensor in weights.items()}
     if config.decoder.tie_embeddings and TABLE in given:
         given[TIED] = given[TABLE]
-    check_fit({name: tensor for name, tensor in own.items() if name not in frozen}, given, what)
-    model.load_state_dict({**{name: own[name] for name in frozen}, **given}, assign=True)
+    check_fit(learnt, given, what)
+    model.load_state_dict({**own, **given}, assign=True)
     model.decoder.tie_weights()
     return model.eval()
 
 
-def frozen_names(model: UnifiedModel) -> set[str]:
-    """Entries of the state that belong to the front-end's frozen parts."""
-    prefixes = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
-    return {name for name in model.state_dict() if name.startswith(prefixes)}
+def learnt_state(model: UnifiedModel) -> dict[str, Tensor]:
+    """The model's state without the front-end's frozen parts."""
+    frozen = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
 
 
 def stored_once(config: RunConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.config import RunConfig
-from tunalab.exporting.assembly import frozen_names, stored_once
+from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import About, write_export
 from tunalab.exporting.loading import load_run
 from tunalab.exporting.parts import write_frozen
@@ -24,8 +24,6 @@ def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
     loaded = load_run(run_dir, raw=raw)
     config, model = loaded.config, loaded.model
     settings = ComponentSettings.seeded(config.components_seed)
-    frozen = frozen_names(model)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
     about = About(
         origin=loaded.origin,
         vocabulary=model.decoder.config.vocab_size,
@@ -37,7 +35,7 @@ def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
         folder,
         about,
         config,
-        stored_once(config, weights),
+        stored_once(config, learnt_state(model)),
         loaded.tokenizer,
         lambda fresh: write_frozen(fresh, config, model.frontend),
     )

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunalab.config import RunConfig, config_hash, from_plain, read_yaml
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.exporting.assembly import assemble
+from tunalab.exporting.assembly import assemble, stored_once
 from tunalab.exporting.folder import CONFIG, TOKENIZER, read_about, read_weights
 from tunalab.exporting.parts import ExportedParts, RunParts
 from tunalab.frontends.components.settings import ComponentSettings
@@ -33,11 +34,25 @@ class Loaded:
 
 def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
     """An exported folder or a run directory, whichever ``path`` is. Raises UserError as the two functions below do."""
-    if (path / MANIFEST).is_file():
-        return load_exported(path, device)
-    if (path / CONFIG).is_file():
-        return load_run(path, device)
-    raise UserError(f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG} is missing)")
+    return load_exported(path, device) if is_export(path) else load_run(path, device)
+
+
+def is_export(path: Path) -> bool:
+    """Whether ``path`` is an exported folder rather than a run directory. Raises UserError when it is neither."""
+    if not (path / MANIFEST).is_file() and not (path / CONFIG).is_file():
+        raise UserError(f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG} is missing)")
+    return (path / MANIFEST).is_file()
+
+
+def load_weights(path: Path) -> tuple[RunConfig, dict[str, Tensor], list[str]]:
+    """Of an exported folder or a run directory: configuration, learnt weights by our names (a tied table once), and the names
+    of those that started from scratch where the checkpoint lacked them. Raises UserError as :func:`load`.
+    """
+    if is_export(path):
+        about = read_about(path)
+        return from_plain(read_yaml(path / CONFIG)), read_weights(path), about.initialised
+    config = from_plain(read_yaml(path / CONFIG))
+    return config, stored_once(config, learnt_weights(newest_checkpoint(path)).weights), []
 
 
 def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunalab.config import RunConfig
+from tunalab.data.tokenizer import QWEN25_SPECIALS, SIDECAR, Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import TINY, Components
 from tunalab.frontends.components.settings import ComponentSettings
@@ -29,8 +30,16 @@ class RunParts(Components):
 
     def prepare(self, config: RunConfig) -> None:
         """Read the frozen parts now, before parameters are made without storage."""
-        if config.frontend.vae:
+        if config.frontend.name == "vae_siglip" or config.frontend.vae:
             self._vae = self.frozen_vae(config)
+
+    def tokenizer_of(self, config: RunConfig) -> Tokenizer | None:
+        """The tokenizer that the configuration names; None when it names none."""
+        name = config.decoder.tokenizer or config.decoder.pretrained
+        if not name:
+            return None
+        own = (Path(name) / SIDECAR).is_file()
+        return Tokenizer.load(Path(name), None if own else QWEN25_SPECIALS)
 
     def frozen_vae(self, config: RunConfig) -> LatentCodec:
         return super().vae(config.frontend.vae)

@@ -25,22 +25,59 @@ ENCODER_WIDTH = 1152  # SigLIP 2 So400M
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """``name`` as published; ``variant`` and ``frontend`` as here; ``settings`` (dotted keys) that its weights were made for."""
+    """``name`` as published; ``variant`` and ``frontend`` as here; ``masks``: whether its class knows a mask token.
+
+    ``computes``: settings (dotted keys) without which the weights would mean something else. ``usual``: how it is published to
+    be used, which may be changed.
+    """
 
     name: str
     variant: str
     frontend: str
-    settings: dict[str, Any]
+    masks: bool
+    computes: dict[str, Any]
+    usual: dict[str, Any]
 
 
-# What the weights expect of whoever uses them; how they were trained is an experiment's business.
-SHARED = {"decoder.image_positions": "none", "decoder.rope_theta": 1e6, "decoder.init_std": 0.02, "data.image_size": 512}
-_PIXELS = {"objective.target_layout": "raster", "objective.prediction": "x", "objective.noise_scale": 2.0, "sampling.steps": 50}
-_LATENTS = {"objective.target_layout": "patch", "objective.prediction": "v", "objective.noise_scale": 1.0, "sampling.steps": 50}
-TUNA_2 = OfficialModel("Tuna-2", "tuna2", "patch_embed", {**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0})
-TUNA_R = OfficialModel("Tuna-R", "tuna_r", "siglip", {**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0})
-TUNA = OfficialModel("Tuna", "tuna", "vae_siglip", {**_LATENTS, "sampling.method": "euler", "sampling.guidance": 7.5})
+_COMMON = {"decoder.image_positions": "none", "decoder.rope_theta": 1e6}
+_PIXELS = {"objective.noise_scale": 2.0, "sampling.steps": 50}
+TUNA_2 = OfficialModel(
+    name="Tuna-2",
+    variant="tuna2",
+    frontend="patch_embed",
+    masks=True,
+    computes={**_COMMON, "objective.prediction": "x"},
+    usual={**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0},
+)
+TUNA_R = OfficialModel(
+    name="Tuna-R",
+    variant="tuna_r",
+    frontend="siglip",
+    masks=True,
+    computes={**_COMMON, "objective.prediction": "x"},
+    usual={**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0},
+)
+TUNA = OfficialModel(
+    name="Tuna",
+    variant="tuna",
+    frontend="vae_siglip",
+    masks=False,
+    computes={**_COMMON, "objective.prediction": "v"},
+    usual={
+        "frontend.vae_statistics": "official",
+        "sampling.steps": 50,
+        "sampling.method": "euler",
+        "sampling.guidance": 7.5,
+    },
+)
 MODELS = (TUNA_2, TUNA_R, TUNA)
+# Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
+USUAL = {"data.image_size": 512, "decoder.init_std": 0.02}
+
+
+def target_layout(patch: int) -> str:
+    """Official targets are runs of raster cells, which are the patches themselves only where a patch is one cell."""
+    return "raster" if patch > 1 else "patch"
 
 
 def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
@@ -89,7 +126,7 @@ def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: i
     key_rows = shape(f"{layer}.self_attn.k_proj.weight")[0]
     (head_dim,) = shape(f"{block}.self_attn.q_norm.weight")
     patches = shape(PATCHES if model is TUNA_2 else ENCODER_PATCHES)
-    told: dict[str, Any] = {
+    return {
         "decoder.vocabulary": vocabulary,
         "decoder.width": width,
         "decoder.layers": layers[-1] + 1,
@@ -104,8 +141,8 @@ def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: i
         "head.mlp": shape(f"{block}.mlp.gate_proj.weight")[0],
         "frontend.name": model.frontend,
         "frontend.patch": patches[-1],
+        "objective.target_layout": target_layout(patches[-1]),
     }
-    return told
 
 
 def known_encoder(tensors: Mapping[str, Tensor]) -> str | None:

@@ -1,0 +1,42 @@
+"""`tunalab convert`: official checkpoints and ours."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunalab.cli.common import add_command, add_settings, yaml_path
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.cli.common import Commands
+
+TARGETS = ("tunalab", "official")
+
+
+def add(commands: "Commands") -> None:
+    sub = add_command(commands, convert, "an official Tuna-2, Tuna-R or Tuna checkpoint to a folder of ours, or back")
+    sub.add_argument(
+        "source", type=Path, metavar="SRC", help="official checkpoint; with --to official: exported folder or run directory"
+    )
+    sub.add_argument("target", type=Path, metavar="DST", help="folder; with --to official: a .pt or .safetensors file, or a folder")
+    sub.add_argument("--to", choices=TARGETS, default="tunalab", help="the layout of DST (default: %(default)s)")
+    sub.add_argument("--experiment", help="what shapes cannot tell; the official models' settings by default")
+    sub.add_argument("--variant", help="a variant's front-end settings, such as the VAE")
+    add_settings(sub)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from tunalab.exporting.convert import convert_to_official, convert_to_tunalab
+
+    source, target = arguments.source, arguments.target
+    if arguments.to == "official":
+        if arguments.settings or arguments.experiment or arguments.variant:
+            raise UserError("--to official takes no settings: the model has its own")
+        convert_to_official(source, target)
+    else:
+        experiment, variant = (
+            None if name is None else yaml_path(folder, name)
+            for folder, name in (("experiments", arguments.experiment), ("variants", arguments.variant))
+        )
+        convert_to_tunalab(source, target, experiment, variant, arguments.settings)
+    return 0
