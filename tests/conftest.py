@@ -1,19 +1,22 @@
 """What many tests need: a tokenizer, a small configuration, untrained models with stand-in components."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from tests.variants import settings_of
 from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
 from tunalab.data.scenes import text_sample
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
-from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.frontends.components.handle import Components
 from tunalab.frontends.latents import LatentCodec
-from tunalab.frontends.patch_embed import PatchEmbed
-from tunalab.frontends.siglip import Siglip
-from tunalab.frontends.vae_siglip import VaeSiglip
+from tunalab.frontends.registry import build_frontend
 from tunalab.model.unified import UnifiedModel
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 @pytest.fixture(scope="session")
@@ -28,38 +31,29 @@ def small_config() -> RunConfig:
     return config
 
 
-def small_frontend(name: str, width: int) -> VisualFrontEnd:
-    """Random components: the structure of the real ones, 16 visual tokens for an image of 32 px."""
-    if name == "patch_embed":
-        return PatchEmbed(width, patch=8)
-    from timm.models.vision_transformer import VisionTransformer
+class SmallComponents(Components):
+    """Untrained parts with the structure of the real ones: 16 visual tokens for an image of 32 px."""
 
-    vit = VisionTransformer(
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        num_classes=0,
-        class_token=False,
-        global_pool="avg",
-    )
-    if name == "siglip":
-        return Siglip(vit, width, patch=8)
-    from diffusers import AutoencoderKL
+    def encoder(self, name: str = "tiny", pretrained: bool = True) -> "VisionTransformer":
+        from timm.models.vision_transformer import VisionTransformer
 
-    vae = AutoencoderKL(
-        in_channels=48,
-        out_channels=48,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    codec = LatentCodec(vae, channels=4, stride=8, mean=[0.0] * 4, std=[1.0] * 4, fold=4)
-    return VaeSiglip(codec, vit, width, patch=1)
+        plain = {"num_classes": 0, "class_token": False, "global_pool": "avg"}
+        return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, **plain)
+
+    def vae(self, name: str = "tiny") -> LatentCodec:
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL(
+            in_channels=48,
+            out_channels=48,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+        )
+        return LatentCodec(vae, channels=4, stride=8, mean=[0.0] * 4, std=[1.0] * 4, fold=4)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +67,8 @@ def tiny_model(tokenizer: Tokenizer) -> Callable[..., UnifiedModel]:
         config = config or small_config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = UnifiedModel(config, small_frontend(name, config.decoder.width), tokenizer.vocabulary)
+            frontend = build_frontend(settings_of(name), config.decoder.width, 32, SmallComponents())
+            model = UnifiedModel(config, frontend, tokenizer.vocabulary)
             for parameter in model.parameters():
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.1)

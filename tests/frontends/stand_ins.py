@@ -1,19 +1,13 @@
-"""Settings and a stand-in corpus for front-end tests: noise with captions, components of two steps."""
+"""Sizes and a stand-in corpus for front-end tests: noise with captions, components of two steps."""
 
 import numpy as np
 
-from tunalab.config import FrontEndConfig
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.siglip import EncoderConfig
 from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig
 
 WIDTH = 24
-CONFIGS = {
-    "patch_embed": FrontEndConfig(name="patch_embed", patch=8),
-    "siglip": FrontEndConfig(name="siglip", patch=8, encoder="tiny"),
-    "vae_siglip": FrontEndConfig(name="vae_siglip", patch=1, encoder="tiny", vae="tiny"),
-}
 TINY = ComponentSettings(
     tokenizer=TokenizerConfig(vocabulary=300, texts=50),
     vae=VaeConfig(latent_channels=16, width=32, steps=2, batch=4, start_images=32, held_out=8),

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import CONFIGS, TINY, WIDTH
+from stand_ins import TINY, WIDTH
+from tests.variants import SETTINGS
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd, from_raster, patchify, to_raster, unpatchify
-from tunalab.frontends.registry import FRONTENDS, build_frontend
+from tunalab.frontends.patch_embed import PatchEmbed
+from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
 
 SIZES = [(32, 32), (64, 64), (32, 64), (48, 16)]
 
@@ -25,8 +28,14 @@ def cells(frontend: VisualFrontEnd, height: int, width: int, batch: int = 2) -> 
     return torch.randn(batch, space.channels, height // space.stride, width // space.stride)
 
 
-def test_the_registry_is_covered() -> None:
-    assert set(CONFIGS) == set(FRONTENDS)
+def test_the_registry_is_covered_and_holds_front_ends() -> None:
+    assert {settings["name"] for settings in SETTINGS.values()} == set(FRONTENDS)
+    assert all(issubclass(frontend_class(name), VisualFrontEnd) for name in FRONTENDS)
+
+
+def test_token_counts_are_those_of_every_variant(frontend: VisualFrontEnd, components: Components) -> None:
+    others = [build_frontend(FrontEndConfig(**settings), WIDTH, 32, components) for settings in SETTINGS.values()]
+    assert {other.space.token_pixels for other in others} == {frontend.space.token_pixels}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -52,7 +61,7 @@ def test_tokens_are_row_major(frontend: VisualFrontEnd, size: tuple[int, int]) -
         block += 3 * torch.randn(block.shape, generator=torch.Generator().manual_seed(2))
         moved_N = (frontend.embed(changed)[0] - before_ND).norm(dim=-1)
         assert moved_N.argmax() == row * columns + column
-        if not frontend.connector_parts:  # nothing mixes tokens
+        if isinstance(frontend, PatchEmbed):  # nothing mixes tokens
             assert (moved_N > 0).sum() == 1
 
 
@@ -61,8 +70,16 @@ def test_mapping_to_the_space_and_back_has_no_gradient(frontend: VisualFrontEnd)
     x_BChw = frontend.to_space(image_BCHW)
     assert not x_BChw.requires_grad
     assert not frontend.from_space(cells(frontend, 32, 32).requires_grad_()).requires_grad
+
+
+def test_what_from_space_shows_is_mapped_back_to_where_it_came_from(frontend: VisualFrontEnd) -> None:
+    image_BCHW = torch.rand(4, 3, 32, 32) * 2 - 1
+    x_BChw = frontend.to_space(image_BCHW)
     if frontend.space.stride == 1:  # pixels
-        torch.testing.assert_close(frontend.from_space(x_BChw), image_BCHW.detach(), rtol=0, atol=0)
+        torch.testing.assert_close(frontend.from_space(x_BChw), image_BCHW, rtol=0, atol=0)
+    # A codec loses what it cannot hold, once: latents of its own pictures stay, with their scale and their shift.
+    again_BChw = frontend.to_space(frontend.from_space(x_BChw))
+    assert (again_BChw - x_BChw).square().mean() < 0.05 * x_BChw.var()
 
 
 def test_embed_is_differentiable_in_x_and_in_every_trainable_parameter(frontend: VisualFrontEnd) -> None:
@@ -96,6 +113,7 @@ def test_deterministic_in_both_modes_and_free_of_the_batch(frontend: VisualFront
     image_BCHW = torch.rand(3, 3, 32, 32) * 2 - 1
     x_BChw = frontend.to_space(image_BCHW)
     torch.testing.assert_close(frontend.to_space(image_BCHW), x_BChw, rtol=0, atol=0)
+    torch.testing.assert_close(frontend.to_space(image_BCHW[1:2])[0], x_BChw[1], rtol=1e-4, atol=1e-5)
     h_BND = frontend.train().embed(x_BChw)
     torch.testing.assert_close(frontend.eval().embed(x_BChw), h_BND, rtol=0, atol=0)
     torch.testing.assert_close(frontend.embed(x_BChw[1:2])[0], h_BND[1], rtol=1e-4, atol=1e-5)
@@ -107,30 +125,83 @@ def test_odd_sizes_are_refused(frontend: VisualFrontEnd, size: tuple[int, int]) 
         frontend.embed(frontend.to_space(torch.zeros(1, 3, *size)))
 
 
-@pytest.mark.parametrize("name", sorted(FRONTENDS))
-def test_an_image_size_that_tokens_do_not_cut_is_refused(name: str, components: Components) -> None:
+def test_an_image_size_that_tokens_do_not_cut_is_refused(settings: FrontEndConfig, components: Components) -> None:
     with pytest.raises(UserError, match="36x36 pixels is not cut exactly"):
-        build_frontend(CONFIGS[name], WIDTH, 36, components)
+        build_frontend(settings, WIDTH, 36, components)
 
 
 def test_wrong_channels_are_refused(frontend: VisualFrontEnd) -> None:
     space = frontend.space
-    with pytest.raises(UserError, match="channels"):
-        frontend.embed(torch.zeros(1, space.channels + 1, 4 * space.patch, 4 * space.patch))
+    wrong = torch.zeros(1, space.channels + 1, 4 * space.patch, 4 * space.patch)
+    for take in (frontend.embed, frontend.from_space):
+        with pytest.raises(UserError, match="channels"):
+            take(wrong)
+    with pytest.raises(UserError, match="images of 3 channels, got 1"):
+        frontend.to_space(torch.zeros(1, 1, 32, 32))
 
 
-@pytest.mark.parametrize("name", sorted(FRONTENDS))
-def test_builds_on_the_meta_device_without_any_file(name: str, components: Components, tmp_path: Path) -> None:
+class Forgetful(VisualFrontEnd):
+    """Checks nothing itself, and gets wrong what ``wrong`` names."""
+
+    wrong = ""
+
+    def __init__(self) -> None:
+        super().__init__(TargetSpace(channels=12, stride=2, patch=4), WIDTH)
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        return pixel_unshuffle(image_BCHW, 2)[:, : 11 if self.wrong == "encode" else 12]
+
+    def decode(self, x_BChw: Tensor) -> Tensor:
+        return pixel_shuffle(x_BChw, 2)[..., 1 if self.wrong == "decode" else 0 :]
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        tokens_BNP = patchify(x_BChw, 2 if self.wrong == "forward" else 4)
+        return tokens_BNP[:, :, :WIDTH]
+
+
+def test_the_base_class_checks_for_a_front_end_that_does_not() -> None:
+    frontend = Forgetful()
+    image_BCHW, x_BChw = torch.zeros(1, 3, 16, 32), torch.zeros(1, 12, 8, 16)
+    assert frontend.embed(frontend.to_space(image_BCHW)).shape == (1, 8, WIDTH)
+    assert frontend.from_space(x_BChw).shape == image_BCHW.shape
+    calls = {
+        "not cut exactly": [
+            lambda: frontend.to_space(image_BCHW[..., :-4]),
+            lambda: frontend.from_space(x_BChw[..., :-2]),
+            lambda: frontend.embed(x_BChw[..., :-2]),
+        ],
+        "channels, got": [
+            lambda: frontend.to_space(image_BCHW[:, :1]),
+            lambda: frontend.from_space(x_BChw[:, :3]),
+            lambda: frontend.embed(x_BChw[:, :3]),
+        ],
+    }
+    for message, refused in calls.items():
+        for call in refused:
+            with pytest.raises(UserError, match=message):
+                call()
+
+
+@pytest.mark.parametrize(("wrong", "shapes"), [("encode", "11, 8, 16"), ("decode", "3, 16, 31"), ("forward", "32, 24")])
+def test_what_a_front_end_returns_is_checked_too(wrong: str, shapes: str) -> None:
+    frontend = Forgetful()
+    frontend.wrong = wrong
+    with pytest.raises(UserError, match=rf"^Forgetful.{wrong} returned shape \(1, {shapes}\), its space needs \("):
+        frontend.from_space(frontend.to_space(torch.zeros(1, 3, 16, 32)))
+        frontend.embed(torch.zeros(1, 12, 8, 16))
+
+
+def test_builds_on_the_meta_device_without_any_file(settings: FrontEndConfig, components: Components, tmp_path: Path) -> None:
     with torch.device("meta"):
-        planned = build_frontend(CONFIGS[name], WIDTH, 32, Components(TINY, tmp_path / "nothing"))
+        planned = build_frontend(settings, WIDTH, 32, Components(TINY, tmp_path / "nothing"))
         assert planned.embed(cells(planned, 32, 32)).shape == (2, 16, WIDTH)
     assert {tensor.device.type for tensor in planned.state_dict().values()} == {"meta"}
-    built = build_frontend(CONFIGS[name], WIDTH, 32, components)
+    built = build_frontend(settings, WIDTH, 32, components)
     assert {k: v.shape for k, v in planned.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
 
 
 def test_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(UserError, match="nonsense is not known .choices: patch_embed, siglip, vae_siglip"):
+    with pytest.raises(UserError, match=f"nonsense is not known .choices: {', '.join(sorted(FRONTENDS))}"):
         build_frontend(FrontEndConfig(name="nonsense"), WIDTH, 32)
 
 

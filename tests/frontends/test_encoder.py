@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from stand_ins import CONFIGS, WIDTH
+from stand_ins import WIDTH
+from tests.variants import settings_of
 from timm.models.vision_transformer import VisionTransformer
 
 from tunalab.config import FrontEndConfig
@@ -56,7 +57,7 @@ def test_statistics_of_the_pretrained_model_are_respected() -> None:
 
 
 def test_pretrained_weights_arrive_and_random_ones_only_on_request(components: Components) -> None:
-    loaded = build_frontend(CONFIGS["siglip"], WIDTH, 32, components).get_submodule("encoder").state_dict()
+    loaded = build_frontend(settings_of("siglip"), WIDTH, 32, components).get_submodule("encoder").state_dict()
     stored = components.encoder().state_dict()
     assert all(torch.equal(loaded[name], stored[name]) for name in loaded)
     fresh = FrontEndConfig(name="siglip", patch=8, encoder="tiny", encoder_pretrained=False)

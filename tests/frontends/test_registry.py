@@ -1,36 +1,50 @@
-"""Variants: one front-end each, nothing else, and the same number of tokens at equal image size."""
+"""Variants: one front-end each, nothing else, and the same number of tokens at equal image size; what a build refuses."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from stand_ins import WIDTH
+from tests.variants import FILES, SETTINGS
 
-from tunalab.config import FrontEndConfig, read_yaml
+from tunalab.config import FrontEndConfig, load_config, read_yaml
+from tunalab.frontends import registry
 from tunalab.frontends.components.handle import Components
-from tunalab.frontends.registry import FRONTENDS, build_frontend
+from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
+from tunalab.model.build import build_model
 
-VARIANTS = sorted((Path(__file__).parents[2] / "variants").glob("*.yaml"))
-
-
-def frontend_config(path: Path) -> FrontEndConfig:
-    return FrontEndConfig(**read_yaml(path)["frontend"])
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"
 
 
-@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_variant_sets_the_front_end_and_nothing_else(path: Path) -> None:
     assert set(read_yaml(path)) == {"frontend"}
-    assert frontend_config(path).name in FRONTENDS
+    assert FrontEndConfig(**read_yaml(path)["frontend"]).name in FRONTENDS
     assert path.read_text().startswith("# ")
-
-
-def test_every_front_end_has_a_variant() -> None:
-    assert {frontend_config(path).name for path in VARIANTS} == set(FRONTENDS)
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_token_counts_match_across_variants(size: int) -> None:
     with torch.device("meta"):
-        built = {path.stem: build_frontend(frontend_config(path), WIDTH, size, Components()) for path in VARIANTS}
+        built = {name: build_frontend(FrontEndConfig(**one), WIDTH, size, Components()) for name, one in SETTINGS.items()}
     grids = {name: frontend.space.grid(size, size) for name, frontend in built.items()}
     assert len(set(grids.values())) == 1, grids
+
+
+def test_three_pieces_make_a_run(settings: FrontEndConfig, tmp_path: Path) -> None:
+    """File, line and YAML alone, the README's too: they resolve to a configuration whose model builds."""
+    variant = tmp_path / "added.yaml"
+    variant.write_text(yaml.safe_dump({"frontend": asdict(settings)}))
+    config = load_config(EXPERIMENT, variant, [])
+    assert config.frontend == settings and config.variant == "added"
+    with torch.device("meta"):
+        model = build_model(config, None, 512)
+    assert type(model.frontend) is frontend_class(settings.name)
+
+
+def test_a_registered_name_that_is_no_front_end_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FRONTENDS, "patch_embed", "TargetSpace")
+    with pytest.raises(TypeError, match="TargetSpace of tunalab.frontends.patch_embed is not a VisualFrontEnd"):
+        frontend_class("patch_embed")

@@ -5,6 +5,7 @@ import torch
 from tunalab.bench.reference import reference_answer
 from tunalab.data.documents import Document, Image, Text
 from tunalab.data.sequence import to_sequence
+from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference.answering import answer, answer_prompts, batches
 from tunalab.inference.prompts import edit_prompt, image_prompt, question_prompt
 
@@ -23,7 +24,7 @@ def questions() -> list[tuple[np.ndarray | None, str]]:
     return [*asked, (_images(1, 16)[0], texts[0]), (asked[0][0], texts[1])]
 
 
-@pytest.mark.parametrize("name", ["patch_embed", "siglip", "vae_siglip"])
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
 def test_batched_cached_answers_are_those_of_full_forward_passes(name, tiny_model, tokenizer, questions):
     model = tiny_model(name)
     # eos is made likely, so that rows leave the batch at different steps.

@@ -5,13 +5,19 @@ import torch
 from tunalab.bench.reference import reference_sample
 from tunalab.config import ObjectiveConfig, SamplingConfig
 from tunalab.errors import UserError
+from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference import generation
 from tunalab.inference.generation import noise_of, sample, sample_images
 from tunalab.inference.prompts import build_prompt, edit_prompt, image_prompt
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1", "on black: pink word MT b2", "a blue square", ""]
 OBJECTIVE = ObjectiveConfig()
-SHAPES = {"patch_embed": (3, 32, 32), "siglip": (3, 32, 32), "vae_siglip": (4, 4, 4)}
+
+
+def _shape(model):
+    """Of an image of 32 px in the model's target space."""
+    space = model.frontend.space
+    return space.channels, 32 // space.stride, 32 // space.stride
 
 
 def _prompts(model, tokenizer, texts=TEXTS):
@@ -19,7 +25,7 @@ def _prompts(model, tokenizer, texts=TEXTS):
     return [image_prompt(tokenizer, space, text) for text in texts], image_prompt(tokenizer, space, "")
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
 @pytest.mark.parametrize(
     ("method", "guidance", "prediction", "layout"),
     [("heun", 2.0, "x", "patch"), ("euler", 1.0, "v", "patch"), ("heun", 0.0, "v", "patch"), ("euler", 3.5, "x", "raster")],
@@ -30,7 +36,7 @@ def test_prefix_cache_equals_padded_sequences_run_again(name, method, guidance, 
     prompts, plain = _prompts(model, tokenizer)
     sampling = SamplingConfig(method=method, steps=4, guidance=guidance)
     objective = ObjectiveConfig(prediction=prediction, noise_scale=1.5)
-    noise = noise_of(range(len(prompts)), SHAPES[name])
+    noise = noise_of(range(len(prompts)), _shape(model))
     fast = sample(model, prompts, [plain] * len(prompts), noise, sampling, objective)
     slow = reference_sample(model, prompts, [plain] * len(prompts), noise, sampling, objective, padded=96)
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
@@ -106,7 +112,7 @@ def test_equal_prompts_are_encoded_once(tiny_model, tokenizer, monkeypatch):
     assert encoded == [1, 1]
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
 def test_editing_reads_the_source_image(name, tiny_model, tokenizer):
     model = tiny_model(name)
     space = model.frontend.space
@@ -115,7 +121,7 @@ def test_editing_reads_the_source_image(name, tiny_model, tokenizer):
     prompts = [edit_prompt(tokenizer, space, source, text) for source, text in zip(sources, texts, strict=True)]
     plain = [build_prompt(tokenizer, space, [source], before_image=True) for source in sources]
     sampling = SamplingConfig(steps=3, guidance=2.0)
-    noise = noise_of(range(3), SHAPES[name])
+    noise = noise_of(range(3), _shape(model))
     fast = sample(model, prompts, plain, noise, sampling, OBJECTIVE)
     slow = reference_sample(model, prompts, plain, noise, sampling, OBJECTIVE, padded=80)
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)

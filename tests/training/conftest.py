@@ -4,18 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.config import RunConfig, from_plain
+from tests.variants import SETTINGS
+from tunalab.config import REVISION, RunConfig, from_plain
 from tunalab.frontends.components.build import build_components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.siglip import EncoderConfig
 from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig
 
-FRONTENDS = {
-    "tuna": {"name": "vae_siglip", "patch": 1, "vae": "tiny", "encoder": "tiny"},
-    "tuna_r": {"name": "siglip", "patch": 8, "encoder": "tiny"},
-    "tuna2": {"name": "patch_embed", "patch": 8},
-}
 MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "scenes/edit": 0.1, "scenes/text": 0.1}
 
 
@@ -38,7 +34,7 @@ def use_quick_components(quick_components: tuple[Path, ComponentSettings], monke
     monkeypatch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
 
 
-@pytest.fixture(params=sorted(FRONTENDS))
+@pytest.fixture(params=list(SETTINGS))
 def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -46,10 +42,11 @@ def variant(request: pytest.FixtureRequest) -> str:
 def quick_config(variant: str = "tuna2", **changes: object) -> RunConfig:
     """Three stages of a few steps, two small evaluations; ``changes`` are dotted keys with __ for the dots."""
     plain: dict[str, object] = {
+        "revision": REVISION,
         "variant": variant,
         "checkpoint_seconds": 1e9,
         "data": {"rows": 1, "row_tokens": 256, "lookahead": 12},
-        "frontend": FRONTENDS[variant],
+        "frontend": SETTINGS[variant],
         "decoder": {"width": 32, "layers": 2, "mlp": 48},
         "head": {"blocks": 1, "head_dim": 16, "heads": 2, "kv_heads": 1, "mlp": 48},
         "optimizer": {"warmup_steps": 2},

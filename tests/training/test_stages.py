@@ -2,10 +2,12 @@ from itertools import pairwise
 
 import pytest
 
-from tests.training.conftest import FRONTENDS, quick_config
+from tests.training.conftest import quick_config
+from tests.variants import SETTINGS
 from tunalab.config import MaskingConfig, OptimizerConfig, StageConfig
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.registry import frontend_class
 from tunalab.model.build import build_model
 from tunalab.training.evaluating import evaluation_tokens
 from tunalab.training.stages import learning_rate, masks, set_trainable
@@ -38,8 +40,16 @@ def test_what_learns(variant: str, train: str, parts: set[str]) -> None:
     assert learning(variant, train) == parts
 
 
-def test_every_variant_is_covered() -> None:
-    assert set(FRONTENDS) == {"tuna", "tuna_r", "tuna2"}
+def test_what_learns_follows_from_what_a_front_end_says_of_itself(variant: str) -> None:
+    """Of every variant, also one that is added: frozen parts never learn, and without a connector every stage trains the rest."""
+    frontend = frontend_class(SETTINGS[variant]["name"])
+    everything = learning(variant, "all")
+    own = {part for part in everything if part.startswith("frontend/")}
+    connector = {f"frontend/{part}" for part in frontend.connector_parts}
+    assert everything == REST | own and connector <= own
+    assert not own & {f"frontend/{part}" for part in frontend.frozen_parts}
+    assert learning(variant, "connector") == (connector or everything)
+    assert learning(variant, "without_encoder") == REST | (connector or own)
 
 
 def test_learning_rate_warms_up_then_stays() -> None:

@@ -5,11 +5,18 @@ Shapes: B images, C channels of the target space, h w its cells, N visual tokens
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.frontends.components.handle import Components
+
+RGB = 3  # channels of an image
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,10 @@ def from_raster(x_BNP: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 class VisualFrontEnd(nn.Module, ABC):
     """Between RGB images and the decoder's visual tokens.
 
-    No timestep, text, mask or loss enters a front-end: those belong to the model and to the objective, which are equal for all.
+    Callers use :meth:`to_space`, :meth:`from_space` and :meth:`embed`. They check what goes in and what comes out, so that a
+    front-end has no check to write: it writes :meth:`forward`, and :meth:`encode` and :meth:`decode` where it does not generate in
+    pixels. No timestep, text, mask or loss enters a front-end: those belong to the model and to the objective, which are equal for
+    all.
 
     Attributes: ``space``; ``width`` of the decoder; ``connector_parts``: names of the direct children that connect a
     pretrained encoder to the decoder (trained alone in the connector stage; empty when there is no such stage);
@@ -95,15 +105,60 @@ class VisualFrontEnd(nn.Module, ABC):
         self.space = space
         self.width = width
 
-    @torch.no_grad()
-    def to_space(self, image_BCHW: Tensor) -> Tensor:
-        """RGB in [-1, 1], (B, 3, H, W), to x (B, C, h, w) in the space images are generated in. Frozen; pixels by default."""
+    @classmethod
+    def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
+        """From a variant's settings; a front-end that takes more than (width, patch) says here where it comes from."""
+        return cls(width, config.patch)  # type: ignore[arg-type, call-arg]
+
+    @abstractmethod
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """What :meth:`embed` returns, for x that fits the space. Trainable."""
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """What :meth:`to_space` returns, for images that tokens cut exactly; pixels stay as they are."""
         return image_BCHW.detach()
 
+    def decode(self, x_BChw: Tensor) -> Tensor:
+        """What :meth:`from_space` returns, for x that fits the space; pixels stay as they are."""
+        return x_BChw.detach()
+
+    @final
+    @torch.no_grad()
+    def to_space(self, image_BCHW: Tensor) -> Tensor:
+        """RGB in [-1, 1], (B, 3, H, W), to x (B, C, h, w) in the space images are generated in. Frozen.
+
+        Raises UserError: not RGB, a size that tokens do not cut exactly, or an x that is not of the stated space.
+        """
+        batch, channels, height, width = image_BCHW.shape
+        if channels != RGB:
+            raise UserError(f"{type(self).__name__} takes images of {RGB} channels, got {channels}")
+        self.space.grid(height, width)
+        x_BChw = self.encode(image_BCHW)
+        stride = self.space.stride
+        self._expect("encode", x_BChw, (batch, self.space.channels, height // stride, width // stride))
+        return x_BChw
+
+    @final
     @torch.no_grad()
     def from_space(self, x_BChw: Tensor) -> Tensor:
-        """Back to RGB (B, 3, H, W). Frozen; pixels by default."""
-        return x_BChw.detach()
+        """Back to RGB (B, 3, H, W), not clamped. Frozen. Raises UserError as :meth:`to_space`."""
+        self.token_grid(x_BChw)
+        image_BCHW = self.decode(x_BChw)
+        height, width = (side * self.space.stride for side in x_BChw.shape[-2:])
+        self._expect("decode", image_BCHW, (len(x_BChw), RGB, height, width))
+        return image_BCHW
+
+    @final
+    def embed(self, x_BChw: Tensor) -> Tensor:
+        """Clean or noisy x (B, C, h, w) to visual tokens (B, N, width), row-major. Trainable.
+
+        Raises UserError: channels or size of x do not fit the space, or the tokens are not as many or as wide as they must be.
+        """
+        rows, columns = self.token_grid(x_BChw)
+        # Called as a module, so that hooks (of sharded training) see it.
+        h_BND = self(x_BChw)
+        self._expect("forward", h_BND, (len(x_BChw), rows * columns, self.width))
+        return h_BND
 
     def token_grid(self, x_BChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens of x. Raises UserError when its channels or its size do not fit the space."""
@@ -112,9 +167,9 @@ class VisualFrontEnd(nn.Module, ABC):
             raise UserError(f"{type(self).__name__} takes {self.space.channels} channels, got {channels}")
         return self.space.grid(height * self.space.stride, width * self.space.stride)
 
-    @abstractmethod
-    def embed(self, x_BChw: Tensor) -> Tensor:
-        """Clean or noisy x (B, C, h, w) to visual tokens (B, N, width), row-major. Trainable."""
+    def _expect(self, method: str, given: Tensor, shape: tuple[int, ...]) -> None:
+        if tuple(given.shape) != shape:
+            raise UserError(f"{type(self).__name__}.{method} returned shape {tuple(given.shape)}, its space needs {shape}")
 
     def freeze(self) -> None:
         """Put the frozen parts out of every optimiser's reach."""

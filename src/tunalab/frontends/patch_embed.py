@@ -19,7 +19,5 @@ class PatchEmbed(VisualFrontEnd):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
-    def embed(self, x_BChw: Tensor) -> Tensor:
-        self.token_grid(x_BChw)
-        patches_BNP = patchify(x_BChw, self.space.patch)
-        return self.norm(self.projection(patches_BNP))
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        return self.norm(self.projection(patchify(x_BChw, self.space.patch)))

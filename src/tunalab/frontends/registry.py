@@ -1,26 +1,28 @@
-"""The front-ends by name. A new one is one file, one variant YAML and one line here."""
+"""The front-ends by name. A new one is one file in this folder, one variant YAML and one line here."""
 
-from collections.abc import Callable
+from importlib import import_module
 
 from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.contract import VisualFrontEnd
-from tunalab.frontends.patch_embed import PatchEmbed
-from tunalab.frontends.siglip import Siglip
-from tunalab.frontends.vae_siglip import VaeSiglip
 
-Builder = Callable[[FrontEndConfig, int, Components], VisualFrontEnd]
-
-FRONTENDS: dict[str, Builder] = {
-    "patch_embed": lambda config, width, components: PatchEmbed(width, config.patch),
-    "siglip": lambda config, width, components: Siglip(
-        components.encoder(config.encoder, config.encoder_pretrained), width, config.patch
-    ),
-    "vae_siglip": lambda config, width, components: VaeSiglip(
-        components.vae(config.vae), components.encoder(config.encoder, config.encoder_pretrained), width, config.patch
-    ),
+# Name, which is also that of its file -> class. Files are imported when they are asked for: a patch embedding needs no timm.
+FRONTENDS: dict[str, str] = {
+    "patch_embed": "PatchEmbed",
+    "siglip": "Siglip",
+    "vae_siglip": "VaeSiglip",
 }
+
+
+def frontend_class(name: str) -> type[VisualFrontEnd]:
+    """Raises UserError, with the choices, for a name that is not registered."""
+    if name not in FRONTENDS:
+        raise UserError(f"frontend.name={name} is not known (choices: {', '.join(sorted(FRONTENDS))})")
+    found = getattr(import_module(f"tunalab.frontends.{name}"), FRONTENDS[name])
+    if not issubclass(found, VisualFrontEnd):
+        raise TypeError(f"{FRONTENDS[name]} of tunalab.frontends.{name} is not a VisualFrontEnd")
+    return found
 
 
 def build_frontend(config: FrontEndConfig, width: int, image_size: int, components: Components | None = None) -> VisualFrontEnd:
@@ -31,8 +33,6 @@ def build_frontend(config: FrontEndConfig, width: int, image_size: int, componen
     Raises UserError: unknown name (with the choices), missing or damaged component, a weight that does not load, an
     ``image_size`` (pixels along a side) that the tokens do not cut exactly.
     """
-    if config.name not in FRONTENDS:
-        raise UserError(f"frontend.name={config.name} is not known (choices: {', '.join(sorted(FRONTENDS))})")
-    frontend = FRONTENDS[config.name](config, width, components or Components())
+    frontend = frontend_class(config.name).build(config, width, components or Components())
     frontend.space.grid(image_size, image_size)
     return frontend

@@ -3,17 +3,20 @@
 Shapes: B images, C channels, H W pixels, N visual tokens, V encoder width, D decoder width.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
+from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
 from tunalab.frontends.encoder import RepresentationEncoder, connector
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+
+    from tunalab.frontends.components.handle import Components
 
 # Without a record of its own a model is taken to expect RGB in [-1, 1], as SigLIP does.
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
@@ -40,8 +43,12 @@ class Siglip(VisualFrontEnd):
         self.encoder = RepresentationEncoder(vit)
         self.connector = connector(self.encoder.width, width)
 
-    def embed(self, x_BChw: Tensor) -> Tensor:
-        grid = self.token_grid(x_BChw)
+    @classmethod
+    def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
+        return cls(components.encoder(config.encoder, config.encoder_pretrained), width, config.patch)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
         normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        tokens_BNV = self.patch_embedding(normalised_BChw).flatten(2).transpose(1, 2)
-        return self.connector(self.encoder(tokens_BNV, grid))
+        tokens_BVhw = self.patch_embedding(normalised_BChw)
+        grid = (tokens_BVhw.shape[2], tokens_BVhw.shape[3])
+        return self.connector(self.encoder(tokens_BVhw.flatten(2).transpose(1, 2), grid))

@@ -3,17 +3,19 @@
 Shapes: B images, C latent channels, h w latent cells, N visual tokens, V encoder width, D decoder width.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-import torch
 from torch import Tensor, nn
 
+from tunalab.config import FrontEndConfig
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
 from tunalab.frontends.encoder import RepresentationEncoder, connector
 from tunalab.frontends.latents import LatentCodec
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+
+    from tunalab.frontends.components.handle import Components
 
 
 class VaeSiglip(VisualFrontEnd):
@@ -33,16 +35,19 @@ class VaeSiglip(VisualFrontEnd):
         self.connector = connector(self.encoder.width, width)
         self.freeze()
 
-    @torch.no_grad()
-    def to_space(self, image_BCHW: Tensor) -> Tensor:
-        self.space.grid(*image_BCHW.shape[-2:])
+    @classmethod
+    def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
+        # The VAE first: parts that are drawn at random are drawn in this order.
+        vae = components.vae(config.vae)
+        return cls(vae, components.encoder(config.encoder, config.encoder_pretrained), width, config.patch)
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
         return self.vae.encode(image_BCHW)
 
-    @torch.no_grad()
-    def from_space(self, x_BChw: Tensor) -> Tensor:
+    def decode(self, x_BChw: Tensor) -> Tensor:
         return self.vae.decode(x_BChw)
 
-    def embed(self, x_BChw: Tensor) -> Tensor:
-        grid = self.token_grid(x_BChw)
-        tokens_BNV = self.patch_embedding(x_BChw).flatten(2).transpose(1, 2)
-        return self.connector(self.encoder(tokens_BNV, grid))
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        tokens_BVhw = self.patch_embedding(x_BChw)
+        grid = (tokens_BVhw.shape[2], tokens_BVhw.shape[3])
+        return self.connector(self.encoder(tokens_BVhw.flatten(2).transpose(1, 2), grid))
