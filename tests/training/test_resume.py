@@ -44,7 +44,8 @@ def final(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     points = json.loads((run_dir / "record.json").read_text())["points"]
     for point in points:
         del point["seconds"]
-    state["tunalab"]["progress"].pop("seconds")
+    for name in ("seconds", "peak_memory"):  # a matter of the machine, not of the run
+        state["tunalab"]["progress"].pop(name)
     return state, {"points": points}
 
 

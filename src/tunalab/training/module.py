@@ -14,6 +14,7 @@ from tunalab.model.flops import FlopCosts
 from tunalab.model.objective import draw, loss_counts, losses, space_shape
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.ema import Ema
+from tunalab.training.memory import peak_memory
 from tunalab.training.stages import learning_rate, masks, set_trainable
 
 
@@ -23,7 +24,9 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is. ``seconds`` is training time without evaluation; ``lanes`` as TrainingStream's ``resume``."""
+    """How far a run is. ``seconds`` is training time without evaluation; ``lanes`` as TrainingStream's ``resume``;
+    ``peak_memory`` in bytes, the most of all starts of the run.
+    """
 
     tokens: int = 0
     steps: int = 0
@@ -33,6 +36,7 @@ class Progress:
     stage: str = ""
     lanes: dict[int, dict[str, Any]] = field(default_factory=dict)
     next_lane: int = 0
+    peak_memory: int = 0
 
 
 class Harness(LightningModule):
@@ -136,8 +140,12 @@ class Harness(LightningModule):
         """Evaluation and checkpoints are not training time."""
         self._clock = None
 
+    def note_memory(self) -> None:
+        self.progress.peak_memory = max(self.progress.peak_memory, peak_memory())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Frozen parts are rebuilt from their component, never stored."""
+        self.note_memory()
         frozen = self._frozen_prefixes()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}
         checkpoint["tunalab"] = {"progress": asdict(self.progress), "ema": self.ema.state_dict()}

@@ -28,7 +28,6 @@ from tunalab.results.tracking import Tracker
 from tunalab.training.checkpointing import Checkpointing
 from tunalab.training.checkpoints import STATE, CheckpointStore
 from tunalab.training.evaluating import Evaluating, evaluation_tokens
-from tunalab.training.memory import peak_memory
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.reporting import Reporting
 from tunalab.training.stopping import EXIT_RESUMABLE, StopSignal
@@ -211,6 +210,7 @@ class Run:
         self.tracker.log_metrics(metrics, point["tokens"])
 
     def _write_record(self, points: list[dict[str, Any]], finished: bool) -> None:
+        self.module.note_memory()
         p, config = self.module.progress, self.config
         record = Record(
             run=RunInfo(
@@ -227,7 +227,7 @@ class Run:
             environment=self.environment,
             parameters=self.parameters,
             components=self.described,
-            totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, peak_memory()),
+            totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in points],
         )
         write_record(self.run_dir / RECORD, record)

@@ -1,0 +1,42 @@
+import multiprocessing
+import resource
+import time
+from typing import Any
+
+import pytest
+
+from tunalab.training import module
+from tunalab.training.memory import peak_memory
+from tunalab.training.module import Harness, Progress
+
+MEGABYTE = 2**20
+
+
+def _hold(megabytes: int, ready: Any) -> None:
+    held = bytearray(b"x") * (megabytes * MEGABYTE)
+    ready.set()
+    time.sleep(60 if held else 0)
+
+
+def test_data_processes_count() -> None:
+    alone = peak_memory()
+    assert alone >= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes, not in the kilobytes of Linux
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=_hold, args=(200, ready))
+    child.start()
+    try:
+        assert ready.wait(30)
+        assert peak_memory() >= alone + 150 * MEGABYTE
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_the_most_of_all_starts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness.__new__(Harness)
+    harness.__dict__["progress"] = Progress(**{"tokens": 3, "lanes": {}})  # as a checkpoint from before the field was there
+    for now, most in ((500, 500), (200, 500), (700, 700)):
+        monkeypatch.setattr(module, "peak_memory", lambda now=now: now)
+        harness.note_memory()
+        assert harness.progress.peak_memory == most
