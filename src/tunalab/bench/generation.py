@@ -9,7 +9,7 @@ import torch
 from tunalab.bench.reference import reference_sample
 from tunalab.config import RunConfig
 from tunalab.data.documents import Text
-from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.scenes import EXAMPLE_LEVELS, ScenesCorpus, SceneSettings
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.inference.generation import noise_of, sample
 from tunalab.inference.prompts import image_prompt
@@ -20,7 +20,8 @@ def bench_generation(
     model: UnifiedModel, config: RunConfig, tokenizer: Tokenizer, images: int = 8, repeats: int = 3, padded: int = 512
 ) -> dict[str, Any]:
     """Seconds an image of both, in turns, over the same prompts and noise; median ratio; largest difference of the images."""
-    corpus = ScenesCorpus("text_to_image", "test", SceneSettings(image_size=config.data.image_size))
+    settings = SceneSettings(config.data.image_size, EXAMPLE_LEVELS, config.data.questions_per_image, seed=0)
+    corpus = ScenesCorpus("text_to_image", "test", settings)
     space = model.frontend.space
     texts = [s.text for n in range(images) for s in corpus.document(n).segments if isinstance(s, Text)]
     prompts = [image_prompt(tokenizer, space, text) for text in texts]

@@ -1,12 +1,14 @@
 """Documents, captions and edits of the scenes corpus."""
 
+from dataclasses import MISSING, fields
+
 import numpy as np
 import pytest
 
-from tunalab.data.documents import Image, Text
+from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.scenes import (
-    CORPUS_KINDS,
     EDITS,
+    EXAMPLE_LEVELS,
     SCENE_KINDS,
     ScenesCorpus,
     SceneSettings,
@@ -30,16 +32,20 @@ LAYOUT = {
 }
 
 
+def scene_settings(**changes):
+    return SceneSettings(**{"image_size": 32, "levels": EXAMPLE_LEVELS, "questions_per_image": 3, "seed": 0, **changes})
+
+
 def name(segment):
     if isinstance(segment, Image):
         return "generated" if segment.generate else "image"
     return "answer" if segment.target else "text"
 
 
-@pytest.mark.parametrize("kind", CORPUS_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_documents_have_their_layout_and_repeat_themselves(kind, split):
-    settings = SceneSettings(image_size=48, levels=(1, 1, 1))
+    settings = scene_settings(image_size=48, levels=(1, 1, 1))
     corpus, again = ScenesCorpus(kind, split, settings), ScenesCorpus(kind, split, settings)
     assert corpus.name == f"scenes/{kind}" and corpus.length is None
     for index in range(40):
@@ -62,16 +68,16 @@ def test_documents_have_their_layout_and_repeat_themselves(kind, split):
 
 def test_settings_reach_the_documents():
     def lengths(**settings):
-        corpus = ScenesCorpus("vqa", "train", SceneSettings(**settings))
+        corpus = ScenesCorpus("vqa", "train", scene_settings(**settings))
         return [len(corpus.document(index).segments) for index in range(60)]
 
     assert max(lengths(questions_per_image=1)) == 3 and max(lengths(questions_per_image=5)) == 11
     texts = [
-        [ScenesCorpus("caption", "train", SceneSettings(seed=seed)).document(i).segments[2] for i in range(20)] for seed in (0, 1)
+        [ScenesCorpus("caption", "train", scene_settings(seed=seed)).document(i).segments[2] for i in range(20)] for seed in (0, 1)
     ]
     assert texts[0] != texts[1]
-    easy = ScenesCorpus("caption", "train", SceneSettings(levels=(1, 0, 0)))
-    hard = ScenesCorpus("caption", "train", SceneSettings(levels=(0, 0, 1)))
+    easy = ScenesCorpus("caption", "train", scene_settings(levels=(1, 0, 0)))
+    hard = ScenesCorpus("caption", "train", scene_settings(levels=(0, 0, 1)))
     words = [sum(len(c.document(i).segments[2].text.split()) for i in range(100)) for c in (easy, hard)]
     assert words[0] < words[1]
 
@@ -130,8 +136,8 @@ def test_text_sample_covers_what_documents_say():
         return {word.strip(".,:?") for word in text.split() if not word.strip(",").isupper()}
 
     known = set().union(*map(words, text_sample(0, 2000)))
-    for kind in CORPUS_KINDS:
-        corpus = ScenesCorpus(kind, "train", SceneSettings(levels=(1, 1, 1)))
+    for kind in KINDS:
+        corpus = ScenesCorpus(kind, "train", scene_settings(levels=(1, 1, 1)))
         for index in range(150):
             for segment in corpus.document(index).segments:
                 if isinstance(segment, Text):
@@ -148,18 +154,23 @@ def test_text_sample_covers_what_documents_say():
         {"levels": (1.0, float("nan"), 0.0)},
         {"levels": (1.0, 1.0)},
         {"questions_per_image": 0},
+        {"questions_per_image": 9},
         {"seed": -1},
     ],
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        SceneSettings(**wrong)
+        scene_settings(**wrong)
+
+
+def test_defaults_stand_with_the_runs_settings_alone():
+    assert all(item.default is item.default_factory is MISSING for item in fields(SceneSettings))
 
 
 def test_wrong_kind_or_split_is_named():
     with pytest.raises(UserError, match="text_to_image"):
-        ScenesCorpus("images", "train", SceneSettings())
+        ScenesCorpus("images", "train", scene_settings())
     with pytest.raises(UserError, match="composition"):
-        ScenesCorpus("vqa", "val", SceneSettings())
+        ScenesCorpus("vqa", "val", scene_settings())
     with pytest.raises(UserError, match="composition"):
         caption_examples("val", 0, 1, 32)

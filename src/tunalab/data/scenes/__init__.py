@@ -2,18 +2,18 @@
 
 from tunalab.data.scenes.benchmarks import benchmark, benchmark_scenes
 from tunalab.data.scenes.captions import caption
-from tunalab.data.scenes.corpus import CORPUS_KINDS, ScenesCorpus, caption_examples, text_sample
+from tunalab.data.scenes.corpus import ScenesCorpus, caption_examples, text_sample
 from tunalab.data.scenes.edits import EDITS, draw_edit
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.render import masks, render
 from tunalab.data.scenes.sampling import scene
-from tunalab.data.scenes.settings import SceneSettings
+from tunalab.data.scenes.settings import EXAMPLE_LEVELS, SceneSettings
 from tunalab.data.scenes.vocabulary import BENCHMARKS, SCENE_KINDS, SPLITS
 
 __all__ = [
     "BENCHMARKS",
-    "CORPUS_KINDS",
     "EDITS",
+    "EXAMPLE_LEVELS",
     "SCENE_KINDS",
     "SPLITS",
     "Item",

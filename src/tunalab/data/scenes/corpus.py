@@ -4,7 +4,7 @@ from random import Random
 
 import numpy as np
 
-from tunalab.data.documents import Document, Image, Kind, Text
+from tunalab.data.documents import KINDS, Document, Image, Kind, Text
 from tunalab.data.scenes.captions import DESCRIBE, caption
 from tunalab.data.scenes.edits import draw_edit
 from tunalab.data.scenes.graph import Scene
@@ -12,12 +12,10 @@ from tunalab.data.scenes.questions import further_questions
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import draw_level, draw_scene, stream
 from tunalab.data.scenes.sentences import draw_text
-from tunalab.data.scenes.settings import SceneSettings, check_image_size
+from tunalab.data.scenes.settings import EXAMPLE_LEVELS, SceneSettings, check_image_size
 from tunalab.data.scenes.splits import check_split
 from tunalab.data.scenes.vocabulary import SCENE_KINDS
 from tunalab.errors import UserError
-
-CORPUS_KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
 
 
 def turns(rng: Random, scene: Scene, count: int) -> list[tuple[str, str]]:
@@ -41,8 +39,8 @@ class ScenesCorpus:
     """
 
     def __init__(self, kind: Kind, split: str, settings: SceneSettings) -> None:
-        if kind not in CORPUS_KINDS:
-            raise UserError(f"scenes: unknown document kind {kind!r}; choose from {', '.join(CORPUS_KINDS)}")
+        if kind not in KINDS:
+            raise UserError(f"scenes: unknown document kind {kind!r}; choose from {', '.join(KINDS)}")
         check_split(split)
         self.name = f"scenes/{kind}"
         self.kind: Kind = kind
@@ -82,7 +80,7 @@ def caption_examples(
     seed: int,
     count: int,
     image_size: int,
-    levels: tuple[float, float, float] = SceneSettings.levels,
+    levels: tuple[float, float, float] = EXAMPLE_LEVELS,
 ) -> tuple[np.ndarray, list[str]]:
     """``count`` images (count, image_size, image_size, 3) uint8 with their captions, scene kinds in turn."""
     check_split(split)

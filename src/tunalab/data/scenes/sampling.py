@@ -5,6 +5,7 @@ from hashlib import blake2b
 from random import Random
 
 from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.settings import EXAMPLE_LEVELS
 from tunalab.data.scenes.shapes import build_count, build_objects, build_pairs, build_relations, build_search
 from tunalab.data.scenes.splits import belongs, check_split
 from tunalab.data.scenes.symbols import build_charts, build_ocr, build_pattern
@@ -52,7 +53,7 @@ def scene(
     index: int,
     kind: str | None = None,
     level: int | None = None,
-    levels: tuple[float, float, float] = (0.6, 0.3, 0.1),
+    levels: tuple[float, float, float] = EXAMPLE_LEVELS,
 ) -> Scene:
     """The scene of an index. ``kind`` and ``level`` are drawn (levels by weight) where they are None.
 

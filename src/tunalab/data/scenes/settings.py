@@ -12,9 +12,13 @@ def check_image_size(image_size: int) -> None:
         raise UserError(f"scenes: image_size is {image_size!r}; it must be a positive multiple of 16")
 
 
+# Weights of the levels in scenes that no run's settings are for, such as the images that components are pretrained on.
+EXAMPLE_LEVELS = (0.6, 0.3, 0.1)
+
+
 @dataclass(frozen=True)
 class SceneSettings:
-    """What a user chooses about the corpus.
+    """What a user chooses about the corpus; the defaults stand with the run's settings (config.DataConfig).
 
     image_size: side in pixels, a multiple of 16. levels: weight of levels 1, 2, 3 in the stream. questions_per_image:
     question-answer turns of a vqa document. seed: of the stream, not of the splits.
@@ -23,10 +27,10 @@ class SceneSettings:
         UserError: a value out of range.
     """
 
-    image_size: int = 32
-    levels: tuple[float, float, float] = (0.6, 0.3, 0.1)
-    questions_per_image: int = 3
-    seed: int = 0
+    image_size: int
+    levels: tuple[float, float, float]
+    questions_per_image: int
+    seed: int
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)

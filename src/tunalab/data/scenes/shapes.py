@@ -8,12 +8,11 @@ from random import Random
 
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.placing import background, other, others, place
-from tunalab.data.scenes.vocabulary import CELLS, COLOURS, DIRECTIONS, PLURALS, QUADRANTS, SHAPES
+from tunalab.data.scenes.vocabulary import CELL_AT, CELLS, COLOURS, DIRECTIONS, PLURALS, QUADRANTS, SHAPES
 
 _QUADRANTS = tuple(QUADRANTS)
 _CELLS = tuple(CELLS)
 _QUADRANT_AT = {centre: slot for slot, centre in QUADRANTS.items()}
-_CELL_AT = {((x - 8) // 16, (y - 8) // 16): slot for slot, (x, y) in CELLS.items()}
 
 
 def colour_question(shape: str) -> str:
@@ -102,7 +101,7 @@ def _relations_in_cells(rng: Random, level: int, template: str, pick: int) -> tu
     start = rng.randrange(4 - gap) if template == "where" else 0
 
     def cell(along: int, side: int) -> str:
-        return _CELL_AT[(line[along], side) if dx else (side, line[along])]
+        return CELL_AT[(line[along], side) if dx else (side, line[along])]
 
     target_slot, anchor_slot = cell(start, across), cell(start + gap, across)
     rest = [cell(along, side) for along in range(2 if template == "what" else 0, 4) for side in range(4)]

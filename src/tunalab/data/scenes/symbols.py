@@ -6,9 +6,8 @@ from tunalab.data.scenes.font import HEIGHT, WIDTH
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.placing import background, other, others, place
 from tunalab.data.scenes.render import DOT
-from tunalab.data.scenes.vocabulary import CELL, CELLS, COLOURS, EASY_LETTERS, INK, LETTERS, SHAPES, UNITS
+from tunalab.data.scenes.vocabulary import CELL, CELL_AT, CELLS, COLOURS, EASY_LETTERS, INK, LETTERS, SHAPES, UNITS
 
-_CELL_AT = {((x - 8) // 16, (y - 8) // 16): slot for slot, (x, y) in CELLS.items()}
 TALLEST, SHORTEST = "which bar is tallest?", "which bar is shortest?"
 READ = "what word is this?"
 VALUE_STEP = UNITS // 8
@@ -72,9 +71,9 @@ def build_ocr(rng: Random, level: int, pick: int) -> Scene:
         left = rng.randrange(0, UNITS - width + 1, step)
         column = min(left // CELL, 3)
         top = row * CELL + (rng.randrange(0, 3, step) if level == 2 else rng.randint(0, 2))
-    items = [word_item(text, colour, left, top, pitch, _CELL_AT[column, row], dot)]
+    items = [word_item(text, colour, left, top, pitch, CELL_AT[column, row], dot)]
     if level == 3:
-        free = [slot for (_, cell_row), slot in _CELL_AT.items() if abs(cell_row - row) > 1]
+        free = [slot for (_, cell_row), slot in CELL_AT.items() if abs(cell_row - row) > 1]
         for slot in rng.sample(free, 2):
             items.append(place(rng, level, rng.choice(SHAPES), other(rng, COLOURS, colour), "small", slot))
     prompt, options = READ, len(letters) ** number
@@ -95,7 +94,7 @@ def build_pattern(rng: Random, level: int, pick: int) -> Scene:
         cells = _latin_square(rng, template, answer)
     items = []
     for (column, row), thing in cells.items():
-        slot = _CELL_AT[column, row]
+        slot = CELL_AT[column, row]
         if thing is None:
             x, y = CELLS[slot][0] - 1, CELLS[slot][1] + 1  # on whole pixels of the 32-px image
             items.append(Item("mark", INK[on], x, y, WIDTH * DOT // 2, HEIGHT * DOT // 2, "?", "", slot))

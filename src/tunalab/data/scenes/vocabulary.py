@@ -37,6 +37,7 @@ QUADRANTS = {  # slot name -> centre, for large things
     "bottom right": (48, 48),
 }
 CELLS = {f"{column}{row + 1}": (8 + 16 * i, 8 + 16 * row) for row in range(4) for i, column in enumerate("abcd")}
+CELL_AT = {((x - 8) // 16, (y - 8) // 16): slot for slot, (x, y) in CELLS.items()}  # (column, row) -> slot name
 SLOTS = QUADRANTS | CELLS
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
