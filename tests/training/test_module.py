@@ -36,7 +36,7 @@ def rows(kinds: list[str], per_row: int = 3) -> list[list[Placed]]:
     tokenizer = Components(ComponentSettings.seeded(0)).tokenizer
     made = []
     for number, kind in enumerate(kinds):
-        document = ScenesCorpus(kind, "train", SceneSettings(levels=(1.0, 0.0, 0.0))).document(number)
+        document = ScenesCorpus(kind, "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0)).document(number)
         made.append(Placed(number, to_sequence(document, tokenizer, 16)))
     return [made[i : i + per_row] for i in range(0, len(made), per_row)]
 
