@@ -82,7 +82,8 @@ class DataConfig:
     caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance
     row_tokens: int = 512  # length of a packed row
     rows: int = 4  # packed rows a micro-batch and rank
-    accumulate: int = 1  # micro-batches an optimiser step
+    accumulate: int = 1  # micro-batches an optimiser step, on every rank
+    step_tokens: int = 0  # places (padding included) an optimiser step over all ranks; 0: what `accumulate` comes to
     lookahead: int = 48  # documents that wait for a row they fit into
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
     reject_share: float = 0.01  # broken documents above this share stop the run
@@ -227,6 +228,23 @@ class TrackingConfig:
 
 
 @dataclass
+class DistributionConfig:
+    """How a run is spread over processes, which a launcher starts (torchrun, or srun in SLURM), one a GPU.
+
+    None of it changes what is computed but for rounding. The number of processes does, for a step grows with it: unless
+    data.step_tokens is set.
+    """
+
+    strategy: str = "auto"  # none | ddp | fsdp2 (fully sharded) | auto: none for one process, ddp for several
+    devices: int = 0  # processes a node; 0: as many as were started
+    nodes: int = 0  # 0: as many as there are
+    shard_size: int = 0  # fsdp2: ranks that hold one copy of the parameters between them; 0: all ranks
+    reshard: bool = True  # fsdp2: a block's gathered parameters are freed between its forward and its backward pass
+    reduce_always: bool = False  # fsdp2: gradients are summed after every micro-batch, not the last: more traffic, less memory
+    other_world: bool = False  # go on from a checkpoint of another number of processes (the rule: data/lanes.py)
+
+
+@dataclass
 class RunConfig:
     revision: int = REVISION
     experiment: str = "scenes"
@@ -238,6 +256,8 @@ class RunConfig:
     attention: str = "auto"  # auto: flex on a GPU, document on CPU | document | dense | flex
     checkpoint_seconds: float = 120.0
     keep_checkpoints: int = 2
+    activation_checkpointing: bool = False  # blocks of decoder and head are computed again in the backward pass: less memory
+    distribution: DistributionConfig = field(default_factory=DistributionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -252,7 +272,7 @@ class RunConfig:
 
 
 # Settings that say where a run reports or how it is scheduled, not what it computes: they do not enter its identity.
-NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads")
+NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads", "activation_checkpointing", "distribution")
 
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
 _TREE = RunConfig(

@@ -10,6 +10,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.target_layout": ("patch", "raster"),
     "objective.masking.law": ("uniform", "fixed"),
     "sampling.method": ("euler", "heun"),
+    "distribution.strategy": ("auto", "none", "ddp", "fsdp2"),
     "stages.train": ("all", "connector", "without_encoder"),
 }
 
@@ -21,6 +22,9 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "threads": (1, None),
     "checkpoint_seconds": (0, None),
     "keep_checkpoints": (1, None),
+    "distribution.devices": (0, None),
+    "distribution.nodes": (0, None),
+    "distribution.shard_size": (0, None),
     "data.image_size": (8, 4096),
     "data.levels": (0, None),
     "data.questions_per_image": (1, None),
@@ -28,6 +32,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.row_tokens": (32, None),
     "data.rows": (1, None),
     "data.accumulate": (1, None),
+    "data.step_tokens": (0, None),
     "data.lookahead": (1, None),
     "data.workers": (0, None),
     "data.reject_share": (0, BELOW_1),
