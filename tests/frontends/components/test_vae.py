@@ -3,8 +3,6 @@
 Shapes: B images, C latent channels, H W pixels, h w latent cells, F channels of folded pixels.
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from tunalab.errors import UserError
 from tunalab.frontends.components.examples import to_tensor
-from tunalab.frontends.components.vae import VaeConfig, architecture, codec, psnr, start_at_principal_components, train_vae
+from tunalab.frontends.components.vae import VaeConfig, architecture, codec, start_at_principal_components, train_vae
 
 CONFIG = VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=256, held_out=16)
 
@@ -63,13 +61,6 @@ def test_training_does_not_touch_the_global_random_state_and_repeats() -> None:
     assert torch.equal(torch.rand(1), expected)
     second, _ = train_vae(CONFIG, gradients, lambda steps: steps)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
-
-
-def test_psnr_in_closed_form() -> None:
-    target_BCHW = torch.zeros(2, 3, 4, 4)
-    output_BCHW = target_BCHW + torch.tensor([0.1, 5.0])[:, None, None, None]  # the second is clamped to 1
-    expected = [10 * math.log10(4 / 0.01), 10 * math.log10(4)]
-    assert psnr(output_BCHW, target_BCHW).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_too_narrow_a_network_is_refused() -> None:

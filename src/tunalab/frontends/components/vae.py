@@ -19,6 +19,7 @@ from tunalab.frontends.components.examples import HELD_OUT_SPLIT, TRAIN_SPLIT, C
 from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
 from tunalab.frontends.latents import LatentCodec
 from tunalab.frontends.loading import load_strictly, read_json
+from tunalab.frontends.psnr import psnr
 
 WEIGHTS, STATISTICS = "vae.safetensors", "latents.json"
 HELD_OUT_SEED = 7
@@ -180,12 +181,6 @@ def quality(config: VaeConfig, trained: LatentCodec, source: CaptionSource) -> d
         "n": len(psnr_B),
         "split": HELD_OUT_SPLIT,
     }
-
-
-def psnr(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """PSNR of each image (B,), of RGB in [-1, 1]."""
-    mse_B = (output_BCHW.clamp(-1, 1) - target_BCHW).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    return 10 * torch.log10(4 / mse_B)
 
 
 def save_vae(folder: Path, trained: LatentCodec) -> None:
