@@ -41,7 +41,7 @@ def test_no_image_is_in_both_splits() -> None:
 
 
 def test_document_layout() -> None:
-    corpus = EasyVqaCorpus(32)
+    corpus = EasyVqaCorpus(32, 3)
     document = corpus.document(7)
     image, *texts = document.segments
     assert document.kind == "vqa" and corpus.name == "easy_vqa/vqa" and corpus.length == 4000
@@ -55,20 +55,20 @@ def test_document_layout() -> None:
 def test_images_are_averaged_whole() -> None:
     path = easy_vqa._data_folder() / "train" / "images" / "7.png"
     full = np.asarray(PillowImage.open(path).convert("RGB")).astype(np.float64)
-    small = EasyVqaCorpus(32).document(7).segments[0].pixels_HWC  # type: ignore[union-attr]
+    small = EasyVqaCorpus(32, 3).document(7).segments[0].pixels_HWC  # type: ignore[union-attr]
     assert np.abs(full.reshape(32, 2, 32, 2, 3).mean((1, 3)) - small).max() <= 1  # Pillow rounds after rows and after columns
-    assert (EasyVqaCorpus(64).document(7).segments[0].pixels_HWC == full).all()  # type: ignore[union-attr]
+    assert (EasyVqaCorpus(64, 3).document(7).segments[0].pixels_HWC == full).all()  # type: ignore[union-attr]
 
 
 def test_document_is_a_function_of_the_index() -> None:
-    first, second = EasyVqaCorpus(16), EasyVqaCorpus(16)
+    first, second = EasyVqaCorpus(16, 3), EasyVqaCorpus(16, 3)
     forwards = [pairs(first.document(index)) for index in range(20)]
     backwards = [pairs(second.document(index)) for index in reversed(range(20))]
     assert forwards == backwards[::-1]
 
 
 def test_next_epoch_asks_other_questions() -> None:
-    corpus = EasyVqaCorpus(16)
+    corpus = EasyVqaCorpus(16, 3)
     asked = Counter(image_id for _, _, image_id in rows("train"))
     for image_id in range(30):
         now, later = corpus.document(image_id), corpus.document(image_id + 4000)
@@ -77,7 +77,7 @@ def test_next_epoch_asks_other_questions() -> None:
 
 
 def test_epochs_cover_all_questions_evenly() -> None:
-    corpus = EasyVqaCorpus(16)
+    corpus = EasyVqaCorpus(16, 3)
     published = {(prompt, answer) for prompt, answer, image_id in rows("train") if image_id == 0}
     count = Counter(pair for epoch in range(len(published)) for pair in pairs(corpus.document(4000 * epoch)))
     assert set(count) == published and set(count.values()) == {3}
@@ -87,7 +87,7 @@ def test_an_image_with_two_questions_asks_both() -> None:
     asked = Counter(image_id for _, _, image_id in rows("train"))
     image_id = min(asked, key=lambda key: (asked[key], key))
     assert asked[image_id] == 2
-    assert len(set(pairs(EasyVqaCorpus(16).document(image_id)))) == 2
+    assert len(set(pairs(EasyVqaCorpus(16, 3).document(image_id)))) == 2
 
 
 def test_benchmark_is_the_whole_test_split() -> None:
@@ -121,7 +121,7 @@ def test_question_only_accuracy_is_above_chance() -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for call in (lambda: EasyVqaCorpus(32), lambda: easy_vqa_benchmark(32), question_only_accuracy):
+    for call in (lambda: EasyVqaCorpus(32, 3), lambda: easy_vqa_benchmark(32), question_only_accuracy):
         with pytest.raises(UserError, match=r"tunalab\[data\]") as caught:
             call()
         assert "\n" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_other_data_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Non
     (tmp_path / "train" / "questions.json").write_text('[["what is it?", "red", 0]]')
     monkeypatch.setattr(easy_vqa, "_data_folder", lambda: tmp_path)
     with pytest.raises(UserError, match="1 images and 1 questions instead of 4000 and 38575"):
-        EasyVqaCorpus(32).document(0)
+        EasyVqaCorpus(32, 3).document(0)
     with pytest.raises(UserError, match="cannot be read"):
         easy_vqa_benchmark(32)
 

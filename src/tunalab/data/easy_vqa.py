@@ -33,7 +33,7 @@ class EasyVqaCorpus:
 
     name = "easy_vqa/vqa"
 
-    def __init__(self, image_size: int, questions_per_image: int = 3) -> None:
+    def __init__(self, image_size: int, questions_per_image: int) -> None:
         if questions_per_image < 1:
             raise UserError(f"easy_vqa/vqa: questions_per_image {questions_per_image} is not a positive count")
         self._folder = _data_folder()
