@@ -4,6 +4,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
     "attention": ("auto", "document", "dense", "flex"),
     "frontend.vae_statistics": ("published", "official"),
+    "data.manifests.kind": ("caption", "text_to_image"),
     "data.webdataset.kind": ("caption", "text_to_image"),
     "decoder.image_positions": ("sincos2d", "none"),
     "objective.prediction": ("x", "v"),
@@ -16,9 +17,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # Inclusive ranges of every number; None is open. Numbers are finite besides.
 BELOW_1 = 1 - 1e-9
+SEED = 2**31 - 1  # every generator, record and tracking store takes it
 RANGES: dict[str, tuple[float | None, float | None]] = {
-    "seed": (0, None),
-    "components_seed": (0, None),
+    "seed": (0, SEED),
+    "components_seed": (0, SEED),
     "threads": (1, None),
     "checkpoint_seconds": (0, None),
     "keep_checkpoints": (1, None),
@@ -27,7 +29,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "distribution.shard_size": (0, None),
     "data.image_size": (8, 4096),
     "data.levels": (0, None),
-    "data.questions_per_image": (1, None),
+    "data.questions_per_image": (1, 8),
     "data.caption_drop": (0, 1),
     "data.row_tokens": (32, None),
     "data.rows": (1, None),
