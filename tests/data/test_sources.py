@@ -4,17 +4,24 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tunalab.config import ManifestConfig
+from tunalab.config import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, WebDatasetConfig, load_config
 from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.easy_vqa import EasyVqaCorpus
-from tunalab.data.sources import SourceSettings, build_source, source_names
+from tunalab.data.sources import SourceSettings, build_source, check_sources, open_sources, source_names
 from tunalab.errors import UserError
 
 
 def settings(**manifests: ManifestConfig) -> SourceSettings:
     return SourceSettings(image_size=32, seed=1, levels=(0.6, 0.3, 0.1), questions_per_image=2, manifests=manifests)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNALAB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -90,3 +97,56 @@ def test_missing_easy_vqa_does_not_stop_other_sources(monkeypatch: pytest.Monkey
     assert build_source("scenes/text", settings()).document(0).kind == "text"
     with pytest.raises(UserError, match=r"tunalab\[data\]"):
         build_source("easy_vqa/vqa", settings())
+
+
+def run(mix: dict[str, float], **data: object) -> RunConfig:
+    return RunConfig(stages={"only": StageConfig(mix=mix)}, data=DataConfig(**data))  # type: ignore[arg-type]
+
+
+def test_shards_are_named_by_family_and_key(tmp_path: Path) -> None:
+    yaml = tmp_path / "e.yaml"
+    url = f"{tmp_path}/a.jsonl"
+    Path(url).write_text('{"body": "some text"}\n')
+    families = (
+        f"finevision: {{a: {{}}}}, omniedit: {{b: {{}}}}, webdataset: {{c: {{}}}}, text: {{mine: {{urls: [{url}], column: body}}}}"
+    )
+    yaml.write_text(f"data: {{{families}}}\nstages: {{only: {{mix: {{text/mine: 1}}}}}}\n")
+    config = load_config(yaml, None, [])
+    check_sources(config)
+    open_sources(config)
+    known = SourceSettings.of(config.data, config.seed)
+    assert source_names(known)[-4:] == ["webdataset/c", "finevision/a", "omniedit/b", "text/mine"]
+    corpus = build_source("text/mine", known)
+    assert corpus.name == "text/mine" and corpus.document(0).segments == (Text("some text", target=True),)
+    for name in ("webdataset/c", "finevision/a", "omniedit/b"):
+        with pytest.raises(UserError, match=rf"{name}: data\.{name.replace('/', '.')}\.urls is not set"):
+            build_source(name, known)
+
+
+def test_unknown_shards_are_refused_before_any_file_is_looked_for() -> None:
+    with pytest.raises(UserError, match=r"stages.only.mix: unknown source 'text/other'; choices: .*text/mine"):
+        check_sources(run({"text/other": 1.0}, text={"mine": TextConfig(urls=["/nowhere/*.jsonl"])}))
+    check_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=["/nowhere/*.jsonl"])}))
+
+
+def test_missing_files_and_columns_are_found_before_training(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "a.parquet")
+    for urls, part in ((["/nowhere/*.parquet"], "no files match /nowhere"), ([f"{tmp_path}/*.parquet"], "no column text")):
+        text = {"mine": TextConfig(urls=urls)}
+        with pytest.raises(UserError, match=f"text/mine: .*{part}"):
+            open_sources(run({"text/mine": 1.0, "scenes/vqa": 1.0}, text=text))
+        open_sources(run({"text/mine": 0.0, "scenes/vqa": 1.0}, text=text))
+
+
+def test_a_setting_that_fits_no_document_is_found_before_training(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "a"}\n' * 20)
+    with pytest.raises(UserError, match="text/mine: none of 8 documents tried can be read; the first: .*no key 'text'; keys: body"):
+        open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
+    path.write_text('{"body": "a"}\n' * 3 + '{"text": "a"}\n' * 17)
+    open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
+
+
+def test_every_family_has_its_settings() -> None:
+    data = DataConfig(webdataset={"a": WebDatasetConfig(kind="text_to_image")})
+    assert SourceSettings.of(data, 3).shards == {"webdataset/a": WebDatasetConfig(kind="text_to_image")}

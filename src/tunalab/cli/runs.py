@@ -21,7 +21,10 @@ def add(commands: "Commands") -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
+    from tunalab.data.sources import open_sources
+
     config = run_config(arguments.experiment, arguments.variant, arguments.settings)
+    open_sources(config)  # before anything is built: a missing column is known in seconds
     run_dir = arguments.run_dir or RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
     from tunalab.sweeps.cells import take_lock
 

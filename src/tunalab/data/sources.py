@@ -2,13 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from tunalab.config import DataConfig, ManifestConfig, RunConfig
-from tunalab.data.documents import KINDS, Corpus
+from tunalab.config import (
+    DataConfig,
+    FineVisionConfig,
+    ManifestConfig,
+    OmniEditConfig,
+    RunConfig,
+    ShardsConfig,
+    TextConfig,
+    WebDatasetConfig,
+)
+from tunalab.data.documents import KINDS, Corpus, Reject
 from tunalab.data.easy_vqa import EasyVqaCorpus
+from tunalab.data.image_files import decode_image
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.scenes.captions import DESCRIBE
+from tunalab.data.shards.finevision import open_finevision
+from tunalab.data.shards.omniedit import open_omniedit
+from tunalab.data.shards.text import open_text
+from tunalab.data.shards.webdataset import open_webdataset
 from tunalab.errors import UserError
 
 
@@ -17,7 +32,7 @@ class SourceSettings:
     """What sources need to know; the fields are those of the run's settings.
 
     ``levels`` are the shares of the scenes' difficulty levels; ``manifests`` gives each key of ``manifest/<key>`` its
-    file.
+    file, the others each key of ``<family>/<key>`` theirs.
     """
 
     image_size: int
@@ -25,17 +40,38 @@ class SourceSettings:
     levels: tuple[float, float, float]
     questions_per_image: int
     manifests: Mapping[str, ManifestConfig] = field(default_factory=dict)
+    webdataset: Mapping[str, WebDatasetConfig] = field(default_factory=dict)
+    finevision: Mapping[str, FineVisionConfig] = field(default_factory=dict)
+    omniedit: Mapping[str, OmniEditConfig] = field(default_factory=dict)
+    text: Mapping[str, TextConfig] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: DataConfig, seed: int) -> "SourceSettings":
         """Those of a run."""
         one, two, three = data.levels
-        return cls(data.image_size, seed, (one, two, three), data.questions_per_image, data.manifests)
+        return cls(
+            image_size=data.image_size,
+            seed=seed,
+            levels=(one, two, three),
+            questions_per_image=data.questions_per_image,
+            manifests=data.manifests,
+            webdataset=data.webdataset,
+            finevision=data.finevision,
+            omniedit=data.omniedit,
+            text=data.text,
+        )
+
+    @property
+    def shards(self) -> dict[str, ShardsConfig]:
+        """Every source of shards by its name in a mix."""
+        families = {"webdataset": self.webdataset, "finevision": self.finevision, "omniedit": self.omniedit, "text": self.text}
+        return {f"{family}/{key}": config for family, known in families.items() for key, config in known.items()}
 
 
 def source_names(settings: SourceSettings) -> list[str]:
     """Every name that :func:`build_source` knows under these settings."""
-    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *(f"manifest/{key}" for key in settings.manifests)]
+    manifests = (f"manifest/{key}" for key in settings.manifests)
+    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *manifests, *settings.shards]
 
 
 def check_sources(config: RunConfig) -> None:
@@ -45,6 +81,31 @@ def check_sources(config: RunConfig) -> None:
         for name in stage.mix:
             if name not in known:
                 raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {', '.join(known)}")
+
+
+def open_sources(config: RunConfig) -> None:
+    """Open every source that the mixes draw from, so that missing files, damaged shards and missing columns are found early.
+
+    Raises:
+        UserError: a source cannot be opened, or none of the documents tried can be read.
+    """
+    settings = SourceSettings.of(config.data, config.seed)
+    for name in sorted({name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}):
+        probe(build_source(name, settings))
+
+
+def probe(corpus: Corpus, count: int = 8) -> None:
+    """Raises UserError if none of ``count`` documents can be read: a wrong setting rather than broken data."""
+    reason = ""
+    for number in range(count):
+        index = 997 * number  # apart from each other: one damaged row group is no wrong setting
+        try:
+            corpus.document(index if corpus.length is None else index % corpus.length)
+        except Reject as reject:
+            reason = reason or str(reject)
+        else:
+            return
+    raise UserError(f"{corpus.name}: none of {count} documents tried can be read; the first: {reason}")
 
 
 def build_source(name: str, settings: SourceSettings) -> Corpus:
@@ -70,6 +131,8 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
             caption_prompt=DESCRIBE,  # as the scenes ask, so that one question means one thing in a mix
             name=name,
         )
+    if name in settings.shards:
+        return _open_shards(name, settings.shards[name], settings)
     scenes = SceneSettings(
         image_size=settings.image_size,
         levels=settings.levels,
@@ -78,3 +141,17 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
     )
     kind = next(kind for kind in KINDS if kind == which)
     return ScenesCorpus(kind, "train", scenes)
+
+
+def _open_shards(name: str, config: ShardsConfig, settings: SourceSettings) -> Corpus:
+    if not config.urls:
+        raise UserError(f"{name}: data.{name.replace('/', '.', 1)}.urls is not set")
+    decode = partial(decode_image, image_size=settings.image_size)
+    if isinstance(config, WebDatasetConfig):
+        return open_webdataset(name, config, decode, DESCRIBE, settings.seed)
+    if isinstance(config, FineVisionConfig):
+        return open_finevision(name, config, decode, settings.seed)
+    if isinstance(config, OmniEditConfig):
+        return open_omniedit(name, config, decode, settings.seed)
+    assert isinstance(config, TextConfig)
+    return open_text(name, config, settings.seed)

@@ -1,0 +1,44 @@
+"""The indices of all files of a source, made side by side."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from tunalab.data.documents import Reject
+from tunalab.data.shards.files import ShardFile
+from tunalab.data.shards.index_cache import StoredIndex, stored_index
+from tunalab.errors import UserError
+
+_THREADS = 16  # they mostly wait, for the disk or for a server
+_NAMED = 3
+
+
+class Damaged(Exception):
+    """A file that cannot be a shard of its source; the text says why, without the file's name."""
+
+
+def index_files(name: str, files: Sequence[ShardFile], kind: str, build: Callable[[ShardFile], np.ndarray]) -> list[StoredIndex]:
+    """An index for each of ``files``: kept ones, and what ``build`` makes of the others.
+
+    Raises:
+        UserError: ``build`` raised Damaged or Reject for some: how many, and the first of them.
+    """
+
+    def index(file: ShardFile) -> StoredIndex | str:
+        try:
+            return stored_index(file, kind, lambda: build(file))
+        except Damaged as damaged:
+            return f"{file.url}: {damaged}"
+        except Reject as reject:  # the file vanished since it was found
+            return str(reject)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # Shown on a terminal only, and only if it takes a while.
+        done = list(tqdm(pool.map(index, files), desc=f"index {name}", total=len(files), disable=None, delay=3, leave=False))
+    broken = [item for item in done if isinstance(item, str)]
+    if broken:
+        more = f" (and {len(broken) - _NAMED} more of {len(files)} files)" if len(broken) > _NAMED else ""
+        raise UserError(f"{name}: {'; '.join(broken[:_NAMED])}{more}")
+    return [item for item in done if isinstance(item, StoredIndex)]

@@ -1,0 +1,103 @@
+"""Rows of Parquet files. A row group is what Parquet can decode, so it is the block of the order and the unit of the cache."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunalab.data.documents import Reject
+from tunalab.data.shards.corpus import Sample
+from tunalab.data.shards.files import ShardFile, first_line, open_file
+from tunalab.data.shards.indexing import Damaged, index_files
+from tunalab.data.shards.schema import Column
+
+# A row group is decoded whole, and a window of them stays in memory: beyond this, reading one row would stall a data process.
+MAX_GROUP_BYTES = 2**30
+
+
+class TableReader:
+    """Rows as plain values ``{column: value}``, of the columns asked for only. The last ``kept`` row groups stay decoded.
+
+    Raises:
+        UserError: a file is no Parquet, lacks a column, has one of another type, or has row groups too large to read one row of.
+    """
+
+    def __init__(self, name: str, files: Sequence[ShardFile], columns: Mapping[str, Column], kept: int) -> None:
+        self._files = files
+        self._columns = list(columns)
+        self._kept = max(1, kept)
+        # What was checked is part of the key: an index that was kept vouches for these columns.
+        wanted = ", ".join(f"{key}: {column.shown}" for key, column in columns.items())
+        indices = index_files(name, files, f"parquet 1 {wanted}", lambda file: _row_groups(file, columns))
+        groups = [index.load() for index in indices]
+        self._group_file = np.repeat(np.arange(len(files)), [len(rows) for rows in groups])
+        self._group_first = np.concatenate([np.arange(len(rows)) for rows in groups])
+        self.starts = np.concatenate([[0], np.cumsum(np.concatenate(groups))])
+        self._tables: dict[int, pa.Table] = {}
+
+    def read(self, row: int) -> Sample:
+        group = self._group(row)
+        table = self._table(group).slice(row - int(self.starts[group]), 1)
+        return {key: table.column(key)[0].as_py() for key in self._columns}
+
+    def where(self, row: int) -> str:
+        group = self._group(row)
+        file = int(self._group_file[group])
+        first = int(self.starts[group - int(self._group_first[group])])
+        return f"{self._files[file].url} row {row - first + 1}"
+
+    def _group(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+    def _table(self, group: int) -> pa.Table:
+        known = self._tables.pop(group, None)
+        if known is None:
+            known = self._decode(group)
+        self._tables[group] = known  # at the end: the first is the one not used for longest
+        while len(self._tables) > self._kept:
+            del self._tables[next(iter(self._tables))]
+        return known
+
+    def _decode(self, group: int) -> pa.Table:
+        file, number = self._files[int(self._group_file[group])], int(self._group_first[group])
+        try:
+            # Opened for each row group: a handle kept open would share its position with processes forked from this one.
+            with open_file(file.url) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
+                # One thread: data processes are what runs side by side.
+                return parquet.read_row_group(number, columns=self._columns, use_threads=False)
+        except OSError as error:  # pyarrow's for damaged data; the system's own has a number
+            if error.errno is not None:
+                raise
+            raise Reject(f"row group {number} cannot be read: {first_line(error)}") from error
+        except pa.ArrowException as error:
+            raise Reject(f"row group {number} cannot be read: {first_line(error)}") from error
+
+
+def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
+    """Rows of each row group, after a look at the schema."""
+    try:
+        with open_file(file.url) as stream, pq.ParquetFile(stream) as parquet:
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Damaged(f"no whole Parquet file: {first_line(error)}") from error
+    except pa.ArrowException as error:
+        raise Damaged(f"no whole Parquet file: {first_line(error)}") from error
+    missing = [key for key in columns if key not in schema.names]
+    if missing:
+        raise Damaged(f"no column {', '.join(missing)} (columns: {', '.join(schema.names)})")
+    for key, column in columns.items():
+        if not column.fits(schema.field(key).type):
+            raise Damaged(f"column {key} is {schema.field(key).type}, needed: {column.shown}")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for number, group in enumerate(groups):
+        parts = (group.column(place) for place in range(group.num_columns))
+        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+        if size > MAX_GROUP_BYTES:
+            raise Damaged(
+                f"row group {number} is {size / 2**30:.1f} GiB, at most {MAX_GROUP_BYTES / 2**30:.0f} can be read at random: "
+                "write the file again with smaller row groups"
+            )
+    return np.array([group.num_rows for group in groups], np.int64)

@@ -1,0 +1,71 @@
+"""Texts, or conversations without images, in Parquet or in JSON lines."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from tunalab.config import TextConfig
+from tunalab.data.assembling import conversation_document, filled_text
+from tunalab.data.documents import Document, Reject, Text
+from tunalab.data.lines import MAX_LINE_BYTES, index_lines, parse_line
+from tunalab.data.shards.corpus import Reader, Sample, ShardedCorpus, Visit
+from tunalab.data.shards.files import ShardFile, find_files, open_file
+from tunalab.data.shards.indexing import index_files
+from tunalab.data.shards.ranges import RangeReader
+from tunalab.data.shards.schema import TEXT
+from tunalab.data.shards.table import TableReader
+from tunalab.errors import UserError
+
+PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson", ".json")
+_LINES_A_BLOCK = 2**16  # a file of JSON lines has no parts of its own, and may be the whole corpus
+
+
+def open_text(name: str, config: TextConfig, seed: int) -> ShardedCorpus:
+    """Documents of kind text: a text whose every token is predicted, or a conversation whose answers are.
+
+    Texts longer than ``max_characters`` are cut at white space; each epoch reads one piece of each.
+
+    Raises:
+        UserError: a file is missing or damaged, lacks the column, or is of no known format.
+    """
+
+    def make(row: Sample, visit: Visit) -> Document:
+        if config.column not in row:
+            raise Reject(f"no key {config.column!r}; keys: {', '.join(sorted(row))}")
+        value = row[config.column]
+        if isinstance(value, list):
+            return conversation_document(value)
+        text = filled_text(value, config.column)
+        if config.max_characters:
+            parts = pieces(text, config.max_characters)
+            text = parts[visit.choose(len(parts))]
+        return Document("text", (Text(text, target=True),))
+
+    return ShardedCorpus(name, _reader(name, find_files(config.urls, name), config), make, config, seed)
+
+
+def pieces(text: str, most: int) -> list[str]:
+    """``text`` in pieces of at most ``most`` characters, cut at white space where there is any."""
+    parts = []
+    while len(text) > most:
+        head = text[: most + 1]
+        cut = max(head.rfind(" "), head.rfind("\n"), head.rfind("\t"))
+        cut = cut if cut > 0 else most
+        parts.append(text[:cut].rstrip())
+        text = text[cut:].lstrip()
+    return [*parts, text] if text else parts
+
+
+def _reader(name: str, files: Sequence[ShardFile], config: TextConfig) -> Reader:
+    endings = sorted({PurePosixPath(file.url).suffix for file in files})
+    if all(ending in PARQUET for ending in endings):
+        return TableReader(name, files, {config.column: TEXT}, kept=config.window)
+    if all(ending in LINES for ending in endings):
+        return RangeReader(files, index_files(name, files, "lines 1", _index), parse_line, "line", MAX_LINE_BYTES, _LINES_A_BLOCK)
+    raise UserError(f"{name}: files of {', '.join(endings)}: choices: all {PARQUET[0]}, or all {' or '.join(LINES)}")
+
+
+def _index(file: ShardFile) -> np.ndarray:
+    with open_file(file.url) as stream:
+        return index_lines(stream)

@@ -1,0 +1,109 @@
+"""Texts and conversations in Parquet and JSON lines, whole or in pieces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from shard_files import refusal, shown, write_bytes, write_parquet
+
+from tunalab.config import TextConfig
+from tunalab.data.documents import Reject
+from tunalab.data.shards import text as module
+from tunalab.data.shards.corpus import ShardedCorpus
+from tunalab.data.shards.text import open_text, pieces
+from tunalab.errors import UserError
+
+
+def corpus(*urls: str, **settings: Any) -> ShardedCorpus:
+    return open_text("text/a", TextConfig(urls=list(urls), **{"window": 0, **settings}), seed=0)
+
+
+def write_lines(url: str, *lines: Any) -> str:
+    texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    return write_bytes(url, b"\n".join(texts) + b"\n")
+
+
+@pytest.mark.parametrize("place", ["{tmp_path}", "memory://bucket"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_documents_are_what_was_written(tmp_path: Path, memory: str, place: str, ending: str) -> None:
+    folder = place.format(tmp_path=tmp_path)
+    for shard in range(3):
+        rows = [{"id": number, "body": f" text {10 * shard + number}\n"} for number in range(10)]
+        if ending == "parquet":
+            write_parquet(f"{folder}/{shard}.parquet", pa.schema([("id", pa.int64()), ("body", pa.string())]), rows)
+        else:
+            write_lines(f"{folder}/{shard}.jsonl", *rows)
+    texts = corpus(f"{folder}/*.{ending}", column="body")
+    assert texts.length == 30
+    assert [shown(texts.document(index)) for index in range(30)] == [["text", (f"text {n}", True)] for n in range(30)]
+
+
+@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_conversations(tmp_path: Path, names: tuple[str, ...]) -> None:
+    role, content, user, assistant = names
+    talk = [{role: user, content: "a?"}, {role: assistant, content: "b"}]
+    expected = ["text", ("a?", False), ("b", True)]
+    assert shown(corpus(write_lines(f"{tmp_path}/a.jsonl", {"talk": talk}), column="talk").document(0)) == expected
+    kind = pa.list_(pa.struct([(role, pa.string()), (content, pa.string())]))
+    url = write_parquet(f"{tmp_path}/a.parquet", pa.schema([("talk", kind)]), [{"talk": talk}])
+    assert shown(corpus(url, column="talk").document(0)) == expected
+
+
+def test_long_texts_are_read_in_pieces_one_an_epoch(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(100)]
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", {"text": " ".join(words)}, {"text": "short"}), max_characters=100)
+    read = [shown(texts.document(2 * epoch))[1][0] for epoch in range(20)]
+    assert all(len(piece) <= 100 for piece in read)
+    count = len(set(read))
+    assert read[count : 2 * count] == read[:count] and sorted(" ".join(read[:count]).split()) == sorted(words)
+    assert shown(texts.document(1)) == ["text", ("short", True)]
+
+
+def test_pieces() -> None:
+    assert pieces("one two three", 7) == ["one two", "three"]
+    assert pieces("one two", 7) == ["one two"] and pieces("one two ", 7) == ["one two"]
+    assert pieces("unbroken", 3) == ["unb", "rok", "en"]
+    assert pieces("a\n\n\nb", 2) == ["a", "b"]
+
+
+def test_a_file_of_many_lines_has_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINES_A_BLOCK", 4)
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", *({"text": str(number)} for number in range(10))), window=1)
+    read = [int(shown(texts.document(at))[1][0]) for at in range(10)]
+    assert sorted(read) == list(range(10)) and texts._reader.starts.tolist() == [0, 4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "empty line"),
+        (b"{", "not JSON"),
+        ([1], "must be an object"),
+        ({"body": "a"}, "no key 'text'; keys: body"),
+        ({"text": None}, "text must be a string, not NoneType"),
+        ({"text": " \n"}, "empty text"),
+        ({"text": [{"role": "user", "content": "a?"}]}, "alternate"),
+        ({"text": []}, "at least one turn"),
+    ],
+)
+def test_broken_lines_are_rejects(tmp_path: Path, line: Any, reason: str) -> None:
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", {"text": "a"}, line, {"text": "b"}))
+    message = refusal(lambda: texts.document(1), Reject)
+    assert message.startswith(f"{tmp_path}/a.jsonl line 2: ") and reason in message
+    assert shown(texts.document(2)) == ["text", ("b", True)]
+
+
+def test_too_long_a_line_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 2**20)
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", {"text": "a" * 2**21}, {"text": "b"}))
+    assert "line of more than 1 MiB" in refusal(lambda: texts.document(0), Reject)
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.jsonl", "a.txt", "a.jsonl.gz"):
+        write_bytes(f"{tmp_path}/{name}", b"{}\n")
+    for names, endings in ((["a.txt"], ".txt"), (["a.jsonl.gz"], ".gz"), (["a.jsonl", "a.parquet"], ".jsonl, .parquet")):
+        message = refusal(lambda names=names: corpus(*(f"{tmp_path}/{name}" for name in names)), UserError)
+        assert message.startswith(f"text/a: files of {endings}: choices: all .parquet, or all .jsonl")
