@@ -31,6 +31,7 @@ def add(commands: "Commands") -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
+    from tunalab.data.sources import open_sources
     from tunalab.sweeps.cells import collect
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.grid import expand
@@ -51,6 +52,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         return 0
     hashes = _hashes(configs)
     if len(collect(cells, hashes, loaded.records)) < len(cells):
+        for config in configs.values():
+            open_sources(config)
         build_components({config.components_seed for config in configs.values()})
     tracking = next(iter(configs.values())).tracking
     parent = _start_tracking(loaded.name, tracking) if tracking.enabled else None
