@@ -43,17 +43,40 @@ def test_one_shared_legend_with_constant_colours(records):
     assert len(set(colours(["tuna", "tuna_r", "tuna2", "mine", "yours"]).values())) == 5
 
 
-def test_figure6_of_one_variant_has_a_line_a_mask_ratio_and_of_several_asks(records):
-    figure = figure6(records(variants=("tuna2",), ratios=(0.0, 0.5)))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "Tuna-2, mask ratio 0",
-        "Tuna-2, mask ratio 0.5",
-        "chance",
-    ]
-    several = records(ratios=(0.0, 0.5))
-    with pytest.raises(UserError, match="mask ratios 0, 0.5"):
-        figure6(several)
-    assert len(figure6(several, mask_ratio=0.5).axes) == 7
+def labels(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_one_variant_has_a_line_a_mask_ratio(records):
+    made = records(variants=("tuna2",), ratios=(0.5, 0.0), seeds=2)
+    figure = figure6(made)
+    assert labels(figure) == ["Tuna-2, mask ratio 0", "Tuna-2, mask ratio 0.5", "chance"]
+    table = pooled(align_tokens(curves(made)))
+    rows = table[(table.benchmark == "count") & (table.setting == "mask ratio 0.5")].sort_values("tokens")
+    drawn = {line.get_label(): line for line in panels(figure)["count (CountBench)"].lines}
+    assert np.allclose(drawn["Tuna-2, mask ratio 0.5"].get_ydata(), rows["accuracy"])
+
+
+def test_a_sweep_of_any_setting_has_a_line_a_value(record):
+    rates = ("0.001", "0.01", "2e-4")
+    made = [record(seed=seed, kinds=1, settings=[f"stages.pretrain.lr={rate}"]) for rate in rates for seed in (0, 1)]
+    assert labels(figure6(made)) == ["Tuna-2, lr 0.0002", "Tuna-2, lr 0.001", "Tuna-2, lr 0.01", "chance"]
+    both = [record(kinds=1, settings=[f"stages.{stage}.lr={rate}"]) for stage in ("sft", "pretrain") for rate in ("0.1", "0.2")]
+    assert labels(figure6(both))[-2] == "Tuna-2, stages.pretrain.lr 0.2, stages.sft.lr 0.0005"
+
+
+def test_several_variants_at_several_settings_are_a_file_each(tmp_path, records):
+    several = records(ratios=(0.0, 0.5), seeds=1, kinds=1)
+    paths = draw("curves", several, tmp_path, "make sweep")
+    assert [path.name for path in paths] == ["curves-tuna.png", "curves-tuna_r.png", "curves-tuna2.png"]
+    assert all(path.is_file() for path in paths)
+    assert [path.name for path in draw("mask_ratio", several, tmp_path, "")] == ["mask_ratio.png"]
+
+
+def test_a_setting_that_goes_with_the_variant_is_said_and_needs_one_picture(tmp_path, record):
+    made = [record(name, kinds=1, settings=[f"optimizer.ema={ema}"]) for name, ema in (("tuna", 0.9), ("tuna2", 0.99))]
+    assert labels(figure6(made)) == ["Tuna, ema 0.9", "Tuna-2, ema 0.99", "chance"]
+    assert [path.name for path in draw("figure6", made, tmp_path, "")] == ["figure6.png"]
 
 
 def test_mask_ratio_shows_the_last_common_point(records):
@@ -65,19 +88,29 @@ def test_mask_ratio_shows_the_last_common_point(records):
     panel = axes["ocr (OCRBench)"]
     drawn = [container[0].get_ydata() for container in panel.containers]
     for variant, ys in zip(("tuna", "tuna_r", "tuna2"), drawn, strict=True):
-        rows = last[(last.benchmark == "ocr") & (last.variant == variant)].sort_values("mask_ratio")
+        rows = last[(last.benchmark == "ocr") & (last.variant == variant)].sort_values("setting")
         assert np.allclose(ys, rows["accuracy"])
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "0.25", "0.5"]
 
 
+def test_mask_ratio_of_two_learning_rates_has_a_line_each(record):
+    made = [
+        record(mask_ratio=ratio, kinds=3, settings=[f"stages.sft.lr={rate}"]) for ratio in (0.0, 0.5) for rate in ("0.1", "0.2")
+    ]
+    figure = mask_ratio(made)
+    assert labels(figure) == ["Tuna-2, lr 0.1", "Tuna-2, lr 0.2", "chance"]
+    assert all(len(container[0].get_xdata()) == 2 for container in panels(figure)["ocr (OCRBench)"].containers)
+
+
 def test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly(tmp_path, record):
     made = [record("tuna", kinds=2), record("tuna2", kinds=2)]
-    path = draw("figure6", made, tmp_path / "a", "make figure6")
+    (path,) = draw("figure6", made, tmp_path / "a", "make figure6")
     with Image.open(path) as image:
         assert image.info["Description"] == "made by: make figure6" and image.width > 900
         assert np.asarray(image.convert("L")).std() > 5
-    assert draw("figure6", made, tmp_path / "b", "make figure6").read_bytes() == path.read_bytes()
-    with pytest.raises(UserError, match="choices: figure6, mask_ratio"):
+    (again,) = draw("figure6", made, tmp_path / "b", "make figure6")
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match="choices: figure6, curves, mask_ratio"):
         draw("figure7", made, tmp_path, "")
 
 

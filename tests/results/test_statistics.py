@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tunalab.errors import UserError
@@ -37,7 +38,7 @@ def test_curves_hold_every_number_of_the_records(records):
 
 
 def test_the_same_run_twice_is_an_error(record):
-    with pytest.raises(UserError, match="both variant tuna2, seed 0"):
+    with pytest.raises(UserError, match="one and two are the same run: variant tuna2, seed 0"):
         curves([record(name="one"), record(name="two")])
 
 
@@ -81,8 +82,24 @@ def test_pooled_mean_and_interval(record):
 
 def test_above_chance_needs_the_bound_not_the_mean(record):
     table = align_tokens(curves([with_scores(record(), {1000: np.arange(100) < 30})]))
-    assert above_chance(table) == {"count": False}
-    assert above_chance(align_tokens(curves([with_scores(record(), {1000: np.arange(100) < 50})]))) == {"count": True}
+    assert above_chance(table) == {("tuna2", ""): {"count": False}}
+    half, fifth = np.arange(100) < 50, np.arange(100) < 20
+    runs = [with_scores(record(mask_ratio=0.5), {1000: half, 2000: fifth}), with_scores(record(mask_ratio=0.0), {2000: half})]
+    assert above_chance(align_tokens(curves(runs))) == {
+        ("tuna2", "mask ratio 0"): {"count": True},
+        ("tuna2", "mask ratio 0.5"): {"count": False},
+    }
+
+
+def test_nothing_is_pooled_that_differs_in_more_than_the_seed(record):
+    right = np.ones(10, bool)
+    runs = [with_scores(record(settings=[f"optimizer.ema={ema}"]), {1000: right}) for ema in (0.9, 0.99)]
+    assert len(pooled(align_tokens(curves(runs)))) == 2
+    apart = pd.concat([curves([runs[0]]), curves([replace(runs[1], run=replace(runs[1].run, seed=1))])])
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        pooled(align_tokens(apart))
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        paired_difference(runs, [with_scores(record("tuna"), {1000: right})], "count", 1000)
 
 
 def test_pairing_by_question_is_sharper_than_counts(record):

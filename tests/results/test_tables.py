@@ -63,6 +63,32 @@ def test_mask_ratios_become_rows(tmp_path, records):
     assert "| benchmark | mask ratio | Tuna |" in text and len(re.findall(r"^\| ocr \(OCRBench\) \| 0(?:\.5)? \|", text, re.M)) == 2
 
 
+def test_every_setting_that_differs_is_a_column(tmp_path, record):
+    made = [
+        record(variant, seed, kinds=3, settings=[f"stages.pretrain.lr={rate}", f"decoder.layers={layers}"])
+        for variant in ("tuna", "tuna2")
+        for seed in (0, 1)
+        for rate in (0.01, 0.001)
+        for layers in (3, 10)
+    ]
+    write_tables(made, tmp_path, "x")
+    _, table = read_csv(tmp_path / "accuracy.csv")
+    assert len(table) == 3 * 2 * 4 and set(table["seeds"]) == {2}
+    assert list(table.columns[:4]) == ["benchmark", "decoder.layers", "stages.pretrain.lr", "variant"]
+    mine = table[(table["decoder.layers"] == 10) & (table["stages.pretrain.lr"] == 0.01) & (table.variant == "tuna")]
+    scores = [
+        point.points[-1].benchmarks
+        for point in made
+        if (point.run.variant, point.config["decoder"]["layers"], point.config["stages"]["pretrain"]["lr"]) == ("tuna", 10, 0.01)
+    ]
+    for row in mine.itertuples():
+        assert row.accuracy == pytest.approx(np.mean([score[row.benchmark].accuracy for score in scores]), abs=1e-5)
+    text = (tmp_path / "accuracy.md").read_text()
+    rows = [line.split("|")[2:4] for line in text.splitlines() if line.startswith("| ocr")]
+    assert rows == [[" 3 ", " 0.001 "], [" 3 ", " 0.01 "], [" 10 ", " 0.001 "], [" 10 ", " 0.01 "]]
+    assert "| Tuna-2 | 10 | 0.001 | 2 |" in (tmp_path / "cost.md").read_text()
+
+
 def test_cost_is_what_the_records_say(tmp_path, records):
     made = records(seeds=2)
     write_tables(made, tmp_path, "x")
@@ -76,7 +102,7 @@ def test_cost_is_what_the_records_say(tmp_path, records):
         and row.trainable_parameters == 700_000
         and list(cost.columns)[-1] == "trainable_parameters"
     )
-    assert "| Tuna-R | 0.25 | 2 |" in (tmp_path / "cost.md").read_text()
+    assert "| Tuna-R | 2 |" in (tmp_path / "cost.md").read_text()
 
 
 def test_unfinished_runs_are_left_out_and_mentioned(tmp_path, record):

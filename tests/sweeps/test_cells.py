@@ -3,30 +3,45 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tunalab.config import config_hash, from_plain
-from tunalab.results.records import read_records, write_record
+import pytest
+
+from tunalab.config import RunConfig, config_hash, load_config, to_plain
+from tunalab.results.records import Record, write_record
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell
 
 ROOT = Path(__file__).parents[2]
 
 
-def cell_of(name: str, run_dir: Path) -> Cell:
-    return Cell(name, "figure6", "scenes", "tuna2", 0, {}, [], run_dir)
+@pytest.fixture
+def config() -> RunConfig:
+    return load_config(ROOT / "experiments" / "scenes.yaml", ROOT / "variants" / "tuna2.yaml", [])
 
 
-def test_a_record_from_before_a_setting_existed_counts(tmp_path: Path) -> None:
-    record = read_records(ROOT / "results" / "figure6")[0]
-    today = from_plain(record.config)
-    older = {key: value for key, value in record.config.items() if key != "components_seed"}
-    write_record(tmp_path / "cell.json", replace(record, config=older, run=replace(record.run, config_hash="before")))
-    assert today.components_seed == 0  # the default
-    assert finished_record(cell_of("cell", tmp_path / "run"), config_hash(today), tmp_path) is not None
+@pytest.fixture
+def cell(tmp_path: Path) -> Cell:
+    return Cell("cell", "figure6", "scenes", "tuna2", 0, {}, [], tmp_path / "run")
 
 
-def test_a_record_of_other_settings_does_not_count(tmp_path: Path) -> None:
-    record = read_records(ROOT / "results" / "figure6")[0]
-    write_record(tmp_path / "cell.json", record)
-    other = from_plain(record.config)
-    other.decoder.layers += 1
-    assert finished_record(cell_of("cell", tmp_path / "run"), config_hash(other), tmp_path) is None
+def published(record: Record, folder: Path, config: dict[str, object], config_hash: str) -> None:
+    write_record(folder / "cell.json", replace(record, config=config, run=replace(record.run, config_hash=config_hash)))
+
+
+def test_a_record_from_before_a_setting_existed_counts(tmp_path: Path, config: RunConfig, cell: Cell, record_of) -> None:  # type: ignore[no-untyped-def]
+    older = {key: value for key, value in to_plain(config).items() if key != "components_seed"}
+    published(record_of(cell), tmp_path, older, "before")
+    assert config.components_seed == 0  # the default
+    assert finished_record(cell, config_hash(config), tmp_path) is not None
+
+
+def test_a_record_of_other_settings_does_not_count(tmp_path: Path, config: RunConfig, cell: Cell, record_of) -> None:  # type: ignore[no-untyped-def]
+    published(record_of(cell), tmp_path, to_plain(config), config_hash(config))
+    assert finished_record(cell, config_hash(config), tmp_path) is not None
+    config.decoder.layers += 1
+    assert finished_record(cell, config_hash(config), tmp_path) is None
+
+
+def test_a_record_from_before_there_were_revisions_does_not_count(tmp_path: Path, config: RunConfig, cell: Cell, record_of) -> None:  # type: ignore[no-untyped-def]
+    older = {key: value for key, value in to_plain(config).items() if key != "revision"}
+    published(record_of(cell), tmp_path, older, "before")
+    assert finished_record(cell, config_hash(config), tmp_path) is None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, figure, "draw a figure from records")
-    sub.add_argument("name", help="figure6 | mask_ratio")
+    sub.add_argument("name", help="figure6 | curves | mask_ratio")
     sub.add_argument("--records", type=Path, required=True)
     sub.add_argument("--out", type=Path, help="folder; default: the one above the records")
     sub = add_command(commands, table, "write the tables of a folder of records")
@@ -30,7 +30,8 @@ def figure(arguments: argparse.Namespace) -> int:
     if arguments.name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
     command = f"tunalab figure {arguments.name} --records {arguments.records}"
-    print(f"wrote {draw(arguments.name, read_records(arguments.records), arguments.out or arguments.records.parent, command)}")
+    for path in draw(arguments.name, read_records(arguments.records), arguments.out or arguments.records.parent, command):
+        print(f"wrote {path}")
     return 0
 
 

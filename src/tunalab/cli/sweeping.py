@@ -88,7 +88,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
         folder = RUNS / loaded.name
         call = f"tunalab sweep {loaded.name}" + (f" --variant {arguments.variant}" if arguments.variant else "")
-        written = [draw(loaded.figure, records, folder, call), *write_tables(records, folder, call)]
+        written = [*draw(loaded.figure, records, folder, call), *write_tables(records, folder, call)]
         print("\n".join(f"wrote {path}" for path in written))
     return result.exit_code
 

@@ -6,11 +6,14 @@ import pandas as pd
 
 from tunalab.errors import UserError
 from tunalab.results.records import Record
+from tunalab.results.settings import identity, told_apart
 
+# ``setting`` is the label of what tells a run from the others of the table, ``identity`` of all that may not differ in a mean.
 COLUMNS = [
-    *("variant", "seed", "mask_ratio", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
-    *("correct", "steps", "images", "flops", "seconds", "run"),
+    *("variant", "seed", "setting", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
+    *("correct", "steps", "images", "flops", "seconds", "mask_ratio", "identity", "run"),
 ]
+RUN = ["variant", "seed", "setting"]
 
 
 def usable(records: Sequence[Record]) -> list[Record]:
@@ -25,24 +28,24 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
     """One row per run, point and benchmark, with the columns of ``COLUMNS``.
 
     Raises:
-        UserError: two records claim the same variant, seed and mask ratio: a mean over both would count one run twice.
+        UserError: two records are the same run: a mean over both would count it twice.
     """
-    owner: dict[tuple[str, int, float], str] = {}
+    owner: dict[tuple[str, int, str], str] = {}
     rows = []
-    for record in records:
+    for record, setting in zip(records, told_apart(records), strict=True):
         run = record.run
-        key = (run.variant, run.seed, run.mask_ratio)
+        key = (run.variant, run.seed, setting.label)
         if key in owner:
             raise UserError(
-                f"records {owner[key]} and {run.name} are both variant {run.variant}, seed {run.seed}, "
-                f"mask ratio {run.mask_ratio:g}: compare one experiment at a time"
+                f"records {owner[key]} and {run.name} are the same run: variant {run.variant}, seed {run.seed}, no setting differs"
             )
         owner[key] = run.name
+        of_run = (run.mask_ratio, identity(record), run.name)
         for point in record.points:
             for benchmark, score in point.benchmarks.items():
                 rows.append(
-                    (run.variant, run.seed, run.mask_ratio, point.tokens, benchmark, score.accuracy, score.n, score.chance)
-                    + (score.low, score.high, score.correct, point.steps, point.images, point.flops, point.seconds, run.name)
+                    (*key, point.tokens, benchmark, score.accuracy, score.n, score.chance, score.low, score.high, score.correct)
+                    + (point.steps, point.images, point.flops, point.seconds, *of_run)
                 )
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -63,7 +66,7 @@ def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:
             group.append(tokens)
     order = frame.sort_values("tokens", kind="stable")
     aligned = order.assign(tokens=order["tokens"].map(where))
-    aligned = aligned.drop_duplicates(["run", "variant", "seed", "mask_ratio", "benchmark", "tokens"], keep="last")
+    aligned = aligned.drop_duplicates([*RUN, "benchmark", "tokens"], keep="last")
     return aligned.reset_index(drop=True)
 
 
@@ -73,8 +76,8 @@ def last_common_tokens(aligned: pd.DataFrame) -> int:
     Raises:
         UserError: there is none.
     """
-    runs = aligned.groupby("tokens")[["variant", "seed", "mask_ratio"]].apply(lambda part: len(part.drop_duplicates()))
-    total = len(aligned[["variant", "seed", "mask_ratio"]].drop_duplicates())
+    runs = aligned.groupby("tokens")[RUN].apply(lambda part: len(part.drop_duplicates()))
+    total = len(aligned[RUN].drop_duplicates())
     common = [int(tokens) for tokens, count in runs.items() if count == total]  # type: ignore[call-overload]
     if not common:
         raise UserError("the records share no point at equal tokens: were they trained with different budgets or evaluations?")

@@ -1,11 +1,13 @@
 """What variants and benchmarks are called and coloured, the same in every figure and table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tunalab.data.scenes.vocabulary import BENCHMARKS as PUBLISHED
 
 # Names of the figures that exist; results/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
-FIGURE_NAMES = ("figure6", "mask_ratio")
+FIGURE_NAMES = ("figure6", "curves", "mask_ratio")
+
+MASK_RATIO = "objective.masking.ratio"
 
 VARIANTS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
 
@@ -24,6 +26,20 @@ def benchmark_label(name: str) -> str:
 def variant_label(name: str) -> str:
     """The published spelling, or the name of the variant's file."""
     return VARIANTS.get(name, name)
+
+
+def key_labels(keys: Sequence[str]) -> dict[str, str]:
+    """What settings are called: the last word of their key, or the whole key where two of them end in the same word."""
+    last = {key: "mask ratio" if key == MASK_RATIO else key.rsplit(".", 1)[-1] for key in keys}
+    return {key: word if list(last.values()).count(word) == 1 else key for key, word in last.items()}
+
+
+def value_label(value: object) -> str:
+    """A setting's value, numbers as short as they can be without becoming another number."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return "none" if value is None else str(value)
 
 
 def ordered_variants(names: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pandas as pd
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.score import Score
 from tunalab.results.records import Record
+from tunalab.results.settings import identity
 
 Z = 1.96  # 95%
 
@@ -30,7 +31,7 @@ class Difference:
 
 
 def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, a row per (variant, mask_ratio, benchmark, tokens) of a table from ``align_tokens``.
+    """Means over seeds, a row per (variant, setting, benchmark, tokens) of a table from ``align_tokens``.
 
     Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``wilson_low`` and
     ``wilson_high`` of the pooled counts: how well the questions asked determine the accuracy of these runs; ``seed_low``
@@ -38,10 +39,15 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
     standard errors of the mean over seeds, added in squares. With one seed nothing is known about other seeds and it is
     Wilson's alone. Seeds answer the same questions, so pooled counts are less independent than Wilson assumes; the seed term
     counts some of the questions' noise twice. The two err in opposite directions.
+
+    Raises:
+        ValueError: rows to be averaged differ in more than the seed (tables of several ``curves`` put together).
     """
     rows = []
-    keys = ["variant", "mask_ratio", "benchmark", "tokens"]
+    keys = ["variant", "setting", "benchmark", "tokens"]
     for key, part in aligned.groupby(keys, sort=True):
+        if part["identity"].nunique() > 1 or part["seed"].duplicated().any():
+            raise ValueError(f"a mean over {', '.join(part['run'])} would mix runs that differ in more than the seed")
         accuracy = part["accuracy"].to_numpy(dtype=float)
         correct, n = int(part["correct"].sum()), int(part["n"].sum())
         mean = float(accuracy.mean())
@@ -78,7 +84,13 @@ def paired_difference(
 
     Where records hold no outcomes per question, each run's accuracy is drawn from its own Beta(correct + 1/2, wrong + 1/2)
     instead: correct, but wider, as the pairing by question is lost.
+
+    Raises:
+        ValueError: the records of one side differ in more than the seed.
     """
+    for side in (a, b):
+        if len({identity(record) for record in side}) > 1 or len({record.run.seed for record in side}) < len(side):
+            raise ValueError(f"{', '.join(record.run.name for record in side)}: these runs differ in more than the seed")
     by_seed_a = {record.run.seed: score_at(record, benchmark, tokens) for record in a}
     by_seed_b = {record.run.seed: score_at(record, benchmark, tokens) for record in b}
     pairs = []
@@ -102,10 +114,13 @@ def paired_difference(
     return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)
 
 
-def above_chance(aligned: pd.DataFrame) -> dict[str, bool]:
-    """Benchmark -> whether the pooled 95% lower bound at the last point is above chance, for a table of one variant."""
-    last = pooled(aligned).sort_values("tokens").groupby("benchmark").tail(1)
-    return {str(row["benchmark"]): bool(row["low"] > row["chance"]) for row in last.to_dict("records")}
+def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
+    """(variant, setting) -> benchmark -> whether the pooled 95% lower bound at its last point is above chance."""
+    last = pooled(aligned).sort_values("tokens").groupby(["variant", "setting", "benchmark"]).tail(1)
+    found: dict[tuple[str, str], dict[str, bool]] = {}
+    for row in last.to_dict("records"):
+        found.setdefault((str(row["variant"]), str(row["setting"])), {})[str(row["benchmark"])] = bool(row["low"] > row["chance"])
+    return found
 
 
 def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:

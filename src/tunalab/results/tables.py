@@ -3,7 +3,8 @@
 Markdown to read, CSV to compute with.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ import pandas as pd
 from tunalab.errors import UserError
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
 from tunalab.results.files import write_atomically
-from tunalab.results.labels import benchmark_label, ordered_benchmarks, ordered_variants, variant_label
+from tunalab.results.labels import (
+    benchmark_label,
+    key_labels,
+    ordered_benchmarks,
+    ordered_variants,
+    value_label,
+    variant_label,
+)
 from tunalab.results.records import Record
+from tunalab.results.settings import Setting, told_apart
 from tunalab.results.statistics import paired_difference, pooled
 
 
@@ -37,11 +46,12 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
 
 
 def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row per benchmark, mask ratio and variant at the last point that all finished runs share.
+    """A row per benchmark, setting and variant at the last point that all finished runs share.
 
-    ``rank`` orders the variants of one benchmark and mask ratio; the first row of each also holds the paired difference to the
-    second (``lead``, ``lead_low``, ``lead_high``), and ``leads`` says that its 95% interval excludes 0. No correction for the
-    number of benchmarks: of twenty ties about one leads by luck.
+    Every setting that differs has a column of its own, named by its key. ``rank`` orders the variants of one benchmark and
+    setting; the first row of each also holds the paired difference to the second (``lead``, ``lead_low``, ``lead_high``), and
+    ``leads`` says that its 95% interval excludes 0. No correction for the number of benchmarks: of twenty ties about one leads
+    by luck.
     """
     finished = usable(records)
     if not finished:
@@ -49,63 +59,59 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
     aligned = align_tokens(curves(finished))
     tokens = last_common_tokens(aligned)
     means = pooled(aligned[aligned["tokens"] == tokens])
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in finished:
-        groups.setdefault((record.run.variant, record.run.mask_ratio), []).append(record)
+    groups = _groups(finished)
+    settings = _settings(groups)
     rows = []
-    for benchmark in ordered_benchmarks(means["benchmark"]):
-        for ratio in sorted(set(means["mask_ratio"])):
-            part = means[(means["benchmark"] == benchmark) & (means["mask_ratio"] == ratio)]
-            ranked = part.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
-            for rank, row in enumerate(ranked, start=1):
-                row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
-            if len(ranked) > 1:
-                best, second = (groups[str(row["variant"]), ratio] for row in ranked[:2])
-                gap = paired_difference(best, second, benchmark, tokens)
-                if gap is not None:
-                    # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
-                    leads = gap.low > 0
-                    ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": leads}
-            rows += sorted(ranked, key=lambda row: ordered_variants(part["variant"]).index(str(row["variant"])))
-    columns = ["benchmark", "mask_ratio", "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
+    for benchmark, setting in product(ordered_benchmarks(means["benchmark"]), settings):
+        part = means[(means["benchmark"] == benchmark) & (means["setting"] == setting.label)]
+        ranked = part.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+        for rank, row in enumerate(ranked, start=1):
+            row |= dict(setting.items)
+            row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
+        if len(ranked) > 1:
+            best, second = (groups[str(row["variant"]), setting] for row in ranked[:2])
+            gap = paired_difference(best, second, benchmark, tokens)
+            if gap is not None:
+                # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
+                ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
+        rows += sorted(ranked, key=lambda row: ordered_variants(part["variant"]).index(str(row["variant"])))
+    columns = ["benchmark", *_keys(settings), "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
     return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
 
 
 def cost_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row per variant and mask ratio: means over seeds of what a run consumed, and its parameters."""
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in usable(records):
-        groups.setdefault((record.run.variant, record.run.mask_ratio), []).append(record)
-    rows = []
-    for variant in ordered_variants(name for name, _ in groups):
-        for ratio in sorted(ratio for name, ratio in groups if name == variant):
-            group = groups[variant, ratio]
-            parameters = group[0].parameters
-            row = {"variant": variant, "mask_ratio": ratio, "seeds": len(group)}
-            for name in ("tokens", "steps", "images", "flops"):
-                row[name] = sum(getattr(record.totals, name) for record in group) / len(group)
-            row["minutes"] = sum(record.totals.seconds for record in group) / len(group) / 60
-            row["peak_memory_gb"] = max(record.totals.peak_memory_bytes for record in group) / 1e9
-            row |= {
-                f"{part}_parameters": count for part, count in sorted(parameters.items(), key=lambda item: item[0] == "trainable")
-            }
-            rows.append(row)
+    """A row per variant and setting: means over seeds of what a run consumed, and its parameters."""
+    groups = _groups(usable(records))
+    settings = _settings(groups)
+    rows: list[dict[str, Any]] = []
+    for variant, setting in product(ordered_variants(name for name, _ in groups), settings):
+        group = groups.get((variant, setting))
+        if group is None:
+            continue
+        row = {"variant": variant, **dict(setting.items), "seeds": len(group)}
+        for name in ("tokens", "steps", "images", "flops"):
+            row[name] = sum(getattr(record.totals, name) for record in group) / len(group)
+        row["minutes"] = sum(record.totals.seconds for record in group) / len(group) / 60
+        row["peak_memory_gb"] = max(record.totals.peak_memory_bytes for record in group) / 1e9
+        parameters = sorted(group[0].parameters.items(), key=lambda item: item[0] == "trainable")
+        rows.append(row | {f"{part}_parameters": count for part, count in parameters})
     return pd.DataFrame(rows)
 
 
 def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
     """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0."""
     variants = ordered_variants(table["variant"])
-    with_ratio = table["mask_ratio"].nunique() > 1
-    head = ["benchmark", *(["mask ratio"] if with_ratio else []), *(variant_label(name) for name in variants), "chance", "n"]
+    keys = list(table.columns[1 : table.columns.get_loc("variant")])
+    names = key_labels(keys)
+    head = ["benchmark", *(names[key] for key in keys), *(variant_label(name) for name in variants), "chance", "n"]
     lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
-    for benchmark in ordered_benchmarks(table["benchmark"]):
-        for ratio, part in table[table["benchmark"] == benchmark].groupby("mask_ratio"):
-            by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
-            cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
-            n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
-            labels = [benchmark_label(benchmark), *([f"{ratio:g}"] if with_ratio else [])]
-            lines.append(_row([*labels, *cells, _percent(part["chance"].mean()), n]))
+    for _, part in table.groupby(["benchmark", *keys], sort=False, dropna=False):
+        by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
+        first = part.iloc[0]
+        cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
+        n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
+        labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
+        lines.append(_row([*labels, *cells, _percent(part["chance"].mean()), n]))
     seeds = sorted(set(table["seeds"].tolist()))
     tokens = int(table["tokens"].iloc[0])
     note = (
@@ -121,15 +127,38 @@ def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
 def cost_markdown(table: pd.DataFrame) -> str:
     """The cost table with units spelled out."""
     parts = [name for name in table.columns if name.endswith("_parameters")]
-    head = ["variant", "mask ratio", "seeds", "tokens", "steps", "images", "training FLOPs", "minutes", "peak memory, GB"]
-    head += [name.removesuffix("_parameters") + " parameters" for name in parts]
+    keys = list(table.columns[1 : table.columns.get_loc("seeds")])
+    names = key_labels(keys)
+    head = ["variant", *(names[key] for key in keys), "seeds", "tokens", "steps", "images", "training FLOPs", "minutes"]
+    head += ["peak memory, GB", *(name.removesuffix("_parameters") + " parameters" for name in parts)]
     lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
     for row in table.to_dict("records"):
         counts = [f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")]
         costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
         sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
-        lines.append(_row([variant_label(row["variant"]), f"{row['mask_ratio']:g}", str(row["seeds"]), *counts, *costs, *sizes]))
+        told = [_value(row[key]) for key in keys]
+        lines.append(_row([variant_label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
     return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
+
+
+def _groups(records: Sequence[Record]) -> dict[tuple[str, Setting], list[Record]]:
+    """Records that differ in the seed alone."""
+    groups: dict[tuple[str, Setting], list[Record]] = {}
+    for record, setting in zip(records, told_apart(records), strict=True):
+        groups.setdefault((record.run.variant, setting), []).append(record)
+    return groups
+
+
+def _settings(groups: Iterable[tuple[str, Setting]]) -> list[Setting]:
+    return sorted({setting for _, setting in groups}, key=lambda setting: setting.place)
+
+
+def _keys(settings: Sequence[Setting]) -> list[str]:
+    return [key for key, _ in settings[0].items]
+
+
+def _value(value: Any) -> str:
+    return "" if pd.isna(value) else value_label(value)
 
 
 def _accuracy(row: dict[Hashable, Any]) -> str:

@@ -1,0 +1,102 @@
+"""In which settings records differ: what a picture has to tell apart, and what no mean may mix.
+
+Taken from the configurations inside the records, so that a sweep over any setting, or a folder that holds two sweeps, is
+told apart without anybody saying by what.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tunalab.config import NOT_IDENTITY, digest, from_plain, to_plain
+from tunalab.errors import UserError
+from tunalab.results.labels import key_labels, value_label
+from tunalab.results.records import Record
+
+# Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
+_NOT_TOLD = ("seed", "variant", *NOT_IDENTITY)
+_OF_VARIANT = ("frontend.", "components.")
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What tells a record from the others of a comparison: (dotted key, value), in the order of the configuration."""
+
+    items: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """``mask ratio 0.25, lr 0.001``; empty where nothing differs."""
+        names = key_labels([key for key, _ in self.items])
+        return ", ".join(f"{names[key]} {value_label(value)}" for key, value in self.items)
+
+    @property
+    def place(self) -> tuple[tuple[bool, float, str], ...]:
+        """Sorts numbers by size and before words."""
+        return tuple(
+            (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value)) for _, value in self.items
+        )
+
+    def without(self, key: str) -> "Setting":
+        return Setting(tuple(item for item in self.items if item[0] != key))
+
+
+def told_apart(records: Sequence[Record]) -> list[Setting]:
+    """The setting of each record: all that differs between the records except seed, front-end and where a run reports.
+
+    Settings and components of the front-end are part of what a variant is, and told only where they differ within one. Of
+    settings that change together (one learning rate in three stages, all that another experiment file changes) the first is told.
+    """
+    flat = [flat_settings(record) for record in records]
+    variants: list[object] = [record.run.variant for record in records]
+    told: list[str] = []
+    seen: list[object] = [()] * len(records)
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        column: list[object] = [json.dumps(settings.get(key)) for settings in flat]
+        if _follows(column, seen) or (key.startswith(_OF_VARIANT) and _follows(column, variants)):
+            continue
+        told.append(key)
+        seen = list(zip(seen, column, strict=True))
+    return [Setting(tuple((key, settings.get(key)) for key in told)) for settings in flat]
+
+
+def identity(record: Record) -> str:
+    """Twelve hex digits of everything but the seed that decides what a run computes: equal for runs that differ in luck alone."""
+    return digest([record.run.variant, flat_settings(record)])
+
+
+def flat_settings(record: Record) -> dict[str, Value]:
+    """Dotted key -> value of a record's configuration, as today's code reads it. Lists are one value, written as JSON.
+
+    Beside the settings: the order of the stages, and the folders of the components (their names are hashes of how they were made).
+    """
+    flat = _flat(json.dumps({key: value for key, value in record.config.items() if key not in _NOT_TOLD}))
+    folders = {name: part.get("folder") for name, part in record.components.items() if isinstance(part, dict)}
+    return flat | {f"components.{name}": folder for name, folder in folders.items()}
+
+
+@cache
+def _flat(config: str) -> dict[str, Value]:
+    plain = json.loads(config)
+    try:
+        plain = to_plain(from_plain(plain))
+    except UserError:  # of an earlier revision: a result all the same, told apart by its revision
+        plain = {"revision": 1} | plain
+    flat = dict(_leaves({key: value for key, value in plain.items() if key not in _NOT_TOLD}, ""))
+    return flat | {"stages": " ".join(plain.get("stages", {}))}
+
+
+def _follows(column: list[object], from_: list[object]) -> bool:
+    """Whether ``column`` is a function of ``from_``."""
+    return len(set(zip(from_, column, strict=True))) == len(set(from_))
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Value]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
