@@ -1,6 +1,6 @@
-"""The settings of a run: dataclasses, range checks, and how files and the command line are laid over them.
+"""The settings of a run: dataclasses, range checks, and how layers of settings (layers.py) are laid over the defaults here.
 
-Precedence: defaults here <- experiment YAML <- variant YAML <- command line ``key=value``. OmegaConf's struct mode refuses
+Precedence: defaults <- experiment YAML <- variant YAML <- command line ``key=value``. OmegaConf's struct mode refuses
 unknown keys and wrong types; :func:`check` refuses values out of range. Every refusal is one line (UserError).
 """
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError
+from tunalab.layers import first_line, settings_layers
+from tunalab.layers import read_yaml as read_yaml
 from tunalab.limits import CHOICES, RANGES
 
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
@@ -100,7 +101,7 @@ class FrontEndConfig:
 
     name: str = "patch_embed"
     patch: int = 8  # cells of the target space per visual token along a side
-    encoder: str = ""  # representation encoder: "tiny" (built by `make components`) or as frontends/pretrained.py reads it
+    encoder: str = ""  # "tiny" (built by `make components`), or a pretrained one (frontends/pretrained_encoder.py)
     encoder_pretrained: bool = True
     encoder_layer: int = -2  # the block whose output is used, counted from the end; later blocks are dropped
     encoder_antialias: bool = False  # position grid resized as timm does; else as transformers and the official models do
@@ -287,31 +288,17 @@ _TREE = RunConfig(
 )
 
 
-# What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
-UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
-
-
 def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
-    """Lay experiment file, variant file and command line over the defaults and check the result.
+    """Lay experiment file, variant file and command line (layers.py) over the defaults and check the result.
 
-    The names of the files (without suffix) become ``experiment`` and ``variant``. Raises UserError, one line, naming the key
-    or the file and the choices.
+    Raises UserError, one line, naming the key or the file and the choices.
     """
     merged = OmegaConf.structured(RunConfig)
-    for kind, path in (("experiment", experiment), ("variant", variant)):
-        if path is None:
-            continue
-        layer = read_yaml(path)
-        merged = _merge(merged, layer, source=str(path))
-        merged = _merge(merged, {kind: path.stem}, source=str(path))
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(f"setting '{override}' is not of the form key=value")
-        try:
-            setting = OmegaConf.from_dotlist([override])
-        except UNREADABLE as error:  # whatever the YAML reader says of the user's text, in one line
-            raise UserError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
-        merged = _merge(merged, setting, source=f"setting '{override}'")
+    for layer in settings_layers(experiment, variant, overrides):
+        for stage in layer.new_mixes:
+            if stage in merged.stages:
+                merged.stages[stage].mix = {}
+        merged = _merge(merged, layer.settings, layer.source)
     return from_plain(OmegaConf.to_container(merged))
 
 
@@ -326,7 +313,7 @@ def from_plain(plain: Any) -> RunConfig:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # a reference ${key} to nothing, or to a value of another type
-        raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}") from error
+        raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {first_line(error)}") from error
     assert isinstance(config, RunConfig)
     check(config)
     return config
@@ -348,20 +335,6 @@ def config_hash(config: RunConfig) -> str:
 
 def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError when the file is missing (naming its siblings) or is not a mapping."""
-    if not path.is_file():
-        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except UNREADABLE as error:  # any parser error is the file's, told in one line
-        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is not a mapping of settings")
-    return {str(key): value for key, value in loaded.items()}
 
 
 def check(config: RunConfig) -> None:
@@ -411,7 +384,7 @@ def _merge(base: Any, layer: Any, source: str) -> Any:
     try:
         return OmegaConf.merge(base, plain)
     except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
-        raise UserError(f"{source}: {getattr(error, 'full_key', None) or '?'}: {_first_line(error)}") from error
+        raise UserError(f"{source}: {getattr(error, 'full_key', None) or '?'}: {first_line(error)}") from error
 
 
 def _misfit(layer: dict[Any, Any], node: Any, prefix: str) -> str | None:
@@ -462,7 +435,3 @@ def _check_value(key: str, shown: str, value: Any) -> None:
         if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
             ends = [f"{word} {end:.10g}" for word, end in (("from", low), ("to", high)) if end is not None]
             raise UserError(f"{shown}={value} is out of range ({' '.join(ends) or 'any finite number'})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,139 @@
+"""How an experiment file, a variant file and the command line become layers of settings, from the lowest to the highest.
+
+An experiment file holds settings and, besides them, up to three keys of its own:
+
+    base: NAME (or a list)            experiments of the same folder that lie below this one
+    mixes: {NAME: {source: weight}}   mixes by name: a stage's ``mix`` may then be a name, also on the command line
+    variants: {VARIANT: settings}     what this experiment sets for one variant alone, laid over the variant's own file
+
+So one variant name means one front-end at every scale, and where an experiment treats variants differently it says so in one place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunalab.errors import UserError
+
+Mixes = dict[str, dict[str, float]]
+
+# What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings and where they come from. ``new_mixes``: stages whose mix this layer replaces instead of adding to it."""
+
+    source: str
+    settings: dict[str, Any]
+    new_mixes: tuple[str, ...] = ()
+
+
+@dataclass
+class Experiment:
+    """An experiment file with all that lies below it."""
+
+    layers: list[Layer] = field(default_factory=list)
+    variants: dict[str, list[Layer]] = field(default_factory=dict)
+    mixes: Mixes = field(default_factory=dict)
+
+
+def settings_layers(experiment: Path | None, variant: Path | None, overrides: Sequence[str]) -> list[Layer]:
+    """Experiment, variant, what the experiment sets for the variant, command line. The names of the files (without suffix) become
+    ``experiment`` and ``variant``.
+
+    Raises UserError, one line: a file is missing or no mapping, a setting is not ``key=value``, a mix or a base is unknown.
+    """
+    read = Experiment() if experiment is None else read_experiment(experiment)
+    layers = list(read.layers)
+    if experiment is not None:
+        layers.append(Layer(str(experiment), {"experiment": experiment.stem}))
+    if variant is not None:
+        layers.append(Layer(str(variant), {**read_yaml(variant), "variant": variant.stem}))
+        layers += read.variants.get(variant.stem, [])
+    layers += [Layer(f"setting '{override}'", _setting(override)) for override in overrides]
+    return [_with_mixes(layer, read.mixes) for layer in layers]
+
+
+def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
+    """The file and its bases. ``above``: the experiments that lie on this one."""
+    if path in above:
+        raise UserError(f"{above[0]}: base goes round ({' -> '.join(file.stem for file in (*above, path))})")
+    plain = read_yaml(path)
+    bases, variants, mixes = plain.pop("base", []), plain.pop("variants", {}), plain.pop("mixes", {})
+    read = Experiment()
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [None]:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base={bases} is neither the name of an experiment nor a list of names")
+        below = read_experiment(path.parent / f"{base}.yaml", (*above, path))
+        read.layers += below.layers
+        read.mixes.update(below.mixes)
+        for name, layers in below.variants.items():
+            read.variants.setdefault(name, []).extend(layers)
+    read.layers.append(Layer(str(path), plain))
+    read.mixes.update(_members(path, "mixes", mixes))
+    for name, settings in _members(path, "variants", variants).items():
+        read.variants.setdefault(name, []).append(Layer(f"{path}: variants.{name}", settings))
+    return read
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError when the file is missing (naming its siblings) or is not a mapping."""
+    if not path.is_file():
+        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except UNREADABLE as error:  # any parser error is the file's, told in one line
+        raise UserError(f"{path} is not readable YAML: {first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a mapping of settings")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _setting(override: str) -> dict[str, Any]:
+    if "=" not in override or override.startswith("="):
+        raise UserError(f"setting '{override}' is not of the form key=value")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except UNREADABLE as error:  # whatever the YAML reader says of the user's text, in one line
+        raise UserError(f"setting '{override}' cannot be read: {first_line(error)}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _members(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key}={value} is not a mapping of names")
+    for name, inside in value.items():
+        if not isinstance(inside, dict):
+            raise UserError(f"{path}: {key}.{name}={inside} is not a mapping")
+    return {str(name): inside for name, inside in value.items()}
+
+
+def _with_mixes(layer: Layer, mixes: Mapping[str, dict[str, float]]) -> Layer:
+    """The layer with every mix that is given by its name written out: that mix, and nothing of what lies below."""
+    stages = layer.settings.get("stages")
+    named = {
+        name: stage["mix"]
+        for name, stage in (stages.items() if isinstance(stages, dict) else ())
+        if isinstance(stage, dict) and isinstance(stage.get("mix"), str) and mixes
+    }
+    if not named:
+        return layer
+    for stage, mix in named.items():
+        if mix not in mixes:
+            raise UserError(f"{layer.source}: stages.{stage}.mix={mix} is no mix of the experiment (choices: {', '.join(mixes)})")
+    assert isinstance(stages, dict)
+    written = {name: {**stage, "mix": dict(mixes[named[name]])} if name in named else stage for name, stage in stages.items()}
+    return Layer(layer.source, {**layer.settings, "stages": written}, tuple(str(name) for name in named))
