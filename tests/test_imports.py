@@ -12,6 +12,7 @@ PACKAGE = Path(tunalab.__file__).parent
 ORDER = [
     "errors",
     "limits",
+    "layers",
     "config",
     "data",
     "frontends",
