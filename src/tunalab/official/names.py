@@ -30,7 +30,7 @@ def _kernel(matrix_DP: Tensor) -> Tensor:
 
 SAME = Form(lambda parts: parts[0], lambda ours: [ours])
 PATCHES = Form(lambda parts: parts[0].permute(0, 2, 3, 1).flatten(1), lambda ours: [_kernel(ours)])
-STACKED = Form(lambda parts: torch.cat(list(parts)), lambda ours: [part.contiguous() for part in ours.chunk(3)])
+STACKED = Form(lambda parts: torch.cat(list(parts)), lambda ours: [part.clone() for part in ours.chunk(3)])
 GRID = Form(lambda parts: parts[0][None], lambda ours: [ours[0]])  # (N, V) and (1, N, V)
 TOKEN = Form(lambda parts: parts[0].flatten(), lambda ours: [ours[None, None]])  # (1, 1, D) and (D,)
 
