@@ -15,6 +15,7 @@ import numpy as np
 
 Kind = Literal["caption", "vqa", "text_to_image", "edit", "text"]
 KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
+IMAGES_PER_DOCUMENT = 8  # at most: the noise of an image is drawn by its number within the document
 
 
 @dataclass(frozen=True)

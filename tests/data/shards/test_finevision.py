@@ -59,6 +59,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"images": [], "texts": [{"user": "<image> a", "assistant": "a"}]}, "<image> without an image"),
     ({"images": [None], "texts": [TURN]}, "image 1 has no bytes"),
     ({"images": [cell(1), {"bytes": None, "path": "2.png"}], "texts": [TURN]}, "image 2 has no bytes"),
+    ({"images": [cell(1)] * 9, "texts": [TURN]}, "9 images, a document takes at most 8"),
     ({"images": [{"bytes": b"no image"}], "texts": [TURN]}, "image 1: unreadable image"),
     ({"images": [{"bytes": encoded(1, size=(1, 5000))}], "texts": [TURN]}, "image 1: 1x5000 is longer than 32 times"),
 ]
