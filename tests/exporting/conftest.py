@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import pytest
-from tests.training.conftest import FRONTENDS, MIX, quick_components, quick_config, use_quick_components
+from tests.training.conftest import MIX, quick_components, quick_config, use_quick_components
 
-from tunalab.config import REVISION
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.training.run import train
 
 __all__ = ["quick_components", "use_quick_components"]
 
 
-@pytest.fixture(scope="session", params=sorted(FRONTENDS))
+@pytest.fixture(scope="session", params=["tuna", "tuna2", "tuna_r"])
 def run_dir(
     request: pytest.FixtureRequest, quick_components: tuple[Path, ComponentSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -21,7 +20,6 @@ def run_dir(
     stages = {"pretrain": {"tokens": 700, "masking": True, "mix": MIX}}
     config = quick_config(
         request.param,
-        revision=REVISION,
         stages=stages,
         evaluation__points=1,
         evaluation__groups=0,

@@ -17,7 +17,7 @@ from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.export import frozen_origin
 from tunalab.exporting.folder import MAX_SHARD, About, write_export
 from tunalab.exporting.loading import load_weights
-from tunalab.exporting.parts import RunParts, architecture_config, write_frozen
+from tunalab.exporting.parts import RunParts, architecture_config, write_parts
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.build import build_model
 from tunalab.model.masking import MaskToken
@@ -65,7 +65,7 @@ def convert_to_tunalab(
         say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
     dtype = converted.weights["decoder.model.embed_tokens.weight"].dtype
     started = {name: tensor.to(dtype) for name, tensor in initial_weights(config, parts, vocabulary, converted.missing).items()}
-    tokenizer = parts.tokenizer_of(config)
+    tokenizer = parts.own_tokenizer(config.decoder)
     if tokenizer is None:
         say("no tokenizer: give decoder.tokenizer=FOLDER for a folder that can be used, not only trained from")
     # What the folder holds is complete: whoever trains from it has nothing to allow.
@@ -78,7 +78,7 @@ def convert_to_tunalab(
         initialised=converted.missing,
     )
     weights = stored_once(config, {**converted.weights, **started})
-    write_export(folder, about, config, weights, tokenizer, lambda fresh: write_frozen(fresh, config, model.frontend))
+    write_export(folder, about, config, weights, tokenizer, lambda fresh: write_parts(fresh, config, model.frontend))
     say(f"wrote {folder}")
 
 

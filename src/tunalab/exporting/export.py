@@ -8,7 +8,7 @@ from tunalab.config import RunConfig
 from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import About, write_export
 from tunalab.exporting.loading import load_run
-from tunalab.exporting.parts import write_frozen
+from tunalab.exporting.parts import write_parts
 from tunalab.frontends.components.cache import components_root, folder_of, sha256
 from tunalab.frontends.components.handle import TINY
 from tunalab.frontends.components.settings import ComponentSettings
@@ -37,7 +37,7 @@ def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
         config,
         stored_once(config, learnt_state(model)),
         loaded.tokenizer,
-        lambda fresh: write_frozen(fresh, config, model.frontend),
+        lambda fresh: write_parts(fresh, config, model.frontend),
     )
 
 

@@ -85,7 +85,7 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
     config = from_plain(read_yaml(run_dir / CONFIG))
     newest = newest_checkpoint(run_dir)
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
-    tokenizer = parts.tokenizer
+    tokenizer = parts.tokenizer_for(config.decoder)
     learnt = learnt_weights(newest, raw)
     model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(newest))
     origin = {

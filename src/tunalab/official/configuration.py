@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from tunalab.config import REVISION, RunConfig, from_plain, read_yaml
+from tunalab.config import REVISION, RunConfig, from_plain
 from tunalab.errors import UserError
+from tunalab.layers import Layer, settings_layers
 from tunalab.official.layout import USUAL, OfficialModel, known_encoder, told_by_shapes
 
 # A configuration names at least one stage. What the checkpoint was trained with is not in it: nothing is claimed.
@@ -20,33 +20,45 @@ MORE_ALLOWED = ("decoder.layers", "head.blocks")  # of these a checkpoint may la
 def official_config(
     tensors: Mapping[str, Tensor], model: OfficialModel, experiment: Path | None, variant: Path | None, settings: Sequence[str]
 ) -> RunConfig:
-    """What the shapes tell, laid under experiment, variant and settings; what the official model expects stands below it all.
+    """What the shapes tell, laid under experiment, variant and settings; how the model is usually used lies below it all.
 
-    Raises UserError: a file or a setting is wrong, or contradicts the shapes (both sides named).
+    Raises UserError: a file or a setting is wrong, or contradicts the shapes or what the weights mean (both sides named).
     """
-    given = _given(experiment, variant, settings)
-    heads = OmegaConf.select(given, "decoder.heads")
+    layers = settings_layers(experiment, variant, settings)
+    heads = next((heads for layer in reversed(layers) if (heads := _heads(layer)) is not None), None)
     told = {**told_by_shapes(tensors, model, heads), **model.computes}
-    base = _nested({**USUAL, **model.usual, **told, "variant": model.variant, "experiment": "official"})
+    usual = {**USUAL, **model.usual, "variant": model.variant, "experiment": "official"}
     encoder = known_encoder(tensors)
-    if encoder is not None:
-        OmegaConf.update(base, "frontend.encoder", encoder)
-    merged = OmegaConf.to_container(OmegaConf.merge(base, given))
-    assert isinstance(merged, dict)
-    config = from_plain({"revision": REVISION, "stages": NO_STAGE, **merged})
-    contradictions = [
+    merged = _nested({**usual, **told, **({} if encoder is None else {"frontend.encoder": encoder})})
+    for layer in layers:
+        for stage in layer.new_mixes:
+            OmegaConf.update(merged, f"stages.{stage}.mix", {}, merge=False)
+        laid = OmegaConf.merge(merged, layer.settings)
+        assert isinstance(laid, DictConfig)
+        merged = laid
+    plain = OmegaConf.to_container(merged)
+    assert isinstance(plain, dict)
+    config = from_plain({"revision": REVISION, "stages": NO_STAGE, **plain})
+    refuse_contradictions(told, config)
+    return config
+
+
+def refuse_contradictions(told: Mapping[str, Any], config: RunConfig) -> None:
+    """Raises UserError, one line with both sides, where a configuration differs from what is known (dotted keys) of weights."""
+    wrong = [
         f"{key} is {value} in the checkpoint, {setting(config, key)} in the configuration"
         for key, value in told.items()
         if contradicts(key, value, setting(config, key))
     ]
-    if contradictions:
-        raise UserError(f"the checkpoint does not fit: {'; '.join(contradictions)}")
-    return config
+    if wrong:
+        raise UserError(f"the checkpoint does not fit: {'; '.join(wrong)}")
 
 
 def contradicts(key: str, told: Any, here: Any) -> bool:
     if key in MORE_ALLOWED:
         return bool(here < told)
+    if key == "decoder.vocabulary":  # 0: as many as the tokenizer has
+        return bool(here not in (0, told))
     if key == "decoder.tie_embeddings":  # two equal tables may be two
         return bool(here and not told)
     return bool(here != told)
@@ -59,18 +71,10 @@ def setting(config: Any, key: str) -> Any:
     return config
 
 
-def _given(experiment: Path | None, variant: Path | None, settings: Sequence[str]) -> DictConfig:
-    layers = [OmegaConf.create(read_yaml(path)) for path in (experiment, variant) if path is not None]
-    names = {kind: path.stem for kind, path in (("experiment", experiment), ("variant", variant)) if path is not None}
-    for text in settings:
-        if "=" not in text or text.startswith("="):
-            raise UserError(f"setting '{text}' is not of the form key=value")
-    try:
-        merged = OmegaConf.merge(*layers, OmegaConf.create(names), OmegaConf.from_dotlist(list(settings)))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"settings cannot be read: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+def _heads(layer: Layer) -> int | None:
+    decoder = layer.settings.get("decoder")
+    heads = decoder.get("heads") if isinstance(decoder, dict) else None
+    return heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _nested(dotted: Mapping[str, Any]) -> DictConfig:

@@ -61,6 +61,23 @@ def to_ours(
     return Converted(weights, allowed)
 
 
+def match_ours(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], tied: bool, allow_missing: Sequence[str], what: str
+) -> Converted:
+    """The same for weights that go by our names already."""
+    due = {name: tensor for name, tensor in own.items() if not (tied and name == TIED)}
+    absent = [name for name in due if name not in weights]
+    allowed = [name for name in absent if any(fnmatchcase(name, pattern) for pattern in allow_missing)]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(mine.shape)}"
+        for name, mine in due.items()
+        if name in weights and weights[name].shape != mine.shape
+    ]
+    missing = [name for name in absent if name not in allowed]
+    _refuse(what, {"missing": missing, "unexpected": sorted(weights.keys() - due.keys()), "of another shape": shapes})
+    return Converted(dict(weights), allowed)
+
+
 def may_be_missing(ours: str, official: Sequence[str], allow_missing: Sequence[str]) -> bool:
     names = (ours, *official)
     return ours == MASK_TOKEN or any(fnmatchcase(name, pattern) for name in names for pattern in allow_missing)

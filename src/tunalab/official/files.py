@@ -3,19 +3,17 @@
 Nothing is executed (``weights_only``), and nothing is guessed: what is not whole, or holds more than tensors, is refused.
 """
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
-from tunalab.frontends.loading import SHOWN, read_json
+from tunalab.frontends.loading import SHOWN, read_json, read_safetensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
 PREFIXES = ("module.", "model.", "tuna_model.")  # what data-parallel and trainer classes put before every name
@@ -33,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(INDEX):
         return read_shards(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path, "checkpoint")
     if path.suffix in PICKLED:
         return _read_pickled(path)
     raise UserError(f"{path} is no checkpoint (known endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
@@ -67,25 +65,21 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _read_safetensors(index.parent / file)
+        tensors |= read_safetensors(index.parent / file, f"checkpoint {index.parent}")
     absent = sorted(places.keys() - tensors.keys())
     if absent:
         raise UserError(f"checkpoint {index.parent} is incomplete: {len(absent)} tensors missing: {shorten(absent)}")
     return {name: tensors[name] for name in places}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
-
-
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        # The library's own message tells how to load it all the same, which is no good advice.
+        raise UserError(f"checkpoint {path} is damaged, or holds more than tensors and plain values: it is not loaded") from error
+    except LOAD_ERRORS as error:
+        raise UserError(f"checkpoint {path} cannot be read: {one_line(error)}") from error
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -110,11 +104,3 @@ def shorten(names: list[str]) -> str:
     """The first few of a list, and how many more there are."""
     more = f", ... ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def write_json(path: Path, plain: Any) -> None:
-    path.write_text(json.dumps(plain, indent=1) + "\n")

@@ -30,6 +30,7 @@ from tunalab.training.checkpoints import STATE, CheckpointStore
 from tunalab.training.evaluating import Evaluating, evaluation_tokens
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.reporting import Reporting
+from tunalab.training.start import load_start
 from tunalab.training.stopping import EXIT_RESUMABLE, StopSignal
 
 RECORD, CONFIG, RUN_ID = "record.json", "config.yaml", "mlflow_run_id"
@@ -78,11 +79,13 @@ class Run:
         self.components = Components(ComponentSettings.seeded(config.components_seed))
         self.tokenizer = self.components.tokenizer
         model = build_model(config, self.components, self.tokenizer.vocabulary)
+        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
+        if not self.store.steps():  # a run that goes on has weights of its own
+            load_start(model, config)
         self.parameters = parameter_counts(model)
         self.described = self.components.describe()
         self.environment = environment()
         self.module = Harness(config, model, flop_costs(config, self.tokenizer.vocabulary))
-        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
         self.tracker: Tracker | None = None
         self.stop = StopSignal()
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
@@ -151,9 +154,9 @@ class Run:
         if resume is not None:
             progress = torch.load(resume / STATE, weights_only=True, map_location="cpu")["tunalab"]["progress"]
             lanes, next_lane = progress["lanes"], progress["next_lane"]
-        rows, columns = self.module.model.frontend.space.grid(config.data.image_size, config.data.image_size)
+        token_pixels = self.module.model.frontend.space.token_pixels
         stream = open_stream(
-            config, self.tokenizer, rows * columns, self.run_dir / "rejects.jsonl", resume=lanes, next_lane=next_lane
+            config, self.tokenizer, token_pixels, self.run_dir / "rejects.jsonl", resume=lanes, next_lane=next_lane
         )
         return StepLoader(stream, config.data.workers)
 

@@ -1,0 +1,68 @@
+"""Starting a run from weights: those of an exported or converted folder, or of an official checkpoint as it was released."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from tunalab.config import RunConfig, from_plain
+from tunalab.errors import UserError
+from tunalab.layers import read_yaml
+from tunalab.model.unified import UnifiedModel
+from tunalab.official.configuration import refuse_contradictions, setting
+from tunalab.official.conversion import Converted, match_ours, to_ours
+from tunalab.official.files import read_tensors, without_prefix
+from tunalab.official.layout import detect, told_by_shapes, without_vae
+from tunalab.training.checkpoints import MANIFEST, damage
+
+CONFIG = "config.yaml"
+# What shapes do not tell of a model of ours, and without which its weights would mean something else.
+MEANING = (
+    "decoder.heads",
+    "decoder.rope_theta",
+    "decoder.image_positions",
+    "head.heads",
+    "frontend.name",
+    "frontend.vae_statistics",
+    "objective.prediction",
+    "objective.target_layout",
+)
+
+
+def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None] = print) -> None:
+    """Copy the weights that ``config.start`` names into a model as :func:`build_model` made it; without a name nothing happens.
+
+    What the checkpoint may lack (``allow_missing``) stays as it is, and ``say`` is told which it is.
+
+    Raises UserError, one line: damaged or unknown checkpoint, names missing or unexpected, shapes or settings that contradict.
+    """
+    if not config.start.checkpoint:
+        return
+    path = Path(config.start.checkpoint)
+    frozen = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
+    state = model.state_dict()
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(frozen)}
+    read = _ours if (path / MANIFEST).is_file() else _official
+    converted = read(path, config, own)
+    model.load_state_dict({**state, **converted.weights})
+    say(f"started from {path}: {len(converted.weights)} weights")
+    if converted.missing:
+        say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
+
+
+def _ours(path: Path, config: RunConfig, own: dict[str, Tensor]) -> Converted:
+    problem = damage(path)
+    if problem is not None:
+        raise UserError(f"start.checkpoint={path} is damaged: {problem}")
+    trained = from_plain(read_yaml(path / CONFIG))
+    refuse_contradictions({key: setting(trained, key) for key in MEANING}, config)
+    return match_ours(
+        read_tensors(path), own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}"
+    )
+
+
+def _official(path: Path, config: RunConfig, own: dict[str, Tensor]) -> Converted:
+    tensors, _ = without_vae(without_prefix(read_tensors(path)))
+    official = detect(tensors)
+    refuse_contradictions({**told_by_shapes(tensors, official, config.decoder.heads), **official.computes}, config)
+    return to_ours(tensors, own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}")
