@@ -74,7 +74,7 @@ class TextConfig(ShardsConfig):
 @dataclass
 class DataConfig:
     image_size: int = 32  # pixels along a side
-    # Sizes "HEIGHTxWIDTH" that images of files are brought to, each to the one nearest to its aspect ratio; empty: image_size squares.
+    # Sizes "HEIGHTxWIDTH" that images of files are brought to, each to the one of the nearest shape; empty: image_size squares.
     buckets: list[str] = field(default_factory=list)
     max_crop: float = 0.5  # with buckets: an image that would lose a larger share is rejected
     max_upscale: float = 2.0  # with buckets: an image that would be enlarged more is rejected

@@ -28,6 +28,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "distribution.nodes": (0, None),
     "distribution.shard_size": (0, None),
     "data.image_size": (8, 4096),
+    "data.max_crop": (0, 1),
+    "data.max_upscale": (1, None),
     "data.levels": (0, None),
     "data.questions_per_image": (1, 8),
     "data.caption_drop": (0, 1),

@@ -17,7 +17,7 @@ from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import TrainingStream
 from tunalab.data.tokenizer import Tokenizer
 
-T = 4
+TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"
 
 
@@ -46,7 +46,7 @@ def sample(tokenizer: Tokenizer, count: int = 12, seed: int = 0) -> list[Placed]
             (image(), answer),
         ][at % 5]
         documents.append(Document("vqa", segments))
-    return [Placed(10 + at, to_sequence(document, tokenizer, T)) for at, document in enumerate(documents)]
+    return [Placed(10 + at, to_sequence(document, tokenizer, TOKEN_PIXELS)) for at, document in enumerate(documents)]
 
 
 def test_rows_hold_every_document_once_and_whole() -> None:
@@ -95,13 +95,14 @@ def test_a_batch_says_what_it_holds(tokenizer: Tokenizer) -> None:
         assert batch.position_BL.flatten()[start : start + n].tolist() == list(range(n))
         assert bool(batch.generates_D[d]) == any(image.generate for image in p.sequence.spans)
         images += [(start + image.offset, p.position, number, image) for number, image in enumerate(p.sequence.spans)]
-    assert len(images) == len(batch.generate_N) == len(batch.span_N_1T)
+    (group,) = batch.groups
+    assert len(images) == len(batch.generate_N) == len(group) and group.tokens == T and group.size == (8, 8)
     for n, (first, position, number, image) in enumerate(images):
-        assert batch.span_N_1T[n].tolist() == list(range(first, first + 1 + T))
-        assert (span == n).nonzero().squeeze(1).tolist() == batch.span_N_1T[n].tolist()
-        assert (ids[batch.span_N_1T[n]] == tokenizer.image_pad).all()
+        assert group.span_n_1T[n].tolist() == list(range(first, first + 1 + T))
+        assert (span == n).nonzero().squeeze(1).tolist() == group.span_n_1T[n].tolist()
+        assert (ids[group.span_n_1T[n]] == tokenizer.image_pad).all()
         assert bool(batch.generate_N[n]) == image.generate
-        assert (batch.pixels_NHWC[n].numpy() == image.pixels_HWC).all()
+        assert (group.pixels_nHWC[n].numpy() == image.pixels_HWC).all()
         assert int(batch.key_N[n]) == position * IMAGES_PER_DOCUMENT + number
     assert len(set(batch.key_N.tolist())) == len(images)
 
@@ -120,9 +121,9 @@ def test_labels_are_the_next_tokens_of_the_same_document(tokenizer: Tokenizer) -
 
 def test_a_batch_without_images_and_one_without_targets(tokenizer: Tokenizer) -> None:
     text = collate([[plain(5)]], 32, tokenizer.pad)
-    assert text.span_N_1T.shape[0] == text.pixels_NHWC.shape[0] == text.key_N.shape[0] == 0
+    assert text.groups == [] and len(text.key_N) == len(text.document_of_images()) == 0 and text.by_group(text.key_N) == []
     assert text.tokens == 5 and len(text.label_K) == 4
-    silent = collate([[Placed(0, to_sequence(Document("text", (Text("ring"),)), tokenizer, T))]], 32, tokenizer.pad)
+    silent = collate([[Placed(0, to_sequence(Document("text", (Text("ring"),)), tokenizer, TOKEN_PIXELS))]], 32, tokenizer.pad)
     assert silent.label_K.shape == silent.logit_K.shape == (0,) and silent.label_K.dtype == torch.int64
 
 
@@ -131,17 +132,33 @@ def test_rows_that_overflow_are_refused(tokenizer: Tokenizer) -> None:
         collate([[plain(20), plain(13)]], 32, tokenizer.pad)
 
 
-def test_images_of_two_sizes_are_refused(tokenizer: Tokenizer) -> None:
-    sizes = [Document("caption", (Image(np.zeros((side, side, 3), np.uint8)), Text("a", target=True))) for side in (8, 16)]
-    placed = [Placed(at, to_sequence(document, tokenizer, T)) for at, document in enumerate(sizes)]
-    with pytest.raises(ValueError):
-        collate([placed], 64, tokenizer.pad)
+def test_images_of_several_sizes_are_grouped(tokenizer: Tokenizer) -> None:
+    """Counted size by size; whatever is known of an image stands at its number."""
+    shapes = [(8, 12), (8, 8), (12, 8), (8, 12), (8, 8)]
+    images = [Image(np.full((*shape, 3), n, np.uint8), generate=n % 2 == 1) for n, shape in enumerate(shapes)]
+    segments = [(images[0], Text("a ring"), images[1]), (Text("ring"), images[2]), (images[3], images[4])]
+    placed = [Placed(at, to_sequence(Document("edit", parts), tokenizer, TOKEN_PIXELS)) for at, parts in enumerate(segments)]
+    batch = collate([placed[:2], placed[2:]], 64, tokenizer.pad)
+    assert [group.size for group in batch.groups] == [(8, 8), (8, 12), (12, 8)]
+    assert [group.tokens for group in batch.groups] == [4, 6, 6]
+    order = [1, 4, 0, 3, 2]  # the images above, size by size
+    assert [int(image[0, 0, 0]) for group in batch.groups for image in group.pixels_nHWC] == order
+    assert batch.generate_N.tolist() == [n % 2 == 1 for n in order]
+    keys = {0: (0, 0), 1: (0, 1), 2: (1, 0), 3: (2, 0), 4: (2, 1)}  # document, number in it
+    assert batch.key_N.tolist() == [keys[n][0] * IMAGES_PER_DOCUMENT + keys[n][1] for n in order]
+    assert batch.document_of_images().tolist() == [keys[n][0] for n in order]
+    assert [part.tolist() for part in batch.by_group(torch.arange(5))] == [[0, 1], [2, 3], [4]]
+    span, ids = batch.span_BL.flatten(), batch.ids_BL.flatten()
+    spans = [slots for group in batch.groups for slots in group.span_n_1T]
+    for n, slots in enumerate(spans):
+        assert (span == n).nonzero().squeeze(1).tolist() == slots.tolist() == list(range(slots[0], slots[0] + len(slots)))
+        assert (ids[slots] == tokenizer.image_pad).all() and ids[slots[0] - 1] == tokenizer.boi
 
 
 def test_more_images_than_keys_are_refused(tokenizer: Tokenizer) -> None:
     crowd = Document("vqa", tuple(Image(np.zeros((8, 8, 3), np.uint8)) for _ in range(IMAGES_PER_DOCUMENT + 1)))
     with pytest.raises(ValueError, match="images"):
-        collate([[Placed(0, to_sequence(crowd, tokenizer, T))]], 128, tokenizer.pad)
+        collate([[Placed(0, to_sequence(crowd, tokenizer, TOKEN_PIXELS))]], 128, tokenizer.pad)
 
 
 def test_moving_a_batch_keeps_everything(tokenizer: Tokenizer) -> None:
@@ -149,20 +166,24 @@ def test_moving_a_batch_keeps_everything(tokenizer: Tokenizer) -> None:
     moved = batch.to(torch.device("cpu"))
     for item in dataclasses.fields(PackedBatch):
         a, b = getattr(batch, item.name), getattr(moved, item.name)
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        if item.name == "groups":
+            assert all(torch.equal(x.span_n_1T, y.span_n_1T) and torch.equal(x.pixels_nHWC, y.pixels_nHWC) for x, y in zip(a, b))
+        else:
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    onto_meta = batch.to(torch.device("meta"))
+    assert onto_meta.groups[0].pixels_nHWC.is_meta and not batch.groups[0].pixels_nHWC.is_meta
 
 
 def test_the_default_mix_fills_its_rows(tokenizer: Tokenizer) -> None:
     """At least 95% of the tokens are real, in every stage; measured on lengths alone, images need not be drawn."""
     config = load_config(EXPERIMENT, None, [])
     settings = SourceSettings(config.data.image_size, 0, (0.7, 0.2, 0.1), config.data.questions_per_image)
-    tokens = (config.data.image_size // config.frontend.patch) ** 2
     for stage in (config.stages["pretrain"], config.stages["sft"]):
         mix = {name: weight for name, weight in stage.mix.items() if name != "easy_vqa/vqa" or _has_easy_vqa()}
         sources = {name: build_source(name, settings) for name in mix}
         # 40 documents a source stand for all: what matters is how their lengths are spread.
         lengths = {
-            name: [len(to_sequence(source.document(at), tokenizer, tokens).ids_L) for at in range(40)]
+            name: [len(to_sequence(source.document(at), tokenizer, config.frontend.patch).ids_L) for at in range(40)]
             for name, source in sources.items()
         }
         mixer = Mixer({name: None for name in mix}, seed=0)
@@ -186,7 +207,9 @@ def test_the_stream_itself_fills_its_rows(tokenizer: Tokenizer, tmp_path: Path) 
     stages = {"pretrain": config.stages["pretrain"]}
     stages["pretrain"].mix.pop("easy_vqa/vqa")
     data = DataConfig(rows=20)
-    stream = TrainingStream(data, stages, lambda name: build_source(name, settings), tokenizer, 16, 0, tmp_path / "r.jsonl")
+    stream = TrainingStream(
+        data, stages, lambda name: build_source(name, settings), tokenizer, config.frontend.patch, 0, tmp_path / "r.jsonl"
+    )
     step = next(iter(stream))
     assert step.tokens / (data.rows * data.row_tokens) > 0.95
 

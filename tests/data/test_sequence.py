@@ -7,14 +7,14 @@ from tunalab.data.documents import Document, Image, Reject, Text
 from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import Tokenizer
 
-T = 4  # visual tokens an image
+TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 PIXELS = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in (10, 200)]
 LOOKED_AT, TARGET = Image(PIXELS[0]), Image(PIXELS[1], generate=True)
 
 
 def spelled(document: Document, tokenizer: Tokenizer, **more: bool) -> tuple[list[str], list[str]]:
     """The sequence in words, runs of image slots as their number, and the words that are predicted."""
-    sequence = to_sequence(document, tokenizer, T, **more)
+    sequence = to_sequence(document, tokenizer, TOKEN_PIXELS, **more)
     names = {getattr(tokenizer, name): name for name in ("bos", "eos", "boi", "eoi", "pad")}
     ids = sequence.ids_L.tolist()
     assert sequence.kind == document.kind and sequence.target_L.shape == sequence.ids_L.shape
@@ -49,7 +49,7 @@ def test_text_to_image(tokenizer: Tokenizer) -> None:
     everything, predicted = spelled(document, tokenizer)
     assert everything == ["bos", "a red ring", "boi", "5", "eoi", "eos"]
     assert predicted == []  # neither the prompt nor what frames the image
-    sequence = to_sequence(document, tokenizer, T)
+    sequence = to_sequence(document, tokenizer, TOKEN_PIXELS)
     assert [span.generate for span in sequence.spans] == [True]
     assert sequence.spans[0].pixels_HWC is TARGET.pixels_HWC
 
@@ -74,7 +74,7 @@ def test_caption(tokenizer: Tokenizer) -> None:
     everything, predicted = spelled(document, tokenizer)
     assert everything == ["bos", "boi", "5", "eoi", "describe the picture a ring", "eos"]
     assert predicted == ["a ring", "eos"]
-    assert not to_sequence(document, tokenizer, T).spans[0].generate
+    assert not to_sequence(document, tokenizer, TOKEN_PIXELS).spans[0].generate
 
 
 def test_several_turns_about_one_image(tokenizer: Tokenizer) -> None:
@@ -88,7 +88,7 @@ def test_edit(tokenizer: Tokenizer) -> None:
     document = Document("edit", (LOOKED_AT, Text("make it red"), TARGET))
     everything, predicted = spelled(document, tokenizer)
     assert everything == ["bos", "boi", "5", "eoi", "make it red", "boi", "5", "eoi", "eos"] and predicted == []
-    spans = to_sequence(document, tokenizer, T).spans
+    spans = to_sequence(document, tokenizer, TOKEN_PIXELS).spans
     assert [span.generate for span in spans] == [False, True]
     assert [int(span.pixels_HWC[0, 0, 0]) for span in spans] == [10, 200]
 
@@ -110,10 +110,10 @@ def test_a_document_that_ends_in_a_prompt_is_closed(tokenizer: Tokenizer) -> Non
 
 def test_text_that_spells_a_special_token_makes_no_slot(tokenizer: Tokenizer) -> None:
     text = tokenizer.specials.image_pad + tokenizer.specials.boi
-    sequence = to_sequence(Document("text", (Text(text, target=True),)), tokenizer, T)
+    sequence = to_sequence(Document("text", (Text(text, target=True),)), tokenizer, TOKEN_PIXELS)
     assert tokenizer.image_pad not in sequence.ids_L and tokenizer.boi not in sequence.ids_L and not sequence.spans
 
 
 def test_a_document_without_segments_is_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(Reject):
-        to_sequence(Document("text", ()), tokenizer, T)
+        to_sequence(Document("text", ()), tokenizer, TOKEN_PIXELS)

@@ -14,7 +14,7 @@ from tunalab.evaluation.losses import DRAW_SEED, held_out_losses
 from tunalab.evaluation.reconstruction import one_step_psnr, psnr
 from tunalab.evaluation.samples import draw_grid, sample_grid
 from tunalab.evaluation.suite import evaluate
-from tunalab.model.objective import draw, losses, space_shape
+from tunalab.model.objective import draw, losses
 
 
 @pytest.fixture()
@@ -56,12 +56,11 @@ def test_held_out_losses_are_those_of_training_without_noise_on_what_is_looked_a
     config.stages = {"pretrain": StageConfig(mix={f"scenes/{kind}": 1.0})}
     config.objective.understanding_noise = 1.0
     found = held_out_losses(model, tokenizer, config)
-    sequences = [to_sequence(document, tokenizer, 16) for document in held_out(kind, 3, config)]
+    sequences = [to_sequence(document, tokenizer, 8) for document in held_out(kind, 3, config)]
     batch = collate([[Placed(n, sequence)] for n, sequence in enumerate(sequences)], 512, tokenizer.pad)
     objective = replace(config.objective, understanding_noise=0.0)
-    shape, tokens = space_shape(model, batch)
     with torch.no_grad():
-        parts = losses(model, batch, draw(batch, objective, DRAW_SEED, tokens, shape, masking=False), objective)
+        parts = losses(model, batch, draw(batch, objective, DRAW_SEED, model.frontend.space, masking=False), objective)
     expected = {f"{name}/{kind}": float(part.sum) / part.count for name, part in parts.items() if part.count}
     assert found.keys() == expected.keys() and len(found) == 1
     assert found == pytest.approx(expected, rel=1e-4)
@@ -86,10 +85,10 @@ def test_a_source_that_is_not_trained_on_is_not_measured(config, tiny_model, tok
 def test_packing_keeps_every_document_once_in_the_order_of_its_ids(config, tokenizer):
     documents = held_out("vqa", 30, config)
     config.data.row_tokens = 64  # shorter than some documents: rows grow rather than drop them
-    packed = pack(documents, tokenizer, 16, config.data)
+    packed = pack(documents, tokenizer, 8, config.data)
     assert sorted(n for _, numbers in packed for n in numbers) == list(range(30)) and len(packed) > 1
     for batch, numbers in packed:
-        lengths = [len(to_sequence(documents[n], tokenizer, 16).ids_L) for n in numbers]
+        lengths = [len(to_sequence(documents[n], tokenizer, 8).ids_L) for n in numbers]
         assert batch.length_D.tolist() == lengths
 
 
@@ -107,11 +106,12 @@ def test_psnr_is_perfect_for_a_model_that_predicts_the_image(config, tiny_model,
     for kind in ("x", "v"):
         config.objective.prediction = kind
 
-        def perfect(batch, x_t, t_N, mask_NT, kind=kind):
-            output = forward(batch, x_t, t_N, mask_NT)
-            x = batch.pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+        def perfect(batch, x_t, t_N, mask_nT, kind=kind):
+            output = forward(batch, x_t, t_N, mask_nT)
+            (group,) = batch.groups
+            x = group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
             t = t_N.view(-1, 1, 1, 1)
-            return replace(output, prediction_MChw=x if kind == "x" else (x - x_t) / (1 - t))
+            return replace(output, prediction_mChw=[x if kind == "x" else (x - x_t[0]) / (1 - t)])
 
         monkeypatch.setattr(model, "forward", perfect)
         found = one_step_psnr(model, tokenizer, config)

@@ -7,45 +7,50 @@ import torch
 from samples import TOKENS, documents, pack, place, plain_draws, random_batch
 
 from tunalab.config import MaskingConfig, ObjectiveConfig
-from tunalab.data.packing import PackedBatch, Placed, collate
+from tunalab.data.packing import ImageGroup, PackedBatch, Placed, collate
 from tunalab.data.sequence import TokenSequence
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import flow
-from tunalab.model.objective import draw, flow_loss, loss_counts, losses, source_images, space_shape, to_space
+from tunalab.model.objective import draw, flow_loss, loss_counts, losses, noised, source_images, to_space
 from tunalab.model.unified import UnifiedModel
 
 Models = Callable[..., UnifiedModel]
-PIXELS, LATENT = (3, 32, 32), (4, 4, 4)
+PIXELS, LATENT = TargetSpace(3, 1, 8), TargetSpace(4, 8, 1)
+ONE_CELL = TargetSpace(1, 32, 1)
+MIXED = ((32, 32), (24, 40), (40, 24))
 NAMES = sorted(FRONTENDS)
 
 
-def by_key(batch: PackedBatch, values: torch.Tensor) -> dict[int, torch.Tensor]:
-    return dict(zip(batch.key_N.tolist(), values, strict=True))
+def by_key(batch: PackedBatch, values: torch.Tensor | list[torch.Tensor]) -> dict[int, torch.Tensor]:
+    each = values if isinstance(values, torch.Tensor) else [image for group in values for image in group]
+    return dict(zip(batch.key_N.tolist(), each, strict=True))
 
 
 def test_draws_are_a_function_of_an_images_place_in_the_stream(tokenizer: Tokenizer) -> None:
     """Independent of how documents were batched, and the times and masks of the target space too."""
-    placed = place(documents("cvgetgve"), tokenizer)
+    placed = place(documents("cvgetgve", sizes=MIXED), tokenizer)
     objective = ObjectiveConfig()
     whole = pack(placed, 1, tokenizer)
     turned = pack([placed[at] for at in (5, 2, 7, 0, 1, 3, 6, 4)], 3, tokenizer)
-    draws = draw(whole, objective, 7, TOKENS, PIXELS, masking=True)
-    other = draw(turned, objective, 7, TOKENS, PIXELS, masking=True)
-    assert whole.key_N.tolist() != turned.key_N.tolist() and draws.mask_NT.any()
-    for a, b in ((draws.t_N, other.t_N), (draws.mask_NT, other.mask_NT), (draws.noise_NChw, other.noise_NChw)):
+    draws = draw(whole, objective, 7, PIXELS, masking=True)
+    other = draw(turned, objective, 7, PIXELS, masking=True)
+    assert whole.key_N.tolist() != turned.key_N.tolist() and len(whole.groups) == 3
+    assert any(mask.any() for mask in draws.mask_nT)
+    for a, b in ((draws.t_N, other.t_N), (draws.mask_nT, other.mask_nT), (draws.noise_nChw, other.noise_nChw)):
         theirs = by_key(turned, b)
         assert all(torch.equal(value, theirs[key]) for key, value in by_key(whole, a).items())
-    latent = draw(whole, objective, 7, TOKENS, LATENT, masking=True)
-    assert torch.equal(latent.t_N, draws.t_N) and torch.equal(latent.mask_NT, draws.mask_NT)
-    seeded = draw(whole, objective, 8, TOKENS, PIXELS, masking=True)
-    assert not torch.equal(seeded.t_N, draws.t_N) and not torch.equal(seeded.noise_NChw, draws.noise_NChw)
+    latent = draw(whole, objective, 7, LATENT, masking=True)
+    assert torch.equal(latent.t_N, draws.t_N) and all(map(torch.equal, latent.mask_nT, draws.mask_nT))
+    seeded = draw(whole, objective, 8, PIXELS, masking=True)
+    assert not torch.equal(seeded.t_N, draws.t_N) and not torch.equal(seeded.noise_nChw[0], draws.noise_nChw[0])
 
 
 def test_draws_leave_the_global_generator_alone(tokenizer: Tokenizer) -> None:
     batch = random_batch("ge", 1, tokenizer)
     before = torch.get_rng_state()
-    draw(batch, ObjectiveConfig(), 0, TOKENS, PIXELS, masking=True)
+    draw(batch, ObjectiveConfig(), 0, PIXELS, masking=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -54,57 +59,66 @@ def many(tokenizer: Tokenizer, generate: bool, n: int = 1500) -> PackedBatch:
     batch = random_batch("g", 1, tokenizer)
     pixels = torch.zeros((n, 32, 32, 3), dtype=torch.uint8)
     generate_N = torch.full((n,), generate)
-    parts = {"key_N": torch.arange(n), "generate_N": generate_N, "pixels_NHWC": pixels, "span_N_1T": batch.span_N_1T.expand(n, -1)}
+    group = ImageGroup(batch.groups[0].span_n_1T.expand(n, -1), pixels)
+    parts = {"key_N": torch.arange(n), "generate_N": generate_N, "groups": [group]}
     return PackedBatch(**{**vars(batch), **parts})
 
 
 def test_draws_follow_their_laws(tokenizer: Tokenizer) -> None:
     objective = ObjectiveConfig(understanding_noise=0.3, masking=MaskingConfig(ratio=0.5, probability=0.4))
-    generated = draw(many(tokenizer, True), objective, 0, TOKENS, (1, 2, 2), masking=True)
+    generated = draw(many(tokenizer, True), objective, 0, ONE_CELL, masking=True)
     logit = generated.t_N.logit()
     assert abs(logit.mean() - objective.time_mean) < 0.1 and abs(logit.std() - objective.time_std) < 0.1
-    assert abs(generated.noise_NChw.mean()) < 0.05 and abs(generated.noise_NChw.std() - 1) < 0.05
-    assert abs(generated.mask_NT.any(1).float().mean() - 0.4 * 7.5 / 8) < 0.06  # a small ratio may round to no token
+    assert abs(generated.noise_nChw[0].mean()) < 0.05 and abs(generated.noise_nChw[0].std() - 1) < 0.05
+    assert abs(generated.mask_nT[0].any(1).float().mean() - 0.4 * 7.5 / 8) < 0.06  # a small ratio may round to no token
     # Time, mask and noise are drawn independently of each other.
-    columns = torch.stack([logit, generated.mask_NT.float().mean(1), generated.noise_NChw.mean((1, 2, 3))])
+    columns = torch.stack([logit, generated.mask_nT[0].float().mean(1), generated.noise_nChw[0].mean((1, 2, 3))])
     assert (columns.corrcoef() - torch.eye(3)).abs().max() < 0.1
-    looked_at = draw(many(tokenizer, False), objective, 0, TOKENS, (1, 2, 2), masking=True)
+    looked_at = draw(many(tokenizer, False), objective, 0, ONE_CELL, masking=True)
     assert abs((looked_at.t_N < 1).float().mean() - 0.3) < 0.05
-    noisy, masked = looked_at.t_N < 1, looked_at.mask_NT.float().mean(1)
+    noisy, masked = looked_at.t_N < 1, looked_at.mask_nT[0].float().mean(1)
     assert torch.stack([noisy.float(), masked]).corrcoef()[0, 1].abs() < 0.1
     assert torch.stack([looked_at.t_N[noisy], masked[noisy]]).corrcoef()[0, 1].abs() < 0.15
     assert 0.9 <= looked_at.t_N.min() < 0.91 and looked_at.t_N.max() == 1
-    clean = draw(many(tokenizer, False), ObjectiveConfig(understanding_noise=0), 0, TOKENS, (1, 2, 2), masking=False)
-    assert (clean.t_N == 1).all() and not clean.mask_NT.any()
+    clean = draw(many(tokenizer, False), ObjectiveConfig(understanding_noise=0), 0, ONE_CELL, masking=False)
+    assert (clean.t_N == 1).all() and not clean.mask_nT[0].any()
 
 
 def test_the_source_of_an_edit_is_clean_and_whole(tokenizer: Tokenizer) -> None:
     """Every other image that is looked at may be masked and noised; a target may always."""
     always = ObjectiveConfig(understanding_noise=1.0, masking=MaskingConfig(ratio=0.5, law="fixed", probability=1.0))
-    for rows in (1, 3):
-        batch = random_batch("ecegve", rows, tokenizer)
-        draws = draw(batch, always, 0, TOKENS, PIXELS, masking=True)
+    for rows, sizes in ((1, ((32, 32),)), (3, MIXED)):
+        batch = random_batch("ecegve", rows, tokenizer, sizes=sizes)
+        draws = draw(batch, always, 0, PIXELS, masking=True)
         source = source_images(batch)
         assert source.sum() == 3 and not (source & batch.generate_N).any()
-        assert (draws.t_N[source] == 1).all() and not draws.mask_NT[source].any()
-        assert (draws.t_N[~source] < 1).all() and draws.mask_NT[~source].any(1).all()
+        masked_N = torch.cat([mask.any(1) for mask in draws.mask_nT])
+        assert (draws.t_N[source] == 1).all() and not masked_N[source].any()
+        assert (draws.t_N[~source] < 1).all() and masked_N[~source].all()
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_exact_prediction_has_no_flow_loss(prediction: str, scale: float, tokenizer: Tokenizer) -> None:
     objective = ObjectiveConfig(prediction=prediction, noise_scale=scale)
-    batch = random_batch("gcge", 1, tokenizer)
-    x = torch.randn((len(batch.key_N), *PIXELS), generator=torch.Generator().manual_seed(0))
-    draws = draw(batch, objective, 0, TOKENS, PIXELS, masking=True)
-    g = batch.generate_N
-    exact = flow.target(x[g], draws.noise_NChw[g], prediction, scale)
-    loss = flow_loss(exact, x, draws, g, objective, TOKENS)
-    assert loss.sum.item() == 0 and loss.count == 3 * TOKENS
+    batch = random_batch("gcgeg", 1, tokenizer, sizes=MIXED)
+    draws = draw(batch, objective, 0, PIXELS, masking=True)
+    x = [torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)) for noise in draws.noise_nChw]
+    g, tokens_N = batch.generate_N, torch.cat([torch.full((len(group),), group.tokens) for group in batch.groups])
+    exact = [
+        flow.target(image[g_n], noise[g_n], prediction, scale)
+        for image, noise, g_n in zip(x, draws.noise_nChw, batch.by_group(g), strict=True)
+    ]
+    loss = flow_loss(exact, x, batch, draws, objective)
+    assert loss.sum.item() == 0 and loss.count == tokens_N[g].sum() == loss_counts(batch)["flow"]
     # Off by one everywhere: the velocity's squared error, token by token.
-    off = flow_loss(exact + 1, x, draws, g, objective, TOKENS)
-    weight = (1 - draws.t_N[g]).clamp(min=objective.min_one_minus_t) ** -2 if prediction == "x" else torch.ones(3)
-    assert off.sum.item() == pytest.approx(TOKENS * weight.sum().item(), rel=1e-5)
+    weight_N = (1 - draws.t_N).clamp(min=objective.min_one_minus_t) ** -2 if prediction == "x" else torch.ones(len(g))
+    off = [image + 1 for image in exact]
+    for chosen in (None, torch.arange(len(g)) % 2 == 0):
+        loss = flow_loss(off, x, batch, draws, objective, chosen)
+        counted = g if chosen is None else g & chosen
+        assert loss.count == tokens_N[counted].sum()
+        assert loss.sum.item() == pytest.approx((tokens_N * weight_N)[counted].sum().item(), rel=1e-5)
 
 
 def test_text_loss_is_the_cross_entropy_of_the_labels(tiny_model: Models, tokenizer: Tokenizer) -> None:
@@ -112,7 +126,7 @@ def test_text_loss_is_the_cross_entropy_of_the_labels(tiny_model: Models, tokeni
     batch = random_batch("cvt", 2, tokenizer)
     draws = plain_draws(model, batch)
     x = to_space(model, batch)
-    logits = model(batch, flow.interpolate(x, draws.noise_NChw, draws.t_N, 1.0), draws.t_N, draws.mask_NT).logits_KV
+    logits = model(batch, noised(batch, x, draws.noise_nChw, draws.t_N, 1.0), draws.t_N, draws.mask_nT).logits_KV
     expected = -logits.log_softmax(-1)[torch.arange(len(batch.label_K)), batch.label_K].sum()
     parts = losses(model, batch, draws, ObjectiveConfig())
     torch.testing.assert_close(parts["text"].sum, expected)
@@ -141,7 +155,7 @@ def test_edges_are_finite_and_empty_sets_count_nothing(kind: str, name: str, tin
     model = tiny_model(name)
     batch = edge(kind, tokenizer)
     draws = plain_draws(model, batch, masked=1.1 if kind == "all masked" else 0.3)
-    assert kind != "all masked" or draws.mask_NT.all()
+    assert kind != "all masked" or all(mask.all() for mask in draws.mask_nT)
     parts = losses(model, batch, draws, ObjectiveConfig())
     counts = loss_counts(batch)
     assert counts == {key: part.count for key, part in parts.items()}
@@ -160,9 +174,8 @@ def test_edges_are_finite_and_empty_sets_count_nothing(kind: str, name: str, tin
 def test_draws_and_shapes_of_batches_that_generate_nothing(name: str, kinds: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
     model = tiny_model(name)
     batch = random_batch(kinds, 1, tokenizer)
-    shape, tokens = space_shape(model, batch)
-    draws = draw(batch, ObjectiveConfig(), 0, tokens, shape, masking=True)
-    assert to_space(model, batch).shape == draws.noise_NChw.shape
+    draws = draw(batch, ObjectiveConfig(), 0, model.frontend.space, masking=True)
+    assert [x.shape for x in to_space(model, batch)] == [noise.shape for noise in draws.noise_nChw]
     assert torch.isfinite(losses(model, batch, draws, ObjectiveConfig())["text"].sum)
 
 

@@ -1,10 +1,10 @@
-"""The whole model on packed rows: packed = one by one, nothing leaks, images are seen whole."""
+"""The whole model on packed rows, with images of one size and of several: packed = one by one, nothing leaks, images are whole."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from samples import TOKENS, decoder_output, documents, pack, place, plain_draws, random_batch
+from samples import TOKENS, decoder_output, documents, no_masks, of_images, pack, place, plain_draws, random_batch, spans
 from torch import Tensor
 
 from tunalab.config import ObjectiveConfig
@@ -22,8 +22,16 @@ KINDS = "cvgetbgvec"
 OBJECTIVE = ObjectiveConfig()
 
 
+SIZES = {"one size": ((32, 32),), "several sizes": ((32, 32), (24, 40), (40, 24), (16, 48), (24, 40))}
+
+
+@pytest.fixture(params=SIZES)
+def batch(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> PackedBatch:
+    return random_batch(KINDS, 2, tokenizer, sizes=SIZES[request.param])
+
+
 @pytest.fixture
-def batch(tokenizer: Tokenizer) -> PackedBatch:
+def one_size(tokenizer: Tokenizer) -> PackedBatch:
     return random_batch(KINDS, 2, tokenizer)
 
 
@@ -37,44 +45,65 @@ def total(parts: dict[str, SumCount]) -> Tensor:
     return parts["text"].sum + 0.1 * parts["flow"].sum
 
 
-def outputs(model: UnifiedModel, batch: PackedBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-    out = model(batch, draws.noise_NChw, draws.t_N, draws.mask_NT)
-    return out.logits_KV, out.prediction_MChw
+def outputs(model: UnifiedModel, batch: PackedBatch, draws: Draws) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the prediction of every generating image."""
+    out = model(batch, draws.noise_nChw, draws.t_N, draws.mask_nT)
+    return out.logits_KV, [image for group in out.prediction_mChw for image in group]
 
 
+def each_image(x_nChw: list[Tensor], changed: int, value: Tensor) -> list[Tensor]:
+    """``x_nChw`` with ``value`` added to one image."""
+    counts, first = [], 0
+    for x in x_nChw:
+        x = x.clone()
+        if first <= changed < first + len(x):
+            x[changed - first] += value
+        counts.append(x)
+        first += len(x)
+    return counts
+
+
+def corner(x_nChw: list[Tensor], image: int, place: int) -> Tensor:
+    """1 at the first (0) or last (-1) cell of an image's first channel."""
+    value = torch.zeros_like([one for x in x_nChw for one in x][image])
+    value[0, place, place] = 1
+    return value
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("layout", ["patch", "raster"])
 @pytest.mark.parametrize("name", NAMES)
-def test_packed_equals_one_by_one(name: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
+def test_packed_equals_one_by_one(name: str, layout: str, sizes: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
     """Logits, predictions, losses and gradients, with masks and noise."""
     model = tiny_model(name)
-    placed = place(documents(KINDS), tokenizer)
+    model.target_layout = layout
+    placed = place(documents(KINDS, sizes=SIZES[sizes]), tokenizer)
     packed = pack(placed, 2, tokenizer)
+    assert len(packed.groups) == len(set(SIZES[sizes]))
     draws = plain_draws(model, packed, masked=0.3)
     logits, predictions = outputs(model, packed, draws)
     parts = losses(model, packed, draws, OBJECTIVE)
     total(parts).backward()
     expected = gradients(model)
-    # Documents stand in a batch in the order of rows; images are numbered in the same order.
+    # Documents stand in a batch in the order of rows; images are known by their keys.
     in_order = [p for row in range(2) for p in placed[row::2]]
-    alone_logits, alone_predictions, image, sums = [], [], 0, {"text": 0.0, "flow": 0.0}
+    number = {key: n for n, key in enumerate(packed.key_N.tolist())}
+    predicted = dict(zip(packed.key_N[packed.generate_N].tolist(), predictions, strict=True))
+    alone_logits, alone_predictions, sums = [], {}, {"text": 0.0, "flow": 0.0}
     counts = {"text": 0, "flow": 0}
     for one in in_order:
         alone = pack([one], 1, tokenizer)
-        n = len(alone.generate_N)
-        own = plain_draws(model, alone)  # of the right shapes where there is no image
-        if n:
-            own = Draws(*(x[image : image + n] for x in (draws.t_N, draws.mask_NT, draws.noise_NChw)))
-        image += n
+        own = of_images(draws, [number[key] for key in alone.key_N.tolist()], packed, alone)
         out = outputs(model, alone, own)
         alone_logits.append(out[0])
-        if len(out[1]):
-            alone_predictions.append(out[1])
+        alone_predictions |= dict(zip(alone.key_N[alone.generate_N].tolist(), out[1], strict=True))
         own_parts = losses(model, alone, own, OBJECTIVE)
         total(own_parts).backward()
         for key, part in own_parts.items():
             sums[key] += part.sum.item()
             counts[key] += part.count
     torch.testing.assert_close(torch.cat(alone_logits), logits, **CLOSE)
-    torch.testing.assert_close(torch.cat(alone_predictions), predictions, **CLOSE)
+    torch.testing.assert_close(alone_predictions, predicted, **CLOSE)
     for key, part in parts.items():
         assert counts[key] == part.count and sums[key] == pytest.approx(part.sum.item(), rel=1e-4)
     summed = gradients(model)
@@ -91,9 +120,9 @@ def test_backends_agree_on_the_whole_model(name: str, tiny_model: Models, batch:
     results = []
     for backend in ("dense", "document"):
         model.attention = backend
-        logits, prediction = outputs(model, batch, draws)
-        (logits.square().mean() + prediction.square().mean()).backward()
-        results.append((logits, prediction, gradients(model)))
+        logits, predictions = outputs(model, batch, draws)
+        sum((image.square().mean() for image in predictions), logits.square().mean()).backward()
+        results.append((logits, predictions, gradients(model)))
     for a, b in zip(results[0][:2], results[1][:2], strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
     for parameter, gradient in results[0][2].items():
@@ -135,11 +164,10 @@ def test_a_pixel_changes_its_whole_span_and_what_follows(name: str, tiny_model: 
     before = decoder_output(model, batch, x).flatten(0, 1)
     document = batch.document_BL.flatten()
     for image in range(len(batch.generate_N)):
-        changed = x.clone()
-        changed[image, 0, -1, -1] += 0.5
+        changed = each_image(x, image, 0.5 * corner(x, image, -1))
         moved = (decoder_output(model, batch, changed).flatten(0, 1) - before).abs().amax(1) > 0
-        span = batch.span_N_1T[image]
-        assert len(span) == 1 + TOKENS and moved[span].all(), "every token of the span, the time token too"
+        span = spans(batch)[image]
+        assert moved[span].all(), "every token of the span, the time token too"
         affected = (document == document[span[0]]) & (torch.arange(len(document)) >= span[0])
         assert not moved[~affected].any()
         assert moved[affected].all(), "and all that follows"
@@ -154,7 +182,7 @@ def test_the_time_of_an_image_reaches_its_span_only(tiny_model: Models, batch: P
         t = torch.ones(N)
         t[image] = 0.2
         moved = (decoder_output(model, batch, t_N=t).flatten(0, 1) - before).abs().amax(1) > 0
-        span = batch.span_N_1T[image]
+        span = spans(batch)[image]
         assert moved[span].all() and not moved[: span[0]].any()
         assert not moved[batch.document_BL.flatten() != batch.document_BL.flatten()[span[0]]].any()
 
@@ -189,17 +217,17 @@ def test_predictions_see_their_own_document_up_to_their_span(backend: str, tiny_
             changed = PackedBatch(**{**vars(batch), "ids_BL": ids.view_as(batch.ids_BL)})
             _, after = outputs(model, changed, draws)
             for m, image in enumerate(generating):
-                first = int(batch.span_N_1T[image, 0])
+                first = int(spans(batch)[image][0])
                 reaches = int(document[first]) == d and at < first
                 assert torch.equal(after[m], before[m]) != reaches
     # One cell of a picture's noise moves its whole prediction and no other one; a source moves the edit behind it.
     for image in range(len(batch.generate_N)):
-        noise = draws.noise_NChw.clone()
-        noise[image, 0, 0, 0] += 1
-        _, after = outputs(model, batch, Draws(draws.t_N, draws.mask_NT, noise))
-        own = document[batch.span_N_1T[image, 0]]
+        noise = each_image(draws.noise_nChw, image, corner(draws.noise_nChw, image, 0))
+        _, after = outputs(model, batch, Draws(draws.t_N, draws.mask_nT, noise))
+        own = spans(batch)[image][0]
         for m, other in enumerate(generating):
-            same = document[batch.span_N_1T[other, 0]] == own and other >= image
+            slot = spans(batch)[other][0]
+            same = document[slot] == document[own] and slot >= own
             assert bool((after[m] != before[m]).flatten(1).any(1).all()) == bool(same)
 
 
@@ -207,9 +235,8 @@ def test_predictions_see_their_own_document_up_to_their_span(backend: str, tiny_
 def test_logits_are_those_of_the_labelled_tokens(tiny_model: Models, batch: PackedBatch) -> None:
     model = tiny_model("patch_embed")
     x, t = to_space(model, batch), torch.ones(len(batch.generate_N))
-    mask = torch.zeros((len(t), TOKENS), dtype=torch.bool)
     everywhere = model.decoder.lm_head(decoder_output(model, batch, x)).flatten(0, 1)
-    torch.testing.assert_close(model(batch, x, t, mask).logits_KV, everywhere[batch.logit_K], **CLOSE)
+    torch.testing.assert_close(model(batch, x, t, no_masks(batch)).logits_KV, everywhere[batch.logit_K], **CLOSE)
 
 
 @torch.no_grad()
@@ -217,14 +244,22 @@ def test_masked_tokens_are_not_seen(tiny_model: Models, batch: PackedBatch) -> N
     """What a masked patch shows changes no logit and no prediction; an unmasked one does. Positions stay visible."""
     model = tiny_model("patch_embed")
     draws = plain_draws(model, batch)
-    draws.mask_NT[:, 3] = True
+    for mask in draws.mask_nT:
+        mask[:, 1] = True
     before = outputs(model, batch, draws)
-    for column, seen in ((24, False), (16, True)):  # of the first row of patches: token 3, token 2
-        noise = draws.noise_NChw.clone()
-        noise[:, :, :8, column : column + 8] += 1
-        after = outputs(model, batch, Draws(draws.t_N, draws.mask_NT, noise))
-        assert all(torch.equal(a, b) != seen for a, b in zip(after, before, strict=True))
-    x = to_space(model, batch)
+    for column, seen in ((8, False), (16, True)):  # of the first row of patches: token 1, token 2
+        noise = [x.clone() for x in draws.noise_nChw]
+        for x in noise:
+            x[:, :, :8, column : column + 8] += 1
+        after = outputs(model, batch, Draws(draws.t_N, draws.mask_nT, noise))
+        assert torch.equal(after[0], before[0]) != seen
+        assert all(torch.equal(a, b) != seen for a, b in zip(after[1], before[1], strict=True))
+
+
+@torch.no_grad()
+def test_positions_of_masked_tokens_stay_visible(tiny_model: Models, one_size: PackedBatch) -> None:
+    model = tiny_model("patch_embed")
+    (x,) = to_space(model, one_size)
     all_masked = model.visual(x, torch.ones((len(x), TOKENS), dtype=torch.bool))
     assert not torch.equal(all_masked[0, 0], all_masked[0, 1]), "sincos2d"
     model.image_positions = "none"
@@ -242,23 +277,27 @@ def test_positions_tell_rows_from_columns() -> None:
     assert sincos_positions(2, 2, 10, torch.device("cpu")).shape == (4, 10), "a width that is no multiple of 4"
 
 
-def test_slots_and_tokens_must_match_in_number(tiny_model: Models, batch: PackedBatch) -> None:
-    model = tiny_model("patch_embed")
+def test_slots_and_tokens_must_match_in_number(tiny_model: Models, one_size: PackedBatch) -> None:
+    model, batch = tiny_model("patch_embed"), one_size
     N = len(batch.generate_N)
     larger = torch.zeros((N, 3, 40, 40))
     with pytest.raises(ValueError, match="slots"):
-        model(batch, larger, torch.ones(N), torch.zeros((N, 25), dtype=torch.bool))
+        model(batch, [larger], torch.ones(N), [torch.zeros((N, 25), dtype=torch.bool)])
     with pytest.raises(ValueError, match="slots"):
-        model(batch, larger[:-1, :, :32, :32], torch.ones(N - 1), torch.zeros((N - 1, TOKENS), dtype=torch.bool))
+        model(batch, [larger[:-1, :, :32, :32]], torch.ones(N), [torch.zeros((N - 1, TOKENS), dtype=torch.bool)])
+    with pytest.raises(ValueError, match="zip"):
+        model(batch, [], torch.ones(N), no_masks(batch))
 
 
 def test_scatter_touches_its_slots_alone(tiny_model: Models, batch: PackedBatch) -> None:
     model = tiny_model("patch_embed")
     h = torch.zeros((*batch.ids_BL.shape, 4))
-    N = len(batch.generate_N)
-    visual = torch.arange(1.0, N * TOKENS + 1).view(N, TOKENS, 1).expand(-1, -1, 4)
-    time = -torch.arange(1.0, N + 1)[:, None].expand(-1, 4)
-    out = model.scatter(h, batch.span_N_1T, visual, time)
+    slots = [group.span_n_1T for group in batch.groups]
+    visual = [torch.randn((len(group), group.tokens, 4)) + 10 for group in batch.groups]
+    time = batch.by_group(-torch.arange(1.0, len(batch.generate_N) + 1)[:, None].expand(-1, 4))
+    out = model.scatter(h, slots, visual, time)
     assert (out[batch.span_BL < 0] == 0).all() and (h == 0).all()
-    flat = out.flatten(0, 1)[batch.span_N_1T]
-    assert torch.equal(flat[:, 0], time) and torch.equal(flat[:, 1:], visual)
+    for span, tokens, times in zip(slots, visual, time, strict=True):
+        flat = out.flatten(0, 1)[span]
+        assert torch.equal(flat[:, 0], times) and torch.equal(flat[:, 1:], tokens)
+    assert torch.equal(model.scatter(h, [], [], []), h), "a batch of text alone"

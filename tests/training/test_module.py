@@ -37,7 +37,7 @@ def rows(kinds: list[str], per_row: int = 3) -> list[list[Placed]]:
     made = []
     for number, kind in enumerate(kinds):
         document = ScenesCorpus(kind, "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0)).document(number)
-        made.append(Placed(number, to_sequence(document, tokenizer, 16)))
+        made.append(Placed(number, to_sequence(document, tokenizer, 8)))
     return [made[i : i + per_row] for i in range(0, len(made), per_row)]
 
 
@@ -72,8 +72,7 @@ def test_every_variant_overfits_one_batch(variant: str) -> None:
     config = quick_config(variant, objective__understanding_noise=0.0, objective__masking__ratio=0.0)
     harness = make_harness(config)
     batch = batch_of(rows(["vqa", "caption", "text_to_image"]))
-    shape, tokens = objective.space_shape(harness.model, batch)
-    draws = objective.draw(batch, config.objective, 0, tokens, shape, masking=False)
+    draws = objective.draw(batch, config.objective, 0, harness.model.frontend.space, masking=False)
     optimizer = torch.optim.AdamW(harness.learnt().values(), lr=5e-3)
 
     def losses() -> dict[str, torch.Tensor]:

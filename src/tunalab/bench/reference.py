@@ -81,33 +81,33 @@ def _run(
     ids_BL = torch.zeros((B, padded), dtype=torch.int64)
     document_BL = torch.full((B, padded), -1)
     span_BL, patch_BL = torch.full((B, padded), -1), torch.full((B, padded), -1)
+    columns_BL = torch.ones((B, padded), dtype=torch.int64)
     h_BLD = model.decoder.model.embed_tokens(ids_BL).clone()
     times = []
-    columns = 1
     for b, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids_BL[b, : len(row)] = torch.tensor(row)
         document_BL[b, : len(row)] = b
         h_BLD[b, : len(row)] = model.decoder.model.embed_tokens(ids_BL[b, : len(row)])
-        images: list[tuple[int, Tensor, float]] = []
+        images: list[tuple[int, Tensor, int, float]] = []
         for span in prompt.spans:
             visual_1TD, columns = visual_tokens(model, [np.asarray(span.pixels_HWC)])
-            images.append((span.offset, visual_1TD[0], 1.0))
+            images.append((span.offset, visual_1TD[0], columns, 1.0))
         if x_NChw is not None and t is not None:
-            T = model.grid(x_NChw)[0] * model.grid(x_NChw)[1]
-            columns = model.grid(x_NChw)[1]
-            visual_TD = model.visual(x_NChw[b : b + 1], torch.zeros((1, T), dtype=torch.bool))[0]
-            images.append((len(prompt.ids_L), visual_TD, t))
-        for offset, visual_TD, time in images:
+            rows_of_image, columns = model.grid(x_NChw)
+            visual_TD = model.visual(x_NChw[b : b + 1], torch.zeros((1, rows_of_image * columns), dtype=torch.bool))[0]
+            images.append((len(prompt.ids_L), visual_TD, columns, t))
+        for offset, visual_TD, columns, time in images:
             slots = slice(offset, offset + 1 + len(visual_TD))
             times.append(model.time(torch.tensor([time]))[0])
             h_BLD[b, slots] = torch.cat([times[-1][None], visual_TD])
             span_BL[b, slots] = len(times) - 1
             patch_BL[b, slots] = torch.arange(-1, len(visual_TD))
+            columns_BL[b, slots] = columns
     position_BL = torch.arange(padded).expand(B, padded)
     length = torch.tensor([len(row) for row in rows])
     backend = DenseAttention(Layout(document_BL, span_BL, torch.arange(B) * padded, length))
     h_BLD = hidden_states(model.decoder, h_BLD, position_BL, backend)
     if x_NChw is None:
         return h_BLD
-    rotary = rotary_tables(position_BL, span_BL >= 0, patch_BL, columns, model.head.head_dim)
+    rotary = rotary_tables(position_BL, span_BL >= 0, patch_BL, columns_BL, model.head.head_dim)
     return model.head(h_BLD, torch.stack(times), span_BL, rotary, backend)

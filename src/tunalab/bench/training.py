@@ -2,7 +2,7 @@
 
 Both run the same weights on the same documents in one process, in turns, so that a noisy machine troubles both alike.
 
-Shapes: D documents, L padded tokens, N images, T visual tokens, W width.
+Shapes: D documents, L padded tokens, n images of one size, T visual tokens, W width.
 """
 
 import statistics
@@ -22,10 +22,9 @@ from tunalab.config import ObjectiveConfig, RunConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.model import flow
 from tunalab.model.attention import DenseAttention, Layout
 from tunalab.model.decoder import hidden_states
-from tunalab.model.objective import Draws, SumCount, draw, flow_loss, losses, space_shape, to_space
+from tunalab.model.objective import Draws, SumCount, draw, flow_loss, losses, noised, to_space
 from tunalab.model.rotary import rotary_tables
 from tunalab.model.unified import UnifiedModel
 
@@ -35,14 +34,16 @@ def dense_losses(
 ) -> dict[str, SumCount]:
     """The losses of ``model.objective.losses``, computed the obvious way: a row a document, ``padded`` tokens each."""
     x = to_space(model, batch)
-    x_t = flow.interpolate(x, draws.noise_NChw, draws.t_N, objective.noise_scale)
-    D, T = len(batch.start_D), draws.mask_NT.shape[1]
+    x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
+    D = len(batch.start_D)
     ids_DL = torch.full((D, padded), pad)
     label_DL = torch.full((D, padded), -100)
     document_DL, span_DL, patch_DL = (torch.full((D, padded), -1) for _ in range(3))
+    columns_DL = torch.ones((D, padded), dtype=torch.int64)
     label_flat = torch.full((batch.ids_BL.numel(),), -100)
     label_flat[batch.logit_K] = batch.label_K
-    slots: list[Tensor] = []
+    columns_N = [model.grid(x)[1] for group, x in zip(batch.groups, x_t, strict=True) for _ in range(len(group))]
+    slots: dict[int, Tensor] = {}
     for d, (start, length) in enumerate(zip(batch.start_D.tolist(), batch.length_D.tolist(), strict=True)):
         ids_DL[d, :length] = batch.ids_BL.flatten()[start : start + length]
         label_DL[d, :length] = label_flat[start : start + length]
@@ -51,24 +52,28 @@ def dense_losses(
         for n in span_DL[d].unique().tolist():
             if n >= 0:
                 at = (span_DL[d] == n).nonzero().squeeze(1)
-                patch_DL[d, at] = torch.arange(-1, T)
-                slots.append(d * padded + at)
+                patch_DL[d, at] = torch.arange(-1, len(at) - 1)
+                columns_DL[d, at] = columns_N[n]
+                slots[n] = d * padded + at
     time_NW = model.time(draws.t_N)
-    h = model.embed(ids_DL, torch.stack(slots), x_t, time_NW, draws.mask_NT)
+    numbers = iter(range(len(slots)))
+    slots_n1T = [torch.stack([slots[n] for n in islice(numbers, len(group))]) for group in batch.groups]
+    h = model.embed(ids_DL, slots_n1T, x_t, batch.by_group(time_NW), draws.mask_nT)
     position_DL = torch.arange(padded).expand(D, padded)
     backend = DenseAttention(Layout(document_DL, span_DL, torch.arange(D) * padded, batch.length_D))
     h = hidden_states(model.decoder, h, position_DL, backend)
     logits = model.decoder.lm_head(h)
     text = F.cross_entropy(logits.flatten(0, 1).float(), label_DL.flatten(), ignore_index=-100, reduction="sum")
-    grid = model.grid(x_t)
-    rotary = rotary_tables(position_DL, span_DL >= 0, patch_DL, grid[1], model.head.head_dim)
+    rotary = rotary_tables(position_DL, span_DL >= 0, patch_DL, columns_DL, model.head.head_dim)
     h = model.head(h, time_NW, span_DL, rotary, backend).flatten(0, 1)
-    target_M1T = torch.stack(slots)[batch.generate_N]
-    tokens_MTP = model.head.predict(h[target_M1T[:, 1:]], time_NW[batch.generate_N])
-    prediction = model.to_image(tokens_MTP, grid)
+    known = (batch.by_group(values) for values in (batch.generate_N, time_NW))
+    prediction = [
+        model.to_image(model.head.predict(h[at_n1T[generate_n, 1:]], time_nW[generate_n]), model.grid(x))
+        for at_n1T, x, generate_n, time_nW in zip(slots_n1T, x_t, *known, strict=True)
+    ]
     return {
         "text": SumCount(text, len(batch.label_K)),
-        "flow": flow_loss(prediction, x, draws, batch.generate_N, objective, T),
+        "flow": flow_loss(prediction, x, batch, draws, objective),
     }
 
 
@@ -80,8 +85,7 @@ def bench_training(
     ratios, seconds, agreement, token_ratios = [], {"ours": [0.0], "reference": [0.0]}, 0.0, []
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # lr 0: the same weights in every turn
     for number, batch in enumerate(batches):
-        shape, tokens = space_shape(model, batch)
-        draws = draw(batch, config.objective, config.seed, tokens, shape, masking=True)
+        draws = draw(batch, config.objective, config.seed, model.frontend.space, masking=True)
         fast = partial(losses, model, batch, draws, config.objective)
         slow = partial(dense_losses, model, batch, draws, config.objective, padded, tokenizer.pad)
         ours, our_loss = _step(model, optimizer, fast)
@@ -108,9 +112,8 @@ def bench_training(
 
 def sample_batches(config: RunConfig, tokenizer: Tokenizer, count: int, model: UnifiedModel) -> list[PackedBatch]:
     """The first packed batches of the run's own stream."""
-    rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
+        stream = open_stream(config, tokenizer, model.frontend.space.token_pixels, Path(folder) / "rejects.jsonl")
         return [step.batches[0] for step in islice(stream, count)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tunalab.data.documents import Document, Image, Text
-from tunalab.data.image_files import square
+from tunalab.data.image_files import cover
 from tunalab.data.questions import Question
 from tunalab.errors import UserError
 
@@ -106,6 +106,13 @@ def question_only_accuracy() -> float:
     return right / len(test)
 
 
+def check_installed() -> None:
+    """Raises UserError, with the command that mends it, unless the published package is installed."""
+    folder = _data_folder()
+    for split in SPLITS:
+        _read_rows(folder, split)
+
+
 def _data_folder() -> Path:
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
@@ -140,4 +147,4 @@ def _questions_by_image(folder: Path, split: str) -> list[list[tuple[str, str]]]
 def _read_image(folder: Path, split: str, image_id: int, image_size: int) -> np.ndarray:
     # Not read_image of image_files: these files are part of an installed package, and a damaged one is no reject.
     with PillowImage.open(folder / split / "images" / f"{image_id}.png") as image:
-        return square(image.convert("RGB"), image_size)
+        return cover(image.convert("RGB"), (image_size, image_size))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
 
 # Named, because Pillow's other readers start programs (EPS) or are rarely what a data set means.
@@ -47,10 +48,10 @@ _DECODE_ERRORS = (
 )
 
 
-def read_image(path: Path, image_size: int) -> np.ndarray:
-    """The image at ``path``: upright, on white, ``(image_size, image_size, 3)`` uint8.
+def read_image(path: Path, image_size: int | Buckets) -> np.ndarray:
+    """The image at ``path``: upright, on white, (H, W, 3) uint8, a square of side ``image_size`` or of the bucket it belongs to.
 
-    The short side is resized to ``image_size`` and the centre of the long side kept: nothing is distorted or padded.
+    It is resized to cover that size and the centre kept: nothing is distorted or padded.
 
     Raises:
         Reject: the file is missing, unreadable, damaged, too large or of an absurd shape.
@@ -58,7 +59,7 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
     return decode_image(_read_bytes(path), str(path), image_size)
 
 
-def decode_image(data: bytes, where: str, image_size: int) -> np.ndarray:
+def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarray:
     """The image that an encoded file's bytes hold, as :func:`read_image` gives it; ``where`` names it in reasons.
 
     Raises:
@@ -66,16 +67,18 @@ def decode_image(data: bytes, where: str, image_size: int) -> np.ndarray:
     """
     if len(data) > MAX_FILE_BYTES:
         raise Reject(f"{where}: image file of more than {MAX_FILE_BYTES // 2**20} MiB")
+    buckets = Buckets.square(image_size) if isinstance(image_size, int) else image_size
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and about sizes that are judged below; either would be printed per sample.
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_shape(where, image.size)
-                # JPEG only: decode at a fraction of the size, still at least twice what is asked for.
-                image.draft("RGB", (2 * image_size, 2 * image_size))
+                # JPEG only: decode at a fraction of the size, still at least twice what may be asked for.
+                image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
                 upright = ImageOps.exif_transpose(image)
-                return square(_to_rgb(where, upright), image_size)
+                size = buckets.choose(where, upright.height, upright.width)
+                return cover(_to_rgb(where, upright), size)
         except _DECODE_ERRORS as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
@@ -83,17 +86,19 @@ def decode_image(data: bytes, where: str, image_size: int) -> np.ndarray:
             raise Reject(f"{where}: unreadable image: {detail}") from error
 
 
-def square(image: Image.Image, image_size: int) -> np.ndarray:
-    """The centre square of an RGB image as ``(image_size, image_size, 3)`` uint8.
+def cover(image: Image.Image, size: Size) -> np.ndarray:
+    """The centre of an RGB image in the shape of ``size`` (height, width), resized to it: (height, width, 3) uint8.
 
     Whole-number ratios average the pixels of each cell. Others use the triangle filter, which Pillow widens
     with the ratio: a box there would weigh neighbouring pixels unevenly.
     """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    whole = side % image_size == 0
+    height, width = size
+    kept_width = max(1, min(image.width, image.height * width // height))
+    kept_height = max(1, min(image.height, image.width * height // width))
+    left, top = (image.width - kept_width) // 2, (image.height - kept_height) // 2
+    whole = kept_width % width == 0 and kept_height % height == 0
     resample = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
-    resized = image.resize((image_size, image_size), resample, box=(left, top, left + side, top + side))
+    resized = image.resize((width, height), resample, box=(left, top, left + kept_width, top + kept_height))
     return np.array(resized)
 
 

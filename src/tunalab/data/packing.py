@@ -1,32 +1,61 @@
 """Whole documents packed into rows of fixed length, and the batch the model sees.
 
-Shapes: B rows, L tokens of a row, D documents, N images, T visual tokens of an image, K labelled tokens.
+A row takes images of any size; a batch keeps its images in groups of one size, so that each group is one tensor.
+
+Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of an image, K labelled tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tunalab.data.sequence import TokenSequence
+from tunalab.data.sequence import ImageSpan, TokenSequence
 
 IMAGES_PER_DOCUMENT = 8  # at most; room for each in the key
+
+
+@dataclass(eq=False)
+class ImageGroup:
+    """The images of a batch that have one size.
+
+    span_n_1T    flat indices of every image's slots, the time token first
+    pixels_nHWC  uint8 RGB
+    """
+
+    span_n_1T: Tensor
+    pixels_nHWC: Tensor
+
+    def __len__(self) -> int:
+        return len(self.span_n_1T)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of each image."""
+        return self.span_n_1T.shape[1] - 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels_nHWC.shape[1], self.pixels_nHWC.shape[2]
 
 
 @dataclass(eq=False)
 class PackedBatch:
     """Documents of all kinds in B rows of L tokens. Flat indices count through the rows: ``row * L + column``.
 
+    Images are counted group by group, the sizes ascending, and in the order of the rows within a group.
+
     ids_BL            token ids; image slots hold image_pad, padding holds pad
     document_BL       which document a token belongs to, counted through the batch; -1 is padding
     span_BL           which image a token belongs to (its time token too), counted through the batch; -1 elsewhere
     position_BL       position within the document
     logit_K, label_K  flat indices whose next token is predicted, and that token
-    span_N_1T         flat indices of every image's slots, the time token first
-    pixels_NHWC       uint8 RGB
+    groups            the images themselves; none in a batch of text alone
     generate_N        whether an image is a flow-matching target
     key_N             identity of an image in the stream: noise, times and masks are functions of (seed, key)
     start_D, length_D first flat index and length of every document
@@ -39,8 +68,7 @@ class PackedBatch:
     position_BL: Tensor
     logit_K: Tensor
     label_K: Tensor
-    span_N_1T: Tensor
-    pixels_NHWC: Tensor
+    groups: list[ImageGroup]
     generate_N: Tensor
     key_N: Tensor
     start_D: Tensor
@@ -48,16 +76,34 @@ class PackedBatch:
     generates_D: Tensor
     tokens: int  # that are not padding
 
+    def by_group(self, values_N: Tensor) -> list[Tensor]:
+        """What is known of every image, (N, ...), cut into (n, ...) for each group."""
+        return list(values_N.split([len(group) for group in self.groups]))
+
+    def document_of_images(self) -> Tensor:
+        """(N,): the document every image belongs to."""
+        document = self.document_BL.flatten()
+        return torch.cat([document[:0], *(document[group.span_n_1T[:, 0]] for group in self.groups)])
+
     def to(self, device: torch.device) -> "PackedBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "PackedBatch":
-        return self._each(Tensor.pin_memory)
+        return _each(self, Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **changed)
+
+Tensors = TypeVar("Tensors", PackedBatch, ImageGroup)
+
+
+def _each(holder: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    changed: dict[str, Any] = {}
+    for item in fields(holder):
+        value = getattr(holder, item.name)
+        if isinstance(value, Tensor):
+            changed[item.name] = change(value)
+        elif isinstance(value, list):
+            changed[item.name] = [_each(group, change) for group in value]
+    return replace(holder, **changed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +136,7 @@ def fill_row(waiting: list[Placed], row_tokens: int) -> list[Placed]:
 
 
 def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> PackedBatch:
-    """Rows of documents to one batch. Raises ValueError when a row overflows, image sizes differ or a document has too many."""
+    """Rows of documents to one batch. Raises ValueError when a row overflows or a document has too many images."""
     B, L = len(rows), row_tokens
     ids = np.full((B, L), pad, dtype=np.int64)
     document = np.full((B, L), -1, dtype=np.int64)
@@ -98,10 +144,7 @@ def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> Pack
     position = np.zeros((B, L), dtype=np.int64)
     logit: list[np.ndarray] = []
     label: list[np.ndarray] = []
-    slots: list[np.ndarray] = []
-    pixels: list[np.ndarray] = []
-    generate: list[bool] = []
-    key: list[int] = []
+    images: list[tuple[np.ndarray, ImageSpan, int]] = []  # slots, what stands there, key
     start: list[int] = []
     length: list[int] = []
     generates: list[bool] = []
@@ -121,15 +164,22 @@ def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> Pack
             logit.append(flat + targets - 1)
             label.append(sequence.ids_L[targets])
             for number, image in enumerate(sequence.spans):
-                span[b, at + image.offset : at + image.offset + image.length] = len(slots)
-                slots.append(flat + np.arange(image.offset, image.offset + image.length))
-                pixels.append(image.pixels_HWC)
-                generate.append(image.generate)
-                key.append(placed.position * IMAGES_PER_DOCUMENT + number)
+                slots = flat + np.arange(image.offset, image.offset + image.length)
+                images.append((slots, image, placed.position * IMAGES_PER_DOCUMENT + number))
             start.append(flat)
             length.append(n)
             generates.append(any(image.generate for image in sequence.spans))
             at += n
+    images.sort(key=lambda entry: entry[1].pixels_HWC.shape)  # stable: in the order of the rows within a size
+    for n, (slots, _, _) in enumerate(images):
+        span.reshape(-1)[slots] = n
+    groups = [
+        ImageGroup(
+            span_n_1T=torch.from_numpy(np.stack([slots for slots, _, _ in members])),
+            pixels_nHWC=torch.from_numpy(np.stack([image.pixels_HWC for _, image, _ in members])),
+        )
+        for members in (list(group) for _, group in groupby(images, key=lambda entry: entry[1].pixels_HWC.shape))
+    ]
     empty = np.zeros((0,), dtype=np.int64)
     return PackedBatch(
         ids_BL=torch.from_numpy(ids),
@@ -138,10 +188,9 @@ def collate(rows: Sequence[Iterable[Placed]], row_tokens: int, pad: int) -> Pack
         position_BL=torch.from_numpy(position),
         logit_K=torch.from_numpy(np.concatenate(logit) if logit else empty),
         label_K=torch.from_numpy(np.concatenate(label) if label else empty),
-        span_N_1T=torch.from_numpy(np.stack(slots) if slots else np.zeros((0, 1), dtype=np.int64)),
-        pixels_NHWC=torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), dtype=np.uint8)),
-        generate_N=torch.tensor(generate, dtype=torch.bool),
-        key_N=torch.tensor(key, dtype=torch.int64),
+        groups=groups,
+        generate_N=torch.tensor([image.generate for _, image, _ in images], dtype=torch.bool),
+        key_N=torch.tensor([key for _, _, key in images], dtype=torch.int64),
         start_D=torch.tensor(start, dtype=torch.int64),
         length_D=torch.tensor(length, dtype=torch.int64),
         generates_D=torch.tensor(generates, dtype=torch.bool),

@@ -9,6 +9,7 @@ import numpy as np
 
 from tunalab.data.documents import Document, Kind, Reject, Text
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,22 @@ class TokenSequence:
     spans: tuple[ImageSpan, ...]
 
 
-def to_sequence(document: Document, tokenizer: Tokenizer, image_tokens: int, drop_prompt: bool = False) -> TokenSequence:
-    """Lay a document out as tokens; ``image_tokens`` visual tokens stand for every image, after one time token.
+def visual_grid(height: int, width: int, token_pixels: int) -> tuple[int, int]:
+    """Rows and columns of visual tokens, each ``token_pixels`` pixels along a side, of an image of ``height`` x ``width`` pixels.
+
+    Raises UserError when a side is not a multiple of ``token_pixels``: padding or cropping would be silent.
+    """
+    if height % token_pixels or width % token_pixels or min(height, width) < 1:
+        raise UserError(f"image of {height}x{width} pixels is not cut exactly by tokens of {token_pixels} pixels")
+    return height // token_pixels, width // token_pixels
+
+
+def to_sequence(document: Document, tokenizer: Tokenizer, token_pixels: int, drop_prompt: bool = False) -> TokenSequence:
+    """Lay a document out as tokens; an image is one time token, then a visual token for every square of ``token_pixels`` pixels.
 
     Text that is a target is closed by eos and predicted together with it; prompts are never predicted. ``drop_prompt`` leaves
-    a generation prompt empty, which trains the unconditional branch of guidance. Raises Reject for a document without segments.
+    a generation prompt empty, which trains the unconditional branch of guidance. Raises Reject for a document without segments,
+    UserError for an image that is not cut exactly.
     """
     if not document.segments:
         raise Reject("document without content")
@@ -55,10 +67,12 @@ def to_sequence(document: Document, tokenizer: Tokenizer, image_tokens: int, dro
             ids += tokens
             targets += [segment.target] * len(tokens)
         else:
+            rows, columns = visual_grid(*segment.pixels_HWC.shape[:2], token_pixels)
+            slots = 1 + rows * columns
             ids.append(tokenizer.boi)
-            spans.append(ImageSpan(len(ids), 1 + image_tokens, segment.pixels_HWC, segment.generate))
-            ids += [tokenizer.image_pad] * (1 + image_tokens) + [tokenizer.eoi]
-            targets += [False] * (3 + image_tokens)
+            spans.append(ImageSpan(len(ids), slots, segment.pixels_HWC, segment.generate))
+            ids += [tokenizer.image_pad] * slots + [tokenizer.eoi]
+            targets += [False] * (2 + slots)
     if not closed:
         ids.append(tokenizer.eos)
         targets.append(False)

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tunalab.config import DataConfig, RunConfig, StageConfig
+from tunalab.data.buckets import check_buckets
 from tunalab.data.documents import Corpus, Reject
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
@@ -55,7 +56,8 @@ class TrainingStream(IterableDataset[Step]):
     """Yields Steps until the stages' budgets of tokens are spent.
 
     The stream alone decides which stage a step belongs to, by the tokens it has handed out: so stages change at the same
-    document for every front-end. ``image_tokens`` is equal for all front-ends (a fairness test keeps it so).
+    document for every front-end. ``token_pixels``, the image pixels per visual token along a side, is equal for all front-ends (a
+    fairness test keeps it so).
 
     Every rank reads ``max(1, config.workers)`` lanes of the one stream. ``resume`` (lane -> the ``lane_state`` of its last
     trained step) and ``next_lane`` continue exactly: torch's loader always asks its first worker first, so lanes are rotated.
@@ -69,7 +71,7 @@ class TrainingStream(IterableDataset[Step]):
         stages: dict[str, StageConfig],
         open_source: Callable[[str], Corpus],
         tokenizer: Tokenizer,
-        image_tokens: int,
+        token_pixels: int,
         seed: int,
         reject_path: Path,
         rank: int = 0,
@@ -80,7 +82,7 @@ class TrainingStream(IterableDataset[Step]):
         self.config = config
         self.stages = stages
         self.tokenizer = tokenizer
-        self.image_tokens = image_tokens
+        self.token_pixels = token_pixels
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -161,7 +163,7 @@ class TrainingStream(IterableDataset[Step]):
 
     def _place(self, pick: Pick) -> Placed:
         document = self.sources[pick.source].document(pick.index)
-        sequence = to_sequence(document, self.tokenizer, self.image_tokens, pick.uniform < self.config.caption_drop)
+        sequence = to_sequence(document, self.tokenizer, self.token_pixels, pick.uniform < self.config.caption_drop)
         if len(sequence.ids_L) > self.config.row_tokens:
             raise Reject(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
         return Placed(pick.position, sequence)
@@ -210,15 +212,19 @@ class StepLoader(DataLoader[Step]):
             yield item
 
 
-def open_stream(config: RunConfig, tokenizer: Tokenizer, image_tokens: int, reject_path: Path, **where: Any) -> TrainingStream:
-    """The stream of a run, over the sources its stages name; ``where``: rank, world_size, resume, next_lane."""
+def open_stream(config: RunConfig, tokenizer: Tokenizer, token_pixels: int, reject_path: Path, **where: Any) -> TrainingStream:
+    """The stream of a run, over the sources its stages name; ``where``: rank, world_size, resume, next_lane.
+
+    Raises UserError for image sizes that do not fit ``token_pixels`` or the length of a row.
+    """
+    check_buckets(config.data, token_pixels)
     settings = SourceSettings.of(config.data, config.seed)
     return TrainingStream(
         config.data,
         config.stages,
         lambda name: build_source(name, settings),
         tokenizer,
-        image_tokens,
+        token_pixels,
         config.seed,
         reject_path,
         **where,

@@ -33,10 +33,10 @@ def prompt_of(document: Document) -> str:
 
 
 def pack(
-    documents: Sequence[Document], tokenizer: Tokenizer, image_tokens: int, data: DataConfig
+    documents: Sequence[Document], tokenizer: Tokenizer, token_pixels: int, data: DataConfig
 ) -> list[tuple[PackedBatch, list[int]]]:
     """Batches of packed rows, each with the numbers of its documents in the order of the batch's document ids."""
-    waiting = [Placed(n, to_sequence(document, tokenizer, image_tokens)) for n, document in enumerate(documents)]
+    waiting = [Placed(n, to_sequence(document, tokenizer, token_pixels)) for n, document in enumerate(documents)]
     row_tokens = max([data.row_tokens, *(placed.length for placed in waiting)])
     rows = []
     while waiting:

@@ -1,6 +1,6 @@
 """Held-out losses by kind of document, on fixed documents with fixed draws, nothing masked.
 
-Shapes: D documents, N images, M generating images, K labelled tokens.
+Shapes: D documents, N images, K labelled tokens.
 """
 
 from collections import defaultdict
@@ -13,8 +13,7 @@ from tunalab.config import RunConfig
 from tunalab.data.documents import KINDS, Kind
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.held_out import held_out, pack
-from tunalab.model import flow
-from tunalab.model.objective import draw, flow_loss, space_shape, to_space
+from tunalab.model.objective import draw, flow_loss, noised, to_space
 from tunalab.model.unified import UnifiedModel
 
 DRAW_SEED = 1  # never the run's
@@ -41,27 +40,23 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
     # Held-out images are clean: the light noise of training is an augmentation.
     objective = replace(config.objective, understanding_noise=0.0)
     device = model.mask_token.token_D.device
-    size = config.data.image_size
-    rows, columns = model.frontend.space.grid(size, size)
+    space = model.frontend.space
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for cpu_batch, numbers in pack(documents, tokenizer, rows * columns, config.data):
+    for cpu_batch, numbers in pack(documents, tokenizer, space.token_pixels, config.data):
         batch = cpu_batch.to(device)
         kind_D = torch.tensor([number % len(kinds) for number in numbers], device=device)
-        shape, tokens = space_shape(model, batch)
-        draws = draw(batch, objective, DRAW_SEED, tokens, shape, masking=False)
+        draws = draw(batch, objective, DRAW_SEED, space, masking=False)
         x = to_space(model, batch)
-        output = model(batch, flow.interpolate(x, draws.noise_NChw, draws.t_N, objective.noise_scale), draws.t_N, draws.mask_NT)
+        x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
+        output = model(batch, x_t, draws.t_N, draws.mask_nT)
         error_K = F.cross_entropy(output.logits_KV.float(), batch.label_K, reduction="none")
-        document_T = batch.document_BL.flatten()
-        kind_K = kind_D[document_T[batch.logit_K]]
-        kind_N = kind_D[document_T[batch.span_N_1T[:, 0]]]
-        kind_M = kind_N[batch.generate_N]
+        kind_K = kind_D[batch.document_BL.flatten()[batch.logit_K]]
+        kind_N = kind_D[batch.document_of_images()]
         for k, kind in enumerate(kinds):
             sums[f"text/{kind}"] += error_K[kind_K == k].sum().item()
             counts[f"text/{kind}"] += int((kind_K == k).sum())
-            chosen_N = batch.generate_N & (kind_N == k)
-            part = flow_loss(output.prediction_MChw[kind_M == k], x, draws, chosen_N, objective, tokens)
+            part = flow_loss(output.prediction_mChw, x, batch, draws, objective, kind_N == k)
             sums[f"flow/{kind}"] += part.sum.item()
             counts[f"flow/{kind}"] += part.count
     return {name: sums[name] / counts[name] for name in sorted(counts) if counts[name]}

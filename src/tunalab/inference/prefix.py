@@ -91,24 +91,24 @@ def _encode_layout(model: UnifiedModel, prompts: list[Prompt], flow_head: bool) 
     patch_L = torch.full((L,), -1, dtype=torch.int64, device=device)
     span_BL = span_L.repeat(B, 1)
     h_BLD = model.decoder.model.embed_tokens(ids_BL)
+    columns_L = torch.ones_like(span_L)
     times = []
-    columns = 1
     for number, span in enumerate(spans):
         slots = slice(span.offset, span.offset + span.length)
         span_L[slots] = number
         span_BL[:, slots] = number * B + torch.arange(B, device=device)[:, None]
         patch_L[slots] = torch.arange(-1, span.length - 1, device=device)
-        visual_BTD, columns = visual_tokens(model, [prompt.spans[number].pixels_HWC for prompt in prompts])
+        visual_BTD, columns_L[slots] = visual_tokens(model, [prompt.spans[number].pixels_HWC for prompt in prompts])
         time_BD = model.time(torch.ones(B, device=device))
         slot_B1T = torch.arange(B, device=device)[:, None] * L + torch.arange(slots.start, slots.stop, device=device)
-        h_BLD = model.scatter(h_BLD, slot_B1T, visual_BTD, time_BD)
+        h_BLD = model.scatter(h_BLD, [slot_B1T], [visual_BTD], [time_BD])
         times.append(time_BD)
     mask_LL = may_attend(torch.zeros_like(span_L)[None], span_L[None])[0]
     decoder, head = CachedAttention([B], mask_LL), CachedAttention([B], mask_LL)
     h_BLD = hidden_states(model.decoder, h_BLD, position_BL, decoder)
     if flow_head:
         time_ND = torch.cat(times) if times else h_BLD.new_zeros((0, h_BLD.shape[-1]))
-        rotary = rotary_tables(position_BL[:1], span_L[None] >= 0, patch_L[None], columns, model.head.head_dim)
+        rotary = rotary_tables(position_BL[:1], span_L[None] >= 0, patch_L[None], columns_L[None], model.head.head_dim)
         model.head(h_BLD, time_ND, span_BL, rotary, head)
     decoder.mask_LL = head.mask_LL = None
     return Prefixes(decoder, head, torch.arange(B, device=device), torch.full((B,), L, device=device), h_BLD[:, -1])

@@ -1,9 +1,11 @@
 """The training objective, equal for every front-end: what is drawn for a batch, and its losses as (sum, count).
 
-Shapes: B rows, L tokens, N images, M generating images, T visual tokens, K labelled tokens, C h w of the target space.
+Shapes: N images; n images of one size (a group of the batch), m generating ones among them, T visual tokens, C h w of the target
+space; M generating images, K labelled tokens. Lists hold one tensor a group.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from tunalab.config import ObjectiveConfig
 from tunalab.data.packing import PackedBatch
+from tunalab.frontends.contract import TargetSpace
 from tunalab.model import flow
 from tunalab.model.masking import choose_mask
 from tunalab.model.unified import UnifiedModel
@@ -18,11 +21,11 @@ from tunalab.model.unified import UnifiedModel
 
 @dataclass(eq=False)
 class Draws:
-    """``t_N`` time of every image (1: clean), ``mask_NT`` masked visual tokens, ``noise_NChw`` standard normal."""
+    """``t_N`` time of every image (1: clean), ``mask_nT`` masked visual tokens, ``noise_nChw`` standard normal."""
 
     t_N: Tensor
-    mask_NT: Tensor
-    noise_NChw: Tensor
+    mask_nT: list[Tensor]
+    noise_nChw: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,37 +38,48 @@ class SumCount:
 
 def loss_counts(batch: PackedBatch) -> dict[str, int]:
     """What the losses of a batch will be divided by, known before any forward pass."""
-    return {"text": len(batch.label_K), "flow": int(batch.generate_N.sum()) * (batch.span_N_1T.shape[1] - 1)}
+    generating = zip(batch.groups, batch.by_group(batch.generate_N), strict=True)
+    return {"text": len(batch.label_K), "flow": sum(int(generate_n.sum()) * group.tokens for group, generate_n in generating)}
 
 
-def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, tokens: int, shape: tuple[int, ...], masking: bool) -> Draws:
+def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, space: TargetSpace, masking: bool) -> Draws:
     """Times, masks and noise as a function of (seed, an image's place in the stream) alone.
 
     So they do not depend on how documents were batched, and times and masks not on the front-end either: those are drawn before
-    the noise, whose ``shape`` (C, h, w) differs between target spaces.
+    the noise, whose shape differs between target spaces. Raises UserError for an image that the space does not cut exactly.
     """
-    device = batch.pixels_NHWC.device
+    device = batch.key_N.device
     generator = torch.Generator(device=device)
     N = len(batch.generate_N)
     normal_N = torch.empty(N, device=device)
     uniform_N4 = torch.empty((N, 4), device=device)
-    scores_NT = torch.empty((N, tokens), device=device)
-    noise = torch.empty((N, *shape), device=device)
-    for n, key in enumerate(batch.key_N.tolist()):
-        # Multiplying by a large odd number spreads neighbouring (seed, key) over the generator's 64-bit seed space.
-        generator.manual_seed((seed * 0x9E3779B97F4A7C15 + key * 0xBF58476D1CE4E5B9) % 2**63)
-        normal_N[n : n + 1].normal_(generator=generator)
-        uniform_N4[n].uniform_(generator=generator)
-        scores_NT[n].uniform_(generator=generator)
-        noise[n].normal_(generator=generator)
+    scores_nT, noise_nChw = [], []
+    keys = enumerate(batch.key_N.tolist())
+    for group in batch.groups:
+        rows, columns = space.grid(*group.size)
+        scores = torch.empty((len(group), group.tokens), device=device)
+        noise = torch.empty((len(group), space.channels, rows * space.patch, columns * space.patch), device=device)
+        for i, (n, key) in enumerate(islice(keys, len(group))):
+            # Multiplying by a large odd number spreads neighbouring (seed, key) over the generator's 64-bit seed space.
+            generator.manual_seed((seed * 0x9E3779B97F4A7C15 + key * 0xBF58476D1CE4E5B9) % 2**63)
+            normal_N[n : n + 1].normal_(generator=generator)
+            uniform_N4[n].uniform_(generator=generator)
+            scores[i].uniform_(generator=generator)
+            noise[i].normal_(generator=generator)
+        scores_nT.append(scores)
+        noise_nChw.append(noise)
     noisy_N = uniform_N4[:, 0] < objective.understanding_noise
     source_N = source_images(batch)
     looked_at_N = 1 - torch.where(noisy_N & ~source_N, 0.1 * uniform_N4[:, 1], torch.zeros_like(normal_N))
     t_N = torch.where(batch.generate_N, flow.sample_time(normal_N, objective), looked_at_N)
-    mask_NT = torch.zeros_like(scores_NT, dtype=torch.bool)
-    if masking:
-        mask_NT = choose_mask(uniform_N4[:, 2:], scores_NT, batch.generate_N, source_N, objective.masking)
-    return Draws(t_N, mask_NT, noise)
+    if not masking:
+        return Draws(t_N, [torch.zeros_like(scores, dtype=torch.bool) for scores in scores_nT], noise_nChw)
+    known = (batch.by_group(values) for values in (uniform_N4[:, 2:], batch.generate_N, source_N))
+    masks = [
+        choose_mask(uniform_n2, scores, generate_n, source_n, objective.masking)
+        for scores, uniform_n2, generate_n, source_n in zip(scores_nT, *known, strict=True)
+    ]
+    return Draws(t_N, masks, noise_nChw)
 
 
 def source_images(batch: PackedBatch) -> Tensor:
@@ -73,51 +87,63 @@ def source_images(batch: PackedBatch) -> Tensor:
 
     What an edit keeps can only be copied from a source that is clean and whole.
     """
-    document_N = batch.document_BL.flatten()[batch.span_N_1T[:, 0]]
+    document_N = batch.document_of_images()
     return ~batch.generate_N & torch.isin(document_N, document_N[batch.generate_N])
 
 
-def to_space(model: UnifiedModel, batch: PackedBatch) -> Tensor:
-    """The batch's images in the target space: uint8 (N, H, W, 3) to x (N, C, h, w)."""
-    if not len(batch.generate_N):
-        return batch.pixels_NHWC.new_zeros((0, *space_shape(model, batch)[0]), dtype=torch.float32)
-    return model.frontend.to_space(batch.pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
+def to_space(model: UnifiedModel, batch: PackedBatch) -> list[Tensor]:
+    """The batch's images in the target space: uint8 (n, H, W, 3) to x (n, C, h, w)."""
+    return [model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1) for group in batch.groups]
 
 
-def space_shape(model: UnifiedModel, batch: PackedBatch) -> tuple[tuple[int, ...], int]:
-    """(C, h, w) of the batch's images in the target space, and their number of visual tokens."""
-    space = model.frontend.space
-    if not len(batch.generate_N):  # a batch of text alone has no image size
-        return (space.channels, 0, 0), 0
-    height, width = batch.pixels_NHWC.shape[1:3]
-    rows, columns = space.grid(height, width)
-    return (space.channels, height // space.stride, width // space.stride), rows * columns
+def noised(batch: PackedBatch, x_nChw: list[Tensor], noise_nChw: list[Tensor], t_N: Tensor, noise_scale: float) -> list[Tensor]:
+    """x_t of every image at its time."""
+    return [
+        flow.interpolate(x, noise, t_n, noise_scale) for x, noise, t_n in zip(x_nChw, noise_nChw, batch.by_group(t_N), strict=True)
+    ]
 
 
 def losses(
-    model: UnifiedModel, batch: PackedBatch, draws: Draws, objective: ObjectiveConfig, x_NChw: Tensor | None = None
+    model: UnifiedModel, batch: PackedBatch, draws: Draws, objective: ObjectiveConfig, x_nChw: list[Tensor] | None = None
 ) -> dict[str, SumCount]:
     """``text``: cross-entropy over labelled tokens. ``flow``: squared error of the velocity, averaged within each visual token
     and summed over the visual tokens of generating images.
 
-    ``x_NChw`` may be given when it is already known (:func:`to_space`).
+    ``x_nChw`` may be given when it is already known (:func:`to_space`).
     """
-    x = to_space(model, batch) if x_NChw is None else x_NChw
-    x_t = flow.interpolate(x, draws.noise_NChw, draws.t_N, objective.noise_scale)
-    output = model(batch, x_t, draws.t_N, draws.mask_NT)
+    x = to_space(model, batch) if x_nChw is None else x_nChw
+    x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
+    output = model(batch, x_t, draws.t_N, draws.mask_nT)
     text = F.cross_entropy(output.logits_KV.float(), batch.label_K, reduction="sum")
     return {
         "text": SumCount(text, len(batch.label_K)),
-        "flow": flow_loss(output.prediction_MChw, x, draws, batch.generate_N, objective, draws.mask_NT.shape[1]),
+        "flow": flow_loss(output.prediction_mChw, x, batch, draws, objective),
     }
 
 
 def flow_loss(
-    prediction_MChw: Tensor, x_NChw: Tensor, draws: Draws, generate_N: Tensor, objective: ObjectiveConfig, tokens: int
+    prediction_mChw: list[Tensor],
+    x_nChw: list[Tensor],
+    batch: PackedBatch,
+    draws: Draws,
+    objective: ObjectiveConfig,
+    chosen_N: Tensor | None = None,
 ) -> SumCount:
-    """Masked and unmasked positions weigh the same."""
-    t_M = draws.t_N[generate_N]
-    goal = flow.target(x_NChw[generate_N], draws.noise_NChw[generate_N], objective.prediction, objective.noise_scale)
-    error_M = (prediction_MChw.float() - goal).square().flatten(1).mean(1) if len(t_M) else t_M
-    weight_M = flow.loss_weight(t_M, objective.prediction, objective.min_one_minus_t)
-    return SumCount((error_M * weight_M).sum() * tokens + 0 * prediction_MChw.sum(), len(t_M) * tokens)
+    """Masked and unmasked positions weigh the same, and so do the tokens of small and large images.
+
+    ``chosen_N``: count these of the generating images alone, (N,) bool.
+    """
+    chosen = batch.generate_N if chosen_N is None else batch.generate_N & chosen_N
+    total, count = torch.zeros((), device=batch.generate_N.device), 0
+    known = (batch.by_group(values) for values in (batch.generate_N, chosen, draws.t_N))
+    for group, prediction, x, noise, generate_n, chosen_n, t_n in zip(
+        batch.groups, prediction_mChw, x_nChw, draws.noise_nChw, *known, strict=True
+    ):
+        t = t_n[chosen_n]
+        goal = flow.target(x[chosen_n], noise[chosen_n], objective.prediction, objective.noise_scale)
+        counted = prediction if chosen_N is None else prediction[chosen_n[generate_n]]
+        error = (counted.float() - goal).square().flatten(1).mean(1) if len(t) else t
+        weight = flow.loss_weight(t, objective.prediction, objective.min_one_minus_t)
+        total = total + (error * weight).sum() * group.tokens + 0 * prediction.sum()
+        count += len(t) * group.tokens
+    return SumCount(total, count)

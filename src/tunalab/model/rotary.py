@@ -36,8 +36,9 @@ class RotaryTables:
         return (x * self.image_cos + turned * self.image_sin).to(dtype)
 
 
-def rotary_tables(position_BL: Tensor, is_image_BL: Tensor, patch_BL: Tensor, columns: int, head_dim: int) -> RotaryTables:
-    """Tables for tokens at ``position_BL`` of their sequence; ``patch_BL`` is the row-major index of a visual token, -1 elsewhere.
+def rotary_tables(position_BL: Tensor, is_image_BL: Tensor, patch_BL: Tensor, columns: int | Tensor, head_dim: int) -> RotaryTables:
+    """Tables for tokens at ``position_BL`` of their sequence; ``patch_BL`` is the row-major index of a visual token, -1 elsewhere,
+    in a grid of ``columns``: one number for all, or (B, L) where images differ in size.
 
     ``is_image_BL`` covers time tokens too: they are rotated neither way.
     """

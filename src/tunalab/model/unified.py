@@ -1,7 +1,10 @@
 """The unified model: front-end -> decoder -> logits at labelled tokens, and flow head over the documents that generate.
 
-Shapes: B rows, L tokens, N images, T visual tokens of an image, D width, V vocabulary, K labelled tokens,
-M generating images, P token_dim; S tokens of generating documents.
+Images of one size are one tensor: a list holds one for every group of the batch. The front-end and the last layer of the head run
+once a group, the decoder and the blocks of the head once.
+
+Shapes: B rows, L tokens, N images, n images of a group, m generating ones among them, T visual tokens of an image, D width,
+V vocabulary, K labelled tokens, P token_dim; S tokens of generating documents.
 """
 
 from dataclasses import dataclass
@@ -22,10 +25,10 @@ from tunalab.model.time_embedding import TimeEmbedding
 
 @dataclass(eq=False)
 class ModelOutput:
-    """``logits_KV`` at the batch's ``logit_K``; ``prediction_MChw`` (x or v) for the images that generate, in their order."""
+    """``logits_KV`` at the batch's ``logit_K``; ``prediction_mChw`` (x or v) for the images that generate, in their order."""
 
     logits_KV: Tensor
-    prediction_MChw: Tensor
+    prediction_mChw: list[Tensor]
 
 
 class UnifiedModel(nn.Module):
@@ -48,29 +51,31 @@ class UnifiedModel(nn.Module):
         self.attention = config.attention
         self.frontend.freeze()
 
-    def forward(self, batch: PackedBatch, x_t_NChw: Tensor, t_N: Tensor, mask_NT: Tensor) -> ModelOutput:
-        """``x_t_NChw``: the batch's images in the target space, clean (t = 1) or noisy; ``mask_NT``: masked visual tokens."""
+    def forward(self, batch: PackedBatch, x_t_nChw: list[Tensor], t_N: Tensor, mask_nT: list[Tensor]) -> ModelOutput:
+        """``x_t_nChw``: the batch's images in the target space, clean (t = 1) or noisy; ``mask_nT``: masked visual tokens."""
         layout = Layout(batch.document_BL, batch.span_BL, batch.start_D, batch.length_D)
         time_ND = self.time(t_N)
-        h_BLD = self.embed(batch.ids_BL, batch.span_N_1T, x_t_NChw, time_ND, mask_NT)
+        slots = [group.span_n_1T for group in batch.groups]
+        h_BLD = self.embed(batch.ids_BL, slots, x_t_nChw, batch.by_group(time_ND), mask_nT)
         h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
         logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K])
-        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, x_t_NChw))
+        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, x_t_nChw))
 
     def grid(self, x_NChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens."""
         patch = self.frontend.space.patch
         return x_NChw.shape[-2] // patch, x_NChw.shape[-1] // patch
 
-    def embed(self, ids_BL: Tensor, span_N_1T: Tensor, x_NChw: Tensor, time_ND: Tensor, mask_NT: Tensor) -> Tensor:
+    def embed(
+        self, ids_BL: Tensor, span_n_1T: list[Tensor], x_nChw: list[Tensor], time_nD: list[Tensor], mask_nT: list[Tensor]
+    ) -> Tensor:
         """Input embeddings (B, L, D): text by table, image slots by scattering time tokens and visual tokens.
 
         Raises ValueError when the front-end's tokens and the batch's slots do not match in number.
         """
         h_BLD = self.decoder.model.embed_tokens(ids_BL)
-        if not len(span_N_1T):
-            return h_BLD
-        return self.scatter(h_BLD, span_N_1T, self.visual(x_NChw, mask_NT), time_ND)
+        visual_nTD = [self.visual(x, mask) for x, mask in zip(x_nChw, mask_nT, strict=True)]
+        return self.scatter(h_BLD, span_n_1T, visual_nTD, time_nD)
 
     def visual(self, x_NChw: Tensor, mask_NT: Tensor) -> Tensor:
         """Visual tokens (N, T, D) as the decoder sees them: front-end, mask token, positions."""
@@ -80,25 +85,29 @@ class UnifiedModel(nn.Module):
         return h_NTD
 
     @staticmethod
-    def scatter(h_BLD: Tensor, span_N_1T: Tensor, visual_NTD: Tensor, time_ND: Tensor) -> Tensor:
-        if span_N_1T.shape != (visual_NTD.shape[0], visual_NTD.shape[1] + 1):
-            raise ValueError(
-                f"the batch has slots for {tuple(span_N_1T.shape)} (images, 1 + tokens), "
-                f"the front-end made {tuple(visual_NTD.shape[:2])}"
-            )
-        spans_N1TD = torch.cat([time_ND[:, None], visual_NTD], dim=1).to(h_BLD.dtype)
-        return h_BLD.flatten(0, 1).index_copy(0, span_N_1T.flatten(), spans_N1TD.flatten(0, 1)).view_as(h_BLD)
+    def scatter(h_BLD: Tensor, span_n_1T: list[Tensor], visual_nTD: list[Tensor], time_nD: list[Tensor]) -> Tensor:
+        slots, values = [], []
+        for span, visual, time in zip(span_n_1T, visual_nTD, time_nD, strict=True):
+            if span.shape != (visual.shape[0], visual.shape[1] + 1):
+                raise ValueError(
+                    f"the batch has slots for {tuple(span.shape)} (images, 1 + tokens), "
+                    f"the front-end made {tuple(visual.shape[:2])}"
+                )
+            slots.append(span.flatten())
+            values.append(torch.cat([time[:, None], visual], dim=1).to(h_BLD.dtype).flatten(0, 1))
+        if not slots:
+            return h_BLD
+        return h_BLD.flatten(0, 1).index_copy(0, torch.cat(slots), torch.cat(values)).view_as(h_BLD)
 
     def to_image(self, tokens_NTP: Tensor, grid: tuple[int, int]) -> Tensor:
         """The head's outputs laid out as x (N, C, h, w), by the target layout of the objective."""
         lay_out = unpatchify if self.target_layout == "patch" else from_raster
         return lay_out(tokens_NTP, self.frontend.space.patch, grid)
 
-    def _generate(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor, x_t_NChw: Tensor) -> Tensor:
+    def _generate(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor, x_t_nChw: list[Tensor]) -> list[Tensor]:
         """Predictions for the generating images. The head runs on their documents alone, gathered into one row."""
         if not batch.generate_N.any():
-            return x_t_NChw[:0]
-        grid = self.grid(x_t_NChw)
+            return [x[:0] for x in x_t_nChw]
         device = h_BLD.device
         generating_BL = torch.where(batch.document_BL >= 0, batch.generates_D[batch.document_BL], False)
         kept_S = generating_BL.flatten().nonzero().squeeze(1)
@@ -107,13 +116,19 @@ class UnifiedModel(nn.Module):
         document, span, position = (
             field.flatten()[kept_S][None] for field in (batch.document_BL, batch.span_BL, batch.position_BL)
         )
-        patch = torch.full_like(new_place, -1)
-        T = batch.span_N_1T.shape[1] - 1
-        patch[batch.span_N_1T[:, 1:].flatten()] = torch.arange(T, device=device).repeat(len(batch.span_N_1T))
-        rotary = rotary_tables(position, span >= 0, patch[kept_S][None], grid[1], self.head.head_dim)
+        patch, columns = torch.full_like(new_place, -1), torch.ones_like(new_place)
+        for group, x in zip(batch.groups, x_t_nChw, strict=True):
+            slots = group.span_n_1T[:, 1:].flatten()
+            patch[slots] = torch.arange(group.tokens, device=device).repeat(len(group))
+            columns[slots] = self.grid(x)[1]
+        rotary = rotary_tables(position, span >= 0, patch[kept_S][None], columns[kept_S][None], self.head.head_dim)
         layout = Layout(document, span, new_place[batch.start_D[batch.generates_D]], batch.length_D[batch.generates_D])
         h_SD = h_BLD.flatten(0, 1)[kept_S]
         h_SD = self.head(h_SD[None], time_ND, span, rotary, make_backend(self.attention, layout))[0]
-        slots_MT = new_place[batch.span_N_1T[batch.generate_N, 1:]]
-        tokens_MTP = self.head.predict(h_SD[slots_MT], time_ND[batch.generate_N])
-        return self.to_image(tokens_MTP, grid)
+        predictions = []
+        known = (batch.by_group(values) for values in (batch.generate_N, time_ND))
+        for group, x, generate_n, time_nD in zip(batch.groups, x_t_nChw, *known, strict=True):
+            slots_mT = new_place[group.span_n_1T[generate_n, 1:]]
+            tokens_mTP = self.head.predict(h_SD[slots_mT], time_nD[generate_n])
+            predictions.append(self.to_image(tokens_mTP, self.grid(x)))
+        return predictions

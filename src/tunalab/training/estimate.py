@@ -28,9 +28,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     seen = flops = 0.0
     side = config.data.image_size
     with torch.device("meta"):
-        rows, columns = build_frontend(config.frontend, config.decoder.width, side).space.grid(side, side)
+        token_pixels = build_frontend(config.frontend, config.decoder.width, side).space.token_pixels
     with tempfile.TemporaryDirectory() as folder:
-        stream = open_stream(config, tokenizer, rows * columns, Path(folder) / "rejects.jsonl")
+        stream = open_stream(config, tokenizer, token_pixels, Path(folder) / "rejects.jsonl")
         for step in islice(stream, SAMPLE_STEPS):
             seen += step.tokens
             flops += sum(costs.step(batch) for batch in step.batches)

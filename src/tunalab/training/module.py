@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tunalab.config import RunConfig
 from tunalab.data.stream import Step
 from tunalab.model.flops import FlopCosts
-from tunalab.model.objective import draw, loss_counts, losses, space_shape
+from tunalab.model.objective import draw, loss_counts, losses
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.ema import Ema
 from tunalab.training.memory import peak_memory
@@ -100,8 +100,7 @@ class Harness(LightningModule):
         means = dict.fromkeys(weights, 0.0)
         masking = masks(objective.masking, self.config.stages[step.stage], step.stage_progress)
         for batch in step.batches:
-            shape, tokens = space_shape(self.model, batch)
-            draws = draw(batch, objective, self.config.seed, tokens, shape, masking)
+            draws = draw(batch, objective, self.config.seed, self.model.frontend.space, masking)
             parts = losses(self.model, batch, draws, objective)
             # Data-parallel training averages gradients over ranks, so each rank's share is scaled up to make it a sum.
             loss: Tensor = sum(  # type: ignore[assignment]

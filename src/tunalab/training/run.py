@@ -77,13 +77,13 @@ class Run:
         self.config = config
         self.run_dir = run_dir
         self.components = Components(ComponentSettings.seeded(config.components_seed))
-        self.tokenizer = self.components.tokenizer
+        self.tokenizer = self.components.tokenizer_for(config.decoder)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
         if not self.store.steps():  # a run that goes on has weights of its own
             load_start(model, config)
         self.parameters = parameter_counts(model)
-        self.described = self.components.describe()
+        self.described = self.components.describe(config)
         self.environment = environment()
         self.module = Harness(config, model, flop_costs(config, self.tokenizer.vocabulary))
         self.tracker: Tracker | None = None
