@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tunalab.config import DataConfig, load_config
-from tunalab.data.documents import Document, Image, Text
+from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Text
 from tunalab.data.mixing import Mixer
-from tunalab.data.packing import IMAGES_PER_DOCUMENT, PackedBatch, Placed, collate, fill_row
+from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.sequence import TokenSequence, to_sequence
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import TrainingStream

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.data.assembling import CAPTION_KINDS, Pixels, caption_document, conversation_document, edit_document, filled_text
+from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Document, Reject
 from tunalab.data.image_files import read_image
 from tunalab.data.lines import check_line_size, index_lines, parse_line
@@ -34,7 +35,7 @@ class ManifestCorpus:
         root: folder that relative image paths start from; None: the manifest's own folder.
         kind: what {"image", "caption"} lines become.
         caption_prompt: asked before each caption of kind caption; empty: nothing is asked.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, or their buckets.
         name: what mixes and reject logs call it.
 
     Raises:
@@ -46,7 +47,7 @@ class ManifestCorpus:
         path: str | Path,
         root: str | Path | None = None,
         *,
-        image_size: int,
+        image_size: int | Buckets,
         kind: str = "caption",
         caption_prompt: str = "",
         name: str | None = None,

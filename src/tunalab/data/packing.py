@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunalab.data.documents import IMAGES_PER_DOCUMENT
 from tunalab.data.sequence import ImageSpan, TokenSequence
-
-IMAGES_PER_DOCUMENT = 8  # at most; room for each in the key
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from tunalab.config import (
     TextConfig,
     WebDatasetConfig,
 )
+from tunalab.data.buckets import Buckets
 from tunalab.data.documents import KINDS, Corpus, Reject
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.image_files import decode_image
@@ -31,6 +32,7 @@ from tunalab.errors import UserError
 class SourceSettings:
     """What sources need to know; the fields are those of the run's settings.
 
+    What is drawn is a square of ``image_size``; images of files go to ``buckets`` (None: that square too).
     ``levels`` are the shares of the scenes' difficulty levels; ``manifests`` gives each key of ``manifest/<key>`` its
     file, the others each key of ``<family>/<key>`` theirs.
     """
@@ -39,6 +41,7 @@ class SourceSettings:
     seed: int
     levels: tuple[float, float, float]
     questions_per_image: int
+    buckets: Buckets | None = None
     manifests: Mapping[str, ManifestConfig] = field(default_factory=dict)
     webdataset: Mapping[str, WebDatasetConfig] = field(default_factory=dict)
     finevision: Mapping[str, FineVisionConfig] = field(default_factory=dict)
@@ -54,12 +57,18 @@ class SourceSettings:
             seed=seed,
             levels=(one, two, three),
             questions_per_image=data.questions_per_image,
+            buckets=Buckets.of(data),
             manifests=data.manifests,
             webdataset=data.webdataset,
             finevision=data.finevision,
             omniedit=data.omniedit,
             text=data.text,
         )
+
+    @property
+    def file_sizes(self) -> Buckets:
+        """What images of files are brought to."""
+        return self.buckets or Buckets.square(self.image_size)
 
     @property
     def shards(self) -> dict[str, ShardsConfig]:
@@ -126,7 +135,7 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
         return ManifestCorpus(
             manifest.path,
             manifest.root or None,
-            image_size=settings.image_size,
+            image_size=settings.file_sizes,
             kind=manifest.kind,
             caption_prompt=DESCRIBE,  # as the scenes ask, so that one question means one thing in a mix
             name=name,
@@ -146,7 +155,7 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
 def _open_shards(name: str, config: ShardsConfig, settings: SourceSettings) -> Corpus:
     if not config.urls:
         raise UserError(f"{name}: data.{name.replace('/', '.', 1)}.urls is not set")
-    decode = partial(decode_image, image_size=settings.image_size)
+    decode = partial(decode_image, image_size=settings.file_sizes)
     if isinstance(config, WebDatasetConfig):
         return open_webdataset(name, config, decode, DESCRIBE, settings.seed)
     if isinstance(config, FineVisionConfig):
