@@ -4,14 +4,12 @@ Shapes: B images, H W pixels, C latent channels, h w latent cells, F fold * fold
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunalab.errors import UserError
-from tunalab.frontends.loading import read_json
 
 
 class LatentCodec(nn.Module):
@@ -53,36 +51,10 @@ class LatentCodec(nn.Module):
         folded_BFHW = decoded[:, :, 0] if self.video else decoded
         return F.pixel_shuffle(folded_BFHW, self.fold) if self.fold > 1 else folded_BFHW
 
+    def with_official_statistics(self) -> "LatentCodec":
+        """The normalisation that the released Tuna checkpoint was trained with: its means are the deviations (its code says so).
 
-def load_diffusers_vae(folder: Path) -> LatentCodec:
-    """A VAE saved by diffusers (AutoencoderKL or AutoencoderKLWan), with the statistics of its config.
-
-    Raises UserError: no such folder, another class, or weights that do not match the architecture (both sides listed).
-    """
-    import diffusers
-
-    plain = read_json(folder / "config.json", f"vae folder {folder}")
-    classes = {"AutoencoderKL": diffusers.AutoencoderKL, "AutoencoderKLWan": diffusers.AutoencoderKLWan}
-    name = plain.get("_class_name")
-    if name not in classes:
-        raise UserError(f"vae in {folder} is a {name} (choices: {', '.join(classes)})")
-    meta = torch.get_default_device().type == "meta"
-    try:
-        if meta:
-            vae, report = classes[name].from_config(plain), {}
-        else:
-            vae, report = classes[name].from_pretrained(str(folder), output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"vae in {folder} does not load: {str(error).splitlines()[0]}") from error
-    unmatched = {side: names for side, names in report.items() if names}
-    if unmatched:
-        raise UserError(f"vae in {folder} does not load: " + "; ".join(f"{k}: {list(v)[:8]}" for k, v in unmatched.items()))
-    config = vae.config
-    if name == "AutoencoderKLWan":
-        channels, stride = config.z_dim, config.scale_factor_spatial
-    else:
-        channels, stride = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
-    # A plain AutoencoderKL states one scale and shift for all channels.
-    mean = config.latents_mean or [config.get("shift_factor") or 0.0] * channels
-    std = config.latents_std or [1.0 / config.get("scaling_factor", 1.0)] * channels
-    return LatentCodec(vae, channels, stride, mean, std)
+        Doing it twice changes nothing.
+        """
+        self.mean_C.copy_(self.std_C)
+        return self

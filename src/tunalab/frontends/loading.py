@@ -1,12 +1,15 @@
 """Reading files that must be whole, and weights that must fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tunalab.data.pretrained import one_line
 from tunalab.errors import UserError
 
 SHOWN = 6
@@ -43,6 +46,11 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: st
         for name in sorted(own.keys() & weights.keys())
         if own[name].shape != weights[name].shape
     ]
+    refuse_misfit(what, missing, unexpected, shapes)
+
+
+def refuse_misfit(what: str, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]) -> None:
+    """Raises UserError, listing both sides, unless all three are empty."""
     if missing or unexpected or shapes:
         sides = [
             f"{len(names)} {title}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
@@ -50,3 +58,32 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: st
             if names
         ]
         raise UserError(f"{what}: weights do not fit; {'; '.join(sides)}")
+
+
+def check_report(report: Mapping[str, Any], what: str, ignored: tuple[str, ...] = ()) -> None:
+    """The same for what ``from_pretrained`` of transformers and diffusers reports. ``ignored``: beginnings of names that a
+    checkpoint may hold besides. Raises UserError as above.
+    """
+    refuse_misfit(
+        what,
+        sorted(report["missing_keys"]),
+        sorted(name for name in report["unexpected_keys"] if not name.startswith(ignored)),
+        sorted(f"{name} {tuple(given)} for {tuple(own)}" for name, given, own in report["mismatched_keys"]),
+    )
+
+
+def check_finite(module: nn.Module, what: str) -> None:
+    """Raises UserError, naming the tensor, when a weight is not a number: what an altered file often shows as."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{what}: '{name}' holds values that are not finite: the file is damaged")
+
+
+def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Every tensor of a file. Raises UserError when it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{what}: {path} is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{what}: {path} is damaged ({one_line(error)})") from error

@@ -11,12 +11,11 @@ from torch import Tensor
 from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
-from tunalab.frontends.encoder import RepresentationEncoder, connector
+from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
     from tunalab.frontends.components.handle import Components
+    from tunalab.frontends.encoder import TimmViT
 
 # Without a record of its own a model is taken to expect RGB in [-1, 1], as SigLIP does.
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
@@ -29,23 +28,25 @@ class Siglip(VisualFrontEnd):
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(self, vit: "VisionTransformer", width: int, patch: int) -> None:
+    def __init__(self, vit: "TimmViT", width: int, patch: int, feature_layer: int = FEATURE_LAYER, antialias: bool = False) -> None:
         """Raises UserError when ``patch`` is not the encoder's own patch size."""
         super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
         if tuple(vit.patch_embed.patch_size) != (patch, patch):
-            raise UserError(f"frontend.patch={patch} is not the encoder's patch size {vit.patch_embed.patch_size[0]}")
+            own = vit.patch_embed.patch_size[0]
+            raise UserError(f"frontend.patch={patch} is not the encoder's patch size {own} (set frontend.patch={own})")
         record = getattr(vit, "pretrained_cfg", None) or {}
         # From our [-1, 1] to the statistics the encoder was pretrained with: (x/2 + 1/2 - mean) / std.
         mean, std = record.get("mean", DEFAULT_MEAN), record.get("std", DEFAULT_STD)
         self.register_buffer("mean_C", 2 * torch.tensor(mean) - 1, persistent=False)
         self.register_buffer("std_C", 2 * torch.tensor(std), persistent=False)
         self.patch_embedding = vit.patch_embed.proj
-        self.encoder = RepresentationEncoder(vit)
+        self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
         self.connector = connector(self.encoder.width, width)
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
-        return cls(components.encoder(config.encoder, config.encoder_pretrained), width, config.patch)
+        vit = components.encoder(config.encoder, config.encoder_pretrained)
+        return cls(vit, width, config.patch, config.encoder_layer, config.encoder_antialias)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]

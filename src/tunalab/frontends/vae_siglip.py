@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from tunalab.config import FrontEndConfig
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
-from tunalab.frontends.encoder import RepresentationEncoder, connector
+from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
 from tunalab.frontends.latents import LatentCodec
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
     from tunalab.frontends.components.handle import Components
+    from tunalab.frontends.encoder import TimmViT
 
 
 class VaeSiglip(VisualFrontEnd):
@@ -24,10 +23,18 @@ class VaeSiglip(VisualFrontEnd):
     connector_parts = ("patch_embedding", "connector")
     frozen_parts = ("vae",)
 
-    def __init__(self, vae: LatentCodec, vit: "VisionTransformer", width: int, patch: int) -> None:
+    def __init__(
+        self,
+        vae: LatentCodec,
+        vit: "TimmViT",
+        width: int,
+        patch: int,
+        feature_layer: int = FEATURE_LAYER,
+        antialias: bool = False,
+    ) -> None:
         super().__init__(TargetSpace(channels=vae.channels, stride=vae.stride, patch=patch), width)
         self.vae = vae
-        self.encoder = RepresentationEncoder(vit)
+        self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
         self.patch_embedding = nn.Conv2d(vae.channels, self.encoder.width, kernel_size=patch, stride=patch)
         # Xavier on the flattened kernel: a convolution without overlap is a linear map of the patch.
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.encoder.width, -1))
@@ -39,7 +46,10 @@ class VaeSiglip(VisualFrontEnd):
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
         # The VAE first: parts that are drawn at random are drawn in this order.
         vae = components.vae(config.vae)
-        return cls(vae, components.encoder(config.encoder, config.encoder_pretrained), width, config.patch)
+        if config.vae_statistics == "official":
+            vae.with_official_statistics()
+        vit = components.encoder(config.encoder, config.encoder_pretrained)
+        return cls(vae, vit, width, config.patch, config.encoder_layer, config.encoder_antialias)
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         return self.vae.encode(image_BCHW)

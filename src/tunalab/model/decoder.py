@@ -13,6 +13,7 @@ from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
 
 from tunalab.config import DecoderConfig
 from tunalab.model.attention import AttentionBackend
+from tunalab.model.pretrained import read_decoder
 
 ATTENTION_NAME = "tunalab"
 
@@ -29,7 +30,13 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
 def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
-    """A Qwen2 from scratch, weights N(0, init_std^2)."""
+    """A Qwen2 with an embedding table of ``vocabulary`` rows: the pretrained one, or from scratch with weights N(0, init_std^2).
+
+    Under ``torch.device("meta")`` the architecture that the settings state; a checkpoint is not read.
+    Raises UserError as :func:`~tunalab.model.pretrained.read_decoder` does.
+    """
+    if config.pretrained and torch.get_default_device().type != "meta":
+        return read_decoder(config, vocabulary, ATTENTION_NAME)
     qwen = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=config.width,

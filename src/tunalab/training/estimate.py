@@ -22,7 +22,7 @@ SAMPLE_STEPS = 4
 def estimate(config: RunConfig) -> dict[str, Any]:
     """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core."""
     components = Components(ComponentSettings.seeded(config.components_seed))
-    tokenizer = components.tokenizer
+    tokenizer = components.tokenizer_for(config.decoder)
     costs = flop_costs(config, tokenizer.vocabulary)
     tokens = sum(stage.tokens for stage in config.stages.values())
     seen = flops = 0.0

@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunalab.config import DecoderConfig, RunConfig
+from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components import siglip, vae
 from tunalab.frontends.components.cache import components_root, folder_of, verify
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.latents import LatentCodec, load_diffusers_vae
+from tunalab.frontends.latents import LatentCodec
 from tunalab.frontends.loading import read_json
+from tunalab.frontends.pretrained_encoder import FORMS, pretrained_encoder
+from tunalab.frontends.pretrained_vae import pretrained_vae
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
+    from tunalab.frontends.encoder import TimmViT
 
 NAMES = ("tokenizer", "vae", "encoder")
 TINY = "tiny"
@@ -55,14 +59,25 @@ class Components:
         assert isinstance(tokenizer, Tokenizer)
         return tokenizer
 
+    def tokenizer_for(self, decoder: DecoderConfig) -> Tokenizer:
+        """The tokenizer that a decoder's settings name: its own, that of its checkpoint, or the tiny one.
+
+        Raises UserError when there is none of that name, or its files are damaged.
+        """
+        if decoder.tokenizer:
+            return pretrained_tokenizer(decoder.tokenizer, "decoder.tokenizer")
+        if decoder.pretrained:
+            return pretrained_tokenizer(decoder.pretrained, "decoder.pretrained")
+        return self.tokenizer
+
     def vae(self, name: str = TINY) -> LatentCodec:
-        """``tiny``, or the folder of a VAE saved by diffusers. Raises UserError when there is none of that name."""
+        """``tiny``, or a VAE of diffusers by folder or name. Raises UserError when there is none of that name."""
         if not name:
-            raise UserError(f"frontend.vae is empty: this front-end needs one ({TINY}, or a diffusers folder)")
+            raise UserError(
+                f"frontend.vae is empty: this front-end needs one ({TINY}, a diffusers folder, or OWNER/NAME/SUBFOLDER)"
+            )
         if name != TINY:
-            if not Path(name).is_dir():
-                raise UserError(f"frontend.vae={name} is neither '{TINY}' nor a folder")
-            return load_diffusers_vae(Path(name))
+            return pretrained_vae(name)
         if on_meta():
             config = self.settings.vae
             return vae.codec(config, vae.architecture(config), [0.0] * config.latent_channels, [1.0] * config.latent_channels)
@@ -70,43 +85,33 @@ class Components:
         assert isinstance(loaded, LatentCodec)
         return loaded
 
-    def encoder(self, name: str = TINY, pretrained: bool = True) -> "VisionTransformer":
-        """``tiny``, or a timm VisionTransformer by name; random weights only when ``pretrained`` is False.
+    def encoder(self, name: str = TINY, pretrained: bool = True) -> "TimmViT":
+        """``tiny``, or a ViT as frontends/pretrained_encoder.py reads its name; random weights only when ``pretrained`` is False.
 
         Raises UserError when there is none of that name, or its weights cannot be had.
         """
         if not name:
-            raise UserError(f"frontend.encoder is empty: this front-end needs one ({TINY}, or a timm model name)")
+            raise UserError(f"frontend.encoder is empty: this front-end needs one ({TINY}, {FORMS})")
         if name != TINY:
-            return timm_encoder(name, pretrained and not on_meta())
+            return pretrained_encoder(name, pretrained)
         if on_meta() or not pretrained:
             return siglip.architecture(self.settings.encoder)
-        loaded: VisionTransformer = load_component("encoder", self.settings, self.root)
+        loaded: TimmViT = load_component("encoder", self.settings, self.root)
         return loaded
 
-    def describe(self) -> dict[str, Any]:
-        """Folder name and held-out quality of each built component, for the record of a run."""
+    def describe(self, config: RunConfig | None = None) -> dict[str, Any]:
+        """Folder name and held-out quality of built components, for the record of a run: of all, or of those that a run with
+        a tokenizer of its own uses.
+        """
+        names: tuple[str, ...] = NAMES
+        if config is not None and (config.decoder.tokenizer or config.decoder.pretrained):
+            names = tuple(name for name in ("vae", "encoder") if getattr(config.frontend, name) == TINY)
         described = {}
-        for name in NAMES:
+        for name in names:
             folder = folder_of(self.root, name, getattr(self.settings, name))
             verify(folder, name)
             described[name] = {"folder": folder.name, "quality": read_json(folder / "quality.json", f"component '{name}'")}
         return described
-
-
-def timm_encoder(name: str, pretrained: bool) -> "VisionTransformer":
-    """Raises UserError when timm has no such model, it is not a plain VisionTransformer, or its weights do not come."""
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
-    try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except (RuntimeError, ValueError, OSError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"frontend.encoder={name}: timm cannot build it ({reason}; or '{TINY}')") from error
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"frontend.encoder={name} is a {type(model).__name__}, not a plain VisionTransformer")
-    return model
 
 
 def on_meta() -> bool:

@@ -1,0 +1,101 @@
+"""A pretrained Qwen2 as the decoder: its sizes are those the run states, and its embedding table is that of the tokenizer.
+
+Shapes: V rows of the embedding table, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+
+from tunalab.config import DecoderConfig
+from tunalab.data.pretrained import Source, locate, reading
+from tunalab.errors import UserError
+from tunalab.frontends.loading import check_finite, check_report, read_json
+from tunalab.frontends.quiet import quiet_transformers
+
+# What no setting covers, and what the decoder computes with in every case.
+FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False}
+
+
+def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen2ForCausalLM:
+    """The checkpoint ``config.pretrained`` in float32, with ``vocabulary`` rows in its tables (:func:`fit_tables`).
+
+    ``attention``: the name under which ours is registered.
+    Raises UserError, one line: nothing there, no Qwen2, settings that are not the checkpoint's (both sides listed), missing or
+    damaged files, weights that do not fit the architecture (both sides listed).
+    """
+    library: Any = Qwen2ForCausalLM
+    source = locate(config.pretrained, "decoder.pretrained")
+    qwen = read_config(source)
+    check_settings(config, qwen, source.what)
+    with torch.device("cpu"), reading(source), quiet_transformers():
+        decoder, report = library.from_pretrained(
+            source.name,
+            subfolder=source.subfolder,
+            config=qwen,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused right below
+        )
+    check_report(report, source.what)
+    check_finite(decoder, source.what)
+    decoder.config.use_cache = False
+    fit_tables(decoder, vocabulary)
+    assert isinstance(decoder, Qwen2ForCausalLM)
+    return decoder.train()  # as one from scratch is
+
+
+def read_config(source: Source) -> Qwen2Config:
+    """Raises UserError when there is none (transformers would take its defaults), or it is not of a Qwen2."""
+    if source.folder:
+        read_json(source.folder / "config.json", source.what)
+    with reading(source):
+        config = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder)
+    if not isinstance(config, Qwen2Config):
+        raise UserError(f"{source.what} is a {config.model_type}, not a qwen2")
+    return config
+
+
+def check_settings(config: DecoderConfig, qwen: Qwen2Config, what: str) -> None:
+    """Raises UserError that lists every setting that is not the checkpoint's, with both values."""
+    rope: dict[str, Any] = dict(qwen.rope_parameters or {})
+    theirs = {
+        "width": qwen.hidden_size,
+        "layers": qwen.num_hidden_layers,
+        "heads": qwen.num_attention_heads,
+        "kv_heads": qwen.num_key_value_heads,
+        "mlp": qwen.intermediate_size,
+        "rope_theta": rope.get("rope_theta"),
+        "tie_embeddings": qwen.tie_word_embeddings,
+    }
+    wrong = [
+        f"decoder.{name}={getattr(config, name)} (checkpoint: {value})"
+        for name, value in theirs.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise UserError(f"{what}: settings are not the checkpoint's: {', '.join(wrong)}")
+    values = {**{name: getattr(qwen, name) for name in FIXED}, "rope_type": rope.get("rope_type", "default")}
+    expected = {**FIXED, "rope_type": "default"}
+    other = [f"{name}={values[name]} (ours: {expected[name]})" for name in expected if values[name] != expected[name]]
+    if other:
+        raise UserError(f"{what}: the checkpoint computes what the decoder does not: {', '.join(other)}")
+
+
+@torch.no_grad()
+def fit_tables(decoder: Any, rows: int) -> None:
+    """Input and output table get ``rows`` rows, of which the first are the checkpoint's.
+
+    Rows beyond are cut: a checkpoint has some to spare, which no token of the tokenizer uses. Rows that lack start at the mean of
+    the others, so that a new token begins as an average one.
+    """
+    own = decoder.get_input_embeddings().weight.shape[0]
+    if rows == own:
+        return
+    decoder.resize_token_embeddings(rows, mean_resizing=False)
+    for table in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        weight_VD: Tensor = table.weight
+        weight_VD[own:] = weight_VD[:own].mean(dim=0)
