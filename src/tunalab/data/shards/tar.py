@@ -101,5 +101,5 @@ def _read_sidecar(file: ShardFile, sidecar: ShardFile) -> np.ndarray:
     index = np.frombuffer(read_range(sidecar.url, 0, sidecar.size - sidecar.size % 8), "<u8").astype(np.int64)
     whole = sidecar.size % 8 == 0 and len(index) > 0 and not np.any(np.diff(index) <= 0)
     if not whole or not file.size - _LONGEST_END <= index[-1] <= file.size - _BLOCK:
-        raise Damaged(f"its index {sidecar.url} does not fit: prepare it again, or delete it")
+        raise Damaged(f"cut off, or its index {sidecar.url} does not fit: prepare it again, or delete it")
     return index
