@@ -126,7 +126,8 @@ def test_odd_sizes_are_refused(frontend: VisualFrontEnd, size: tuple[int, int]) 
 
 
 def test_an_image_size_that_tokens_do_not_cut_is_refused(settings: FrontEndConfig, components: Components) -> None:
-    with pytest.raises(UserError, match="36x36 pixels is not cut exactly"):
+    refusal = f"data.image_size=36 is not cut exactly by frontend.name={settings.name}: .* .choices: 8, 16, 24"
+    with pytest.raises(UserError, match=refusal):
         build_frontend(settings, WIDTH, 36, components)
 
 

@@ -28,19 +28,25 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
-    """The resolved, checked configuration of a run whose sources of data exist.
+    """The resolved configuration of a run that can begin, as far as that is known without reading its data.
 
     Raises:
         UserError: a file, a key or a value is wrong.
     """
     from tunalab.config import load_config
-    from tunalab.data.sources import check_sources
+    from tunalab.layers import read_yaml
 
     for setting in settings:
         if setting.split("=")[0] in ("experiment", "variant"):
             raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
-    config = load_config(yaml_path("experiments", experiment), yaml_path("variants", variant), settings)
-    check_sources(config)
+    files = yaml_path("experiments", experiment), yaml_path("variants", variant)
+    for path in files:
+        if {"experiment", "variant"} & read_yaml(path).keys():
+            raise UserError(f"{path} is the saved configuration of a run: replay it with `tunalab train --config {path}`")
+    config = load_config(*files, settings)
+    from tunalab.training.preflight import check_run  # here: it takes seconds, and a mistyped setting should be told at once
+
+    check_run(config)
     return config
 
 

@@ -10,22 +10,27 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
+    from tunalab.config import RunConfig
 
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, train, "train one run, or go on with it")
-    sub.add_argument("--experiment", default="scenes", help="a file of experiments/")
-    sub.add_argument("--variant", default="tuna2", help="a file of variants/")
-    sub.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<variant>-seed<seed>")
+    sub.add_argument("--experiment", help="a file of experiments/ (default: scenes)")
+    sub.add_argument("--variant", help="a file of variants/ (default: tuna2)")
+    sub.add_argument("--config", type=Path, help="a run's saved config.yaml: the same run once more, in a directory of its own")
+    sub.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
     add_settings(sub)
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from tunalab.data.sources import open_sources
+    if arguments.config is not None:
+        config, run_dir = _replayed(arguments)
+    else:
+        config = run_config(arguments.experiment or "scenes", arguments.variant or "tuna2", arguments.settings)
+        run_dir = arguments.run_dir or RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
+    from tunalab.training.preflight import open_data
 
-    config = run_config(arguments.experiment, arguments.variant, arguments.settings)
-    open_sources(config)  # before anything is built: a missing column is known in seconds
-    run_dir = arguments.run_dir or RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
+    open_data(config)  # before anything is built: a missing column is known in seconds
     from tunalab.sweeps.cells import take_lock
 
     lock = None if os.environ.get(LOCK_HELD) else take_lock(run_dir)
@@ -34,3 +39,26 @@ def train(arguments: argparse.Namespace) -> int:
     from tunalab.training.run import train as train_run
 
     return train_run(config, run_dir)
+
+
+def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
+    """The configuration in a saved file, and where its run goes. It reports on its own: it is no part of the sweep it once was of.
+
+    Raises:
+        UserError: the file is none, or something on the command line would make it another run.
+    """
+    from tunalab.config import config_hash, from_plain
+    from tunalab.layers import read_yaml
+    from tunalab.training.preflight import check_run
+
+    named = [f"--{name}" for name in ("experiment", "variant") if getattr(arguments, name)]
+    for other in [*named, *arguments.settings]:
+        raise UserError(f"--config {arguments.config} replays a run as it was: leave out '{other}'")
+    plain = read_yaml(arguments.config)
+    if "variant" not in plain:
+        raise UserError(f"{arguments.config} is not the saved configuration of a run: use --experiment and --variant")
+    config = from_plain(plain)
+    config.tracking.sweep = config.tracking.parent_run = ""
+    check_run(config)
+    own = RUNS / config.experiment / f"{config.variant}-seed{config.seed}+{config_hash(config)}"
+    return config, arguments.run_dir or own

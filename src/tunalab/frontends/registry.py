@@ -34,5 +34,10 @@ def build_frontend(config: FrontEndConfig, width: int, image_size: int, componen
     ``image_size`` (pixels along a side) that the tokens do not cut exactly.
     """
     frontend = frontend_class(config.name).build(config, width, components or Components())
-    frontend.space.grid(image_size, image_size)
+    side = frontend.space.token_pixels
+    if image_size % side:
+        raise UserError(
+            f"data.image_size={image_size} is not cut exactly by frontend.name={config.name}: its tokens are {side} pixels wide "
+            f"(choices: {side}, {2 * side}, {3 * side}, ...)"
+        )
     return frontend

@@ -104,7 +104,7 @@ def test_mistakes_are_named():
         benchmark("count", 4, "test", 32, 0, 5)
     with pytest.raises(UserError, match="train"):
         benchmark("count", 1, "validation", 32, 0, 5)
-    with pytest.raises(UserError, match="multiple of 16"):
+    with pytest.raises(UserError, match="multiples of 16"):
         benchmark("count", 1, "test", 40, 0, 5)
     with pytest.raises(UserError, match="ask for fewer"):
         benchmark("pattern", 1, "test", 32, 0, 4000)

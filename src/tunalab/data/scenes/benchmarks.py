@@ -1,5 +1,7 @@
 """Benchmarks: questions of one kind, level and split, with the accuracy that guessing reaches."""
 
+from collections.abc import Sequence
+
 from tunalab.data.questions import Question
 from tunalab.data.scenes.graph import Scene
 from tunalab.data.scenes.render import render
@@ -10,6 +12,20 @@ from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS
 from tunalab.errors import UserError
 
 _REPEATS = 100  # so many known scenes in a row: there are hardly any others
+
+# Level -> the benchmark with the fewest scenes in the split "test", and how many of them evaluations find (by seed 0). Other levels
+# have far more scenes than anybody asks for.
+FEWEST = {1: ("ocr", 379)}
+
+
+def check_groups(groups: int, levels: Sequence[int]) -> None:
+    """Raises UserError when a benchmark of one of the levels has not so many scenes, without drawing any."""
+    for level in levels:
+        kind, most = FEWEST.get(level, ("", groups))
+        if groups > most:
+            raise UserError(
+                f"evaluation.groups={groups}: {kind} at level {level} has {most} different scenes (choices: 0 to {most})"
+            )
 
 
 def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) -> list[Scene]:

@@ -9,7 +9,7 @@ from tunalab.errors import UserError
 def check_image_size(image_size: int) -> None:
     """Raises UserError unless the size is a positive multiple of 16."""
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 16 or image_size % 16:
-        raise UserError(f"scenes: image_size is {image_size!r}; it must be a positive multiple of 16")
+        raise UserError(f"data.image_size={image_size!r}: scenes are drawn at multiples of 16 (choices: 16, 32, 48, ...)")
 
 
 # Weights of the levels in scenes that no run's settings are for, such as the images that components are pretrained on.
