@@ -31,11 +31,11 @@ def add(commands: "Commands") -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from tunalab.data.sources import open_sources
     from tunalab.sweeps.cells import collect
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.grid import expand
     from tunalab.sweeps.local import default_parallel, run_cells
+    from tunalab.training.preflight import open_data
 
     loaded = _sweep(arguments.sweep)
     cells = expand(loaded, arguments.variant, RUNS)
@@ -53,7 +53,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     hashes = _hashes(configs)
     if len(collect(cells, hashes, loaded.records)) < len(cells):
         for config in configs.values():
-            open_sources(config)
+            open_data(config)
         build_components({config.components_seed for config in configs.values()})
     tracking = next(iter(configs.values())).tracking
     parent = _start_tracking(loaded.name, tracking) if tracking.enabled else None
