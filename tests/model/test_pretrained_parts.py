@@ -1,0 +1,124 @@
+"""A whole run of pretrained parts, all read from folders: the same model class as at tiny scale, one step through its losses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from samples import documents
+from tests.checkpoints import QWEN, save_qwen, save_qwen_tokenizer, save_siglip, save_timm, save_wan
+
+from tunalab.config import DecoderConfig, FlowHeadConfig, FrontEndConfig, RunConfig
+from tunalab.data.packing import Placed, collate
+from tunalab.data.sequence import to_sequence
+from tunalab.errors import UserError
+from tunalab.frontends.components.handle import Components
+from tunalab.model.build import build_model
+from tunalab.model.objective import draw, losses
+from tunalab.model.unified import UnifiedModel
+
+SIDE = 32
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """qwen with its tokenizer, siglip of both libraries, dino, and a VAE of stride 8."""
+    save_qwen(tmp_path / "qwen", tie_word_embeddings=True)
+    save_qwen_tokenizer(tmp_path / "qwen")
+    save_siglip(tmp_path / "siglip")
+    save_timm(tmp_path / "dino", "vit_small_patch16_dinov3", embed_dim=24, depth=2, num_heads=2, img_size=32)
+    save_wan(
+        tmp_path / "wan", z_dim=4, dim_mult=[1] * 4, temperal_downsample=[False] * 3, latents_mean=[0.1] * 4, latents_std=[0.5] * 4
+    )
+    return tmp_path
+
+
+def run_config(folders: Path, frontend: FrontEndConfig) -> RunConfig:
+    return RunConfig(
+        decoder=DecoderConfig(
+            pretrained=str(folders / "qwen"),
+            width=32,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            mlp=48,
+            rope_theta=1e6,
+            image_positions="none",
+        ),
+        head=FlowHeadConfig(blocks=1, head_dim=16, mlp=48),
+        frontend=frontend,
+    )
+
+
+FRONTENDS = {
+    "tuna2": FrontEndConfig(name="patch_embed", patch=8),
+    "tuna_r": FrontEndConfig(name="siglip", patch=8, encoder="siglip"),
+    "tuna_r of transformers": FrontEndConfig(name="siglip", patch=8, encoder="transformers:siglip"),
+    "tuna_r of dino": FrontEndConfig(name="siglip", patch=16, encoder="dino"),
+    "tuna": FrontEndConfig(name="vae_siglip", patch=1, encoder="siglip", vae="wan"),
+}
+
+
+@pytest.mark.parametrize("name", FRONTENDS)
+def test_a_step_with_every_front_end(name: str, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folders)
+    config, components = run_config(folders, FRONTENDS[name]), Components()
+    config.data.image_size = SIDE
+    tokenizer = components.tokenizer_for(config.decoder)
+    assert tokenizer.vocabulary < QWEN["vocab_size"]
+    model = build_model(config, components, tokenizer.vocabulary)
+    assert type(model) is UnifiedModel
+    assert model.decoder.model.embed_tokens.weight.shape[0] == tokenizer.vocabulary
+    pixels = model.frontend.space.token_pixels
+    placed = [Placed(at, to_sequence(each, tokenizer, pixels)) for at, each in enumerate(documents("cge"))]
+    batch = collate([placed], sum(each.length for each in placed) + 3, tokenizer.pad)
+    parts = losses(model, batch, draw(batch, config.objective, config.seed, model.frontend.space, masking=True), config.objective)
+    (parts["text"].sum / parts["text"].count + parts["flow"].sum / parts["flow"].count).backward()
+    for parameter_name, parameter in model.named_parameters():
+        frozen = parameter_name.startswith("frontend.vae.")
+        assert (parameter.grad is None) == frozen, parameter_name
+        assert frozen or parameter.grad.isfinite().all(), parameter_name  # type: ignore[union-attr]
+    # What the pretrained parts are, they are in the model.
+    assert model.decoder.model.embed_tokens.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    with torch.device("meta"):
+        planned = build_model(config, components, tokenizer.vocabulary)
+    assert {k: v.shape for k, v in planned.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_shared_parts_start_equal_whatever_the_front_end(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folders)
+    states = []
+    for name in ("tuna2", "tuna_r", "tuna"):
+        config = run_config(folders, FRONTENDS[name])
+        state = build_model(config, Components(), 300).state_dict()
+        states.append({k: v for k, v in state.items() if not k.startswith(("frontend.", "head.output."))})
+    first, *others = states
+    for other in others:
+        assert other.keys() == first.keys() and all(torch.equal(other[k], first[k]) for k in first)
+    assert any(not torch.equal(first[k], torch.zeros_like(first[k])) for k in first if k.startswith("head."))
+
+
+def test_a_table_that_is_too_small_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "nothing", FRONTENDS["tuna2"])
+    config.decoder.vocabulary = 10
+    with pytest.raises(UserError, match="decoder.vocabulary=10 is less than the tokenizer's 11 ids"):
+        build_model(config, Components(), 11)
+
+
+def test_a_run_describes_only_the_built_components_it_uses(folders: Path, tmp_path: Path) -> None:
+    config = run_config(folders, FRONTENDS["tuna2"])
+    assert Components(root=tmp_path / "none").describe(config) == {}
+    config.frontend = FrontEndConfig(name="siglip", encoder="tiny")
+    with pytest.raises(UserError, match="component 'encoder' is not built"):
+        Components(root=tmp_path / "none").describe(config)
+    config.decoder.pretrained = ""
+    with pytest.raises(UserError, match="component 'tokenizer' is not built"):
+        Components(root=tmp_path / "none").describe(config)
+
+
+def test_a_tokenizer_may_be_another_than_the_checkpoints(folders: Path) -> None:
+    save_qwen_tokenizer(folders / "words", ("<|vision_start|>", "<|vision_end|>"))
+    components = Components(root=folders / "none")
+    beside = components.tokenizer_for(DecoderConfig(tokenizer=str(folders / "words"), pretrained=str(folders / "qwen")))
+    assert (beside.boi, beside.eoi) == (259, 260)
+    with pytest.raises(UserError, match="component 'tokenizer' is not built"):
+        components.tokenizer_for(DecoderConfig())
