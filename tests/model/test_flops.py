@@ -16,6 +16,7 @@ from tunalab.model.objective import losses, to_space
 from tunalab.model.unified import UnifiedModel
 
 NAMES = sorted(FRONTENDS)
+SIZES = [(32, 32), (16, 48)]
 
 
 @pytest.fixture
@@ -27,14 +28,14 @@ def dense(tiny_model: Callable[..., UnifiedModel]) -> Callable[[str], UnifiedMod
 
 
 def full_row(kinds: str, tokenizer: Tokenizer) -> PackedBatch:
-    placed = place(documents(kinds), tokenizer)
+    placed = place(documents(kinds, sizes=SIZES), tokenizer)
     return collate([placed], sum(p.length for p in placed), tokenizer.pad)
 
 
 def count(model: UnifiedModel, batch: PackedBatch, backward: bool) -> FlopCounterMode:
-    x = to_space(model, batch)
+    x, draws = to_space(model, batch), plain_draws(model, batch)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        parts = losses(model, batch, plain_draws(model, batch), small_config().objective, x)
+        parts = losses(model, batch, draws, small_config().objective, x)
         if backward:
             (parts["text"].sum + parts["flow"].sum).backward()
     model.zero_grad()
@@ -62,14 +63,14 @@ def test_parts_of_the_forward_pass_are_what_torch_counts(
     model = dense(name)
     batch = full_row("cvgetg", tokenizer)
     work = Work.of(batch)
-    ours = {part: flops / FORWARD_AND_BACKWARD for part, flops in model_costs(model, 32).parts(work).items()}
+    ours = {part: flops / FORWARD_AND_BACKWARD for part, flops in model_costs(model, SIZES).parts(work).items()}
     counter = count(model, batch, backward=False)
     layers, blocks = [f"decoder.model.layers.{n}" for n in range(2)], [f"head.blocks.{n}" for n in range(2)]
     assert ours["decoder"] == linear(counter, *layers)
     assert ours["logits"] == linear(counter, "decoder.lm_head")
     # The modulation of images that are only looked at is computed too, and used by nothing: no part of the model's own work.
     modulation = linear(counter, *(f"{block}.modulation" for block in blocks))
-    idle = modulation * (1 - work.generated_images / work.images)
+    idle = modulation * (1 - work.generated_images / sum(work.images.values()))
     head = linear(counter, *blocks, "head.final_modulation", "head.output")
     assert ours["flow head"] == pytest.approx(head - idle, rel=1e-12)
     front_end = linear(counter) - linear(counter, *layers, "decoder.lm_head", "time") - head
@@ -99,11 +100,11 @@ def test_frozen_parts_are_passed_forward_only(dense: Callable[[str], UnifiedMode
     batch = full_row("cvgetg", tokenizer)
     with FlopCounterMode(display=False) as counter:
         to_space(model, batch)
-    assert model_costs(model, 32).parts(Work.of(batch))["frozen front-end"] == counter.get_total_flops() > 0
+    assert model_costs(model, SIZES).parts(Work.of(batch))["frozen front-end"] == counter.get_total_flops() > 0
 
 
 def test_a_batch_of_text_costs_the_decoder_alone(dense: Callable[[str], UnifiedModel], tokenizer: Tokenizer) -> None:
-    costs = model_costs(dense("siglip"), 32)
+    costs = model_costs(dense("siglip"), SIZES)
     batch = full_row("tt", tokenizer)
     parts = costs.parts(Work.of(batch))
     assert {part for part, flops in parts.items() if flops} == {"decoder", "decoder attention", "logits"}

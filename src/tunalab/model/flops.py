@@ -5,16 +5,18 @@ they are below a thousandth: the time embedding, norms, rotations, softmax. Stag
 trained all: the backward pass through a frozen part is half of the backward pass, and such stages are short.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tunalab.config import RunConfig
+from tunalab.config import DataConfig, RunConfig
+from tunalab.data.buckets import Buckets, Size
 from tunalab.data.packing import PackedBatch
 from tunalab.model.build import build_model
+from tunalab.model.objective import loss_counts
 from tunalab.model.unified import UnifiedModel
 
 FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice: by weights and by activations
@@ -24,14 +26,16 @@ FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice: by weights and b
 class Work:
     """How much there is to compute in a batch, or on average in a row. ``generating``: in documents that generate an image.
 
-    Pairs of tokens that may attend to each other are counted to first order: half of n^2 a document.
+    ``images``: how many of each size; ``generated_visual``: visual tokens of images that are generated. Pairs of tokens that may
+    attend to each other are counted to first order: half of n^2 a document.
     """
 
     tokens: float
     labels: float
     generating_tokens: float
-    images: float
+    images: Mapping[Size, float]
     generated_images: float
+    generated_visual: float
     pairs: float
     generating_pairs: float
 
@@ -43,8 +47,9 @@ class Work:
             tokens=batch.tokens,
             labels=len(batch.logit_K),
             generating_tokens=float(generating.sum()),
-            images=len(batch.generate_N),
+            images={group.size: len(group) for group in batch.groups},
             generated_images=int(batch.generate_N.sum()),
+            generated_visual=loss_counts(batch)["flow"],
             pairs=float((length**2).sum()) / 2,
             generating_pairs=float((generating**2).sum()) / 2,
         )
@@ -52,29 +57,32 @@ class Work:
 
 @dataclass(frozen=True)
 class FlopCosts:
-    """Forward FLOPs per unit of work of one model."""
+    """Forward FLOPs per unit of work of one model; those of the front-end by the size of an image."""
 
     decoder_token: float
     logits_token: float
     head_token: float
-    head_image: float  # modulation and projection, once an image
-    embed_image: float
-    to_space_image: float
+    head_image: float  # modulation, once an image
+    output_token: float  # projection to the target space, once a visual token
+    embed_image: Mapping[Size, float]
+    to_space_image: Mapping[Size, float]
     decoder_pair: float  # a query-key pair, all layers
     head_pair: float
 
     def parts(self, work: Work) -> dict[str, float]:
         """Training FLOPs (forward and backward) by part of the model."""
+        head = self.head_token * work.generating_tokens
+        head += self.head_image * work.generated_images + self.output_token * work.generated_visual
         forward = {
-            "front-end": self.embed_image * work.images,
+            "front-end": sum(self.embed_image[size] * count for size, count in work.images.items()),
             "decoder": self.decoder_token * work.tokens,
             "decoder attention": self.decoder_pair * work.pairs,
             "logits": self.logits_token * work.labels,
-            "flow head": self.head_token * work.generating_tokens + self.head_image * work.generated_images,
+            "flow head": head,
             "flow head attention": self.head_pair * work.generating_pairs,
         }
         return {
-            "frozen front-end": self.to_space_image * work.images,
+            "frozen front-end": sum(self.to_space_image[size] * count for size, count in work.images.items()),
             **{name: FORWARD_AND_BACKWARD * flops for name, flops in forward.items()},
         }
 
@@ -87,15 +95,21 @@ def flop_costs(config: RunConfig, vocabulary: int) -> FlopCosts:
     """Costs of the model that ``config`` names, found on the meta device: no weights are read and nothing is computed."""
     with torch.device("meta"):
         model = build_model(config, None, vocabulary)
-    return model_costs(model, config.data.image_size)
+    return model_costs(model, image_sizes(config.data))
 
 
-def model_costs(model: UnifiedModel, image_size: int) -> FlopCosts:
-    """Costs of ``model``, on whatever device it is, with images of ``image_size`` pixels along a side."""
-    image = torch.zeros(1, 3, image_size, image_size, device=model.mask_token.token_D.device)
-    x, to_space = _count(model.frontend.to_space, image)
-    visual, embed = _count(model.frontend.embed, x)
-    tokens = visual.shape[1]
+def image_sizes(data: DataConfig) -> list[Size]:
+    """Every size that images of a run may have: buckets for files, squares for what is drawn."""
+    return sorted({*Buckets.of(data).sizes, (data.image_size, data.image_size)})
+
+
+def model_costs(model: UnifiedModel, sizes: Sequence[Size]) -> FlopCosts:
+    """Costs of ``model``, on whatever device it is, with images of some sizes (height, width)."""
+    to_space, embed = {}, {}
+    for height, width in sizes:
+        image = torch.zeros(1, 3, height, width, device=model.mask_token.token_D.device)
+        x, to_space[height, width] = _count(model.frontend.to_space, image)
+        _, embed[height, width] = _count(model.frontend.embed, x)
     modulation = sum(_linear(m) for name, m in model.head.named_modules() if name.endswith("modulation"))
     head_linears = sum(_linear(m) for m in model.head.modules()) - modulation - _linear(model.head.output)
     qwen = model.decoder.config
@@ -103,7 +117,8 @@ def model_costs(model: UnifiedModel, image_size: int) -> FlopCosts:
         decoder_token=sum(_linear(m) for m in model.decoder.model.layers.modules()),
         logits_token=_linear(model.decoder.lm_head),
         head_token=head_linears,
-        head_image=modulation + _linear(model.head.output) * tokens,
+        head_image=modulation,
+        output_token=_linear(model.head.output),
         embed_image=embed,
         to_space_image=to_space,
         decoder_pair=4.0 * qwen.hidden_size * qwen.num_hidden_layers,
