@@ -22,6 +22,7 @@ ORDER = [
     "evaluation",
     "results",
     "training",
+    "planning",
     "exporting",
     "bench",
     "sweeps",

@@ -179,8 +179,8 @@ class StageConfig:
     decoder) | without_encoder (all but the pretrained encoder: for a decoder that starts from scratch). A front-end without
     connector trains everything in every stage, so budgets stay equal.
 
-    A stage sees ``tokens`` tokens of ``mix`` (source name -> weight in documents), at constant ``lr`` after warm-up. ``masking``:
-    whether its last part masks visual tokens (objective.masking).
+    A stage sees ``tokens`` tokens (0: it is left out) of ``mix`` (source name -> weight in documents), at constant ``lr`` after
+    warm-up. ``masking``: whether its last part masks visual tokens (objective.masking).
     """
 
     tokens: int = 4_000_000
@@ -326,6 +326,11 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def budget(config: RunConfig) -> int:
+    """Tokens of all stages."""
+    return sum(stage.tokens for stage in config.stages.values())
+
+
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits that identify what a run computes (where it reports to does not enter)."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
@@ -351,6 +356,8 @@ def check(config: RunConfig) -> None:
         raise UserError(f"data.buckets={config.data.buckets} names a size twice")
     if not config.stages:
         raise UserError("stages is empty: at least one stage is needed")
+    if not any(stage.tokens for stage in config.stages.values()):
+        raise UserError(f"stages.{next(iter(config.stages))}.tokens=0: no stage has tokens (one of 0 tokens is left out)")
     for name, stage in config.stages.items():
         if not sum(stage.mix.values()) > 0:
             raise UserError(f"stages.{name}.mix has no source of positive weight (stages: {', '.join(config.stages)})")

@@ -81,7 +81,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "optimizer.clip": (0, None),
     "optimizer.warmup_steps": (0, None),
     "optimizer.ema": (0, 1),
-    "stages.tokens": (1, None),
+    "stages.tokens": (0, None),
     "stages.lr": (0, None),
     "stages.mix": (0, None),
     "sampling.steps": (1, None),

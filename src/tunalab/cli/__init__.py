@@ -18,6 +18,7 @@ FAMILIES = (
     "sweeping",
     "records",
     "services",
+    "plan",
     "convert",
     "export",
 )

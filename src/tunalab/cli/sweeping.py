@@ -132,6 +132,6 @@ def _start_tracking(sweep_name: str, tracking: "TrackingConfig") -> str | None:
 
 def _describe(config: "RunConfig") -> dict[str, Any]:
     """What a run would cost, from a sample of its own stream: for `--dry-run`."""
-    from tunalab.training.estimate import estimate
+    from tunalab.planning.estimate import estimate
 
     return estimate(config)
