@@ -15,7 +15,7 @@ from tunalab.config import RunConfig, StartConfig
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.export import frozen_origin
-from tunalab.exporting.folder import MAX_SHARD, About, write_export
+from tunalab.exporting.folder import MAX_SHARD, About, check_tokenizer, write_export
 from tunalab.exporting.loading import load_weights
 from tunalab.exporting.parts import RunParts, architecture_config, write_parts
 from tunalab.frontends.components.settings import ComponentSettings
@@ -53,6 +53,11 @@ def convert_to_tunalab(
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
     parts.prepare(config)
     vocabulary = config.decoder.vocabulary
+    tokenizer = parts.own_tokenizer(config.decoder)
+    if tokenizer is None:
+        say("no tokenizer: give decoder.tokenizer=FOLDER for a folder that can be used, not only trained from")
+    else:
+        check_tokenizer(tokenizer, vocabulary, f"decoder.tokenizer={config.decoder.tokenizer or config.decoder.pretrained}")
     with init_empty_weights(include_buffers=False):
         model = build_model(architecture_config(config), parts, vocabulary)
     converted = to_ours(
@@ -65,9 +70,6 @@ def convert_to_tunalab(
         say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
     dtype = converted.weights["decoder.model.embed_tokens.weight"].dtype
     started = {name: tensor.to(dtype) for name, tensor in initial_weights(config, parts, vocabulary, converted.missing).items()}
-    tokenizer = parts.own_tokenizer(config.decoder)
-    if tokenizer is None:
-        say("no tokenizer: give decoder.tokenizer=FOLDER for a folder that can be used, not only trained from")
     # What the folder holds is complete: whoever trains from it has nothing to allow.
     config = replace(config, start=StartConfig())
     about = About(

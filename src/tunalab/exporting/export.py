@@ -9,7 +9,8 @@ from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import About, write_export
 from tunalab.exporting.loading import load_run
 from tunalab.exporting.parts import write_parts
-from tunalab.frontends.components.cache import components_root, folder_of, sha256
+from tunalab.files import sha256
+from tunalab.frontends.components.cache import components_root, folder_of
 from tunalab.frontends.components.handle import TINY
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.contract import VisualFrontEnd

@@ -1,10 +1,11 @@
 """The layout of an exported folder: whole or not there, and every file of it known by its hash.
 
-model.safetensors      learnt weights by our names (above 5 GB: shards, and model.safetensors.index.json)
-config.yaml            the configuration
-tokenizer/             as transformers saves it, with the names of the image tokens
-frozen/vae/            the frozen VAE, where the front-end has one
-manifest.json          where it all comes from, and the size and hash of every other file
+- model.safetensors: learnt weights by our names (above 5 GB shards, and model.safetensors.index.json)
+- config.yaml: the configuration
+- tokenizer/: as transformers saves it, with the names of the image tokens
+- frozen/vae/: the frozen VAE, where the front-end has one
+- encoder/config.json: the encoder's architecture, where its name alone does not say it
+- manifest.json: where it all comes from, and the size and hash of every other file
 """
 
 from collections.abc import Callable, Mapping
@@ -53,10 +54,10 @@ def write_export(
     config: RunConfig,
     weights: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
-    write_frozen: Callable[[Path], None],
+    write_parts: Callable[[Path], None],
     max_shard: str = MAX_SHARD,
 ) -> None:
-    """Write ``folder``, whole or not at all. ``write_frozen`` puts the frozen parts under the path it is given.
+    """Write ``folder``, whole or not at all. ``write_parts`` puts what else belongs there under the path it is given.
 
     Raises UserError when something is there already: an export is never written over.
     """
@@ -70,9 +71,17 @@ def write_export(
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
             tokenizer.save(fresh / TOKENIZER)
-        write_frozen(fresh)
+        write_parts(fresh)
 
     write_whole(folder, write, {"tunalab": asdict(about)})
+
+
+def check_tokenizer(tokenizer: Tokenizer, vocabulary: int, what: str) -> None:
+    """Raises UserError when a tokenizer has more ids than the embedding table has rows."""
+    if tokenizer.vocabulary > vocabulary:
+        raise UserError(
+            f"{what}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {vocabulary}: not the model's own"
+        )
 
 
 def read_about(folder: Path) -> About:

@@ -11,7 +11,7 @@ from tunalab.config import RunConfig, config_hash, from_plain, read_yaml
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import assemble, stored_once
-from tunalab.exporting.folder import CONFIG, TOKENIZER, read_about, read_weights
+from tunalab.exporting.folder import CONFIG, TOKENIZER, check_tokenizer, read_about, read_weights
 from tunalab.exporting.parts import ExportedParts, RunParts
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import UnifiedModel
@@ -64,12 +64,9 @@ def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     about = read_about(folder)
     config = from_plain(read_yaml(folder / CONFIG))
     if not (folder / TOKENIZER).is_dir():
-        raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with --tokenizer FOLDER")
+        raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    if tokenizer.vocabulary > about.vocabulary:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {about.vocabulary}: not the model's own"
-        )
+    check_tokenizer(tokenizer, about.vocabulary, str(folder))
     parts = ExportedParts(folder, about.components)
     model = assemble(config, parts, about.vocabulary, read_weights(folder), str(folder))
     return Loaded(model.to(device), tokenizer, config, about.origin)

@@ -37,7 +37,7 @@ class RunParts(Components):
 
     def prepare(self, config: RunConfig) -> None:
         """Read the frozen parts now, before parameters are made without storage."""
-        if config.frontend.vae or "vae" in frontend_class(config.frontend.name).frozen_parts:
+        if "vae" in frontend_class(config.frontend.name).frozen_parts:
             self._vae = self.frozen_vae(config)
 
     def own_tokenizer(self, decoder: DecoderConfig) -> Tokenizer | None:
@@ -73,7 +73,7 @@ class ExportedParts(RunParts):
 
     def encoder(self, name: str = TINY, pretrained: bool = False) -> "TimmViT":
         own = self.folder / ENCODER
-        return super().encoder(str(own) if own.is_dir() else name)
+        return super().encoder(str(own) if own.is_dir() else name, pretrained)
 
 
 def write_parts(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
@@ -100,7 +100,7 @@ def write_encoder_config(folder: Path, config: RunConfig) -> None:
     if name.startswith(TRANSFORMERS):
         source = locate(name.removeprefix(TRANSFORMERS), "frontend.encoder", TRANSFORMERS)
         read_config(source, published=True).save_pretrained(str(folder / ENCODER))
-    elif name != TINY and Path(name).is_dir():
+    elif name not in ("", TINY) and Path(name).is_dir():
         (folder / ENCODER).mkdir()
         shutil.copyfile(Path(name) / "config.json", folder / ENCODER / "config.json")
 

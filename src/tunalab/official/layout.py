@@ -62,13 +62,8 @@ TUNA = OfficialModel(
     variant="tuna",
     frontend="vae_siglip",
     masks=False,
-    computes={**_COMMON, "objective.prediction": "v"},
-    usual={
-        "frontend.vae_statistics": "official",
-        "sampling.steps": 50,
-        "sampling.method": "euler",
-        "sampling.guidance": 7.5,
-    },
+    computes={**_COMMON, "objective.prediction": "v", "frontend.vae_statistics": "official"},
+    usual={"sampling.steps": 50, "sampling.method": "euler", "sampling.guidance": 7.5},
 )
 MODELS = (TUNA_2, TUNA_R, TUNA)
 # Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
