@@ -141,6 +141,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     assert "is damaged" in refusal(str(tmp_path))
     weights.unlink()
     assert f"frontend.encoder={tmp_path}: {weights} is missing" in refusal(str(tmp_path))
+    save_timm(tmp_path, name, **arguments)
     edit_json(tmp_path / "config.json", architecture="vit_of_nobody")
     assert "timm cannot build it" in refusal(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
