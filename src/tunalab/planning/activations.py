@@ -90,6 +90,7 @@ def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_
     with recorder.part("flow head"):
         rotary = rotary_tables(places_1L, places_1L >= 0, places_1L, 1, model.head.head_dim)
         h_1LD = model.head(h_1LD[0][places_1L[0]][None], time_ND, places_1L, rotary, backend)
+    with recorder.part("predictions"):
         prediction = model.head.predict(h_1LD[0][places_1L], time_ND[:1])
         prediction.float().square().mean()
 

@@ -30,11 +30,20 @@ GPUS = {
 }
 
 
-def find_gpu(name: str, flops: float | None) -> Gpu:
-    """By name; ``flops`` takes the place of its rate. Raises UserError for an unknown name or a rate that is none."""
+DEFAULT = "h100"
+
+
+def find_gpu(name: str | None, flops: float | None) -> Gpu:
+    """By name, and with ``flops`` in the place of its rate; with a rate alone its memory is not known.
+
+    Raises UserError for an unknown name or a rate that is none.
+    """
     if flops is not None and not 0 < flops < float("inf"):
         raise UserError(f"--gpu-flops {flops} is out of range (above 0)")
+    if name is None and flops is not None:
+        return Gpu("GPU", flops, None)
+    name = name or DEFAULT
     if name not in GPUS:
-        raise UserError(f"--gpu {name} is not known (choices: {', '.join(GPUS)}; any other by --gpu-flops)")
+        raise UserError(f"--gpu {name} is not known (choices: {', '.join(GPUS)}; any other by --gpu-flops alone)")
     known = GPUS[name]
     return known if flops is None else Gpu(known.name, flops, known.memory)

@@ -5,7 +5,6 @@ A plan must not need the data: full-scale sources are assumed, and the plan says
 
 import statistics
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -98,6 +97,7 @@ def row_share(kind: Kind, data: DataConfig, token_pixels: int) -> dict[str, floa
         "decoder": 1.0,
         "logits": shape.labels / length,
         "flow head": float(shape.generated > 0),
+        "predictions": shape.generated * visual / length,
     }
 
 
@@ -132,12 +132,12 @@ def average(works: Sequence[Work], weights: Sequence[float]) -> Work:
         return sum(weight * getattr(work, name) for work, weight in zip(works, weights, strict=True))
 
     tokens = total("tokens")
-    images = Counter[Size]()
+    images: dict[Size, float] = {}
     for work, weight in zip(works, weights, strict=True):
         for size, count in work.images.items():
-            images[size] += weight * count / tokens  # type: ignore[assignment]
+            images[size] = images.get(size, 0.0) + weight * count / tokens
     numbers = {item.name: total(item.name) / tokens for item in fields(Work) if item.name != "images"}
-    return Work(images=dict(images), **numbers)
+    return Work(images=images, **numbers)
 
 
 def _document(shape: Shape, data: DataConfig, token_pixels: int) -> Work:
