@@ -49,7 +49,8 @@ class Reject(Exception):
 class Corpus(Protocol):
     """A source of documents: a pure function of the index.
 
-    ``len`` is None for a procedural corpus without end. ``document`` raises :class:`Reject` for a broken item.
+    ``length`` is None for a corpus without end. ``document`` raises :class:`Reject` for a broken item. A corpus of files may have
+    a ``fingerprint``: text that differs when an index means another document (:func:`fingerprint_of`).
     """
 
     name: str
@@ -58,3 +59,9 @@ class Corpus(Protocol):
     def length(self) -> int | None: ...
 
     def document(self, index: int) -> Document: ...
+
+
+def fingerprint_of(corpus: Corpus) -> str | None:
+    """What a checkpoint keeps of a corpus, to notice files that were added or changed; None for one that tells nothing."""
+    known: str | None = getattr(corpus, "fingerprint", None)
+    return known

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tunalab.config import DataConfig, RunConfig, StageConfig
 from tunalab.data.buckets import check_buckets
-from tunalab.data.documents import Corpus, Reject
+from tunalab.data.documents import Corpus, Reject, fingerprint_of
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.rejects import RejectLog
@@ -178,6 +178,7 @@ class TrainingStream(IterableDataset[Step]):
         """Plain numbers and strings; waiting documents are kept as picks and read again."""
         assert self._mixer is not None
         return {
+            "sources": {name: fingerprint_of(source) for name, source in self.sources.items()},
             "mixer": self._mixer.state_dict(),
             "waiting": [astuple(self._picks[placed.position]) for placed in self._waiting],
             "tokens": self._tokens,
@@ -189,6 +190,9 @@ class TrainingStream(IterableDataset[Step]):
     def _restore(self, state: dict[str, Any]) -> None:
         assert self._mixer is not None
         self._mixer.load_state_dict(state["mixer"])
+        for name, known in state.get("sources", {}).items():  # checkpoints from before there were any have none
+            if known != fingerprint_of(self.sources[name]):
+                raise UserError(f"{name}: its files are not those this run began with: put them back, or start another run")
         picks = [Pick(*pick) for pick in state["waiting"]]
         self._picks = {pick.position: pick for pick in picks}
         self._waiting = [self._place_again(pick) for pick in picks]

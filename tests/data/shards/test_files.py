@@ -82,3 +82,17 @@ def test_files_that_vanish_or_shrink_are_rejects(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(lambda: read_range(url, 0, 2), Reject)
     with pytest.raises(Reject), open_file(url):
         pass
+
+
+def test_a_place_that_fails_while_it_is_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    from tunalab.data.shards.tar import tar_reader
+
+    files = find_files([write_bytes(str(tmp_path / "a.tar"), b"0123")], "text/a")
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(LocalFileSystem, "open", fail)
+    assert refusal(lambda: tar_reader("text/a", files), UserError) == f"text/a: {tmp_path}/a.tar cannot be read: reset by peer"

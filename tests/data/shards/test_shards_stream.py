@@ -106,6 +106,16 @@ def test_two_ranks_of_two_data_processes_resume_exactly(config: RunConfig, token
             assert len(rest) == len(steps) - done and all(map(equal, rest, steps[done:])), f"rank {rank} after step {done}"
 
 
+def test_files_that_were_added_to_a_stopped_run_are_noticed(
+    config: RunConfig, tokenizer: Tokenizer, tmp_path: Path, memory: str
+) -> None:
+    step = next(iter(open_stream(config, tokenizer, TOKEN_PIXELS, tmp_path / "rejects.jsonl")))
+    write_parquet(f"{memory}/edits/6.parquet", OMNIEDIT, [{"src_img": cell(0), "edited_img": cell(1), "edited_prompt_list": ["a"]}])
+    resumed = open_stream(config, tokenizer, TOKEN_PIXELS, tmp_path / "rejects.jsonl", resume={0: step.lane_state})
+    with pytest.raises(UserError, match="omniedit/edits: its files are not those this run began with"):
+        next(iter(resumed))
+
+
 @pytest.mark.parametrize("name", sorted(MIX))
 def test_an_epoch_is_shared_by_all_lanes_without_overlap(config: RunConfig, name: str) -> None:
     """What every lane's mixer asks of every kind of source: each epoch exactly once, over ranks and data processes."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shard_files import read_bytes, refusal, write_bytes, write_parquet
 
@@ -104,6 +105,17 @@ def test_damaged_row_groups_are_rejects(tmp_path: Path) -> None:
     reader = open_table(write_bytes(url, bytes(data)))
     assert refusal(lambda: reader.read(4), Reject).startswith("row group 1 cannot be read: ")
     assert reader.read(8) == {"text": "row 8"}
+
+
+def test_a_lost_network_is_no_broken_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = open_table(write(f"{tmp_path}/a.parquet", 9))
+
+    def fail(self: object, *arguments: object, **more: object) -> None:
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
+    with pytest.raises(ConnectionResetError):
+        reader.read(0)
 
 
 def test_row_groups_too_large_to_read_a_row_of_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,15 @@
 """A corpus from a reader of samples and what makes a document of one."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from tunalab.config import ShardsConfig
+from tunalab.config import ShardsConfig, digest
 from tunalab.data.documents import Document, Reject
+from tunalab.data.shards.files import ShardFile
 from tunalab.data.shards.order import BlockOrder
 from tunalab.errors import UserError
 
@@ -16,8 +17,9 @@ Sample = Mapping[str, Any]
 
 
 class Reader(Protocol):
-    """Samples of all files of a source, numbered through. ``starts``: where each block starts, and last their number."""
+    """Samples of ``files``, numbered through. ``starts``: where each block starts, and last the number of samples."""
 
+    files: Sequence[ShardFile]
     starts: np.ndarray
 
     def read(self, row: int) -> Sample:
@@ -58,6 +60,8 @@ class ShardedCorpus:
         self.rows = int(reader.starts[-1])
         if self.rows == 0:
             raise UserError(f"{name}: there is nothing in its files: {', '.join(config.urls)}")
+        # Not their stamps: files that were copied back are the same files.
+        self.fingerprint = digest([self.rows, *((file.url, file.size) for file in reader.files)])
         self._reader = reader
         self._make = make
         key = zlib.crc32(name.encode())  # two sources of one length must not walk in step

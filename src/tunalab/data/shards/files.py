@@ -20,7 +20,7 @@ from tunalab.errors import UserError
 _GLOB = frozenset("*?[")
 
 # What file systems tell of a file that changes with its content. Their names for it differ.
-_STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "last_commit", "created")
+_STAMPS = ("blob_id", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "last_commit", "created")
 
 # Errors that speak of one file. Others (a dead disk, a lost network) are not the sample's fault: counting them as rejects would
 # make the order of documents depend on the machine.

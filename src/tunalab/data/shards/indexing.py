@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tunalab.data.documents import Reject
-from tunalab.data.shards.files import ShardFile
+from tunalab.data.shards.files import ShardFile, first_line
 from tunalab.data.shards.index_cache import StoredIndex, stored_index
 from tunalab.errors import UserError
 
@@ -33,6 +33,8 @@ def index_files(name: str, files: Sequence[ShardFile], kind: str, build: Callabl
             return f"{file.url}: {damaged}"
         except Reject as reject:  # the file vanished since it was found
             return str(reject)
+        except OSError as error:
+            return f"{file.url} cannot be read: {first_line(error)}"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         # Shown on a terminal only, and only if it takes a while.

@@ -30,7 +30,7 @@ class RangeReader:
         largest: int,
         block: int | None = None,
     ) -> None:
-        self._files = files
+        self.files = files
         self._indices = indices
         self._parse = parse
         self._noun = noun
@@ -47,11 +47,11 @@ class RangeReader:
         start, end = int(index[place]), int(index[place + 1])
         if end - start > self._largest:
             raise Reject(f"{self._noun} of more than {self._largest // 2**20} MiB")
-        return self._parse(read_range(self._files[number].url, start, end))
+        return self._parse(read_range(self.files[number].url, start, end))
 
     def where(self, row: int) -> str:
         number, place = self._place(row)
-        return f"{self._files[number].url} {self._noun} {place + 1}"
+        return f"{self.files[number].url} {self._noun} {place + 1}"
 
     def _place(self, row: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._first, row, side="right")) - 1
@@ -61,8 +61,8 @@ class RangeReader:
         known = self._loaded.get(number)
         if known is None:
             known = self._indices[number].load()
-            if np.any(np.diff(known) <= 0) or known[0] < 0 or known[-1] > self._files[number].size:
-                raise UserError(f"{self._indices[number].path}: this index is damaged, delete it ({self._files[number].url})")
+            if np.any(np.diff(known) <= 0) or known[0] < 0 or known[-1] > self.files[number].size:
+                raise UserError(f"{self._indices[number].path}: this index is damaged, delete it ({self.files[number].url})")
             while len(self._loaded) >= _LOADED:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[number] = known

@@ -24,7 +24,7 @@ class TableReader:
     """
 
     def __init__(self, name: str, files: Sequence[ShardFile], columns: Mapping[str, Column], kept: int) -> None:
-        self._files = files
+        self.files = files
         self._columns = list(columns)
         self._kept = max(1, kept)
         # What was checked is part of the key: an index that was kept vouches for these columns.
@@ -45,7 +45,7 @@ class TableReader:
         group = self._group(row)
         file = int(self._group_file[group])
         first = int(self.starts[group - int(self._group_first[group])])
-        return f"{self._files[file].url} row {row - first + 1}"
+        return f"{self.files[file].url} row {row - first + 1}"
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -60,14 +60,14 @@ class TableReader:
         return known
 
     def _decode(self, group: int) -> pa.Table:
-        file, number = self._files[int(self._group_file[group])], int(self._group_first[group])
+        file, number = self.files[int(self._group_file[group])], int(self._group_first[group])
         try:
             # Opened for each row group: a handle kept open would share its position with processes forked from this one.
             with open_file(file.url) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
                 # One thread: data processes are what runs side by side.
                 return parquet.read_row_group(number, columns=self._columns, use_threads=False)
-        except OSError as error:  # pyarrow's for damaged data; the system's own has a number
-            if error.errno is not None:
+        except OSError as error:
+            if not _is_of_the_data(error):
                 raise
             raise Reject(f"row group {number} cannot be read: {first_line(error)}") from error
         except pa.ArrowException as error:
@@ -80,7 +80,7 @@ def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
         with open_file(file.url) as stream, pq.ParquetFile(stream) as parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except OSError as error:
-        if error.errno is not None:
+        if not _is_of_the_data(error):
             raise
         raise Damaged(f"no whole Parquet file: {first_line(error)}") from error
     except pa.ArrowException as error:
@@ -101,3 +101,8 @@ def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
                 "write the file again with smaller row groups"
             )
     return np.array([group.num_rows for group in groups], np.int64)
+
+
+def _is_of_the_data(error: OSError) -> bool:
+    """Whether this is pyarrow's word for damaged bytes: a bare OSError. Those of disks have a number, those of networks a class."""
+    return type(error) is OSError and error.errno is None
