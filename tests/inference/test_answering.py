@@ -21,7 +21,8 @@ def questions() -> list[tuple[np.ndarray | None, str]]:
     texts = ["what word is this?", "how many rings?", "what colour is the ring?", "is the cross red?", "describe it", "A"]
     asked: list[tuple[np.ndarray | None, str]] = [(image, texts[n % 6]) for n, image in enumerate(_images(14))]
     asked += [(None, "the ring is"), (None, "3 rings and"), asked[3]]
-    return [*asked, (_images(1, 16)[0], texts[0]), (asked[0][0], texts[1])]
+    wide = np.concatenate(_images(2, 16), axis=1)
+    return [*asked, (_images(1, 16)[0], texts[0]), (wide, texts[0]), (asked[0][0], texts[1])]
 
 
 @pytest.mark.parametrize("name", sorted(FRONTENDS))

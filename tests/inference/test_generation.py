@@ -61,14 +61,34 @@ def test_batched_equals_single_and_the_seed_decides(tiny_model, tokenizer):
     assert np.array_equal(same[0], same[2]) and not np.array_equal(same[0], same[1])
 
 
-def test_other_sizes_of_image(tiny_model, tokenizer):
+@pytest.mark.parametrize("layout", ["patch", "raster"])
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_images_that_are_not_square(name, layout, tiny_model, tokenizer):
+    """Also where they differ in shape from the images of the prompt, and these from each other."""
+    model = tiny_model(name)
+    model.target_layout = layout
+    space = model.frontend.space
+    rng = np.random.default_rng(0)
+    square, wide, high = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((32, 32), (24, 48), (40, 16)))
+    several = [build_prompt(tokenizer, space, [wide, "and", high, text], before_image=True) for text in ("join", "mix them")]
+    prompts = [image_prompt(tokenizer, space, TEXTS[1]), edit_prompt(tokenizer, space, square, "remove the ring"), *several]
+    plain = [image_prompt(tokenizer, space, "")] * 4
+    sampling = SamplingConfig(steps=2)
+    noise = noise_of(range(4), (space.channels, 16 // space.stride, 40 // space.stride))
+    fast = sample(model, prompts, plain, noise, sampling, OBJECTIVE)
+    slow = reference_sample(model, prompts, plain, noise, sampling, OBJECTIVE, padded=96)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    assert (fast - noise).abs().amax((1, 2, 3)).min() > 0.1, "the model moved the noise"
+    turned = build_prompt(tokenizer, space, [wide.transpose(1, 0, 2).copy(), "and", high, "join"], before_image=True)
+    assert not torch.equal(sample(model, [turned], plain[:1], noise[2:3], sampling, OBJECTIVE)[0], fast[2])
+
+
+def test_a_size_that_tokens_do_not_cut_is_refused(tiny_model, tokenizer):
     model = tiny_model("patch_embed")
     prompts, plain = _prompts(model, tokenizer, TEXTS[:2])
     sampling = SamplingConfig(steps=2)
-    noise = noise_of([0, 1], (3, 16, 40))
-    fast = sample(model, prompts, [plain] * 2, noise, sampling, OBJECTIVE)
-    slow = reference_sample(model, prompts, [plain] * 2, noise, sampling, OBJECTIVE, padded=96)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    images = sample_images(model, prompts, plain, (16, 40), sampling, OBJECTIVE, [0, 1])
+    assert images.shape == (2, 16, 40, 3)
     with pytest.raises(UserError, match="33x32"):
         sample_images(model, prompts, plain, (33, 32), sampling, OBJECTIVE, [0, 1])
 
