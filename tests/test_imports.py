@@ -11,6 +11,7 @@ import tunalab
 PACKAGE = Path(tunalab.__file__).parent
 ORDER = [
     "errors",
+    "files",
     "limits",
     "layers",
     "config",

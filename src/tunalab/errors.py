@@ -1,4 +1,6 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The one exception whose message is meant for the person at the keyboard, and the exit code of what can go on."""
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a run, or a sweep, was stopped, has saved, and goes on when it is started again
 
 
 class UserError(Exception):

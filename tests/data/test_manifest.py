@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from reading import read
 
 from tunalab.data import lines
 from tunalab.data.documents import Document, Image, Reject, Text
 from tunalab.data.manifest import ManifestCorpus
-from tunalab.data.rejects import RejectLog, read
+from tunalab.data.rejects import RejectLog
 from tunalab.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

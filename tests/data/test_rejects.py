@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from reading import read
 
 from tunalab.data.documents import Document, Reject, Text
-from tunalab.data.rejects import RejectLog, read
+from tunalab.data.rejects import RejectLog
 from tunalab.errors import UserError
 
 

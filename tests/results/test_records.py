@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path, record, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tunalab.results.files.os.fsync", full)
+    monkeypatch.setattr("tunalab.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_record(file, record(seed=1))
     assert file.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.json"]

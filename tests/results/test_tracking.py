@@ -1,9 +1,8 @@
 import socket
 import time
+from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 
 from tunalab.results import mlflow_client
 from tunalab.results.mlflow_client import connect, database_path, default_uri
@@ -30,7 +29,7 @@ def history(uri, run_id, name):
 
 
 def test_metrics_tags_and_parameters_arrive(uri):
-    parent = start_sweep(uri, "scenes", "mask_ratio", {"seed": 0})
+    parent = start_sweep(uri, "scenes", "mask_ratio")
     tracker = Tracker.start(uri, "scenes", "tuna2-seed0", TAGS, parent_run_id=parent)
     tracker.log_params(
         {"objective": {"masking": {"ratio": 0.25}}, "prompts": "x" * 50_000, "many": {str(index): index for index in range(250)}}
@@ -84,12 +83,12 @@ def test_artifacts_lie_beside_the_database(uri, tmp_path):
     tracker = Tracker.start(uri, "scenes", "artifacts", TAGS)
     (tmp_path / "config.yaml").write_text("seed: 0")
     tracker.log_artifact(tmp_path / "config.yaml")
-    tracker.log_figure(Figure(), "figures/curve.png")
-    tracker.log_image(Image.new("RGB", (4, 4)), "samples/000010.png")
+    (tmp_path / "000010.png").write_bytes(b"picture")
+    tracker.log_artifact(tmp_path / "000010.png", "samples")
     tracker.finish()
     client = connect(uri)
-    assert {entry.path for entry in client.list_artifacts(tracker.run_id)} == {"config.yaml", "figures", "samples"}
-    assert len(list((database_path(uri).parent / "mlruns").rglob("curve.png"))) == 1
+    assert {entry.path for entry in client.list_artifacts(tracker.run_id)} == {"config.yaml", "samples"}
+    assert len(list((database_path(uri).parent / "mlruns").rglob("000010.png"))) == 1
 
 
 def test_a_dead_server_is_one_warning_line_and_no_delay(capsys):
@@ -102,7 +101,7 @@ def test_a_dead_server_is_one_warning_line_and_no_delay(capsys):
     tracker = Tracker.start(uri, "scenes", "a", TAGS, parent_run_id=parent)
     tracker.log_params({"a": 1})
     tracker.log_metrics({"loss": 1.0}, tokens=1)
-    tracker.log_figure(Figure(), "a.png")
+    tracker.log_artifact(Path("a.png"))
     tracker.finish()
     end_sweep(uri, parent, "FINISHED")
     assert time.monotonic() - began < 5 and not tracker.active and parent is None

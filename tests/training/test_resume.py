@@ -11,10 +11,10 @@ import torch
 
 from tests.training.conftest import quick_config
 from tunalab.config import RunConfig
+from tunalab.errors import EXIT_STOPPED
 from tunalab.training.checkpoints import STATE, CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.run import train
-from tunalab.training.stopping import EXIT_RESUMABLE
 
 
 class Killed(BaseException):
@@ -79,7 +79,7 @@ def test_stopped_by_a_signal_and_resumed_is_the_same_run(variant: str, tmp_path:
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(config, tmp_path / "parts") == EXIT_RESUMABLE
+        assert train(config, tmp_path / "parts") == EXIT_STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
     assert train(config, tmp_path / "parts") == 0
     resumed, resumed_record = final(tmp_path / "parts")
@@ -112,7 +112,7 @@ def test_with_data_processes_the_order_is_kept_across_a_stop(tmp_path: Path, mon
     whole, _ = undisturbed(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(config, tmp_path / "parts") == EXIT_RESUMABLE
+        assert train(config, tmp_path / "parts") == EXIT_STOPPED
     assert train(config, tmp_path / "parts") == 0
     assert_same(parts(whole), parts(final(tmp_path / "parts")[0]))
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunalab.data.documents import Corpus, Document, Reject
 from tunalab.errors import UserError
 
 # A reason may quote the data, and the data may be anything.
@@ -111,22 +110,6 @@ class RejectLog:
                 f"{corpus}: {rejected} of {seen} documents rejected ({rejected / seen:.1%}, limit "
                 f"{self.limit:.1%}), listed in {self.path}; last reason: {self._last_reason[corpus]}"
             )
-
-
-def read(corpus: Corpus, index: int, log: RejectLog) -> Document | None:
-    """Document ``index`` of ``corpus``, counted in ``log`` under the corpus' name and length; None if it was rejected.
-
-    Raises:
-        UserError: too many documents of this corpus were rejected.
-    """
-    log.lengths[corpus.name] = corpus.length
-    try:
-        document = corpus.document(index)
-    except Reject as reject:
-        log.reject(corpus.name, index, str(reject))
-        return None
-    log.accept(corpus.name)
-    return document
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:

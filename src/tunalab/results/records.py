@@ -13,10 +13,11 @@ from typing import Any
 
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
+from tunalab.files import write_atomically
 from tunalab.results.checking import Mismatch, build
-from tunalab.results.files import write_atomically
 
 SCHEMA = 1
+RECORD_FILE, CONFIG_FILE = "record.json", "config.yaml"  # of a run directory
 
 
 @dataclass(frozen=True)

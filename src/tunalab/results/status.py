@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunalab.files import write_atomically
 from tunalab.results.checking import Mismatch, build
-from tunalab.results.files import write_atomically
 
 STATUS_FILE = "status.json"
 

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from tunalab.errors import UserError
+from tunalab.files import write_atomically
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
-from tunalab.results.files import write_atomically
 from tunalab.results.labels import (
     benchmark_label,
     key_labels,

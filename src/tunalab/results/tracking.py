@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tunalab.results.mlflow_client import connect, creation_lock, experiment_id, survive
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from PIL.Image import Image
 
 PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
 End = Literal["FINISHED", "FAILED", "KILLED"]
@@ -27,7 +25,7 @@ def prepare(uri: str, experiment: str) -> bool:
     return survive(uri, create)[0]
 
 
-def start_sweep(uri: str, experiment: str, sweep: str, tags: Mapping[str, object] | None = None) -> str | None:
+def start_sweep(uri: str, experiment: str, sweep: str) -> str | None:
     """The id of a sweep's parent run, the same one when the sweep is started again; None where no server answers."""
 
     def start() -> str:
@@ -39,8 +37,8 @@ def start_sweep(uri: str, experiment: str, sweep: str, tags: Mapping[str, object
             if found:
                 client.update_run(found[0].info.run_id, status="RUNNING")
                 return str(found[0].info.run_id)
-            everything = _tags({**(tags or {}), "sweep": name, "experiment": experiment, "role": "sweep"})
-            return str(client.create_run(experiment_number, tags=everything, run_name=sweep).info.run_id)
+            tags = {"sweep": name, "experiment": experiment, "role": "sweep"}
+            return str(client.create_run(experiment_number, tags=tags, run_name=sweep).info.run_id)
 
     return survive(uri, start)[1]
 
@@ -127,14 +125,6 @@ class Tracker:
         self._logged_until |= dict.fromkeys(new, tokens)
         if new:
             self._send(metrics=[Metric(name, value, now, tokens) for name, value in new.items()])
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        """Log a matplotlib figure as the artifact ``name``, folder and ending included."""
-        self._guard(lambda client, run: client.log_figure(run, figure, name))
-
-    def log_image(self, image: "Image", name: str) -> None:
-        """Log a PIL image as the artifact ``name``, folder and ending included."""
-        self._guard(lambda client, run: client.log_image(run, image, artifact_file=name))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""

@@ -11,10 +11,10 @@ from typing import IO
 from tunalab.config import config_hash as hash_of
 from tunalab.config import from_plain
 from tunalab.errors import UserError
-from tunalab.results.records import Record, read_record, write_record
+from tunalab.results.records import RECORD_FILE, Record, read_record, write_record
 from tunalab.sweeps.grid import Cell
 
-RECORD_FILE, LOG_FILE, LOCK_FILE = "record.json", "log.txt", "lock"
+LOG_FILE, LOCK_FILE = "log.txt", "lock"
 ConfigHash = Callable[[Cell], str]
 
 
@@ -38,7 +38,7 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
                 raise
             print(f"warning: {error}; the run is done again", file=sys.stderr)
             continue
-        if record.run.finished and config_hash in (record.run.config_hash, _hash_today(record)):
+        if record.run.finished and (config_hash == record.run.config_hash or config_hash == _hash_today(record)):
             return record
     return None
 

@@ -1,12 +1,12 @@
 """Checkpoints on disk: written aside, flushed, listed with their hashes, then renamed; damage is found before it is loaded."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tunalab.files import sha256, write_folder
 
 MANIFEST = "manifest.json"
 STATE = "state.ckpt"
@@ -47,25 +47,15 @@ class CheckpointStore:
 
 
 def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
-    """``write`` fills an empty folder beside ``final``; it becomes ``final`` in one rename, after everything has reached the disk.
+    """A folder of what ``write`` puts into it, whole or not at all. Its manifest: ``about``, and size and hash of every file."""
 
-    It gets a manifest: ``about``, and the size and hash of every file. A crash or a full disk leaves ``final`` as it was.
-    """
-    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(temporary)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files}
-        (temporary / MANIFEST).write_text(json.dumps({**about, "files": manifest}, indent=1))
-        for path in [*files, temporary / MANIFEST, temporary]:
-            _fsync(path)
-        if final.exists():  # the same step saved again, or a damaged leftover
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        _fsync(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    def fill(folder: Path) -> None:
+        write(folder)
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        listed = {str(p.relative_to(folder)): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files}
+        (folder / MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=1))
+
+    write_folder(final, fill)
 
 
 def damage(path: Path) -> str | None:
@@ -81,19 +71,6 @@ def damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if sha256(file) != expected["sha256"]:
             return f"{name} does not match its hash"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,20 +10,20 @@ import lightning
 import torch
 from omegaconf import OmegaConf
 
-from tunalab.config import RunConfig, config_hash, from_plain, read_yaml, to_plain
+from tunalab.config import RunConfig, budget, config_hash, from_plain, read_yaml, to_plain
 from tunalab.data.stream import StepLoader, open_stream
-from tunalab.errors import UserError
+from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.samples import sample_grid
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.suite import evaluate
+from tunalab.files import write_atomically
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
-from tunalab.results.files import write_atomically
 from tunalab.results.mlflow_client import default_uri
-from tunalab.results.records import Point, Record, RunInfo, Totals, write_record
+from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.results.tracking import Tracker
 from tunalab.training.checkpointing import Checkpointing
 from tunalab.training.checkpoints import STATE, CheckpointStore
@@ -31,14 +31,9 @@ from tunalab.training.evaluating import Evaluating, evaluation_tokens
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.reporting import Reporting
 from tunalab.training.start import load_start
-from tunalab.training.stopping import EXIT_RESUMABLE, StopSignal
+from tunalab.training.stopping import StopSignal
 
-RECORD, CONFIG, RUN_ID = "record.json", "config.yaml", "mlflow_run_id"
-
-
-def budget(config: RunConfig) -> int:
-    """Tokens of all stages."""
-    return sum(stage.tokens for stage in config.stages.values())
+RUN_ID = "mlflow_run_id"
 
 
 def train(config: RunConfig, run_dir: Path) -> int:
@@ -57,7 +52,7 @@ def train(config: RunConfig, run_dir: Path) -> int:
 
 def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
     """Raises UserError when the configuration that lives in ``run_dir`` computes something else."""
-    path = run_dir / CONFIG
+    path = run_dir / CONFIG_FILE
     if path.exists():
         there = from_plain(read_yaml(path))
         if config_hash(there) != config_hash(config):
@@ -67,7 +62,7 @@ def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
 
 def claim(run_dir: Path, config: RunConfig) -> None:
     """Write the resolved configuration: from here on the directory is this run's."""
-    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 class Run:
@@ -117,7 +112,7 @@ class Run:
         if self.stop.stopped:
             self._close("KILLED")
             print(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on", flush=True)
-            return EXIT_RESUMABLE
+            return EXIT_STOPPED
         self._write_record(self.evaluating.points, finished=True)
         self.reporting.status(self.module, "done")
         self._close("FINISHED")
@@ -183,7 +178,7 @@ class Run:
         if tracker.run_id:
             write_atomically(known, tracker.run_id + "\n")
         tracker.log_params(to_plain(self.config))
-        tracker.log_artifact(self.run_dir / CONFIG)
+        tracker.log_artifact(self.run_dir / CONFIG_FILE)
         return tracker
 
     def _evaluate(self, module: Harness) -> dict[str, Any]:
@@ -233,12 +228,12 @@ class Run:
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in points],
         )
-        write_record(self.run_dir / RECORD, record)
+        write_record(self.run_dir / RECORD_FILE, record)
 
     def _close(self, status: Any) -> None:
         if self.tracker is not None:
-            if (self.run_dir / RECORD).exists():
-                self.tracker.log_artifact(self.run_dir / RECORD)
+            if (self.run_dir / RECORD_FILE).exists():
+                self.tracker.log_artifact(self.run_dir / RECORD_FILE)
             self.tracker.finish(status)
 
 

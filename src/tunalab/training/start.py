@@ -13,9 +13,9 @@ from tunalab.official.configuration import refuse_contradictions, setting
 from tunalab.official.conversion import Converted, match_ours, to_ours
 from tunalab.official.files import read_tensors, without_prefix
 from tunalab.official.layout import detect, told_by_shapes, without_vae
+from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST, damage
 
-CONFIG = "config.yaml"
 # What shapes do not tell of a model of ours, and without which its weights would mean something else.
 MEANING = (
     "decoder.heads",
@@ -54,7 +54,7 @@ def _ours(path: Path, config: RunConfig, own: dict[str, Tensor]) -> Converted:
     problem = damage(path)
     if problem is not None:
         raise UserError(f"start.checkpoint={path} is damaged: {problem}")
-    trained = from_plain(read_yaml(path / CONFIG))
+    trained = from_plain(read_yaml(path / CONFIG_FILE))
     refuse_contradictions({key: setting(trained, key) for key in MEANING}, config)
     return match_ours(
         read_tensors(path), own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}"

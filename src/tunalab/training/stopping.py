@@ -10,7 +10,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped on request, start again to go on
 
 
 class StopSignal(Callback):

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from stand_ins import TINY, noise_captions, noise_texts
 
 from tunalab.errors import UserError
+from tunalab.files import sha256
 from tunalab.frontends.components import vae
 from tunalab.frontends.components.build import build_components
-from tunalab.frontends.components.cache import MANIFEST, folder_of, is_built, sha256, write_component
+from tunalab.frontends.components.cache import MANIFEST, folder_of, is_built, write_component
 from tunalab.frontends.components.handle import NAMES, Components, load_component
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.siglip import EncoderConfig

@@ -5,11 +5,8 @@
 The manifest holds the sha256 of every other file: zeroed weights load without any error otherwise.
 """
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 from tunalab.config import digest
 from tunalab.errors import UserError
+from tunalab.files import sha256, write_folder
 from tunalab.frontends.loading import read_json
 
 MANIFEST = "manifest.json"
@@ -43,22 +41,18 @@ def is_built(folder: Path) -> bool:
 
 
 def write_component(folder: Path, config: Any, write: Callable[[Path], None]) -> None:
-    """Create ``folder`` from what ``write`` puts into an empty one, plus configuration and manifest, by one rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "component"
-        fresh.mkdir()
+    """Create ``folder`` from what ``write`` puts into an empty one, plus configuration and manifest, whole or not at all.
+
+    A folder without a manifest that is there already is what an older, interrupted copy left, and is replaced.
+    """
+
+    def fill(fresh: Path) -> None:
         (fresh / "config.json").write_text(json.dumps(plain(config), indent=1) + "\n")
         write(fresh)
         sums = {path.name: sha256(path) for path in sorted(fresh.iterdir())}
         (fresh / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")
-        for path in fresh.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            # Without a manifest it is what an older, interrupted copy left: never a finished component.
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+
+    write_folder(folder, fill)
 
 
 def verify(folder: Path, name: str) -> None:
@@ -70,7 +64,3 @@ def verify(folder: Path, name: str) -> None:
         if not path.is_file() or sha256(path) != expected:
             state = "damaged" if path.is_file() else "missing"
             raise UserError(f"component '{name}': {path} is {state}: delete {folder} and run `make components`")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
