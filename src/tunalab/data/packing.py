@@ -5,7 +5,7 @@ A row takes images of any size; a batch keeps its images in groups of one size, 
 Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of an image, K labelled tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, TypeVar
@@ -85,23 +85,20 @@ class PackedBatch:
         return torch.cat([document[:0], *(document[group.span_n_1T[:, 0]] for group in self.groups)])
 
     def to(self, device: torch.device) -> "PackedBatch":
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "PackedBatch":
-        return _each(self, Tensor.pin_memory)
+        return _moved(self, device)
 
 
 Tensors = TypeVar("Tensors", PackedBatch, ImageGroup)
 
 
-def _each(holder: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+def _moved(holder: Tensors, device: torch.device) -> Tensors:
     changed: dict[str, Any] = {}
     for item in fields(holder):
         value = getattr(holder, item.name)
         if isinstance(value, Tensor):
-            changed[item.name] = change(value)
+            changed[item.name] = value.to(device, non_blocking=True)
         elif isinstance(value, list):
-            changed[item.name] = [_each(group, change) for group in value]
+            changed[item.name] = [_moved(group, device) for group in value]
     return replace(holder, **changed)
 
 

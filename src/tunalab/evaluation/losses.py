@@ -50,7 +50,7 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
         x = to_space(model, batch)
         x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
         output = model(batch, x_t, draws.t_N, draws.mask_nT)
-        error_K = F.cross_entropy(output.logits_KV.float(), batch.label_K, reduction="none")
+        error_K = F.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
         kind_K = kind_D[batch.document_BL.flatten()[batch.logit_K]]
         kind_N = kind_D[batch.document_of_images()]
         for k, kind in enumerate(kinds):

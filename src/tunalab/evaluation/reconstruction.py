@@ -13,13 +13,12 @@ from torch import Tensor
 from tunalab.config import RunConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.held_out import held_out, pack
+from tunalab.frontends.psnr import psnr
 from tunalab.model import flow
 from tunalab.model.objective import draw, noised, to_space
 from tunalab.model.unified import UnifiedModel
 
 NOISE_SEED = 2  # never the run's
-PEAK = 2.0  # of RGB in [-1, 1]
-LEAST_ERROR = 1e-10  # a perfect image would be infinitely good: 106 dB instead
 
 
 @torch.no_grad()
@@ -39,13 +38,7 @@ def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) 
             x_t = noised(batch, x, draws.noise_nChw, t_N, objective.noise_scale)
             predictions = model(batch, x_t, t_N, draws.mask_nT).prediction_mChw
             for group, t_n, noisy, prediction in zip(batch.groups, batch.by_group(t_N), x_t, predictions, strict=True):
-                clean = flow.clean(prediction.float(), noisy, t_n, objective.prediction)
+                clean = flow.clean(prediction, noisy, t_n, objective.prediction)
                 image_nCHW = group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
-                found[t].append(psnr(model.frontend.from_space(clean).float().clamp(-1, 1), image_nCHW))
+                found[t].append(psnr(model.frontend.from_space(clean), image_nCHW))
     return {f"{t:g}": torch.cat(values).mean().item() for t, values in found.items() if values}
-
-
-def psnr(image_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
-    """(N,) dB of RGB in [-1, 1]."""
-    error_N = (image_NCHW - target_NCHW).square().flatten(1).mean(1).clamp(min=LEAST_ERROR)
-    return 10 * torch.log10(PEAK**2 / error_N)

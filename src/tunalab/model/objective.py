@@ -92,8 +92,11 @@ def source_images(batch: PackedBatch) -> Tensor:
 
 
 def to_space(model: UnifiedModel, batch: PackedBatch) -> list[Tensor]:
-    """The batch's images in the target space: uint8 (n, H, W, 3) to x (n, C, h, w)."""
-    return [model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1) for group in batch.groups]
+    """The batch's images in the target space: uint8 (n, H, W, 3) to x (n, C, h, w), float32 also where the model computes in less:
+    what x loses here no loss could tell.
+    """
+    with torch.autocast(batch.key_N.device.type, enabled=False):
+        return [model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1) for group in batch.groups]
 
 
 def noised(batch: PackedBatch, x_nChw: list[Tensor], noise_nChw: list[Tensor], t_N: Tensor, noise_scale: float) -> list[Tensor]:
@@ -114,7 +117,7 @@ def losses(
     x = to_space(model, batch) if x_nChw is None else x_nChw
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
     output = model(batch, x_t, draws.t_N, draws.mask_nT)
-    text = F.cross_entropy(output.logits_KV.float(), batch.label_K, reduction="sum")
+    text = F.cross_entropy(output.logits_KV, batch.label_K, reduction="sum")
     return {
         "text": SumCount(text, len(batch.label_K)),
         "flow": flow_loss(output.prediction_mChw, x, batch, draws, objective),
@@ -142,7 +145,7 @@ def flow_loss(
         t = t_n[chosen_n]
         goal = flow.target(x[chosen_n], noise[chosen_n], objective.prediction, objective.noise_scale)
         counted = prediction if chosen_N is None else prediction[chosen_n[generate_n]]
-        error = (counted.float() - goal).square().flatten(1).mean(1) if len(t) else t
+        error = (counted - goal).square().flatten(1).mean(1) if len(t) else t
         weight = flow.loss_weight(t, objective.prediction, objective.min_one_minus_t)
         total = total + (error * weight).sum() * group.tokens + 0 * prediction.sum()
         count += len(t) * group.tokens

@@ -25,7 +25,9 @@ from tunalab.model.time_embedding import TimeEmbedding
 
 @dataclass(eq=False)
 class ModelOutput:
-    """``logits_KV`` at the batch's ``logit_K``; ``prediction_mChw`` (x or v) for the images that generate, in their order."""
+    """``logits_KV`` at the batch's ``logit_K``; ``prediction_mChw`` (x or v) for the images that generate, in their order; both
+    float32, whatever was computed in.
+    """
 
     logits_KV: Tensor
     prediction_mChw: list[Tensor]
@@ -58,7 +60,7 @@ class UnifiedModel(nn.Module):
         slots = [group.span_n_1T for group in batch.groups]
         h_BLD = self.embed(batch.ids_BL, slots, x_t_nChw, batch.by_group(time_ND), mask_nT)
         h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
-        logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K])
+        logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K]).float()
         return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, x_t_nChw))
 
     def grid(self, x_NChw: Tensor) -> tuple[int, int]:
@@ -129,6 +131,6 @@ class UnifiedModel(nn.Module):
         known = (batch.by_group(values) for values in (batch.generate_N, time_ND))
         for group, x, generate_n, time_nD in zip(batch.groups, x_t_nChw, *known, strict=True):
             slots_mT = new_place[group.span_n_1T[generate_n, 1:]]
-            tokens_mTP = self.head.predict(h_SD[slots_mT], time_nD[generate_n])
+            tokens_mTP = self.head.predict(h_SD[slots_mT], time_nD[generate_n]).float()
             predictions.append(self.to_image(tokens_mTP, self.grid(x)))
         return predictions
