@@ -5,8 +5,12 @@ import pytest
 import torch
 from samples import random_batch, random_layout
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.flex_attention import flex_attention
 
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
+from tunalab.model import attention
 from tunalab.model.attention import (
     CachedAttention,
     DenseAttention,
@@ -123,19 +127,41 @@ def test_scale_and_head_sharing_are_those_of_the_definition() -> None:
 def test_flex_attention_has_the_same_rule() -> None:
     layout = some_layout(3, rows=2, length=128)
     rule = FlexAttention(layout).block_mask.mask_mod
+    with pytest.raises(UserError, match="attention=flex needs a CUDA device .choices"):
+        make_backend("flex", layout)
     b, query, key = torch.arange(2)[:, None, None], torch.arange(128)[None, :, None], torch.arange(128)[None, None, :]
     assert torch.equal(rule(b, torch.tensor(0), query, key), may_attend(layout.document_BL, layout.span_BL))
 
 
+def test_flex_attention_is_not_compiled_again_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward alone, with the graph that would be compiled run as it is: the kernel itself needs a GPU."""
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=counter)
+    monkeypatch.setattr(attention, "compiled_flex", lambda: compiled)
+    compiles = []
+    with torch.no_grad():
+        for number, length in enumerate((130, 300, 600, 128 * 4, 900)):
+            layout = some_layout(number, rows=2, length=length)
+            real = layout.document_BL >= 0
+            q, k, v = (x.detach() for x in qkv(layout, 4, 2, number, d=8, dtype=torch.float32))
+            out = FlexAttention(layout).attend(0, q.double(), k.double(), v, 0.2 + number)
+            assert out.dtype == v.dtype and out.shape == (2, length, 4, 8)
+            torch.testing.assert_close(out[real], DenseAttention(layout).attend(0, q, k, v, 0.2 + number)[real])
+            compiles.append(counter.frame_count)
+    assert compiles[-1] == compiles[1] <= 2, "lengths are found to differ once"
+    assert not any("f64[]" in graph.print_readable(print_output=False) for graph in counter.graphs), "a scale became an input"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-def test_flex_attention_equals_dense_forward_and_backward(heads: int, kv_heads: int) -> None:
-    layout = some_layout(1, rows=4, length=256)
+@pytest.mark.parametrize(("length", "d"), [(256, 16), (200, 32), (90, 8)])
+def test_flex_attention_equals_dense_forward_and_backward(heads: int, kv_heads: int, length: int, d: int) -> None:
+    layout = some_layout(1, rows=4, length=length)
     real = layout.document_BL >= 0
     cuda = Layout(*(x.cuda() for x in (layout.document_BL, layout.span_BL, layout.start_D, layout.length_D)))
     results = []
     for backend, device in ((DenseAttention(layout), "cpu"), (FlexAttention(cuda), "cuda"), (DocumentAttention(cuda), "cuda")):
-        leaves = qkv(layout, heads, kv_heads, d=16, dtype=torch.float32)
+        leaves = qkv(layout, heads, kv_heads, d=d, dtype=torch.float32)
         out = backend.attend(0, *(x.to(device) for x in leaves), 0.3).cpu()[real]
         out.square().sum().backward()
         results.append([out, *(x.grad for x in leaves)])

@@ -10,12 +10,15 @@ Shapes: B rows, L tokens, H query heads, G key-value heads, d head dimension, D 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from tunalab.errors import UserError
 
 
 class AttentionBackend(Protocol):
@@ -108,12 +111,19 @@ class DocumentAttention:
 
 
 class FlexAttention:
-    """Compiled FlexAttention over a block mask: CUDA only, as it has no backward pass on CPU."""
+    """Compiled FlexAttention over a block mask: CUDA only, as it has no backward pass on CPU.
 
-    _compiled = None
+    Rows are filled up to whole blocks and narrow heads to the least width of the kernels; what is filled in attends to itself alone
+    and is cut off again.
+    """
+
+    block = 128  # tokens along a side of the blocks that the kernel computes or skips
+    least_width = 16  # of a head
 
     def __init__(self, layout: Layout) -> None:
-        document, span = layout.document_BL, layout.span_BL
+        self.length = layout.document_BL.shape[1]
+        self.missing = -self.length % self.block
+        document, span = (F.pad(x, (0, self.missing), value=-1) for x in (layout.document_BL, layout.span_BL))
 
         def rule(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same_document = (document[b, query] == document[b, key]) & (document[b, key] >= 0)
@@ -121,16 +131,32 @@ class FlexAttention:
             return (same_document & ((query >= key) | same_span)) | (query == key)
 
         B, L = document.shape
-        self.block_mask: BlockMask = create_block_mask(rule, B, None, L, L, device=str(document.device))
-        if FlexAttention._compiled is None:
-            FlexAttention._compiled = torch.compile(flex_attention)
+        self.block_mask: BlockMask = create_block_mask(rule, B, None, L, L, device=document.device, BLOCK_SIZE=self.block)
 
     def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
-        assert FlexAttention._compiled is not None
-        out_BHLd = FlexAttention._compiled(
-            q_BHLd, k_BGLd, v_BGLd, block_mask=self.block_mask, scale=scale, enable_gqa=q_BHLd.shape[1] != k_BGLd.shape[1]
-        )
-        return out_BHLd.transpose(1, 2)
+        d = q_BHLd.shape[-1]
+        wider = max(0, self.least_width - d)
+        # Under autocast normalised queries and keys are float32 beside bfloat16 values: the kernel refuses the mix.
+        q, k, v = (x.to(v_BGLd.dtype) for x in (q_BHLd, k_BGLd, v_BGLd))
+        if wider or self.missing:
+            q, k, v = (F.pad(x, (0, wider, 0, self.missing)) for x in (q, k, v))
+        # Compiled with dynamic shapes, a scale would become an input of the graph, where the kernel needs a constant: its own
+        # stays, and the queries make up the difference.
+        q = q * (scale * (d + wider) ** 0.5)
+        out_BHLd = compiled_flex()(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return out_BHLd[:, :, : self.length, :d].transpose(1, 2)
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """One kernel for all lengths. Kernels still differ by heads, by one row or several, by training or evaluation: more kinds than
+    are compiled by default, and beyond that number torch would compute whole matrices of scores without a word; with ``fullgraph``
+    it raises.
+    """
+    from torch._dynamo import config as dynamo  # seconds to import, for nothing without a GPU
+
+    dynamo.recompile_limit = max(32, dynamo.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]
 
 
 class CachedAttention:
@@ -208,9 +234,12 @@ class CachedAttention:
 
 
 def make_backend(name: str, layout: Layout) -> AttentionBackend:
-    """``auto`` takes flex on CUDA and per-document SDPA elsewhere."""
+    """``auto`` takes flex on CUDA and per-document SDPA elsewhere. Raises UserError for flex without CUDA."""
+    cuda = layout.document_BL.is_cuda
     if name == "auto":
-        name = "flex" if layout.document_BL.is_cuda else "document"
+        name = "flex" if cuda else "document"
+    if name == "flex" and not cuda:
+        raise UserError("attention=flex needs a CUDA device (choices without one: auto, document, dense)")
     backends: dict[str, Callable[[Layout], AttentionBackend]] = {
         "dense": DenseAttention,
         "document": DocumentAttention,
