@@ -4,9 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.config import FrontEndConfig, read_yaml
+from tunalab.layers import read_experiment
 
 FILES = sorted((Path(__file__).parent.parent / "variants").glob("*.yaml"))
 SETTINGS: dict[str, dict[str, Any]] = {path.stem: read_yaml(path)["frontend"] for path in FILES}
+
+
+def variants_of(experiment: Path) -> list[Path]:
+    """The variants that an experiment is for: those it gives a front-end of its own scale, if it does so, else all."""
+    scaled = {
+        name for name, layers in read_experiment(experiment).variants.items() if any("frontend" in one.settings for one in layers)
+    }
+    return [path for path in FILES if path.stem in scaled or not scaled]
 
 
 def settings_of(name: str) -> FrontEndConfig:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.variants import variants_of
 
 import tunalab.model.build as build_module
 from tunalab.config import DecoderConfig, FrontEndConfig, RunConfig, load_config
@@ -14,7 +15,6 @@ from tunalab.model.decoder import build_decoder
 from tunalab.model.unified import UnifiedModel
 
 REPOSITORY = Path(__file__).parents[2]
-VARIANTS = sorted((REPOSITORY / "variants").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_no_weight_of_the_head_or_decoder_is_left_at_a_library_default(build: Ca
 @pytest.mark.parametrize("experiment", sorted((REPOSITORY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_variant_builds_on_the_meta_device_with_equal_shared_parts(experiment: Path) -> None:
     counts = []
-    for variant in VARIANTS:
+    for variant in variants_of(experiment):
         config = load_config(experiment, variant, [])
         with torch.device("meta"):
             model = build_model(config, None, 512)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.training.conftest import MIX, quick_config
+from tests.variants import SETTINGS
 from tunalab.config import RunConfig
 from tunalab.data.packing import PackedBatch, Placed, collate
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
@@ -141,7 +142,7 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
 def test_tokens_and_points_are_equal_for_all_variants(tmp_path: Path) -> None:
     # The x axis of Figure 6: every front-end reads the same documents, so its points lie at the same counts.
     seen = set()
-    for variant in ("tuna", "tuna_r", "tuna2"):
+    for variant in SETTINGS:
         train(quick_config(variant, stages__only={"tokens": 1, "mix": MIX}), tmp_path / variant)
         record = json.loads((tmp_path / variant / "record.json").read_text())
         seen.add(tuple((p["tokens"], p["steps"], p["images"]) for p in record["points"]))
