@@ -154,6 +154,7 @@ class ObjectiveConfig:
     target_layout: str = "patch"  # patch | raster (official pixel checkpoints)
     time_mean: float = -0.8  # t = sigmoid(N(mean, std^2)), t = 1 is clean
     time_std: float = 0.8
+    time_shift: float = 0.0  # by how much the mean falls with every visual token of an image: large images take more noise
     noise_scale: float = 1.0
     min_one_minus_t: float = 0.05  # clamp of 1 - t in the weight of the x-prediction loss
     flow_weight: float = 1.0

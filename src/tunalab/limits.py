@@ -66,6 +66,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "head.mlp": (1, None),
     "objective.time_mean": (None, None),
     "objective.time_std": (0, None),
+    "objective.time_shift": (0, None),
     "objective.noise_scale": (0, None),
     "objective.min_one_minus_t": (1e-6, 1),
     "objective.flow_weight": (0, None),

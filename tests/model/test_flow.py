@@ -68,8 +68,20 @@ def test_weighted_error_of_x_is_error_of_the_velocity() -> None:
 def test_times_are_logit_normal() -> None:
     objective = ObjectiveConfig(time_mean=-0.4, time_std=1.3)
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    t = flow.sample_time(z, objective)
+    t = flow.sample_time(z, torch.full(z.shape, 16), objective)
     assert t.min() > 0 and t.max() < 1
     logit = t.logit()
     assert abs(logit.mean() + 0.4) < 0.04 and abs(logit.std() - 1.3) < 0.03
-    assert flow.sample_time(torch.zeros(1), objective).item() == pytest.approx(torch.tensor(-0.4).sigmoid().item())
+    middle = flow.sample_time(torch.zeros(1), torch.tensor([16]), objective)
+    assert middle.item() == pytest.approx(torch.tensor(-0.4).sigmoid().item())
+
+
+def test_large_images_take_more_noise() -> None:
+    """The published shift: noise level s to e^mu / (e^mu + 1/s - 1), mu linear in tokens, 0.5 at 256 and 1.15 at 4096."""
+    slope = (1.15 - 0.5) / (4096 - 256)
+    objective = ObjectiveConfig(time_mean=-(0.5 - 256 * slope), time_std=1.0, time_shift=slope)
+    z, tokens = torch.randn(4, generator=torch.Generator().manual_seed(0)), torch.tensor([256, 1024, 1008, 4096])
+    mu = torch.tensor([0.5, 0.63, 0.5 + 752 * slope, 1.15])
+    level = 1 - torch.sigmoid(z)
+    expected = mu.exp() / (mu.exp() + 1 / level - 1)
+    torch.testing.assert_close(1 - flow.sample_time(z, tokens, objective), expected)

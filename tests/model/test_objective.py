@@ -47,6 +47,17 @@ def test_draws_are_a_function_of_an_images_place_in_the_stream(tokenizer: Tokeni
     assert not torch.equal(seeded.t_N, draws.t_N) and not torch.equal(seeded.noise_nChw[0], draws.noise_nChw[0])
 
 
+def test_times_fall_with_the_size_of_an_image_alone(tokenizer: Tokenizer) -> None:
+    batch = random_batch("cgegtg", 2, tokenizer, sizes=MIXED)
+    plain = draw(batch, ObjectiveConfig(), 0, PIXELS, masking=True)
+    shifted = draw(batch, ObjectiveConfig(time_shift=0.05), 0, PIXELS, masking=True)
+    tokens_N = torch.cat([torch.full((len(group),), group.tokens) for group in batch.groups])
+    fall = torch.where(batch.generate_N, 0.05 * tokens_N, 0)
+    generated = batch.generate_N
+    torch.testing.assert_close((plain.t_N.logit() - shifted.t_N.logit())[generated], fall[generated])
+    assert torch.equal(plain.t_N[~generated], shifted.t_N[~generated])
+
+
 def test_draws_leave_the_global_generator_alone(tokenizer: Tokenizer) -> None:
     batch = random_batch("ge", 1, tokenizer)
     before = torch.get_rng_state()

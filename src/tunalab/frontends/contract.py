@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tunalab.config import FrontEndConfig
+from tunalab.data.sequence import visual_grid
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class TargetSpace:
 
         Raises UserError when a side is not a multiple of ``token_pixels``: padding or cropping would be silent.
         """
-        if height % self.token_pixels or width % self.token_pixels or min(height, width) < 1:
-            raise UserError(f"image of {height}x{width} pixels is not cut exactly by tokens of {self.token_pixels} pixels")
-        return height // self.token_pixels, width // self.token_pixels
+        return visual_grid(height, width, self.token_pixels)
 
 
 def patchify(x_BChw: Tensor, patch: int) -> Tensor:

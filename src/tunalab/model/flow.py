@@ -42,9 +42,14 @@ def loss_weight(t_N: Tensor, kind: str, min_one_minus_t: float) -> Tensor:
     return torch.ones_like(t_N) if kind == "v" else (1 - t_N).clamp(min=min_one_minus_t) ** -2
 
 
-def sample_time(normal_N: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """t = sigmoid(mean + std z) from standard normal z."""
-    return torch.sigmoid(objective.time_mean + objective.time_std * normal_N)
+def sample_time(normal_N: Tensor, tokens_N: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """t = sigmoid(mean - shift * tokens + std z) from standard normal z, for images of so many visual tokens.
+
+    The resolution-dependent shift of rectified flows, sigma' = e^mu / (e^mu + 1 / sigma - 1) with mu linear in the tokens
+    (arXiv 2403.03206), is the same: with t = 1 - sigma = sigmoid(z) it is t' = sigmoid(z - mu).
+    """
+    z = objective.time_mean + objective.time_std * normal_N
+    return torch.sigmoid(z - objective.time_shift * tokens_N if objective.time_shift else z)
 
 
 def _expand(t_N: Tensor, like: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, space: Targe
     noisy_N = uniform_N4[:, 0] < objective.understanding_noise
     source_N = source_images(batch)
     looked_at_N = 1 - torch.where(noisy_N & ~source_N, 0.1 * uniform_N4[:, 1], torch.zeros_like(normal_N))
-    t_N = torch.where(batch.generate_N, flow.sample_time(normal_N, objective), looked_at_N)
+    tokens_N = torch.tensor([group.tokens for group in batch.groups for _ in range(len(group))], device=device)
+    t_N = torch.where(batch.generate_N, flow.sample_time(normal_N, tokens_N, objective), looked_at_N)
     if not masking:
         return Draws(t_N, [torch.zeros_like(scores, dtype=torch.bool) for scores in scores_nT], noise_nChw)
     known = (batch.by_group(values) for values in (uniform_N4[:, 2:], batch.generate_N, source_N))

@@ -1,7 +1,8 @@
 """The unified model: front-end -> decoder -> logits at labelled tokens, and flow head over the documents that generate.
 
 Images of one size are one tensor: a list holds one for every group of the batch. The front-end and the last layer of the head run
-once a group, the decoder and the blocks of the head once.
+once a group, the decoder and the blocks of the head once. How often the front-end runs therefore differs from rank to rank: sharded
+training must not gather its parameters call by call.
 
 Shapes: B rows, L tokens, N images, n images of a group, m generating ones among them, T visual tokens of an image, D width,
 V vocabulary, K labelled tokens, P token_dim; S tokens of generating documents.
