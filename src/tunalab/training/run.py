@@ -29,6 +29,7 @@ from tunalab.training.checkpointing import Checkpointing
 from tunalab.training.checkpoints import STATE, CheckpointStore
 from tunalab.training.evaluating import Evaluating, evaluation_tokens
 from tunalab.training.module import Harness, NonFiniteLoss
+from tunalab.training.preflight import refuse_several_processes
 from tunalab.training.reporting import Reporting
 from tunalab.training.start import load_start
 from tunalab.training.stopping import StopSignal
@@ -73,6 +74,7 @@ class Run:
         self.run_dir = run_dir
         self.components = Components(ComponentSettings.seeded(config.components_seed))
         self.tokenizer = self.components.tokenizer_for(config.decoder)
+        refuse_several_processes(config)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
         if not self.store.steps():  # a run that goes on has weights of its own
