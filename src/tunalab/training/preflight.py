@@ -78,7 +78,7 @@ def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_si
 
 
 def refuse_several_processes(config: RunConfig) -> None:
-    """Raises UserError for settings of training on several processes: `tunalab plan` reckons with them, training does not know them.
+    """Raises UserError for settings of several processes: `tunalab plan` reckons with them, training does not know them yet.
 
     To leave them out silently would train something else than what was asked for.
     """
