@@ -1,43 +1,59 @@
-"""`tunalab bench`: the two speed figures, printed and recorded."""
+"""`tunalab bench`: the figures that are promised, printed and recorded."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tunalab.bench.generation import bench_generation, randomise_zero_layers
-from tunalab.bench.training import bench_training
-from tunalab.config import load_config
-from tunalab.frontends.components.handle import Components
-from tunalab.model.build import build_model
+from tunalab.bench.sweep import bench_sweep
+from tunalab.files import write_atomically
 from tunalab.results.environment import environment
-from tunalab.results.files import write_atomically
+from tunalab.results.records import read_records
+
+PARTS = ("training", "generation", "sweep")
 
 
-def bench(only: str | None, out: Path) -> int:
-    """Run the benchmarks (or ``only`` one of them) on experiments/scenes.yaml with Tuna-2 and write ``out``.
+def bench(only: str | None, out: Path | None, records: Path) -> int:
+    """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``.
 
-    Exit code 1 when a required figure is not reached or fast and slow paths disagree.
+    Exit code 1 when a required figure is not reached or fast and slow paths disagree. ``out`` is where the figures are written.
     """
+    results: dict[str, Any] = {"command": "make bench" if only is None else f"tunalab bench --only {only}"}
+    if only != "sweep":
+        results |= {"environment": environment(), **_speed(only)}
+    if only in (None, "sweep"):
+        results["sweep"] = {"records": str(records), **bench_sweep(read_records(records))}
+    good = report(results)
+    if out is not None:
+        write_atomically(out, json.dumps(results, indent=1) + "\n")
+        print(f"wrote {out}")
+    return 0 if good else 1
+
+
+def _speed(only: str | None) -> dict[str, Any]:
+    import torch  # here, not above: the sweep's figures need none of this
+
+    from tunalab.bench.generation import bench_generation, randomise_zero_layers
+    from tunalab.bench.training import bench_training
+    from tunalab.config import load_config
+    from tunalab.frontends.components.handle import Components
+    from tunalab.model.build import build_model
+
     torch.set_num_threads(1)
     config = load_config(Path("experiments/scenes.yaml"), Path("variants/tuna2.yaml"), [])
     components = Components()
     tokenizer = components.tokenizer
     model = build_model(config, components, tokenizer.vocabulary)
     randomise_zero_layers(model)
-    results: dict[str, Any] = {"command": "make bench", "environment": environment()}
+    results = {}
     if only in (None, "training"):
         results["training"] = bench_training(model, config, tokenizer)
     if only in (None, "generation"):
         results["generation"] = bench_generation(model, config, tokenizer)
-    good = _report(results)
-    write_atomically(out, json.dumps(results, indent=1) + "\n")
-    print(f"wrote {out}")
-    return 0 if good else 1
+    return results
 
 
-def _report(results: dict[str, Any]) -> bool:
+def report(results: dict[str, Any]) -> bool:
+    """Print every figure beside what is asked of it; returns whether all are reached."""
     good = True
     if training := results.get("training"):
         reached = training["share_of_token_ratio"] >= training["required_share"]
@@ -58,6 +74,20 @@ def _report(results: dict[str, Any]) -> bool:
             f"({generation['reference_seconds_per_image'] * 1e3:.0f} ms) (at least {generation['required_speedup']:.0f}x: "
             f"{_verdict(reached)}); images differ by {generation['largest_pixel_difference']:.1e} (at most 1e-4: {_verdict(equal)})"
         )
+    if sweep := results.get("sweep"):
+        quick = sweep["minutes"] <= sweep["required_minutes"]
+        small = sweep["peak_memory_gb"] <= sweep["required_memory_gb"]
+        able = sweep["fewest_above_chance"] >= sweep["required_above_chance"]
+        good &= quick and small and able
+        print(
+            f"sweep: {sweep['runs']} runs of {sweep['variant']}, {sweep['training_minutes_of_all_runs']:.1f} minutes of training, "
+            f"{sweep['minutes']:.1f} with {sweep['parallel']} at a time, starts and evaluations not counted "
+            f"(at most {sweep['required_minutes']:.0f}: {_verdict(quick)}); peak memory {sweep['peak_memory_gb']:.2f} GB a run "
+            f"(at most {sweep['required_memory_gb']:.0f}: {_verdict(small)}); benchmarks whose 95% lower bound is above chance "
+            f"(at least {sweep['required_above_chance']} of them: {_verdict(able)}):"
+        )
+        for setting, names in sweep["above_chance"].items():
+            print(f"  {setting or 'all runs'}: {len(names)} ({', '.join(names)})")
     return good
 
 

@@ -16,9 +16,10 @@ def add(commands: "Commands") -> None:
     sub = add_command(commands, dashboard, "open MLflow's page on the runs")
     sub.add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     sub.add_argument("--port", type=int, default=5000)
-    sub = add_command(commands, bench, "measure training and generation against their slow references")
-    sub.add_argument("--only", choices=("training", "generation"))
-    sub.add_argument("--out", type=Path, default=Path("results/bench.json"))
+    sub = add_command(commands, bench, "measure training and generation against their slow references, and what the sweep took")
+    sub.add_argument("--only", choices=("training", "generation", "sweep"))
+    sub.add_argument("--records", type=Path, default=Path("results/mask_ratio"), help="of the sweep")
+    sub.add_argument("--out", type=Path, help="file for the figures; default: results/bench.json, with --only none")
 
 
 def components(arguments: argparse.Namespace) -> int:
@@ -36,4 +37,5 @@ def dashboard(arguments: argparse.Namespace) -> int:
 def bench(arguments: argparse.Namespace) -> int:
     from tunalab.bench.run import bench as run_bench
 
-    return run_bench(arguments.only, arguments.out)
+    out = arguments.out or (None if arguments.only else Path("results/bench.json"))
+    return run_bench(arguments.only, out, arguments.records)

@@ -1,0 +1,73 @@
+"""The speed benchmarks at small sizes: fast and slow paths agree, and the figures are consistent. Speeds are not tested here."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from tests.conftest import small_config
+
+from tunalab.bench.generation import bench_generation
+from tunalab.bench.run import report
+from tunalab.bench.training import bench_training
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.model.unified import UnifiedModel
+
+Model = Callable[..., UnifiedModel]
+
+
+def test_training_agrees_with_its_dense_reference(tiny_model: Model, tokenizer: Tokenizer) -> None:
+    config = small_config()
+    config.data.rows, config.data.row_tokens, config.data.lookahead = 1, 256, 8
+    found = bench_training(tiny_model("patch_embed", config=config), config, tokenizer, repeats=1, padded=160)
+    assert found["largest_relative_loss_difference"] < 1e-4
+    assert found["padded_to_real_tokens"] > 1
+    assert found["share_of_token_ratio"] == pytest.approx(found["speedup"] / found["padded_to_real_tokens"])
+    speeds = found["images_per_second"] / found["reference_images_per_second"]
+    assert speeds == pytest.approx(found["speedup"])  # one turn, one ratio
+
+
+def test_generation_agrees_with_its_padded_reference(tiny_model: Model, tokenizer: Tokenizer) -> None:
+    config = small_config()
+    config.sampling.steps = 2
+    found = bench_generation(tiny_model("patch_embed", config=config), config, tokenizer, images=2, repeats=1, padded=96)
+    assert found["largest_pixel_difference"] < 1e-4
+    assert (found["images"], found["tokens_per_image"]) == (2, 16)
+    assert found["reference_seconds_per_image"] / found["seconds_per_image"] == pytest.approx(found["speedup"])
+
+
+TRAINING = {
+    "images_per_second": 100.0,
+    "reference_images_per_second": 10.0,
+    "speedup": 10.0,
+    "padded_to_real_tokens": 5.0,
+    "share_of_token_ratio": 2.0,
+    "required_share": 0.95,
+    "largest_relative_loss_difference": 1e-7,
+}
+GENERATION = {
+    "speedup": 20.0,
+    "required_speedup": 10.0,
+    "seconds_per_image": 0.1,
+    "reference_seconds_per_image": 2.0,
+    "largest_pixel_difference": 1e-6,
+}
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {},
+        {"share_of_token_ratio": 0.9},
+        {"largest_relative_loss_difference": 1e-3},
+        {"largest_relative_loss_difference": math.nan},
+    ],
+)
+def test_a_training_figure_that_is_missed_is_said(worse: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report({"training": TRAINING | worse}) is not bool(worse)
+    assert ("MISSED" in capsys.readouterr().out) is bool(worse)
+
+
+@pytest.mark.parametrize("worse", [{}, {"speedup": 9.9}, {"largest_pixel_difference": 1e-3}])
+def test_a_generation_figure_that_is_missed_is_said(worse: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report({"generation": GENERATION | worse}) is not bool(worse)
+    assert ("MISSED" in capsys.readouterr().out) is bool(worse)
