@@ -37,8 +37,9 @@ figure6: install ## draw Figure 6 from the committed records; train what has non
 	$(BIN)/tunalab sweep figure6 $(ARGS)
 	$(BIN)/tunalab figure figure6 --records results/figure6 --out results
 
-mask-ratio-figure: install ## draw mask_ratio.png from the committed records
+mask-ratio-figure: install ## draw mask_ratio.png and the curves from the committed records
 	$(BIN)/tunalab figure mask_ratio --records results/mask_ratio --out results
+	$(BIN)/tunalab figure curves --records results/mask_ratio --out results/mask_ratio
 
 table: install ## write the tables of the committed records
 	$(BIN)/tunalab table --records results/figure6 --readme README.md
@@ -47,7 +48,7 @@ table: install ## write the tables of the committed records
 dashboard: install ## open MLflow's page on the runs
 	$(BIN)/tunalab dashboard $(ARGS)
 
-bench: components ## training and generation against their slow references
+bench: components ## training and generation against their slow references; what the sweep took and reached
 	$(BIN)/tunalab bench $(ARGS)
 
 lint: install ## ruff

@@ -237,3 +237,14 @@ def test_data_that_changed_under_a_stopped_run_are_named(make: Any) -> None:
     state = next(step.lane_state for step in steps if step.lane_state["waiting"])
     with pytest.raises(UserError, match="sound before"):
         list(make(corpora, resume={0: state}))
+
+
+def test_a_stage_of_no_tokens_is_left_out(make: Any) -> None:
+    none, second, third = StageConfig(tokens=0, mix={"words": 1.0}), STAGES["second"], STAGES["third"]
+    plain = list(make(stages={"b": second, "d": third}))
+    steps = list(make(stages={"a": none, "b": second, "c": none, "d": third, "e": none}))
+    assert [(step.stage, step.stage_step, step.stage_progress) for step in steps] == [
+        (step.stage, step.stage_step, step.stage_progress) for step in plain
+    ]
+    for step, other in zip(steps, plain, strict=True):
+        assert all(torch.equal(x.ids_BL, y.ids_BL) for x, y in zip(step.batches, other.batches, strict=True))

@@ -42,7 +42,9 @@ def test_every_file_is_used() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_golden_tensor(name: str, golden_model: Callable[[str], Loaded]) -> None:
-    model = golden_model(name).model
+    loaded = golden_model(name)
+    model = loaded.model
+    assert loaded.config.objective.target_layout == model.target_layout == ("patch" if name == "tuna" else "raster")
     golden = Visited(FOLDER / f"{name}.npz")
     for task in TASKS:
         offset, length = golden[f"{task}/span"].tolist()

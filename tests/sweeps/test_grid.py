@@ -42,7 +42,10 @@ def test_a_sweep_without_factors_and_one_with_two_that_share_a_word(sweep_file):
     ("old", "new", "message"),
     [
         ("figure: mask_ratio", "figures: mask_ratio", "unknown key 'figures', choices: experiment, variants"),
-        ("figure: mask_ratio", "figure: pie", "key 'figure' has unknown value 'pie', choices: figure6, mask_ratio"),
+        ("figure: mask_ratio", "figure: pie", "key 'figure' has unknown value 'pie', choices: figure6, curves, mask_ratio"),
+        ("figure: mask_ratio", "figure: [curves, pie]", "key 'figure' has unknown value 'pie'"),
+        ("figure: mask_ratio", "figure: [curves, curves]", "key 'figure' holds 'curves' twice"),
+        ("figure: mask_ratio", "figure: {a: 1}", "key 'figure' must be a list"),
         ("experiment: scenes", "experiment: scene", "key 'experiment' has unknown value 'scene', choices: scenes"),
         ("experiment: scenes\n", "", "key 'experiment' is missing"),
         ("[tuna, tuna2]", "[tuna, tuna9]", "key 'variants' has unknown value 'tuna9', choices: tuna, tuna2, tuna_r"),
@@ -85,3 +88,14 @@ def test_settings_read_back_as_what_they_were(value):
 def test_records_are_relative_to_the_root(sweep_file, tmp_path):
     sweep_file.write_text(sweep_file.read_text() + "records: results/mask_ratio\n")
     assert load_sweep(sweep_file).records == tmp_path / "results/mask_ratio"
+
+
+def test_figures_are_none_one_or_several(sweep_file):
+    text = sweep_file.read_text()
+    for written, figures in (
+        ("", ()),
+        ("figure: curves\n", ("curves",)),
+        ("figure: [mask_ratio, curves]\n", ("mask_ratio", "curves")),
+    ):
+        sweep_file.write_text(text.replace("figure: mask_ratio\n", written))
+        assert load_sweep(sweep_file).figures == figures

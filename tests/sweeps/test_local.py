@@ -15,6 +15,7 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.results.records import write_record
 from tunalab.sweeps.cells import collect, finished_record, last_line, publish, take_lock
+from tunalab.sweeps.devices import visible_gpus
 from tunalab.sweeps.local import default_parallel, run_cells
 
 
@@ -127,6 +128,21 @@ live = pathlib.Path({str(tmp_path)!r}) / 'live'; live.mkdir(exist_ok=True)
     assert default_parallel(threads=10**6) == 1 and default_parallel(1) == len(os.sched_getaffinity(0))
 
 
+def test_a_gpu_has_one_cell_at_a_time_and_a_cell_one_gpu(cells, trains, monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    assert default_parallel(1, ["0"]) == 1 and default_parallel(1, [str(gpu) for gpu in range(99)]) == cores
+    run(cells, trains("note(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.3)"), parallel=2, gpus=["3", "GPU-5"])
+    assert {(cell.run_dir / "notes.txt").read_text().strip() for cell in cells[:2]} == {"3", "GPU-5"}
+    assert {(cell.run_dir / "notes.txt").read_text().strip() for cell in cells} == {"3", "GPU-5"}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    assert visible_gpus() == ["4", "7"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert visible_gpus() == []
+
+
 SAVES = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), note('saved'), os._exit(75))); note('ready'); time.sleep(60)"
 HANGS = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('ready'); time.sleep(60)"
 
@@ -136,6 +152,7 @@ sys.path.insert(0, {folder!r})
 from conftest import make_record
 from pathlib import Path
 from tunalab.sweeps.grid import Cell
+from tunalab.sweeps.devices import visible_gpus
 from tunalab.sweeps.local import run_cells
 names = {names!r}
 cells = [Cell(name, "s", "scenes", "tuna", 0, {{}}, [], Path({runs!r}) / name) for name in names]

@@ -25,8 +25,9 @@ FAMILIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     try:
+        _take_settings(arguments, rest)
         return int(arguments.run(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -34,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _take_settings(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Settings that stand behind an option: argparse takes a list of words at one place only."""
+    strange = [word for word in rest if word.startswith("-") or "settings" not in arguments]
+    if strange:
+        raise UserError(f"unknown argument {strange[0]!r}: --help lists what there is")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
 
 
 def _parser() -> argparse.ArgumentParser:

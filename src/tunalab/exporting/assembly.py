@@ -6,6 +6,7 @@ much memory as the model. Buffers are computed as always.
 
 from collections.abc import Mapping
 
+import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
@@ -28,7 +29,9 @@ def assemble(config: RunConfig, parts: RunParts, vocabulary: int, weights: Mappi
     with init_empty_weights(include_buffers=False):
         model = build_model(architecture_config(config), parts, vocabulary)
     own, learnt = model.state_dict(), learnt_state(model)
-    given = {name: tensor.float() for name, tensor in weights.items()}
+    # Copied even where nothing is converted: tensors lie in files at any address, and on a CPU the last bit of a product depends on
+    # how its factors are aligned.
+    given = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
     if config.decoder.tie_embeddings and TABLE in given:
         given[TIED] = given[TABLE]
     check_fit(learnt, given, what)

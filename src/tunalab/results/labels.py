@@ -1,6 +1,6 @@
 """What variants and benchmarks are called and coloured, the same in every figure and table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from tunalab.data.scenes.vocabulary import BENCHMARKS as PUBLISHED
 
@@ -28,10 +28,15 @@ def variant_label(name: str) -> str:
     return VARIANTS.get(name, name)
 
 
-def key_labels(keys: Sequence[str]) -> dict[str, str]:
-    """What settings are called: the last word of their key, or the whole key where two of them end in the same word."""
-    last = {key: "mask ratio" if key == MASK_RATIO else key.rsplit(".", 1)[-1] for key in keys}
+def last_words(keys: Iterable[str]) -> dict[str, str]:
+    """The last word of each key, or the whole key where two of them end in the same word."""
+    last = {key: key.rsplit(".", 1)[-1] for key in keys}
     return {key: word if list(last.values()).count(word) == 1 else key for key, word in last.items()}
+
+
+def key_labels(keys: Iterable[str]) -> dict[str, str]:
+    """What settings are called in figures and tables."""
+    return {key: "mask ratio" if key == MASK_RATIO else word for key, word in last_words(keys).items()}
 
 
 def value_label(value: object) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError
-from tunalab.results.labels import FIGURE_NAMES
+from tunalab.results.labels import FIGURE_NAMES, last_words
 
 KEYS = ("experiment", "variants", "seeds", "factors", "overrides", "records", "figure")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, checked. ``records`` is a folder of committed records, ``figure`` what is drawn at the end."""
+    """A sweep file, checked. ``records``: a folder of committed records; ``figures``: drawn at the end beside the curves."""
 
     name: str
     experiment: str
@@ -30,7 +30,7 @@ class Sweep:
     factors: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
     records: Path | None = None
-    figure: str | None = None
+    figures: tuple[str, ...] = ()
     known_variants: tuple[str, ...] = ()
 
 
@@ -73,6 +73,8 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UserError(f"{path}: key 'seeds' must hold integers from 0, got {seed!r}")
+    figures = plain.get("figure")
+    figures = [figures] if isinstance(figures, str) else figures
     return Sweep(
         name=path.stem,
         experiment=_choice(path, "experiment", plain.get("experiment"), experiments),
@@ -81,7 +83,7 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
         factors={key: _list(path, f"factors.{key}", values) for key, values in factors.items()},
         overrides=overrides,
         records=None if records is None else root / records,
-        figure=None if plain.get("figure") is None else _choice(path, "figure", plain["figure"], FIGURE_NAMES),
+        figures=tuple(_choice(path, "figure", name, FIGURE_NAMES) for name in _list(path, "figure", figures)) if figures else (),
         known_variants=variants,
     )
 
@@ -98,7 +100,7 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     if variant is not None and variant not in {*sweep.variants, *sweep.known_variants}:
         raise UserError(f"unknown variant {variant!r}, choices: {', '.join(sorted({*sweep.variants, *sweep.known_variants}))}")
     variants = sweep.variants if variant is None else (variant,)
-    labels = _labels(sweep.factors)
+    labels = last_words(sweep.factors)
     cells = []
     for seed, values, name in product(sweep.seeds, product(*sweep.factors.values()), variants):
         factors = dict(zip(sweep.factors, values, strict=True))
@@ -112,6 +114,32 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     return cells
 
 
+def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
+    """Settings of the command line may change what all runs of a sweep share, not what tells one from the other.
+
+    Raises:
+        UserError: one of them is a factor of the sweep, the seed, or set by the sweep itself.
+    """
+    file = f"sweeps/{sweep.name}.yaml"
+    places = dict.fromkeys(sweep.factors, f"its values stand in {file} under 'factors'")
+    places["seed"] = f"its seeds stand in {file} under 'seeds'"
+    places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
+    for text in settings:
+        for key in _leaves(OmegaConf.to_container(OmegaConf.from_dotlist([text]))):
+            for own, place in places.items():
+                if key == own or key.startswith(f"{own}."):
+                    raise UserError(f"setting '{text}' would give every run of sweep {sweep.name} the same {own}: {place}")
+
+
+def check_distinct(sweep: str, hashes: Mapping[str, str]) -> None:
+    """Raises UserError, naming them, where two cells (name -> hash of the configuration) are one and the same run."""
+    first: dict[str, str] = {}
+    for name, config_hash in hashes.items():
+        other = first.setdefault(config_hash, name)
+        if other != name:
+            raise UserError(f"sweep {sweep}: cells {other} and {name} are the same run: what they differ in changes no result")
+
+
 def setting(value: Any) -> str:
     """A value as it is written behind ``key=`` on the command line, so that OmegaConf reads the same value back."""
     if isinstance(value, str):
@@ -121,6 +149,14 @@ def setting(value: Any) -> str:
         except (yaml.YAMLError, OmegaConfBaseException):
             pass  # it needs quotes
     return json.dumps(value)
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[str]:
+    if not isinstance(node, dict) or not node:
+        yield key
+        return
+    for name, inside in node.items():
+        yield from _leaves(inside, f"{key}.{name}" if key else str(name))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -165,12 +201,6 @@ def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: key {key!r} must be a mapping of settings, got {value!r}")
     return {str(name): inside for name, inside in value.items()}
-
-
-def _labels(factors: Mapping[str, Any]) -> dict[str, str]:
-    """The last word of each factor's key, or the whole key where two factors end in the same word."""
-    last = {key: key.rsplit(".", 1)[-1] for key in factors}
-    return {key: word if list(last.values()).count(word) == 1 else key for key, word in last.items()}
 
 
 def _slug(value: Any) -> str:

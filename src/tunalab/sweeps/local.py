@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal, TextIO
 
+from tunalab.errors import EXIT_STOPPED
 from tunalab.sweeps.cells import LOG_FILE, ConfigHash, finished_record, last_line, take_lock
+from tunalab.sweeps.devices import GPU_VARIABLE
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.plan import align
 from tunalab.sweeps.progress import Progress
 
-STOPPED = 75  # EX_TEMPFAIL: saved and resumable, of a cell and of the whole sweep
 State = Literal["finished", "skipped", "failed", "stopped", "not started"]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -45,8 +46,8 @@ class Result:
         """75 if the sweep was stopped; else 1 if a cell failed, 75 if one stopped, 0 if all are finished."""
         states = {outcome.state for outcome in self.outcomes}
         if self.interrupted:
-            return STOPPED
-        return 1 if "failed" in states else STOPPED if "stopped" in states else 0
+            return EXIT_STOPPED
+        return 1 if "failed" in states else EXIT_STOPPED if "stopped" in states else 0
 
     def table(self) -> str:
         """A row per cell, the failed ones last with their error and log, where the eye is after a long sweep."""
@@ -70,12 +71,13 @@ class _Running:
     lock: IO[str]
     log_start: int
     began: float
+    gpu: str | None
 
 
-def default_parallel(threads: int = 1) -> int:
-    """As many cells at a time as the cores that this process may use allow."""
+def default_parallel(threads: int = 1, gpus: Sequence[str] = ()) -> int:
+    """As many cells at a time as the cores that this process may use allow, and where there are GPUs at most one on each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, min(cores // threads, len(gpus) or cores))
 
 
 def run_cells(
@@ -86,6 +88,7 @@ def run_cells(
     records: Path | None = None,
     parallel: int | None = None,
     threads: int = 1,
+    gpus: Sequence[str] = (),
     total_tokens: Callable[[Cell], int] | None = None,
     stream: TextIO | None = None,
     line_seconds: float = 30.0,
@@ -95,18 +98,19 @@ def run_cells(
     ``command(cell)`` is the argument list of its process; its output goes to ``run_dir/log.txt``. ``config_hash(cell)`` is the
     hash of its resolved configuration: a record with it, finished, in the run directory or in ``records``, is a finished
     cell. All hashes are taken first, so a wrong setting ends the sweep before anything is trained. A cell that another driver
-    holds is tried again until it is free, and then skipped if it was finished there.
+    holds is tried again until it is free, and then skipped if it was finished there. A cell sees one of ``gpus``, the one with
+    the fewest cells on it.
 
     SIGINT or SIGTERM: cells get SIGTERM and the time they need to save, no new one starts. A second one kills them.
 
     Raises:
         UserError: from ``config_hash``.
     """
-    queue = _Queue(cells, command, {cell.name: config_hash(cell) for cell in cells}, records, threads)
+    queue = _Queue(cells, command, {cell.name: config_hash(cell) for cell in cells}, records, threads, gpus)
     progress = Progress(cells, total_tokens, stream, line_seconds)
     with _stop_signals() as signals:
         try:
-            queue.work(parallel or default_parallel(threads), progress, signals)
+            queue.work(parallel or default_parallel(threads, gpus), progress, signals)
         finally:
             queue.abandon()
             progress.close()
@@ -123,12 +127,14 @@ class _Queue:
         hashes: dict[str, str],
         records: Path | None,
         threads: int,
+        gpus: Sequence[str],
     ) -> None:
         self.waiting = deque(cells)
         self.busy: deque[Cell] = deque()  # held by another driver
         self.running: list[_Running] = []
         self.outcomes: dict[str, Outcome] = {}
-        self.command, self.hashes, self.records, self.threads = command, hashes, records, threads
+        self.command, self.hashes, self.records = command, hashes, records
+        self.threads, self.gpus = threads, gpus
         self._announced: set[str] = set()
         self._asked, self._killed = False, False
 
@@ -172,6 +178,9 @@ class _Queue:
         log = cell.run_dir / LOG_FILE
         argv = self.command(cell)
         variables = dict.fromkeys(THREAD_VARIABLES, str(self.threads)) | {"PYTHONUNBUFFERED": "1"}
+        used = [run.gpu for run in self.running]
+        gpu = min(self.gpus, key=used.count, default=None)
+        variables |= {} if gpu is None else {GPU_VARIABLE: gpu}
         with log.open("ab") as output:
             output.write(f"=== {datetime.now().isoformat(timespec='seconds')} {' '.join(argv)}\n".encode())
             output.flush()
@@ -192,7 +201,7 @@ class _Queue:
                 lock.close()
                 self.outcomes[cell.name] = Outcome(cell, "failed", f"{argv[0]} does not start: {error.strerror}", log)
                 return
-        self.running.append(_Running(cell, process, lock, log_start, time.monotonic()))
+        self.running.append(_Running(cell, process, lock, log_start, time.monotonic(), gpu))
 
     def _is_finished(self, cell: Cell) -> bool:
         return finished_record(cell, self.hashes[cell.name], self.records) is not None
@@ -214,7 +223,7 @@ class _Queue:
             if self._is_finished(run.cell):
                 return Outcome(run.cell, "finished", "", log, seconds)
             return Outcome(run.cell, "failed", "exit code 0 without a finished record of this configuration", log, seconds)
-        if code == STOPPED:
+        if code == EXIT_STOPPED:
             return Outcome(run.cell, "stopped", "saved, goes on when started again", log, seconds)
         if self._killed and code < 0:
             return Outcome(run.cell, "stopped", "killed before it had saved, goes on from its last checkpoint", log, seconds)

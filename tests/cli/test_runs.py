@@ -1,0 +1,53 @@
+"""`tunalab train`: a saved configuration is the same run again, and nothing else passes for one."""
+
+from pathlib import Path
+
+import pytest
+
+from tunalab.cli import main
+from tunalab.results.records import read_record
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *call: str) -> str:
+    capsys.readouterr()
+    assert main(list(call)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_a_saved_configuration_is_the_same_run_again(checkout: Path, trained: list[Path]) -> None:
+    settings = ["objective.masking.ratio=0.3", "stages.sft.lr=1e-4", "seed=4", "tracking.enabled=false", "tracking.sweep=old"]
+    assert main(["train", "--experiment", "smoke", "--variant", "tuna_r", *settings]) == 0
+    assert main(["train", "--config", str(trained[0] / "config.yaml")]) == 0
+    first, again = (read_record(path / "record.json") for path in trained)
+    assert trained[1] != trained[0] and trained[1].name == f"tuna_r-seed4+{first.run.config_hash}"
+    assert again.run.config_hash == first.run.config_hash
+    assert again.config == first.config | {"tracking": first.config["tracking"] | {"sweep": ""}}  # it is no part of that sweep
+    assert main(["train", "--config", str(trained[0] / "config.yaml"), "--run-dir", "runs/mine"]) == 0
+    assert trained[2] == Path("runs/mine")
+
+
+def test_a_replay_takes_nothing_else(checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--experiment", "smoke", "--variant", "tuna2"]) == 0
+    saved = str(trained[0] / "config.yaml")
+    for extra, named in ((["seed=3"], "seed=3"), (["--variant", "tuna"], "--variant"), (["--experiment", "smoke"], "--experiment")):
+        assert f"leave out '{named}'" in refusal(capsys, "train", "--config", saved, *extra)
+    assert "not the saved configuration" in refusal(capsys, "train", "--config", "experiments/smoke.yaml")
+    assert "nowhere.yaml" in refusal(capsys, "train", "--config", "nowhere.yaml")
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize("option", ["--experiment", "--variant"])
+def test_a_saved_configuration_is_no_experiment(
+    checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert main(["train", "--experiment", "smoke"]) == 0
+    saved = trained[0] / "config.yaml"
+    assert f"--config {saved}" in refusal(capsys, "train", option, str(saved))
+
+
+def test_a_run_of_an_earlier_revision_is_refused(checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--experiment", "smoke"]) == 0
+    saved = trained[0] / "config.yaml"
+    saved.write_text("".join(line for line in saved.read_text().splitlines(True) if not line.startswith("revision:")))
+    assert "revision=1" in refusal(capsys, "train", "--config", str(saved))

@@ -1,0 +1,135 @@
+"""The paper's recipe at two sizes: what is equal in it, what differs, and what happens on a laptop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.variants import SETTINGS
+from tunalab.cli import main
+from tunalab.config import RunConfig, load_config, to_plain
+from tunalab.data.buckets import Buckets
+from tunalab.errors import UserError
+from tunalab.frontends.components.handle import Components
+from tunalab.model.build import build_model
+
+ROOT = Path(__file__).parent.parent
+CONTROLLED, OWN = ("paper_1_5b_controlled", "paper_7b_controlled"), ("paper_1_5b", "paper_7b")
+SIZE = {"decoder.pretrained", "decoder.vocabulary", "decoder.width", "decoder.heads", "decoder.kv_heads", "decoder.mlp"}
+SIZE |= {"decoder.tie_embeddings", "head.heads", "head.kv_heads", "head.mlp", "data.step_tokens"}
+STAGES = ("connector", "pretrain", "sft")
+
+
+def load(experiment: str, variant: str, *settings: str) -> RunConfig:
+    return load_config(ROOT / f"experiments/{experiment}.yaml", ROOT / f"variants/{variant}.yaml", list(settings))
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def differences(a: RunConfig, b: RunConfig) -> set[str]:
+    left, right = flat(to_plain(a)), flat(to_plain(b))
+    return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+
+
+@pytest.mark.parametrize("experiment", CONTROLLED)
+def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) -> None:
+    first, *others = (load(experiment, variant) for variant in SETTINGS)
+    assert len(others) >= 2
+    for other in others:
+        assert {key.split(".")[0] for key in differences(first, other)} == {"variant", "frontend"}
+
+
+def test_own_settings_are_those_that_the_header_lists() -> None:
+    expected = {
+        "tuna": {"prediction", "time_mean", "time_std", "noise_scale", "text_weight", "understanding_noise", "masking.ratio"},
+        "tuna_r": {"masking.ratio"},
+        "tuna2": set(),
+    }
+    sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": set()}
+    for variant in SETTINGS:
+        named = {f"objective.{key}" for key in expected[variant]} | {f"sampling.{key}" for key in sampling[variant]}
+        if variant == "tuna2":
+            named |= {"stages.connector.tokens"}
+        assert differences(load("paper_7b", variant), load("paper_7b_controlled", variant)) == named | {"experiment"}
+
+
+@pytest.mark.parametrize("variant", list(SETTINGS))
+def test_sizes_differ_in_size_and_budget_alone(variant: str) -> None:
+    for small, large in (OWN, CONTROLLED):
+        budgets = {f"stages.{stage}.tokens" for stage in STAGES}
+        changed = differences(load(small, variant), load(large, variant)) - {"experiment"}
+        assert SIZE <= changed <= SIZE | budgets
+
+
+def test_the_stages_are_the_papers() -> None:
+    for experiment, variant in ((experiment, variant) for experiment in OWN + CONTROLLED for variant in SETTINGS):
+        config = load(experiment, variant)
+        stages = config.stages
+        assert list(stages) == list(STAGES)
+        assert [stage.lr for stage in stages.values()] == [5e-4, 1e-4, 2e-5]
+        assert [stage.train for stage in stages.values()] == ["connector", "all", "all"]
+        assert [stage.masking for stage in stages.values()] == [False, True, False]
+        assert config.objective.masking.start == 0.6, "the last 40%"
+        assert config.data.row_tokens == 16_384 and config.precision == "bf16" and config.activation_checkpointing
+        assert config.optimizer.ema == 0.9999 and config.optimizer.beta2 == 0.95
+        assert all(stage.tokens % config.data.step_tokens == 0 for stage in stages.values())
+    steps = {name: stage.tokens // 2_097_152 for name, stage in load("paper_7b", "tuna_r").stages.items()}
+    assert steps == {"connector": 3_000, "pretrain": 300_000, "sft": 50_000}
+    assert load("paper_1_5b", "tuna2").stages["pretrain"].tokens // 1_048_576 == 100_000
+
+
+def test_both_published_mixes_go_by_name() -> None:
+    def shares(config: RunConfig) -> tuple[float, float]:
+        mix = config.stages["pretrain"].mix
+        assert sum(mix.values()) == pytest.approx(1) and mix["text/nemotron"] == 0.2
+        return mix["webdataset/pairs_caption"] / 0.8, mix["webdataset/pairs_text_to_image"] / 0.8
+
+    assert shares(load("paper_7b", "tuna2")) == pytest.approx((0.3, 0.7))
+    assert shares(load("paper_7b", "tuna2", "stages.pretrain.mix=v1")) == pytest.approx((0.7, 0.3))
+    both = load("paper_1_5b", "tuna_r", "stages.pretrain.mix=v1", "stages.connector.mix=connector_v1")
+    assert both.stages["connector"].mix["webdataset/pairs_caption"] == 0.7
+    with pytest.raises(UserError, match=r"stages.pretrain.mix=v3 is no mix of the experiment \(choices: v2, v1"):
+        load("paper_7b", "tuna2", "stages.pretrain.mix=v3")
+
+
+def test_buckets_are_five_around_512_and_five_around_1024_px() -> None:
+    for tier, side in zip(Buckets.of(load("paper_7b", "tuna2").data).tiers, (512, 1024), strict=True):
+        assert len(tier) == 5 and (side, side) in tier
+        for height, width in tier:
+            assert height % 16 == width % 16 == 0 and height * width == pytest.approx(side**2, rel=0.02)
+            assert (width, height) in tier
+
+
+def test_training_without_the_data_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(ROOT / "experiments/paper_7b.yaml"), str(ROOT / "variants/tuna2.yaml")]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--experiment", names[0], "--variant", names[1]]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("data/" in said or "Qwen/Qwen2.5-7B-Instruct" in said)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "missing"),
+    [("tuna2", "decoder.pretrained=Qwen/Qwen2.5-7B-Instruct"), ("tuna", "frontend.vae=Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae")],
+)
+def test_training_without_the_weights_is_one_line_and_never_random(variant: str, missing: str) -> None:
+    """Not Tuna-R's: its encoder is made whole, in 1.7 GB, before timm looks for its weights."""
+    config = load("paper_7b", variant)
+    with pytest.raises(UserError) as error:
+        build_model(config, Components(), config.decoder.vocabulary)
+    assert str(error.value).startswith(missing) and "\n" not in str(error.value)
+
+
+def test_training_without_the_tokenizer_is_one_line() -> None:
+    with pytest.raises(UserError, match="^decoder.pretrained=Qwen/Qwen2.5-1.5B-Instruct"):
+        Components().tokenizer_for(load("paper_1_5b", "tuna2").decoder)
