@@ -67,7 +67,8 @@ def to_sequence(document: Document, tokenizer: Tokenizer, token_pixels: int, dro
             ids += tokens
             targets += [segment.target] * len(tokens)
         else:
-            rows, columns = visual_grid(*segment.pixels_HWC.shape[:2], token_pixels)
+            height, width = segment.pixels_HWC.shape[:2]
+            rows, columns = visual_grid(height, width, token_pixels)
             slots = 1 + rows * columns
             ids.append(tokenizer.boi)
             spans.append(ImageSpan(len(ids), slots, segment.pixels_HWC, segment.generate))

@@ -7,6 +7,7 @@ trained all: the backward pass through a frozen part is half of the backward pas
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,7 @@ def model_costs(model: UnifiedModel, sizes: Sequence[Size]) -> FlopCosts:
     modulation = sum(_linear(m) for name, m in model.head.named_modules() if name.endswith("modulation"))
     head_linears = sum(_linear(m) for m in model.head.modules()) - modulation - _linear(model.head.output)
     qwen = model.decoder.config
+    head_blocks: list[Any] = list(model.head.blocks)
     return FlopCosts(
         decoder_token=sum(_linear(m) for m in model.decoder.model.layers.modules()),
         logits_token=_linear(model.decoder.lm_head),
@@ -122,7 +124,7 @@ def model_costs(model: UnifiedModel, sizes: Sequence[Size]) -> FlopCosts:
         embed_image=embed,
         to_space_image=to_space,
         decoder_pair=4.0 * qwen.hidden_size * qwen.num_hidden_layers,
-        head_pair=sum(4.0 * block.heads * block.head_dim for block in model.head.blocks),
+        head_pair=sum(4.0 * block.heads * block.head_dim for block in head_blocks),
     )
 
 

@@ -17,6 +17,7 @@ from tunalab.planning import parameters
 from tunalab.planning.activations import checkpoint_units, trace
 from tunalab.planning.hardware import Gpu
 from tunalab.planning.memory import Memory, Sharding, memory
+from tunalab.planning.parameters import Count, Totals
 from tunalab.planning.workload import kinds_of, needs_no_files, row_share, workload
 
 DAY = 86400.0
@@ -41,8 +42,8 @@ class Plan:
 
     experiment: str
     variant: str
-    parameters: dict[str, parameters.Count]
-    totals: parameters.Totals
+    parameters: dict[str, Count]
+    totals: Totals
     stages: dict[str, StagePlan]
     step_places: int
     step_tokens: float
