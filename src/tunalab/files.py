@@ -3,7 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,17 +28,18 @@ def write_atomically(path: Path, text: str) -> None:
     _flush(path.parent)  # the rename itself lives in the folder
 
 
-def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
-    """``fill`` fills an empty folder beside ``final``; it becomes ``final`` in one rename, after everything has reached the disk.
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """An empty folder beside ``final``; what is put into it becomes ``final`` in one rename, after everything has reached the disk.
 
     Raises:
-        OSError: the disk is full or not writable; ``final`` is then as it was, as after any error of ``fill``.
+        OSError: the disk is full or not writable; ``final`` is then as it was, as after any error inside.
     """
     temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed process of the same number left
     temporary.mkdir(parents=True)
     try:
-        fill(temporary)
+        yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _flush(path)
         if final.exists():  # a rename replaces no folder with something in it
@@ -46,6 +48,12 @@ def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
         _flush(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
+    """``final`` as a folder of what ``fill`` puts into an empty one, whole or not at all: as :func:`whole_folder`."""
+    with whole_folder(final) as folder:
+        fill(folder)
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from tunalab.exporting import Loaded, load, load_exported, load_run
 from tunalab.exporting.export import export_run
 from tunalab.exporting.folder import read_about, read_weights, write_export
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.state import EMA, MODEL, TENSORS, read_whole
 
 
 def outputs(loaded: Loaded) -> Outputs:
@@ -65,10 +66,9 @@ def test_an_export_computes_bit_for_bit_what_the_run_computed_and_needs_nothing_
 def test_averaged_weights_by_default_and_raw_ones_on_request(run_dir: Path, exported: Path, tmp_path: Path) -> None:
     newest = CheckpointStore(run_dir / "checkpoints").newest_valid()
     assert newest is not None
-    state = torch.load(newest / "state.ckpt", weights_only=True)
     assert main(["export", str(run_dir), str(tmp_path / "raw"), "--raw"]) == 0
     name = "head.blocks.0.q.weight"
-    averaged, raw = state["tunalab"]["ema"]["shadow"][name], state["state_dict"][f"model.{name}"]
+    averaged, raw = (read_whole(newest, prefix)[name] for prefix in (EMA, MODEL))
     assert not torch.equal(averaged, raw)
     assert torch.equal(read_weights(exported)[name], averaged)
     assert torch.equal(read_weights(tmp_path / "raw")[name], raw)
@@ -184,7 +184,7 @@ def test_an_export_is_never_written_over_and_needs_a_run(run_dir: Path, exported
 def test_a_damaged_run_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        cut(checkpoint / "state.ckpt")
+        cut(checkpoint / TENSORS / "__0_0.distcp")
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
         load_run(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

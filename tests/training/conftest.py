@@ -13,18 +13,18 @@ from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig
 
 MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "scenes/edit": 0.1, "scenes/text": 0.1}
+QUICK = ComponentSettings(
+    tokenizer=TokenizerConfig(texts=500, vocabulary=400),
+    vae=VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=64, held_out=8),
+    encoder=EncoderConfig(steps=2, batch=4, width=32, heads=2, held_out=8),
+)
 
 
 @pytest.fixture(scope="session")
 def quick_components(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComponentSettings]:
-    settings = ComponentSettings(
-        tokenizer=TokenizerConfig(texts=500, vocabulary=400),
-        vae=VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=64, held_out=8),
-        encoder=EncoderConfig(steps=2, batch=4, width=32, heads=2, held_out=8),
-    )
     root = tmp_path_factory.mktemp("components")
-    build_components(settings, log=lambda line: None, root=root)
-    return root, settings
+    build_components(QUICK, log=lambda line: None, root=root)
+    return root, QUICK
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,18 +17,20 @@ from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model import objective
 from tunalab.model.build import build_model
-from tunalab.model.flops import flop_costs
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.joint import LOSSES, JointStep
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.run import train
+from tunalab.training.weights import learnt_weights
 
 
 def make_harness(config: RunConfig) -> Harness:
     components = Components(ComponentSettings.seeded(0))
     model = build_model(config, components, components.tokenizer.vocabulary)
-    harness = Harness(config, model, flop_costs(config, components.tokenizer.vocabulary))
-    harness._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    harness = Harness(config, model)
     harness.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    harness.configure_model()
+    harness.on_fit_start()
     return harness
 
 
@@ -46,8 +47,10 @@ def batch_of(rows: list[list[Placed]]) -> PackedBatch:
     return collate(rows, 256, 0)
 
 
-def step_of(batches: list[PackedBatch]) -> Step:
-    return Step("pretrain", 0, 0.9, batches, 0, {})
+def step_of(batches: list[PackedBatch]) -> JointStep:
+    mine = Step("pretrain", 0, 0.9, batches, 0, {})
+    counts = {name: sum(objective.loss_counts(batch)[name] for batch in batches) for name in LOSSES}
+    return JointStep(mine, mine.stage, mine.stage_step, mine.stage_progress, mine.tokens, mine.images, 0.0, counts)
 
 
 def gradients(harness: Harness) -> dict[str, torch.Tensor]:
@@ -67,6 +70,46 @@ def test_accumulation_equals_one_batch(variant: str) -> None:
     assert grads.keys() == split_grads.keys()
     for name, grad in grads.items():
         torch.testing.assert_close(split_grads[name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_recomputed_activations_give_the_same_gradients(variant: str) -> None:
+    packed = rows(["vqa", "caption", "text", "text_to_image", "edit", "text_to_image"])
+    results, ran = [], []
+    for recompute in (False, True):
+        harness = make_harness(quick_config(variant, activation_checkpointing=recompute))
+        attends: list[int] = []
+        projections = [layer.self_attn.o_proj for layer in harness.model.decoder.model.layers]
+        projections += [block.o for block in harness.model.head.blocks]
+        for module in projections:
+            module.register_forward_hook(lambda *_, attends=attends: attends.append(1))
+        with torch.no_grad():  # weights that start at zero would let no gradient through
+            for parameter in harness.model.head.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        harness._backward(step_of([batch_of(packed)]))
+        results.append(gradients(harness))
+        ran.append(len(attends) / len(projections))
+    assert ran == [1, 2]  # every block, once more in the backward pass
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kinds", [["text", "text", "text"], ["vqa", "caption", "vqa"], ["caption", "text_to_image", "text"]])
+def test_every_part_takes_part_without_changing_anything(kinds: list[str]) -> None:
+    """What several ranks need (a gradient for every parameter, zero where a batch has nothing for it), against one rank alone."""
+    step = step_of([batch_of(rows(kinds))])
+    alone, one_of_many = make_harness(quick_config("tuna_r")), make_harness(quick_config("tuna_r"))
+    one_of_many.model.every_part = True
+    means = alone._backward(step)
+    forget, one_of_many._forget_unused = one_of_many._forget_unused, lambda step: None  # type: ignore[method-assign]
+    assert one_of_many._backward(step) == means
+    found = gradients(one_of_many)
+    assert found.keys() == one_of_many.learnt().keys()
+    expected = gradients(alone)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected.get(name, torch.zeros_like(gradient))), name
+    forget(step)
+    assert gradients(one_of_many).keys() == expected.keys()
 
 
 def test_every_variant_overfits_one_batch(variant: str) -> None:
@@ -105,8 +148,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path, monkeyp
     assert "not finite at step 4" in capsys.readouterr().out
     newest = CheckpointStore(tmp_path / "checkpoints").newest_valid()
     assert newest is not None and newest.name == "step-000000004"
-    state = torch.load(newest / "state.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert all(torch.isfinite(tensor).all() for tensor in learnt_weights(newest, raw=True).weights.values())
     monkeypatch.undo()
 
 

@@ -13,7 +13,7 @@ from tunalab.cli import main
 from tunalab.config import RunConfig, load_config
 from tunalab.data.scenes.benchmarks import FEWEST, benchmark_scenes
 from tunalab.errors import UserError
-from tunalab.training.preflight import check_run, open_data, refuse_several_processes
+from tunalab.training.preflight import check_run, open_data
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -148,11 +148,3 @@ def test_the_command_line_refuses_before_anything_is_made(
         printed = capsys.readouterr()
         assert printed.err.startswith("error: data.image_size=36") and printed.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"experiments", "variants", "sweeps"}
-
-
-@pytest.mark.parametrize("setting", ["data.step_tokens=1048576", "activation_checkpointing=true", "distribution.strategy=fsdp2"])
-def test_settings_of_several_processes_are_refused_not_ignored(setting: str) -> None:
-    experiment, variant = Path("experiments/scenes.yaml"), Path("variants/tuna2.yaml")
-    refuse_several_processes(load_config(experiment, variant, []))
-    with pytest.raises(UserError, match=setting.split("=")[0]):
-        refuse_several_processes(load_config(experiment, variant, [setting]))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from tests.training.conftest import quick_config
 from tunalab.config import RunConfig
 from tunalab.errors import EXIT_STOPPED
-from tunalab.training.checkpoints import STATE, CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.run import train
+from tunalab.training.state import TENSORS, read_saved, read_whole
 
 
 class Killed(BaseException):
@@ -36,17 +38,16 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
     monkeypatch.setattr(Harness, "training_step", training_step)
 
 
-def final(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that must be equal: the last checkpoint's tensors and the record's points without seconds."""
+def final(run_dir: Path) -> dict[str, Any]:
+    """Everything that must be equal: the last checkpoint's tensors and numbers, and the record's points, without seconds."""
     newest = CheckpointStore(run_dir / "checkpoints").newest_valid()
     assert newest is not None
-    state = torch.load(newest / STATE, weights_only=True)
+    saved = read_saved(newest)
     points = json.loads((run_dir / "record.json").read_text())["points"]
-    for point in points:
-        del point["seconds"]
-    for name in ("seconds", "peak_memory"):  # a matter of the machine, not of the run
-        state["tunalab"]["progress"].pop(name)
-    return state, {"points": points}
+    for timed in (saved.progress, *saved.progress["points"], *points):
+        for name in ("seconds", "peak_memory"):  # a matter of the machine, not of the run
+            timed.pop(name, None)
+    return {"tensors": read_whole(newest, ""), "saved": asdict(saved), "record": points}
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
@@ -64,33 +65,27 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-def parts(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: state[key] for key in ("state_dict", "optimizer_states", "tunalab")}
-
-
-def undisturbed(config: RunConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def undisturbed(config: RunConfig, folder: Path) -> dict[str, Any]:
     assert train(config, folder) == 0
     return final(folder)
 
 
 def test_stopped_by_a_signal_and_resumed_is_the_same_run(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quick_config(variant)
-    whole, whole_record = undisturbed(config, tmp_path / "whole")
+    whole = undisturbed(config, tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert train(config, tmp_path / "parts") == EXIT_STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
     assert train(config, tmp_path / "parts") == 0
-    resumed, resumed_record = final(tmp_path / "parts")
-    assert_same(parts(whole), parts(resumed))
-    assert_same(whole_record, resumed_record)
+    assert_same(whole, final(tmp_path / "parts"))
 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The checkpoint of the first evaluation is what survives; the steps after it are lost and done again.
     config = quick_config(variant)
-    whole, whole_record = undisturbed(config, tmp_path / "whole")
+    whole = undisturbed(config, tmp_path / "whole")
 
     def kill() -> None:
         raise Killed
@@ -102,40 +97,37 @@ def test_killed_between_checkpoints_repeats_the_lost_steps(variant: str, tmp_pat
     survivor = CheckpointStore(tmp_path / "parts" / "checkpoints").newest_valid()
     assert survivor is not None and int(survivor.name.removeprefix("step-")) < 9
     assert train(config, tmp_path / "parts") == 0
-    resumed, resumed_record = final(tmp_path / "parts")
-    assert_same(parts(whole), parts(resumed))
-    assert_same(whole_record, resumed_record)
+    assert_same(whole, final(tmp_path / "parts"))
 
 
 def test_with_data_processes_the_order_is_kept_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quick_config(data__workers=2)
-    whole, _ = undisturbed(config, tmp_path / "whole")
+    whole = undisturbed(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert train(config, tmp_path / "parts") == EXIT_STOPPED
     assert train(config, tmp_path / "parts") == 0
-    assert_same(parts(whole), parts(final(tmp_path / "parts")[0]))
+    assert_same(whole, final(tmp_path / "parts"))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = quick_config(checkpoint_seconds=0.0)  # a checkpoint after every step
-    whole, _ = undisturbed(config, tmp_path / "whole")
+    whole = undisturbed(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(config, tmp_path / "parts")
     newest = CheckpointStore(tmp_path / "parts" / "checkpoints").steps()[-1]
-    with (newest / STATE).open("r+b") as stream:  # 64 zeroed bytes load without any error in the stock path
+    with (newest / TENSORS / "__0_0.distcp").open("r+b") as stream:  # 64 zeroed bytes load without any error in the stock path
         stream.seek(2000)
         stream.write(bytes(64))
     assert train(config, tmp_path / "parts") == 0
     printed = capsys.readouterr().out
     assert f"{newest} is damaged" in printed and "does not match its hash" in printed
-    assert_same(parts(whole), parts(final(tmp_path / "parts")[0]))
+    assert_same(whole, final(tmp_path / "parts"))
 
 
 def test_frozen_parts_are_not_in_a_checkpoint(tmp_path: Path) -> None:
-    whole, _ = undisturbed(quick_config("tuna"), tmp_path)
-    names = [*whole["state_dict"], *whole["tunalab"]["ema"]["shadow"]]
-    assert names and not any("vae" in name for name in names)
+    whole = undisturbed(quick_config("tuna"), tmp_path)
+    assert whole["tensors"] and not any("vae" in name for name in whole["tensors"])

@@ -32,9 +32,11 @@ def train(arguments: argparse.Namespace) -> int:
 
     open_data(config)  # before anything is built: a missing column is known in seconds
     from tunalab.sweeps.cells import take_lock
+    from tunalab.training.distribution import starts_first
 
-    lock = None if os.environ.get(LOCK_HELD) else take_lock(run_dir)
-    if lock is None and not os.environ.get(LOCK_HELD):
+    locks = starts_first() and not os.environ.get(LOCK_HELD)  # of several processes the first holds it for all
+    lock = take_lock(run_dir) if locks else None
+    if locks and lock is None:
         raise UserError(f"{run_dir} is being trained by another process")
     from tunalab.training.run import train as train_run
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tunalab.config import DataConfig, RunConfig, StageConfig
+from tunalab.data.accumulation import micro_batches
 from tunalab.data.buckets import check_buckets
 from tunalab.data.documents import Corpus, Reject, fingerprint_of
 from tunalab.data.mixing import Mixer, Pick
@@ -86,6 +87,7 @@ class TrainingStream(IterableDataset[Step]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.micro_batches = micro_batches(config, world_size)
         names = sorted({name for stage in stages.values() for name, weight in stage.mix.items() if weight > 0})
         self.sources = {name: open_source(name) for name in names}
         lengths = {name: source.length for name, source in self.sources.items()}
@@ -131,7 +133,7 @@ class TrainingStream(IterableDataset[Step]):
                 self._stage_start, self._stage_step = (number, began), 0
             mix = self.stages[names[number]].mix
             progress = (self._tokens - began) / budgets[number]
-            batches = [self._batch(mix) for _ in range(self.config.accumulate)]
+            batches = [self._batch(mix) for _ in range(self.micro_batches)]
             self._tokens += sum(batch.tokens for batch in batches)
             self._stage_step += 1
             stage_step = (self._stage_step - 1) * lanes + lane

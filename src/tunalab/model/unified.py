@@ -38,7 +38,12 @@ class UnifiedModel(nn.Module):
     """One model class for every front-end and size.
 
     Children: ``frontend``, ``mask_token``, ``time``, ``decoder``, ``head``. Everything but ``frontend`` is equal for all variants.
+
+    ``every_part``: front-end and head take part in every forward pass, with a gradient of zero where a batch has nothing for them.
+    Processes that train together need it: each waits for the others' share of every gradient.
     """
+
+    every_part = False
 
     def __init__(self, config: RunConfig, frontend: VisualFrontEnd, vocabulary: int) -> None:
         super().__init__()
@@ -60,9 +65,14 @@ class UnifiedModel(nn.Module):
         time_ND = self.time(t_N)
         slots = [group.span_n_1T for group in batch.groups]
         h_BLD = self.embed(batch.ids_BL, slots, x_t_nChw, batch.by_group(time_ND), mask_nT)
+        if self.every_part and not batch.groups:
+            h_BLD = h_BLD + zero_through(self.frontend, self.mask_token, self.time)
         h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
         logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K]).float()
-        return ModelOutput(logits_KV, self._generate(h_BLD, batch, time_ND, x_t_nChw))
+        prediction_mChw = self._generate(h_BLD, batch, time_ND, x_t_nChw)
+        if self.every_part and not batch.generate_N.any():
+            logits_KV = logits_KV + self._idle_head(h_BLD, batch, time_ND)
+        return ModelOutput(logits_KV, prediction_mChw)
 
     def grid(self, x_NChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens."""
@@ -135,3 +145,18 @@ class UnifiedModel(nn.Module):
             tokens_mTP = self.head.predict(h_SD[slots_mT], time_nD[generate_n]).float()
             predictions.append(self.to_image(tokens_mTP, self.grid(x)))
         return predictions
+
+    def _idle_head(self, h_BLD: Tensor, batch: PackedBatch, time_ND: Tensor) -> Tensor:
+        """Zero, by way of every parameter of the head: the first row as text."""
+        text_1L = torch.full_like(batch.span_BL[:1], -1)
+        rotary = rotary_tables(batch.position_BL[:1], text_1L >= 0, text_1L, torch.ones_like(text_1L), self.head.head_dim)
+        in_row_D = batch.start_D < text_1L.shape[1]
+        layout = Layout(batch.document_BL[:1], text_1L, batch.start_D[in_row_D], batch.length_D[in_row_D])
+        h_1LD = self.head(h_BLD[:1], time_ND, text_1L, rotary, make_backend(self.attention, layout))
+        return 0 * h_1LD.sum() + zero_through(self.head.final_norm, self.head.final_modulation, self.head.output)
+
+
+def zero_through(*modules: nn.Module) -> Tensor:
+    """Zero, with a gradient of zero for every parameter that learns."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return 0 * torch.stack([p.flatten()[0].float() for p in parameters]).sum() if parameters else torch.zeros(())

@@ -3,21 +3,26 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tunalab.files import sha256, write_folder
+from tunalab.files import sha256, whole_folder
+from tunalab.training.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
-STATE = "state.ckpt"
 
 
 class CheckpointStore:
-    """The checkpoints of one run, ``<folder>/step-<n>``. The newest ``keep`` are kept."""
+    """The checkpoints of one run, ``<folder>/step-<n>``. The newest ``keep`` are kept.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    All ``ranks`` write a checkpoint together, each its share of the files: it is there whole or not at all.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.keep = keep
+        self.ranks = ranks
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk.
@@ -25,11 +30,13 @@ class CheckpointStore:
         A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards.
         """
         final = self.folder / f"step-{step:09d}"
-        for stale in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        write_whole(final, write, {"step": step})
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old)
+        with self.ranks.together():
+            for stale in self.folder.glob(".step-*.tmp") if self.ranks.first else ():
+                shutil.rmtree(stale, ignore_errors=True)
+        write_whole(final, write, {"step": step}, self.ranks)
+        with self.ranks.together():
+            for old in self.steps()[: -self.keep] if self.ranks.first else ():
+                shutil.rmtree(old)
         return final
 
     def steps(self) -> list[Path]:
@@ -37,35 +44,53 @@ class CheckpointStore:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
     def newest_valid(self, warn: Callable[[str], None] = print) -> Path | None:
-        """The newest undamaged checkpoint; damaged ones are named through ``warn`` with what is wrong, and passed over."""
-        for path in reversed(self.steps()):
-            problem = damage(path)
+        """The newest undamaged checkpoint, the same on every rank; damaged ones are named through ``warn`` on the first rank,
+        with what is wrong, and passed over. Ranks share the reading.
+        """
+        for name in reversed(self.ranks.broadcast([path.name for path in self.steps()])):
+            path = self.folder / name
+            problem = next((found for found in self.ranks.gather(damage(path, self.ranks)) if found), None)
             if problem is None:
                 return path
-            warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
+            if self.ranks.first:
+                warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
         return None
 
 
-def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
-    """A folder of what ``write`` puts into it, whole or not at all. Its manifest: ``about``, and size and hash of every file."""
+def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any], ranks: Ranks = ALONE) -> None:
+    """A folder of what ``write`` puts into it, whole or not at all. Its manifest: ``about``, and size and hash of every file.
 
-    def fill(folder: Path) -> None:
-        write(folder)
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        listed = {str(p.relative_to(folder)): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files}
-        (folder / MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=1))
+    Several ranks all write into the one folder, on a file system they share; the first renames it when all are done.
+    """
+    with ExitStack() as stack:
+        folder = final
+        with ranks.together():
+            if ranks.first:
+                folder = stack.enter_context(whole_folder(final))
+        folder = ranks.broadcast(folder)
+        with ranks.together():
+            write(folder)
+        with ranks.together():
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            own = {str(p.relative_to(folder)): _described(p) for p in files[ranks.rank :: ranks.world_size]}
+        listed = {name: entry for share in ranks.gather(own) for name, entry in share.items()}
+        with ranks.together():
+            if ranks.first:
+                unseen = {str(p.relative_to(folder)) for p in files} ^ listed.keys()
+                if unseen:
+                    raise OSError(f"{folder} does not look the same to every rank: {', '.join(sorted(unseen))}")
+                (folder / MANIFEST).write_text(json.dumps({**about, "files": dict(sorted(listed.items()))}, indent=1))
+            stack.close()
 
-    write_folder(final, fill)
 
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, None if every file is there with its hash."""
+def damage(path: Path, ranks: Ranks = ALONE) -> str | None:
+    """What is wrong with a checkpoint folder, None if every file (of this rank's share) is there with its hash."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest unreadable: {type(error).__name__}"
-    for name, expected in files.items():
+    for name, expected in list(files.items())[ranks.rank :: ranks.world_size]:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
@@ -74,3 +99,7 @@ def damage(path: Path) -> str | None:
         if sha256(file) != expected["sha256"]:
             return f"{name} does not match its hash"
     return None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Ema:
     """Shadow weights of the given parameters. The decay grows with the number of updates n as (1 + n) / (10 + n) up to ``decay``,
 
-    so that the average does not remember the initial weights for thousands of steps.
+    so that the average does not remember the initial weights for thousands of steps. Of a sharded parameter every rank averages
+    its own shard.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
@@ -19,37 +21,33 @@ class Ema:
         self.updates = 0
         self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
 
-    def follow(self) -> None:
-        """Move the averages to where the parameters are now: a module is built on the CPU and moved before it trains."""
-        for name, p in self.parameters.items():
-            self.shadow[name] = self.shadow[name].to(p.device)
-
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        torch._foreach_lerp_(
+            [local(shadow) for shadow in self.shadow.values()], [local(p) for p in self.parameters.values()], 1 - decay
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model holds the averaged weights inside the block and its raw weights, the very same bits, after it."""
-        raw = {name: p.data for name, p in self.parameters.items()}
-        for name, p in self.parameters.items():
-            p.data = self.shadow[name]
+        self._swap()
         try:
             yield
         finally:
-            for name, p in self.parameters.items():
-                p.data = raw[name]
+            self._swap()
 
-    def state_dict(self) -> dict[str, object]:
-        return {"updates": self.updates, "shadow": dict(self.shadow)}
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # Contents change places, not tensors: a sharded parameter is gathered from storage that its module keeps to itself.
+        for name, p in self.parameters.items():
+            shadow, weights = local(self.shadow[name]), local(p)
+            averaged = shadow.clone()
+            shadow.copy_(weights)
+            weights.copy_(averaged)
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raises ValueError when names differ, listing them."""
-        shadow: dict[str, Tensor] = state["shadow"]  # type: ignore[assignment]
-        if set(shadow) != set(self.shadow):
-            raise ValueError(f"EMA weights do not fit; they differ in {sorted(set(shadow) ^ set(self.shadow))}")
-        for name, tensor in shadow.items():
-            self.shadow[name].copy_(tensor)
-        self.updates = int(state["updates"])  # type: ignore[call-overload]
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, any other as it is."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()

@@ -1,20 +1,27 @@
 """The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own."""
 
+import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tunalab.config import RunConfig
-from tunalab.data.stream import Step
-from tunalab.model.flops import FlopCosts
-from tunalab.model.objective import draw, loss_counts, losses
+from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
+from tunalab.training.blocks import recompute_activations
 from tunalab.training.ema import Ema
+from tunalab.training.joint import JointStep
 from tunalab.training.memory import peak_memory
+from tunalab.training.ranks import ALONE, Ranks
+from tunalab.training.sharding import gathered, reduce_gradients, shard, shard_mesh
 from tunalab.training.stages import learning_rate, masks, set_trainable
 
 
@@ -24,8 +31,9 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is. ``seconds`` is training time without evaluation; ``lanes`` as TrainingStream's ``resume``;
-    ``peak_memory`` in bytes, the most of all starts of the run.
+    """How far a run is, all ranks together. ``seconds`` is training time without evaluation; ``points`` the curve so far;
+    ``peak_memory`` in bytes, the most of all starts of the run and, as of a checkpoint, of all ranks. ``lanes`` (as
+    TrainingStream's ``resume``) and ``next_lane`` are this rank's own.
     """
 
     tokens: int = 0
@@ -37,6 +45,7 @@ class Progress:
     lanes: dict[int, dict[str, Any]] = field(default_factory=dict)
     next_lane: int = 0
     peak_memory: int = 0
+    points: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Harness(LightningModule):
@@ -44,23 +53,38 @@ class Harness(LightningModule):
     ranks together, which is known before the first forward pass.
     """
 
-    def __init__(self, config: RunConfig, model: UnifiedModel, costs: FlopCosts) -> None:
+    ema: Ema  # from the start of a fit on: parameters may be sharded and moved before
+
+    def __init__(self, config: RunConfig, model: UnifiedModel, ranks: Ranks = ALONE, sharded: bool = False) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
         self.model = model
-        self.costs = costs
+        self.ranks = ranks
+        self.sharded = sharded
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
         self.progress = Progress()
-        self.ema = Ema(self.learnt(), config.optimizer.ema)
         self._clock: float | None = None
 
     def learnt(self) -> dict[str, nn.Parameter]:
         """Every parameter that some stage trains: all but the front-end's frozen parts."""
-        frozen = tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts)
-        return {name: p for name, p in self.model.named_parameters() if not name.startswith(frozen)}
+        return {name: p for name, p in self.model.named_parameters() if not self.is_frozen(name)}
+
+    def is_frozen(self, name: str) -> bool:
+        """Of an entry of the model's state."""
+        return name.startswith(tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts))
+
+    def configure_model(self) -> None:
+        if self.config.activation_checkpointing:
+            recompute_activations(self.model)
+        self.model.every_part = self.ranks.world_size > 1
+        if self.sharded:
+            distribution = self.config.distribution
+            mesh = shard_mesh(self.trainer.strategy.root_device.type, self.ranks.world_size, distribution.shard_size)
+            shard(self.model, mesh, distribution, self.bf16)
 
     def on_fit_start(self) -> None:
-        self.ema.follow()
+        self.ema = Ema(self.learnt(), self.config.optimizer.ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.config.optimizer
@@ -68,61 +92,90 @@ class Harness(LightningModule):
             self.learnt().values(), lr=0.0, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True
         )
 
-    def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
-        batch.batches = [micro.to(device) for micro in batch.batches]
+    def transfer_batch_to_device(self, batch: JointStep, device: torch.device, dataloader_idx: int) -> JointStep:
+        batch.mine.batches = [micro.to(device) for micro in batch.mine.batches]
         return batch
 
-    def training_step(self, step: Step, batch_idx: int) -> dict[str, float]:
+    def training_step(self, step: JointStep, batch_idx: int) -> dict[str, float]:
         """One optimiser step; returns the losses averaged over their tokens, for logging."""
         self._clock = self._clock or time.perf_counter()
         stage = self.config.stages[step.stage]
         if step.stage != self.progress.stage:
-            set_trainable(self.model, stage.train)
-            self.progress.stage = step.stage
+            self.enter_stage(step.stage)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, self.config.optimizer, step.stage_step)
         means = self._backward(step)
-        norm = nn.utils.clip_grad_norm_(self.learnt().values(), self.config.optimizer.clip or float("inf"))
-        if not torch.isfinite(norm):
-            raise NonFiniteLoss(f"gradient norm is {norm.item()} at step {self.progress.steps} (losses: {means})")
+        if not all(math.isfinite(mean) for mean in means.values()):
+            raise NonFiniteLoss(f"loss is not finite at step {self.progress.steps}: {means}")
+        norm = self._clip()
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"gradient norm is {norm} at step {self.progress.steps} (losses: {means})")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.ema.update()
         self._advance(step)
-        return {**means, "gradient_norm": norm.item(), "learning_rate": optimizer.param_groups[0]["lr"]}
+        return {**means, "gradient_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
 
-    def _backward(self, step: Step) -> dict[str, float]:
+    def enter_stage(self, name: str) -> None:
+        if name:
+            set_trainable(self.model, self.config.stages[name].train)
+        self.progress.stage = name
+
+    def _backward(self, step: JointStep) -> dict[str, float]:
+        """Gradients of the whole step, summed over ranks; returns each loss averaged over all its tokens."""
         objective = self.config.objective
         weights = {"text": objective.text_weight, "flow": objective.flow_weight}
-        totals = self._total_counts(step)
-        means = dict.fromkeys(weights, 0.0)
+        sums: dict[str, Tensor] = {name: torch.zeros((), device=self.device) for name in weights}
         masking = masks(objective.masking, self.config.stages[step.stage], step.stage_progress)
-        for batch in step.batches:
+        for number, batch in enumerate(step.mine.batches):
             draws = draw(batch, objective, self.config.seed, self.model.frontend.space, masking)
-            parts = losses(self.model, batch, draws, objective)
-            # Data-parallel training averages gradients over ranks, so each rank's share is scaled up to make it a sum.
-            loss: Tensor = sum(  # type: ignore[assignment]
-                weights[name] * part.sum * self.trainer.world_size / max(totals[name], 1) for name, part in parts.items()
-            )
-            if not torch.isfinite(loss):
-                values = {name: part.sum.item() for name, part in parts.items()}
-                raise NonFiniteLoss(f"loss is not finite at step {self.progress.steps}: {values}")
-            self.manual_backward(loss)
+            with self._gradients_summed(number == len(step.mine.batches) - 1):
+                parts = losses(self.model, batch, draws, objective)
+                # Data-parallel training averages gradients over ranks, so each rank's share is scaled up to make it a sum.
+                loss: Tensor = sum(  # type: ignore[assignment]
+                    weights[name] * part.sum * self.ranks.world_size / max(step.counts[name], 1) for name, part in parts.items()
+                )
+                self.manual_backward(loss)
             for name, part in parts.items():
-                means[name] += part.sum.item() / max(totals[name], 1)
-        return means
+                sums[name] += part.sum.detach()
+        self._forget_unused(step)
+        # One look at the device a step. What every rank sees is equal, so that all of them stop or none.
+        total = self.ranks.numbers([value.item() for value in sums.values()]).sum(0).tolist()
+        return {name: value / max(step.counts[name], 1) for name, value in zip(sums, total, strict=True)}
 
-    def _total_counts(self, step: Step) -> dict[str, int]:
-        counts = [loss_counts(batch) for batch in step.batches]
-        totals = {name: sum(count[name] for count in counts) for name in counts[0]}
-        if self.trainer.world_size == 1:
-            return totals
-        summed = self.trainer.strategy.reduce(torch.tensor(list(totals.values()), device=self.device), reduce_op="sum")
-        return dict(zip(totals, summed.tolist(), strict=True))  # type: ignore[union-attr]
+    @contextmanager
+    def _gradients_summed(self, now: bool) -> Iterator[None]:
+        """Over ranks; before the last micro-batch each rank adds up its own."""
+        if self.sharded:
+            reduce_gradients(self.model, now or self.config.distribution.reduce_always)
+        if now or self.ranks.world_size == 1:
+            yield
+            return
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, ParallelStrategy)
+        with strategy.block_backward_sync():
+            yield
 
-    def _advance(self, step: Step) -> None:
+    def _forget_unused(self, step: JointStep) -> None:
+        """What no document of the step used has no gradient, as on a single rank, where several make it zero: else the optimiser
+        would shrink such weights.
+        """
+        unused: list[nn.Module] = []
+        if not step.images:
+            unused += [self.model.frontend, self.model.mask_token, self.model.time]
+        if not step.counts["flow"]:
+            unused.append(self.model.head)
+        for module in unused:
+            module.zero_grad(set_to_none=True)
+
+    def _clip(self) -> float:
+        """Clip by the norm over all parameters, of all ranks' shards; returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(self.learnt().values(), self.config.optimizer.clip or float("inf"))
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _advance(self, step: JointStep) -> None:
         assert self._clock is not None
         now = time.perf_counter()
         p = self.progress
@@ -131,9 +184,13 @@ class Harness(LightningModule):
         p.tokens += step.tokens
         p.images += step.images
         p.steps += 1
-        p.flops += sum(self.costs.step(batch) for batch in step.batches)
-        p.lanes[step.lane] = step.lane_state
-        p.next_lane = (step.lane + 1) % max(1, self.config.data.workers)
+        p.flops += step.flops
+        p.lanes[step.mine.lane] = step.mine.lane_state
+        p.next_lane = (step.mine.lane + 1) % max(1, self.config.data.workers)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, the model is whole on every rank."""
+        return gathered(self.model, self.bf16)
 
     def pause_clock(self) -> None:
         """Evaluation and checkpoints are not training time."""
@@ -141,23 +198,3 @@ class Harness(LightningModule):
 
     def note_memory(self) -> None:
         self.progress.peak_memory = max(self.progress.peak_memory, peak_memory())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen parts are rebuilt from their component, never stored."""
-        self.note_memory()
-        frozen = self._frozen_prefixes()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}
-        checkpoint["tunalab"] = {"progress": asdict(self.progress), "ema": self.ema.state_dict()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = self._frozen_prefixes()
-        present = {k: v for k, v in self.state_dict().items() if k.startswith(frozen)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
-        self.progress = Progress(**checkpoint["tunalab"]["progress"])
-        self.ema.load_state_dict(checkpoint["tunalab"]["ema"])
-        if self.progress.stage:
-            set_trainable(self.model, self.config.stages[self.progress.stage].train)
-
-    def _frozen_prefixes(self) -> tuple[str, ...]:
-        # str.startswith(()) is False, so no frozen part means nothing is left out.
-        return tuple(f"model.frontend.{part}." for part in self.model.frontend.frozen_parts)

@@ -75,20 +75,3 @@ def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_si
             chosen = ", ".join(f"frontend.{key}={value}" for key, value in settings if key in ("vae", "encoder", "patch") and value)
             raise UserError(f"frontend.name={config.name}: its parts do not fit each other ({chosen}): {reason}") from error
     return frontend.space
-
-
-def refuse_several_processes(config: RunConfig) -> None:
-    """Raises UserError for settings of several processes: `tunalab plan` reckons with them, training does not know them yet.
-
-    To leave them out silently would train something else than what was asked for.
-    """
-    asked = {
-        "data.step_tokens": config.data.step_tokens > 0,
-        "activation_checkpointing": config.activation_checkpointing,
-        "distribution.strategy": config.distribution.strategy in ("ddp", "fsdp2"),
-    }
-    named = [key for key, wanted in asked.items() if wanted]
-    if named:
-        raise UserError(
-            f"this version trains in one process: {', '.join(named)} cannot be followed (plan them with `tunalab plan`)"
-        )

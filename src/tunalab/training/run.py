@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning
 import torch
-from omegaconf import OmegaConf
 
-from tunalab.config import RunConfig, budget, config_hash, from_plain, read_yaml, to_plain
+from tunalab.config import RunConfig, budget, config_hash, to_plain
+from tunalab.data.lanes import deal_lanes
 from tunalab.data.stream import StepLoader, open_stream
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.samples import sample_grid
@@ -25,13 +25,16 @@ from tunalab.results.environment import environment
 from tunalab.results.mlflow_client import default_uri
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.results.tracking import Tracker
-from tunalab.training.checkpointing import Checkpointing
-from tunalab.training.checkpoints import STATE, CheckpointStore
+from tunalab.training.checkpointing import Checkpointing, Resuming
+from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.claiming import check_unclaimed, claim
+from tunalab.training.distribution import Distribution, joined
 from tunalab.training.evaluating import Evaluating, evaluation_tokens
+from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
-from tunalab.training.preflight import refuse_several_processes
 from tunalab.training.reporting import Reporting
 from tunalab.training.start import load_start
+from tunalab.training.state import read_saved
 from tunalab.training.stopping import StopSignal
 
 RUN_ID = "mlflow_run_id"
@@ -44,94 +47,100 @@ def train(config: RunConfig, run_dir: Path) -> int:
     configuration goes on from the newest undamaged checkpoint: on CPU bit for bit, on a GPU up to the order in which its kernels
     add (the backward passes of attention and of index operations there are not deterministic).
 
+    Started by torchrun or srun, all processes train it together, and each returns the same code; the directory must be the same
+    for all of them. Going on with another number of processes is another order of documents: see ``distribution.other_world``.
+
     Raises UserError: another configuration lives in ``run_dir``, or a component or source is missing. Nothing is written then.
     """
     torch.set_num_threads(config.threads)
-    check_unclaimed(run_dir, config)
-    return Run(config, run_dir).go()
-
-
-def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
-    """Raises UserError when the configuration that lives in ``run_dir`` computes something else."""
-    path = run_dir / CONFIG_FILE
-    if path.exists():
-        there = from_plain(read_yaml(path))
-        if config_hash(there) != config_hash(config):
-            changed = _differences(to_plain(there), to_plain(config))
-            raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(changed)}): choose another run directory")
-
-
-def claim(run_dir: Path, config: RunConfig) -> None:
-    """Write the resolved configuration: from here on the directory is this run's."""
-    write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    with joined(config) as distribution:
+        with distribution.ranks.together():
+            check_unclaimed(run_dir, config)
+            run = Run(config, run_dir, distribution)
+        return run.go()
 
 
 class Run:
     """Everything a run is made of, wired together."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, distribution: Distribution) -> None:
         self.config = config
         self.run_dir = run_dir
+        self.distribution = distribution
+        self.ranks = distribution.ranks
         self.components = Components(ComponentSettings.seeded(config.components_seed))
         self.tokenizer = self.components.tokenizer_for(config.decoder)
-        refuse_several_processes(config)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
-        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints)
+        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks)
         if not self.store.steps():  # a run that goes on has weights of its own
-            load_start(model, config)
+            load_start(model, config, self._say)
         self.parameters = parameter_counts(model)
         self.described = self.components.describe(config)
         self.environment = environment()
-        self.module = Harness(config, model, flop_costs(config, self.tokenizer.vocabulary))
+        if self.ranks.world_size > 1:
+            self.environment |= {"processes": self.ranks.world_size, "strategy": distribution.strategy}
+        self.costs = flop_costs(config, self.tokenizer.vocabulary)
+        self.module = Harness(config, model, self.ranks, distribution.sharded)
         self.tracker: Tracker | None = None
-        self.stop = StopSignal()
+        self.stop = StopSignal(self.ranks)
+        self.resuming = Resuming()
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
         at = evaluation_tokens(config.evaluation, budget(config))
         self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
         self.reporting = Reporting(run_dir, budget(config))
 
     def go(self) -> int:
-        resume = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
-        if resume is None and self.store.steps():
-            raise UserError(f"every checkpoint in {self.store.folder} is damaged: remove that folder to start from scratch")
-        if resume is not None:
+        resume = self.resuming.checkpoint = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
+        with self.ranks.together():
+            if resume is None and self.store.steps():
+                raise UserError(f"every checkpoint in {self.store.folder} is damaged: remove that folder to start from scratch")
+            loader = self._loader(resume)
+            trainer = self._trainer()
+        if self.ranks.first and resume is not None:
             print(f"resuming from {resume}", flush=True)
-        loader = self._loader(resume)
-        trainer = self._trainer()
-        # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
-        claim(self.run_dir, self.config)
-        self.tracker = self.reporting.tracker = self._tracker()
+        with self.ranks.together():
+            # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
+            if self.ranks.first:
+                claim(self.run_dir, self.config)
+                self.tracker = self.reporting.tracker = self._tracker()
         try:
             with self.stop.handlers_restored():
-                trainer.fit(self.module, loader, ckpt_path=None if resume is None else str(resume / STATE), weights_only=True)
+                trainer.fit(self.module, loader)
         except NonFiniteLoss as error:
             self._close("FAILED")
-            print(f"error: {error}; the last checkpoint is kept in {self.store.folder}", flush=True)
+            self._say(f"error: {error}; the last checkpoint is kept in {self.store.folder}")
             return 1
         except BaseException:
             self._close("FAILED")
             raise
         if self.stop.stopped:
             self._close("KILLED")
-            print(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on", flush=True)
+            self._say(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on")
             return EXIT_STOPPED
-        self._write_record(self.evaluating.points, finished=True)
-        self.reporting.status(self.module, "done")
+        if self.ranks.first:
+            self._write_record(finished=True)
+            self.reporting.status(self.module, "done")
         self._close("FINISHED")
         return 0
+
+    def _say(self, line: str) -> None:
+        if self.ranks.first:
+            print(line, flush=True)
 
     def _trainer(self) -> lightning.Trainer:
         cuda = torch.cuda.is_available()
         precision = self.config.precision
         if precision == "auto":
             precision = "bf16" if cuda else "fp32"
-        # Advice that does not apply: frozen parts are meant to be in eval mode, and one core has no workers to spare.
-        for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
+        # Advice that does not apply: frozen parts are meant to be in eval mode, one core has no workers to spare, and nothing is
+        # done in place to what the model returns.
+        advice = ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "returned a view tensor")
+        for message in (f".*{words}.*" for words in advice):
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         return lightning.Trainer(
             accelerator="gpu" if cuda else "cpu",
-            devices=1,
+            **self.distribution.trainer_arguments(self.config),
             precision={"bf16": "bf16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
             max_epochs=1,  # the stream ends when the budget is spent
             logger=False,
@@ -142,20 +151,47 @@ class Run:
             use_distributed_sampler=False,
             default_root_dir=str(self.run_dir),
             # The order matters: a point is evaluated, then saved with the checkpoint of its step.
-            callbacks=[self.stop, self.reporting, self.evaluating, self.checkpointing],
+            callbacks=[
+                self.resuming,
+                self.stop,
+                *([self.reporting] if self.ranks.first else []),
+                self.evaluating,
+                self.checkpointing,
+            ],
         )
 
-    def _loader(self, resume: Path | None) -> StepLoader:
-        config = self.config
-        lanes, next_lane = {}, 0
+    def _loader(self, resume: Path | None) -> JointSteps:
+        config, ranks = self.config, self.ranks
         if resume is not None:
-            progress = torch.load(resume / STATE, weights_only=True, map_location="cpu")["tunalab"]["progress"]
-            lanes, next_lane = progress["lanes"], progress["next_lane"]
-        token_pixels = self.module.model.frontend.space.token_pixels
+            self._find_lanes(resume)
         stream = open_stream(
-            config, self.tokenizer, token_pixels, self.run_dir / "rejects.jsonl", resume=lanes, next_lane=next_lane
+            config,
+            self.tokenizer,
+            self.module.model.frontend.space.token_pixels,
+            self.run_dir / "rejects.jsonl",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            resume=self.resuming.lanes,
+            next_lane=self.resuming.next_lane,
         )
-        return StepLoader(stream, config.data.workers)
+        return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), self.costs, ranks)
+
+    def _find_lanes(self, resume: Path) -> None:
+        """Where this rank's stream goes on: exactly where it was, or with other ranks by the rule of data/lanes.py."""
+        saved, ranks, resuming = read_saved(resume), self.ranks, self.resuming
+        if saved.world_size == ranks.world_size:
+            resuming.lanes, resuming.next_lane = saved.lanes[ranks.rank], saved.next_lane[ranks.rank]
+        elif self.config.distribution.other_world:
+            budgets = [stage.tokens for stage in self.config.stages.values()]
+            resuming.lanes = deal_lanes(saved.lanes, ranks.world_size, self.config.data.workers, budgets)[ranks.rank]
+            self._say(
+                f"{saved.world_size} processes wrote it, {ranks.world_size} go on: in another order, no document a second time"
+            )
+        else:
+            raise UserError(
+                f"{resume} was written by {saved.world_size} processes, these are {ranks.world_size}: start as many, or set "
+                "distribution.other_world=true to go on in another order, without reading a document twice"
+            )
 
     def _tracker(self) -> Tracker | None:
         tracking = self.config.tracking
@@ -198,18 +234,18 @@ class Run:
         print(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}", flush=True)
         return result
 
-    def _on_point(self, module: Harness, points: list[dict[str, Any]]) -> None:
-        self._write_record(points, finished=False)
+    def _on_point(self, module: Harness) -> None:
+        self._write_record(finished=False)
         if self.tracker is None:
             return
-        point = points[-1]
+        point = module.progress.points[-1]
         metrics = {f"benchmark/{name}": score["accuracy"] for name, score in point["benchmarks"].items()}
         metrics |= {f"heldout/{name}": value for name, value in point["losses"].items()}
         metrics |= {f"one_step_psnr/t{t}": value for t, value in point["one_step_psnr"].items()}
         metrics |= {f"cost/{name}": float(point[name]) for name in ("steps", "images", "flops", "seconds")}
         self.tracker.log_metrics(metrics, point["tokens"])
 
-    def _write_record(self, points: list[dict[str, Any]], finished: bool) -> None:
+    def _write_record(self, finished: bool) -> None:
         self.module.note_memory()
         p, config = self.module.progress, self.config
         record = Record(
@@ -228,7 +264,7 @@ class Run:
             parameters=self.parameters,
             components=self.described,
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
-            points=[_point(point) for point in points],
+            points=[_point(point) for point in p.points],
         )
         write_record(self.run_dir / RECORD_FILE, record)
 
@@ -241,14 +277,3 @@ class Run:
 
 def _point(plain: dict[str, Any]) -> Point:
     return Point(**{**plain, "benchmarks": {name: Score(**score) for name, score in plain["benchmarks"].items()}})
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted(there.keys() | here.keys()):
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} there, {b} here")
-    return found

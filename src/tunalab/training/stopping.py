@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
+
+from tunalab.training.ranks import ALONE, Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,7 +16,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignal(Callback):
     """``stopped`` turns true at the first step end after a signal on any rank. A second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.flag = False
         self.stopped = False
 
@@ -25,11 +27,7 @@ class StopSignal(Callback):
             signal.signal(number, self._raise_flag)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        flag = self.flag
-        if trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            flag = bool(trainer.strategy.reduce(torch.tensor(float(flag), device=device), reduce_op="sum") > 0)
-        if flag:
+        if self.ranks.numbers([self.flag]).any():
             self.stopped = True
             trainer.should_stop = True
 

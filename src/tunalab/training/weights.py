@@ -1,4 +1,4 @@
-"""The learnt weights inside a checkpoint: the one place, besides the trainer's own resume, that knows how they are stored."""
+"""The learnt weights inside a checkpoint, whole, whatever number of ranks wrote it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunalab.training.checkpoints import STATE
+from tunalab.training.state import EMA, MODEL, read_saved, read_whole
+
+FIRST_FORMAT = "state.ckpt"  # one file, written by Lightning, before checkpoints could be sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +24,20 @@ class LearntWeights:
 
 def learnt_weights(checkpoint: Path, raw: bool = False) -> LearntWeights:
     """Of an undamaged checkpoint folder: the averaged weights, or with ``raw`` those that go on training."""
-    state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu", mmap=True)
-    weights = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+    if (checkpoint / FIRST_FORMAT).exists():
+        return _first_format(checkpoint / FIRST_FORMAT, raw)
+    weights = read_whole(checkpoint, MODEL)
     if not raw:
         # Averages exist of parameters alone; what else a module stores is the same for both.
+        weights |= read_whole(checkpoint, EMA)
+    progress = read_saved(checkpoint).progress
+    return LearntWeights(weights, progress["steps"], progress["tokens"])
+
+
+def _first_format(path: Path, raw: bool) -> LearntWeights:
+    state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    weights = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+    if not raw:
         weights |= state["tunalab"]["ema"]["shadow"]
     progress = state["tunalab"]["progress"]
     return LearntWeights(weights, progress["steps"], progress["tokens"])

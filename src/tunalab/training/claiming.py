@@ -1,0 +1,38 @@
+"""Whose a run directory is: one configuration's, from the moment that its run can begin."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tunalab.config import RunConfig, config_hash, from_plain, to_plain
+from tunalab.errors import UserError
+from tunalab.files import write_atomically
+from tunalab.layers import read_yaml
+from tunalab.results.records import CONFIG_FILE
+
+
+def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
+    """Raises UserError when the configuration that lives in ``run_dir`` computes something else."""
+    path = run_dir / CONFIG_FILE
+    if path.exists():
+        there = from_plain(read_yaml(path))
+        if config_hash(there) != config_hash(config):
+            changed = _differences(to_plain(there), to_plain(config))
+            raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(changed)}): choose another run directory")
+
+
+def claim(run_dir: Path, config: RunConfig) -> None:
+    """Write the resolved configuration: from here on the directory is this run's."""
+    write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(there.keys() | here.keys()):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} there, {b} here")
+    return found

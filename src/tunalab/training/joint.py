@@ -1,0 +1,91 @@
+"""The steps of all ranks side by side: every rank trains on its own documents, and all agree on everything else about a step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tunalab.data.stream import Step, StepLoader
+from tunalab.errors import UserError
+from tunalab.model.flops import FlopCosts
+from tunalab.model.objective import loss_counts
+from tunalab.training.ranks import ALONE, Ranks
+
+LOSSES = ("text", "flow")
+GOES_ON, ENDED, FAILED = 0.0, 1.0, 2.0
+
+
+@dataclass(eq=False)
+class JointStep:
+    """``mine``: what this rank trains on. The rest is of all ranks together, and the same on all.
+
+    ``stage``, ``stage_step`` and ``stage_progress`` are those of the rank that is furthest: lanes spend their shares of a stage's
+    budget at slightly different steps, and a stage decides what is trained, which must be one answer. ``counts``: what each loss
+    is divided by.
+    """
+
+    mine: Step
+    stage: str
+    stage_step: int
+    stage_progress: float
+    tokens: int
+    images: int
+    flops: float
+    counts: dict[str, int]
+
+
+class JointSteps:
+    """Reads this rank's loader in step with the others'. The run is over when the first rank has spent its share.
+
+    Raises UserError on every rank when a source of any of them fails.
+    """
+
+    def __init__(self, loader: StepLoader, stages: Sequence[str], costs: FlopCosts, ranks: Ranks = ALONE) -> None:
+        self.loader = loader
+        self.stages = list(stages)
+        self.costs = costs
+        self.ranks = ranks
+
+    def __iter__(self) -> Iterator[JointStep]:
+        steps = iter(self.loader)
+        while True:
+            mine, failure = None, None
+            try:
+                mine = next(steps, None)
+            except UserError as error:
+                failure = error
+            told = self.ranks.numbers(self._tell(mine, failure))
+            if (told[:, 0] == FAILED).any():
+                with self.ranks.together():
+                    if failure is not None:
+                        raise failure
+            if mine is None or (told[:, 0] == ENDED).any():
+                return
+            yield self._joint(mine, told.tolist())
+
+    def _tell(self, step: Step | None, failure: UserError | None) -> list[float]:
+        if step is None:
+            return [ENDED if failure is None else FAILED] + [0.0] * (6 + len(LOSSES))
+        counts = [loss_counts(batch) for batch in step.batches]
+        return [
+            GOES_ON,
+            self.stages.index(step.stage),
+            step.stage_progress,
+            step.stage_step,
+            step.tokens,
+            step.images,
+            sum(self.costs.step(batch) for batch in step.batches),
+            *(sum(count[loss] for count in counts) for loss in LOSSES),
+        ]
+
+    def _joint(self, mine: Step, told: list[list[float]]) -> JointStep:
+        stage, progress, stage_step = max((row[1], row[2], row[3]) for row in told)
+        tokens, images, flops, *counts = (sum(column) for column in list(zip(*told, strict=True))[4:])
+        return JointStep(
+            mine=mine,
+            stage=self.stages[int(stage)],
+            stage_step=int(stage_step),
+            stage_progress=progress,
+            tokens=int(tokens),
+            images=int(images),
+            flops=flops,
+            counts={loss: int(count) for loss, count in zip(LOSSES, counts, strict=True)},
+        )
