@@ -259,6 +259,7 @@ class RunConfig:
     checkpoint_seconds: float = 120.0
     keep_checkpoints: int = 2
     activation_checkpointing: bool = False  # blocks of decoder and head are computed again in the backward pass: less memory
+    compile_blocks: bool = False  # torch makes kernels for them: faster on a GPU, after some minutes; equal but for rounding
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -274,7 +275,10 @@ class RunConfig:
 
 
 # Settings that say where a run reports or how it is scheduled, not what it computes: they do not enter its identity.
-NOT_IDENTITY = ("tracking", "checkpoint_seconds", "keep_checkpoints", "threads", "activation_checkpointing", "distribution")
+NOT_IDENTITY = (
+    *("tracking", "checkpoint_seconds", "keep_checkpoints", "threads"),
+    *("activation_checkpointing", "compile_blocks", "distribution"),
+)
 
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
 _TREE = RunConfig(
@@ -378,7 +382,7 @@ def parse_size(name: str, text: str) -> tuple[int, int]:
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise UserError(f"{name}={text} is not of the form HEIGHTxWIDTH, such as 512x512")
     for side in (height, width):
-        _check_value("data.image_size", name, int(side))
+        check_value("data.image_size", name, int(side))
     return int(height), int(width)
 
 
@@ -432,10 +436,11 @@ def _walk(node: Any, key: str, shown: str) -> None:
         for member in node:
             _walk(member, key, shown)
     else:
-        _check_value(key, shown, node)
+        check_value(key, shown, node)
 
 
-def _check_value(key: str, shown: str, value: Any) -> None:
+def check_value(key: str, shown: str, value: Any) -> None:
+    """Raises UserError, naming ``shown``, for what a setting ``key`` (limits.py) may not be."""
     if key in CHOICES and value not in CHOICES[key]:
         raise UserError(f"{shown}={value} is not known (choices: {', '.join(CHOICES[key])})")
     if key in RANGES:

@@ -21,6 +21,8 @@ FAMILIES = (
     "plan",
     "convert",
     "export",
+    "using",
+    "evaluation",
 )
 
 

@@ -43,8 +43,8 @@ def sample_texts(
     return sample_images(model, prompts, unconditional, size, config.sampling, config.objective, seeds)
 
 
-def draw_grid(images_NHWC: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    """Images enlarged without smoothing, each above its wrapped caption, in a grid about as wide as high."""
+def draw_grid(images_NHWC: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:
+    """Images enlarged without smoothing, each above its wrapped caption, in so many columns, or a grid about as wide as high."""
     if not len(images_NHWC):
         raise ValueError("no images to draw")
     N, height, width = images_NHWC.shape[:3]
@@ -53,7 +53,7 @@ def draw_grid(images_NHWC: np.ndarray, captions: Sequence[str]) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
     wrapped = [_wrap(caption, font, cell) for caption in captions]
     cell_height = height * scale + LINE * max(len(lines) for lines in wrapped) + MARGIN
-    columns = math.ceil(math.sqrt(N))
+    columns = columns or math.ceil(math.sqrt(N))
     rows = math.ceil(N / columns)
     grid = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, rows * (cell_height + MARGIN) + MARGIN), "white")
     pen = ImageDraw.Draw(grid)

@@ -22,10 +22,10 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.loading import read_json
 from tunalab.official.files import INDEX, read_tensors
+from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST, damage, write_whole
 
-CONFIG, TOKENIZER = "config.yaml", "tokenizer"
-WEIGHTS = "model.safetensors"
+TOKENIZER, WEIGHTS = "tokenizer", "model.safetensors"
 FORMAT = 1
 MAX_SHARD = "5GB"
 
@@ -67,7 +67,7 @@ def write_export(
 
     def write(fresh: Path) -> None:
         save_torch_state_dict(dict(weights), fresh, max_shard_size=max_shard)
-        (fresh / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        (fresh / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
             tokenizer.save(fresh / TOKENIZER)

@@ -1,5 +1,6 @@
 """A model ready for use, in one call: from an exported folder, or from the directory of a run."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from tunalab.config import RunConfig, config_hash, from_plain, read_yaml
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import assemble, stored_once
-from tunalab.exporting.folder import CONFIG, TOKENIZER, check_tokenizer, read_about, read_weights
+from tunalab.exporting.folder import TOKENIZER, check_tokenizer, read_about, read_weights
 from tunalab.exporting.parts import ExportedParts, RunParts
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import UnifiedModel
+from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.weights import learnt_weights
 
@@ -31,16 +33,48 @@ class Loaded:
     config: RunConfig
     origin: dict[str, Any]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which model it is, plain, the same from a run and from its export: what is kept beside everything that it makes.
 
-def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
-    """An exported folder or a run directory, whichever ``path`` is. Raises UserError as the two functions below do."""
-    return load_exported(path, device) if is_export(path) else load_run(path, device)
+        An official checkpoint does not say how long it was trained: its ``steps`` and ``tokens`` are None.
+        """
+        return {
+            "name": self.origin["run"] if "run" in self.origin else self.origin["checkpoint"],
+            "config_hash": config_hash(self.config),
+            "revision": self.config.revision,
+            "weights": self.origin["weights"],
+            "steps": self.origin.get("steps"),
+            "tokens": self.origin.get("tokens"),
+        }
+
+
+def load(path: Path, device: str | torch.device = "cpu", raw: bool = False) -> Loaded:
+    """An exported folder or a run directory, whichever ``path`` is. ``raw``: the weights that go on training, not their averages.
+
+    Raises UserError as the two functions below do, and for ``raw`` of an export of averaged weights.
+    """
+    if not is_export(path):
+        return load_run(path, device, raw)
+    if raw and (held := read_about(path).origin["weights"]) != "raw":
+        raise UserError(f"{path} holds {held} weights alone: raw ones have the run's directory, and exports made with --raw")
+    return load_exported(path, device)
+
+
+def model_config(path: Path) -> RunConfig:
+    """The configuration of an exported folder or a run directory, without its weights. Raises UserError as :func:`load`."""
+    is_export(path)
+    return from_plain(read_yaml(path / CONFIG_FILE))
 
 
 def is_export(path: Path) -> bool:
     """Whether ``path`` is an exported folder rather than a run directory. Raises UserError when it is neither."""
-    if not (path / MANIFEST).is_file() and not (path / CONFIG).is_file():
-        raise UserError(f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG} is missing)")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder (a model is a run directory or an exported folder)")
+    if not (path / MANIFEST).is_file() and not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG_FILE} is missing)"
+        )
     return (path / MANIFEST).is_file()
 
 
@@ -50,8 +84,8 @@ def load_weights(path: Path) -> tuple[RunConfig, dict[str, Tensor], list[str]]:
     """
     if is_export(path):
         about = read_about(path)
-        return from_plain(read_yaml(path / CONFIG)), read_weights(path), about.initialised
-    config = from_plain(read_yaml(path / CONFIG))
+        return model_config(path), read_weights(path), about.initialised
+    config = model_config(path)
     return config, stored_once(config, learnt_weights(newest_checkpoint(path)).weights), []
 
 
@@ -62,7 +96,7 @@ def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     sides listed), the tokenizer is missing or lacks image tokens.
     """
     about = read_about(folder)
-    config = from_plain(read_yaml(folder / CONFIG))
+    config = from_plain(read_yaml(folder / CONFIG_FILE))
     if not (folder / TOKENIZER).is_dir():
         raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -77,9 +111,9 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
 
     Raises UserError, one line: no run there, no undamaged checkpoint, a component is missing, weights do not fit.
     """
-    if not (run_dir / CONFIG).is_file():
-        raise UserError(f"{run_dir} is not a run directory ({CONFIG} is missing)")
-    config = from_plain(read_yaml(run_dir / CONFIG))
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"{run_dir} is not a run directory ({CONFIG_FILE} is missing)")
+    config = from_plain(read_yaml(run_dir / CONFIG_FILE))
     newest = newest_checkpoint(run_dir)
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
     tokenizer = parts.tokenizer_for(config.decoder)
@@ -98,7 +132,7 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
 def newest_checkpoint(run_dir: Path) -> Path:
     """The newest undamaged checkpoint of a run; damaged ones are named. Raises UserError when there is none."""
     store = CheckpointStore(run_dir / "checkpoints")
-    newest = store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
+    newest = store.newest_valid(warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
     if newest is None:
         state = "every checkpoint in it is damaged" if store.steps() else "it holds no checkpoint"
         raise UserError(f"run {run_dir} cannot be loaded: {state}")

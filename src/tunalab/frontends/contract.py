@@ -93,11 +93,13 @@ class VisualFrontEnd(nn.Module, ABC):
 
     Attributes: ``space``; ``width`` of the decoder; ``connector_parts``: names of the direct children that connect a
     pretrained encoder to the decoder (trained alone in the connector stage; empty when there is no such stage);
-    ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints.
+    ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints; ``block_parts``: names of
+    lists of blocks, whose activations may be computed again in the backward pass instead of being kept.
     """
 
     connector_parts: tuple[str, ...] = ()
     frozen_parts: tuple[str, ...] = ()
+    block_parts: tuple[str, ...] = ()
 
     def __init__(self, space: TargetSpace, width: int) -> None:
         super().__init__()
@@ -169,6 +171,10 @@ class VisualFrontEnd(nn.Module, ABC):
     def _expect(self, method: str, given: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(given.shape) != shape:
             raise UserError(f"{type(self).__name__}.{method} returned shape {tuple(given.shape)}, its space needs {shape}")
+
+    def blocks(self) -> list[nn.Module]:
+        """The members of :attr:`block_parts`."""
+        return [block for name in self.block_parts for block in self.get_submodule(name).children()]
 
     def freeze(self) -> None:
         """Put the frozen parts out of every optimiser's reach."""

@@ -25,6 +25,7 @@ class Siglip(VisualFrontEnd):
     """The encoder keeps its patch embedding; all of it is trained."""
 
     connector_parts = ("connector",)
+    block_parts = ("encoder.blocks",)
     mean_C: Tensor
     std_C: Tensor
 

@@ -22,6 +22,7 @@ class VaeSiglip(VisualFrontEnd):
 
     connector_parts = ("patch_embedding", "connector")
     frozen_parts = ("vae",)
+    block_parts = ("encoder.blocks",)
 
     def __init__(
         self,

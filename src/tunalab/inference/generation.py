@@ -4,7 +4,7 @@ Shapes: N images, C h w of the target space, R rows (an image in one branch of g
 (its time token, its visual tokens), D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,11 +45,31 @@ def sample_images(
     Raises:
         UserError: the size is not cut exactly by the front-end's tokens.
     """
+    images = np.empty((len(prompts), *size, 3), dtype=np.uint8)
+    for numbers, batch in sample_batches(model, prompts, unconditional, size, sampling, objective, seeds, batch_tokens):
+        images[numbers] = batch
+    return images
+
+
+def sample_batches(
+    model: UnifiedModel,
+    prompts: Sequence[Prompt],
+    unconditional: Prompt | Sequence[Prompt],
+    size: tuple[int, int],
+    sampling: SamplingConfig,
+    objective: ObjectiveConfig,
+    seeds: Sequence[int],
+    batch_tokens: int = 16384,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """As :func:`sample_images`, batch by batch as they are done: numbers of the images, and the images.
+
+    ``progress`` is told how many images every evaluation of the velocity (samplers.py) has brought on.
+    """
     space = model.frontend.space
     rows, columns = space.grid(*size)
     shape = (space.channels, rows * space.patch, columns * space.patch)
     plain = [unconditional] * len(prompts) if isinstance(unconditional, Prompt) else unconditional
-    images = np.empty((len(prompts), *size, 3), dtype=np.uint8)
     # Both branches hold an image's tokens; an unconditional prompt is mostly shared.
     for numbers in batches([len(prompt.ids_L) + 2 * (1 + rows * columns) for prompt in prompts], batch_tokens):
         x_NChw = sample(
@@ -59,15 +79,16 @@ def sample_images(
             noise_of([seeds[number] for number in numbers], shape).to(device_of(model)),
             sampling,
             objective,
+            progress,
         )
-        images[numbers] = to_pixels(model, x_NChw)
-    return images
+        yield numbers, to_pixels(model, x_NChw)
 
 
 @torch.no_grad()
 def to_pixels(model: UnifiedModel, x_NChw: Tensor) -> np.ndarray:
-    """x to RGB uint8 (N, H, W, 3)."""
-    image_NCHW = model.frontend.from_space(x_NChw).float().clamp(-1, 1)
+    """x to RGB uint8 (N, H, W, 3), decoded in float32 also where the model computes in less."""
+    with torch.autocast(x_NChw.device.type, enabled=False):
+        image_NCHW = model.frontend.from_space(x_NChw.float()).clamp(-1, 1)
     return ((image_NCHW + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -79,6 +100,7 @@ def sample(
     noise_NChw: Tensor,
     sampling: SamplingConfig,
     objective: ObjectiveConfig,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """x (N, C, h, w) from standard normal noise of that shape, all images in one batch."""
     predictor = GuidedPredictor(model, prompts, unconditional, sampling.guidance)
@@ -86,6 +108,7 @@ def sample(
     def velocity(x_NChw: Tensor, t: float) -> Tensor:
         t_N = torch.full((len(x_NChw),), t, device=x_NChw.device)
         prediction = predictor(x_NChw, t)
+        progress(len(x_NChw))
         return flow.velocity(prediction, x_NChw, t_N, objective.prediction, objective.min_one_minus_t)
 
     return SAMPLERS[sampling.method](velocity, objective.noise_scale * noise_NChw, sampling.steps)

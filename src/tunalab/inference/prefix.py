@@ -117,7 +117,8 @@ def _encode_layout(model: UnifiedModel, prompts: list[Prompt], flow_head: bool) 
 def visual_tokens(model: UnifiedModel, images: Sequence[np.ndarray]) -> tuple[Tensor, int]:
     """Unmasked visual tokens (N, T, D) of clean RGB images (H, W, 3) uint8, and the columns of their grid."""
     pixels_NHWC = torch.from_numpy(np.stack(images)).to(device_of(model))
-    x_NChw = model.frontend.to_space(pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    with torch.autocast(pixels_NHWC.device.type, enabled=False):  # as in training
+        x_NChw = model.frontend.to_space(pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
     rows, columns = model.grid(x_NChw)
     mask_NT = torch.zeros((len(images), rows * columns), dtype=torch.bool, device=x_NChw.device)
     return model.visual(x_NChw, mask_NT), columns

@@ -33,3 +33,8 @@ def heun(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
 
 
 SAMPLERS: dict[str, Callable[[Velocity, Tensor, int], Tensor]] = {"euler": euler, "heun": heun}
+
+
+def evaluations(method: str, steps: int) -> int:
+    """How often a solver asks for the velocity."""
+    return {"euler": steps, "heun": 2 * steps - 1}[method]

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tunalab.errors import UserError
 
@@ -130,8 +130,10 @@ class FlexAttention:
             same_span = (span[b, query] == span[b, key]) & (span[b, key] >= 0)
             return (same_document & ((query >= key) | same_span)) | (query == key)
 
-        B, L = document.shape
-        self.block_mask: BlockMask = create_block_mask(rule, B, None, L, L, device=document.device, BLOCK_SIZE=self.block)
+        partly_Bnn, wholly_Bnn = allowed_blocks(document, span, self.block)
+        self.block_mask = BlockMask.from_kv_blocks(
+            *_listed(partly_Bnn[:, None]), *_listed(wholly_Bnn[:, None]), BLOCK_SIZE=self.block, mask_mod=rule
+        )
 
     def attend(self, layer: int, q_BHLd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, scale: float) -> Tensor:
         d = q_BHLd.shape[-1]
@@ -143,20 +145,61 @@ class FlexAttention:
         # Compiled with dynamic shapes, a scale would become an input of the graph, where the kernel needs a constant: its own
         # stays, and the queries make up the difference.
         q = q * (scale * (d + wider) ** 0.5)
-        out_BHLd = compiled_flex()(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        flex = flex_attention if torch.compiler.is_compiling() else compiled_flex()  # a part of what is being compiled, or by itself
+        out_BHLd = flex(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
         return out_BHLd[:, :, : self.length, :d].transpose(1, 2)
+
+
+def allowed_blocks(document_BL: Tensor, span_BL: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Blocks of (queries, keys), (B, n, n) each, bool: in which some pair may attend but not every pair, and in which all may.
+
+    Found from the least and greatest number in every block, so that the matrix of pairs is never made: it has L^2 entries, of which
+    a long row's fill gigabytes. A block may be listed where no pair may attend (images numbered in another order than they stand);
+    the rule decides there.
+    """
+    document_Bnk, span_Bnk = (x.unflatten(1, (-1, block)) for x in (document_BL, span_BL))
+    n = document_Bnk.shape[1]
+    at_n = torch.arange(n, device=document_BL.device)
+    earlier_nn = at_n[:, None] > at_n[None, :]
+    some = _overlap(document_Bnk) & (earlier_nn | _overlap(span_Bnk)) | (at_n[:, None] == at_n[None, :])
+    every = _all_one(document_Bnk) & (earlier_nn | _all_one(span_Bnk))
+    return some & ~every, every
+
+
+def _overlap(number_Bnk: Tensor) -> Tensor:
+    """Whether the numbers of two blocks lie in ranges that overlap, (B, n, n); -1 is no number."""
+    least = torch.where(number_Bnk >= 0, number_Bnk, torch.iinfo(number_Bnk.dtype).max).amin(2)
+    greatest = number_Bnk.amax(2)
+    return (least[:, :, None] <= greatest[:, None, :]) & (least[:, None, :] <= greatest[:, :, None])
+
+
+def _all_one(number_Bnk: Tensor) -> Tensor:
+    """Whether two blocks hold one and the same number, (B, n, n)."""
+    least, greatest = number_Bnk.amin(2), number_Bnk.amax(2)
+    one = (least == greatest) & (least >= 0)
+    return one[:, :, None] & one[:, None, :] & (least[:, :, None] == least[:, None, :])
+
+
+def _listed(chosen_B1nn: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks every query block has, and which: those first, in order."""
+    order = chosen_B1nn.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen_B1nn.sum(-1, dtype=torch.int32), order.int()
 
 
 @cache
 def compiled_flex() -> Callable[..., Tensor]:
-    """One kernel for all lengths. Kernels still differ by heads, by one row or several, by training or evaluation: more kinds than
-    are compiled by default, and beyond that number torch would compute whole matrices of scores without a word; with ``fullgraph``
-    it raises.
+    """One kernel for all lengths, for blocks that are not compiled themselves."""
+    raise_recompile_limit()
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]
+
+
+def raise_recompile_limit() -> None:
+    """Graphs differ by heads, by one row or several, by training or evaluation: more kinds than are compiled by default, and beyond
+    that number torch would compute whole matrices of scores without a word; with ``fullgraph`` it raises.
     """
     from torch._dynamo import config as dynamo  # seconds to import, for nothing without a GPU
 
     dynamo.recompile_limit = max(32, dynamo.recompile_limit)
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]
 
 
 class CachedAttention:

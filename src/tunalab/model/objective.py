@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tunalab.config import ObjectiveConfig
@@ -16,6 +15,7 @@ from tunalab.data.packing import PackedBatch
 from tunalab.frontends.contract import TargetSpace
 from tunalab.model import flow
 from tunalab.model.masking import choose_mask
+from tunalab.model.text_loss import text_loss
 from tunalab.model.unified import UnifiedModel
 
 
@@ -118,7 +118,7 @@ def losses(
     x = to_space(model, batch) if x_nChw is None else x_nChw
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
     output = model(batch, x_t, draws.t_N, draws.mask_nT)
-    text = F.cross_entropy(output.logits_KV, batch.label_K, reduction="sum")
+    text = text_loss(output.table, output.hidden_KD, batch.label_K)
     return {
         "text": SumCount(text, len(batch.label_K)),
         "flow": flow_loss(output.prediction_mChw, x, batch, draws, objective),

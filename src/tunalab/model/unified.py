@@ -1,4 +1,4 @@
-"""The unified model: front-end -> decoder -> logits at labelled tokens, and flow head over the documents that generate.
+"""The unified model: front-end -> decoder -> hidden states at labelled tokens, and flow head over the documents that generate.
 
 Images of one size are one tensor: a list holds one for every group of the batch. The front-end and the last layer of the head run
 once a group, the decoder and the blocks of the head once. How often the front-end runs therefore differs from rank to rank: sharded
@@ -26,12 +26,18 @@ from tunalab.model.time_embedding import TimeEmbedding
 
 @dataclass(eq=False)
 class ModelOutput:
-    """``logits_KV`` at the batch's ``logit_K``; ``prediction_mChw`` (x or v) for the images that generate, in their order; both
-    float32, whatever was computed in.
+    """``hidden_KD``: the decoder's output at the batch's ``logit_K``, which ``table`` turns into logits; ``prediction_mChw``
+    (x or v) for the images that generate, in their order, float32 whatever was computed in.
     """
 
-    logits_KV: Tensor
+    hidden_KD: Tensor
+    table: nn.Linear
     prediction_mChw: list[Tensor]
+
+    @property
+    def logits_KV(self) -> Tensor:
+        """Float32, all at once: training never asks for them (text_loss.py)."""
+        return self.table(self.hidden_KD).float()
 
 
 class UnifiedModel(nn.Module):
@@ -68,11 +74,11 @@ class UnifiedModel(nn.Module):
         if self.every_part and not batch.groups:
             h_BLD = h_BLD + zero_through(self.frontend, self.mask_token, self.time)
         h_BLD = hidden_states(self.decoder, h_BLD, batch.position_BL, make_backend(self.attention, layout))
-        logits_KV = self.decoder.lm_head(h_BLD.flatten(0, 1)[batch.logit_K]).float()
+        hidden_KD = h_BLD.flatten(0, 1)[batch.logit_K]
         prediction_mChw = self._generate(h_BLD, batch, time_ND, x_t_nChw)
         if self.every_part and not batch.generate_N.any():
-            logits_KV = logits_KV + self._idle_head(h_BLD, batch, time_ND)
-        return ModelOutput(logits_KV, prediction_mChw)
+            hidden_KD = hidden_KD + self._idle_head(h_BLD, batch, time_ND)
+        return ModelOutput(hidden_KD, self.decoder.lm_head, prediction_mChw)
 
     def grid(self, x_NChw: Tensor) -> tuple[int, int]:
         """Rows and columns of visual tokens."""

@@ -4,7 +4,7 @@ The parts run under FakeTensorMode, with autocast as in training, and every tens
 layer's bytes are worked out by hand, and a changed layer changes the plan. Attention is taken to keep what flash and flex
 attention keep (queries, keys, values, output, one number a query), never a matrix of pairs.
 
-Shapes: L tokens, N images, T visual tokens of an image, K labelled tokens, V vocabulary, D width, C h w of the target space.
+Shapes: L tokens, N images, T visual tokens of an image, K labelled tokens, D width, C h w of the target space.
 """
 
 import warnings
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -25,30 +24,31 @@ from torch.utils._pytree import tree_leaves
 from tunalab.data.buckets import Size
 from tunalab.model.decoder import hidden_states
 from tunalab.model.rotary import rotary_tables
+from tunalab.model.text_loss import text_loss
 from tunalab.model.unified import UnifiedModel
+from tunalab.training.blocks import blocks, recomputed
 
 Parts = dict[str, int]
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Activations:
     """Bytes a rank keeps, by part of the model, for a row that is full of what the part works on (see :func:`trace`).
 
-    ``saved``: without activation checkpointing. With it a unit (:func:`checkpoint_units`) keeps its inputs alone: ``kept`` is those
-    and all that lies outside units, ``unit`` the most that one unit of the part saves when it is computed again.
-    ``unit_copies``, ``other_copies``: weights of units and of the rest that autocast casts, kept until the step's end.
+    ``saved``: without activation checkpointing. With it a unit (``training.blocks.recomputed``) keeps its inputs alone: ``kept`` is
+    those and all that lies outside units, ``unit`` the most that one unit of the part saves when it is computed again.
+    ``logits``: what the text loss saves for a row of labels, were all their logits alive at once.
+    ``block_copies``, ``other_copies``: weights that autocast casts, kept until the step's end, of the blocks that are sharded one
+    by one and of the rest.
     """
 
     saved: Parts
     kept: Parts
     unit: Parts
-    unit_copies: int
+    logits: int
+    block_copies: int
     other_copies: int
-
-
-def checkpoint_units(model: UnifiedModel) -> list[nn.Module]:
-    """What activation checkpointing computes again, and what is gathered at a time when parameters are sharded."""
-    return [*model.decoder.model.layers, *model.head.blocks]
 
 
 def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool) -> Activations:
@@ -84,9 +84,11 @@ def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_
         spans = torch.cat([time_ND[:, None], visual_NTD], dim=1).to(h_1LD.dtype).flatten(0, 1)
         h_1LD = h_1LD[0].index_copy(0, torch.zeros(len(spans), dtype=torch.int64), spans)[None]
         h_1LD = hidden_states(model.decoder, h_1LD, places_1L, backend)
-    with recorder.part("logits"):
-        logits_KV = model.decoder.lm_head(h_1LD[0][places_1L[0]])
-        F.cross_entropy(logits_KV.float(), places_1L[0], reduction="sum")
+    with recorder.part("labels"):
+        h_KD, label_K, table = h_1LD[0][places_1L[0]], places_1L[0], model.decoder.lm_head
+        text_loss(table, h_KD, label_K, chunk=-(-tokens // 2))  # what waits for a chunk to be computed again
+    with recorder.part(LOGITS):
+        text_loss(table, h_KD, label_K, chunk=tokens)
     with recorder.part("flow head"):
         rotary = rotary_tables(places_1L, places_1L >= 0, places_1L, 1, model.head.head_dim)
         h_1LD = model.head(h_1LD[0][places_1L[0]][None], time_ND, places_1L, rotary, backend)
@@ -100,9 +102,10 @@ class _Recorder:
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
-        self.units = checkpoint_units(model)
+        self.units = recomputed(model)
+        self.blocks = set(blocks(model))
         self.weights = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.copies: dict[int, tuple[bool, int]] = {}  # storage -> whether in a unit, bytes
+        self.copies: dict[int, tuple[bool, int]] = {}  # storage -> whether in a block, bytes
         self.saved: dict[int, tuple[str, int | None, int]] = {}  # storage -> part, unit, bytes
         self.inputs: dict[int, tuple[str, int]] = {}  # storage of a unit's input -> part, bytes
         self._part = "other"
@@ -146,14 +149,16 @@ class _Recorder:
         for (part, _), size in by_unit.items():
             largest[part] = max(size, largest.get(part, 0))
         copies = Counter[bool]()
-        for in_unit, size in self.copies.values():
-            copies[in_unit] += size
-        return Activations(dict(saved), dict(kept), largest, copies[True], copies[False])
+        for in_block, size in self.copies.values():
+            copies[in_block] += size
+        kept.pop(LOGITS)
+        return Activations(dict(saved), dict(kept), largest, saved.pop(LOGITS), copies[True], copies[False])
 
     def note_copy(self, weight: Tensor, copy: Tensor) -> None:
         if _storage(weight) in self.weights:
             self._alive.append(copy)
-            self.copies[_storage(copy)] = (self._unit is not None, _bytes(copy))
+            in_block = self._unit is not None and self.units[self._unit] in self.blocks
+            self.copies[_storage(copy)] = (in_block, _bytes(copy))
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = _storage(tensor)

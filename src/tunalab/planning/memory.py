@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunalab.data.documents import Kind
+from tunalab.model.text_loss import CHUNK
 from tunalab.planning.activations import Activations
 from tunalab.planning.parameters import Totals
 
@@ -52,23 +53,24 @@ def memory(
     count: Totals,
     traced: Activations,
     rows: Mapping[Kind, Mapping[str, float]],
-    logits: int,
+    labels: int,
+    vocabulary: int,
     sharding: Sharding,
-    largest_unit: int,
+    largest_block: int,
     bf16: bool,
 ) -> Memory:
-    """``rows``: for each kind of document the share of a rank's tokens that every part works on (workload.row_share); ``logits``:
-    how many there are if every token is labelled; ``largest_unit``: parameters of the largest decoder layer or head block.
+    """``rows``: for each kind of document the share of a rank's tokens that every part works on (workload.row_share); ``labels``:
+    how many there are if every token is labelled; ``largest_block``: parameters of the largest decoder layer or head block.
     """
     activations, row = {}, {}
     for name, checkpointing in ((WITHOUT, False), (WITH, True)):
-        by_kind = {kind: row_bytes(traced, shares, logits, checkpointing) for kind, shares in rows.items()}
+        by_kind = {kind: row_bytes(traced, shares, labels, vocabulary, checkpointing) for kind, shares in rows.items()}
         row[name] = max(by_kind, key=lambda kind: by_kind[kind])
         activations[name] = by_kind[row[name]]
-    return Memory(state_bytes(count, traced, sharding, largest_unit, bf16), activations, row)
+    return Memory(state_bytes(count, traced, sharding, largest_block, bf16), activations, row)
 
 
-def state_bytes(count: Totals, traced: Activations, sharding: Sharding, largest_unit: int, bf16: bool) -> dict[str, int]:
+def state_bytes(count: Totals, traced: Activations, sharding: Sharding, largest_block: int, bf16: bool) -> dict[str, int]:
     """Of one rank, by kind."""
     shards = sharding.shards if sharding.strategy == "fsdp2" else 1
     share = -(-count.trained // shards)
@@ -79,25 +81,26 @@ def state_bytes(count: Totals, traced: Activations, sharding: Sharding, largest_
         "EMA": FLOAT * share,
     }
     if sharding.strategy == "fsdp2":
-        rest = count.trained + count.frozen - count.in_units
-        gathered = FLOAT * rest + 2 * (HALF if bf16 else FLOAT) * largest_unit
+        rest = count.trained + count.frozen - count.in_blocks
+        gathered = FLOAT * rest + 2 * (HALF if bf16 else FLOAT) * largest_block
         states["gathered weights"] = gathered + traced.other_copies
         if sharding.accumulates:
-            states["whole gradients"] = (HALF if bf16 else FLOAT) * count.in_units + FLOAT * (rest - count.frozen)
+            states["whole gradients"] = (HALF if bf16 else FLOAT) * count.in_blocks + FLOAT * (rest - count.frozen)
     else:
-        states["weights cast"] = traced.unit_copies + traced.other_copies
+        states["weights cast"] = traced.block_copies + traced.other_copies
     return {kind: size for kind, size in states.items() if size}
 
 
-def row_bytes(traced: Activations, shares: Mapping[str, float], logits: int, checkpointing: bool) -> int:
-    """What a rank keeps at the peak for tokens of one kind of document.
+def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, vocabulary: int, checkpointing: bool) -> int:
+    """What a rank keeps at the peak, which is where the text loss goes backward, for tokens of one kind of document.
 
-    With checkpointing a unit is computed again after the loss has let go of its workspace, so only the larger of both counts.
+    With checkpointing a unit is computed again after the loss has let go of its logits, so only the larger of both counts.
     """
-    loss = LOSS_WORKSPACE * logits * shares["logits"]
+    alive = min(shares["labels"], CHUNK / labels)
+    loss = alive * (traced.logits + LOSS_WORKSPACE * labels * vocabulary)
     by_part = traced.kept if checkpointing else traced.saved
     kept = sum(size * shares[part] for part, size in by_part.items())
     if not checkpointing:
         return round(kept + loss)
-    unit = max((size for part, size in traced.unit.items() if shares[part]), default=0)
+    unit = max((size * shares[part] for part, size in traced.unit.items()), default=0)
     return round(kept + max(loss, unit))

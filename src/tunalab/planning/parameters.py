@@ -6,7 +6,7 @@ from torch import nn
 
 from tunalab.config import StageConfig
 from tunalab.model.unified import UnifiedModel
-from tunalab.planning.activations import checkpoint_units
+from tunalab.training.blocks import blocks
 from tunalab.training.stages import set_trainable
 
 FRONT_END = "front-end: "
@@ -20,11 +20,11 @@ class Count:
 
 @dataclass(frozen=True)
 class Totals:
-    """``trained``: learnt in some stage; ``in_units``: those of them in decoder layers and blocks of the flow head."""
+    """``trained``: learnt in some stage; ``in_blocks``: those of them in decoder layers and blocks of the flow head."""
 
     trained: int
     frozen: int
-    in_units: int
+    in_blocks: int
 
 
 def parts(model: UnifiedModel) -> dict[str, Count]:
@@ -52,8 +52,8 @@ def parts(model: UnifiedModel) -> dict[str, Count]:
 
 def totals(model: UnifiedModel) -> Totals:
     counts = parts(model).values()
-    in_units = sum(p.numel() for unit in checkpoint_units(model) for p in unit.parameters())
-    return Totals(sum(count.trained for count in counts), sum(count.frozen for count in counts), in_units)
+    in_blocks = sum(p.numel() for block in blocks(model) for p in block.parameters())
+    return Totals(sum(count.trained for count in counts), sum(count.frozen for count in counts), in_blocks)
 
 
 def trained_in(model: UnifiedModel, stage: StageConfig) -> int:

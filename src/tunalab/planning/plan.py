@@ -14,11 +14,12 @@ from tunalab.model.build import build_model
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel
 from tunalab.planning import parameters
-from tunalab.planning.activations import checkpoint_units, trace
+from tunalab.planning.activations import trace
 from tunalab.planning.hardware import Gpu
 from tunalab.planning.memory import Memory, Sharding, memory
 from tunalab.planning.parameters import Count, Totals
 from tunalab.planning.workload import kinds_of, needs_no_files, row_share, workload
+from tunalab.training.blocks import blocks
 
 DAY = 86400.0
 
@@ -172,9 +173,8 @@ def _memory(config: RunConfig, model: UnifiedModel, count: parameters.Totals, sh
     bf16 = config.precision != "fp32"
     tokens = config.data.rows * config.data.row_tokens
     rows = {kind: row_share(kind, config.data, token_pixels) for kind in kinds_of(config)}
-    logits = tokens * model.decoder.lm_head.out_features
-    largest = max(sum(p.numel() for p in unit.parameters()) for unit in checkpoint_units(model))
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)))
     traced = trace(model, tokens, Buckets.of(config.data).sizes[0], bf16)
-    return memory(count, traced, rows, logits, sharding, largest, bf16)
+    return memory(count, traced, rows, tokens, model.decoder.lm_head.out_features, sharding, largest, bf16)

@@ -95,7 +95,7 @@ def row_share(kind: Kind, data: DataConfig, token_pixels: int) -> dict[str, floa
     return {
         "front-end": shape.images * visual / length,
         "decoder": 1.0,
-        "logits": shape.labels / length,
+        "labels": shape.labels / length,
         "flow head": float(shape.generated > 0),
         "predictions": shape.generated * visual / length,
     }

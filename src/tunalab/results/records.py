@@ -7,12 +7,14 @@ hole is honest where a zero is not.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
+from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import write_atomically
 from tunalab.results.checking import Mismatch, build
 
@@ -72,6 +74,7 @@ class Record:
     totals: Totals
     points: list[Point]
     schema: int = SCHEMA
+    evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -86,9 +89,13 @@ def write_record(path: Path, record: Record) -> None:
             if score["outcomes"] is None:
                 del score["outcomes"]
     _parse(path, plain)
+    evaluation = plain.pop("evaluation")
     ordered = {"schema": plain.pop("schema"), **plain}
     try:
         text = json.dumps(ordered, indent=1, allow_nan=False)
+        if evaluation:  # a line a measure: the values of its items are many
+            parts = ",\n".join(" " + to_text(result).strip() for result in record.evaluation)
+            text = f'{text[:-2]},\n "evaluation": [\n{parts}\n ]\n}}'
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: record cannot be written as JSON: {error}") from error
     write_atomically(path, text + "\n")
@@ -107,6 +114,18 @@ def read_record(path: Path) -> Record:
     except ValueError as error:  # JSON errors and wrong encoding alike
         raise UserError(f"{path}: record is damaged, not JSON: {error}") from error
     return _parse(path, plain)
+
+
+def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
+    """Put what was measured of a run's model into its record, in the place of earlier results of the same parts.
+
+    Results of another state of the run (it was trained further) go.
+    """
+    record = read_record(path)
+    new = {result.part: result for result in results}
+    origins = [result.origin for result in results]
+    kept = [old for old in record.evaluation if old.part not in new and old.origin in origins]
+    write_record(path, replace(record, evaluation=[*kept, *results]))
 
 
 def read_records(folder: Path) -> list[Record]:

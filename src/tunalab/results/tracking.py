@@ -2,15 +2,17 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunalab.evaluation.whole import Evaluated
 from tunalab.results.mlflow_client import connect, creation_lock, experiment_id, survive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RUN_ID = "mlflow_run_id"  # file of a run directory
 PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -47,6 +49,23 @@ def end_sweep(uri: str, run_id: str | None, status: End) -> None:
     """Close the parent run of a sweep."""
     if run_id is not None:
         survive(uri, lambda: connect(uri).set_terminated(run_id, status=status))
+
+
+def log_evaluation(uri: str, run_id: str, results: Sequence[Evaluated], tokens: int, record: Path) -> None:
+    """Every measure as a metric ``evaluation/<kind>/<benchmark>/<metric>`` of a run that has ended, and its record anew."""
+
+    def log() -> None:
+        from mlflow.entities import Metric
+
+        client, now = connect(uri), int(time.time() * 1000)
+        measures = [measure for result in results for measure in result.measures]
+        names = [legal_name("/".join(["evaluation", *(word for word in measure.key if word)])) for measure in measures]
+        metrics = [Metric(name, measure.value, now, tokens) for name, measure in zip(names, measures, strict=True)]
+        for first in range(0, len(metrics), 1000):  # as many as a batch may hold
+            client.log_batch(run_id, metrics=metrics[first : first + 1000])
+        client.log_artifact(run_id, str(record))
+
+    survive(uri, log)
 
 
 class Tracker:

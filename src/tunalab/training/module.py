@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from tunalab.config import RunConfig
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
-from tunalab.training.blocks import recompute_activations
+from tunalab.training.blocks import prepare_blocks
 from tunalab.training.ema import Ema
 from tunalab.training.joint import JointStep
 from tunalab.training.memory import peak_memory
@@ -75,8 +75,7 @@ class Harness(LightningModule):
         return name.startswith(tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts))
 
     def configure_model(self) -> None:
-        if self.config.activation_checkpointing:
-            recompute_activations(self.model)
+        prepare_blocks(self.model, self.config.activation_checkpointing, self.config.compile_blocks)
         self.model.every_part = self.ranks.world_size > 1
         if self.sharded:
             distribution = self.config.distribution

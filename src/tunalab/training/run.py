@@ -24,7 +24,7 @@ from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
 from tunalab.results.mlflow_client import default_uri
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
-from tunalab.results.tracking import Tracker
+from tunalab.results.tracking import RUN_ID, Tracker
 from tunalab.training.checkpointing import Checkpointing, Resuming
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.claiming import check_unclaimed, claim
@@ -36,8 +36,6 @@ from tunalab.training.reporting import Reporting
 from tunalab.training.start import load_start
 from tunalab.training.state import read_saved
 from tunalab.training.stopping import StopSignal
-
-RUN_ID = "mlflow_run_id"
 
 
 def train(config: RunConfig, run_dir: Path) -> int:

@@ -1,0 +1,81 @@
+"""`tunalab evaluate`: everything that is measured of a trained model, into its run's record and MLflow."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunalab.cli.common import add_command, tracking_uri
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.cli.common import Commands
+    from tunalab.evaluation.settings import EvaluationSettings
+    from tunalab.evaluation.whole import Evaluated
+    from tunalab.exporting import Loaded
+
+
+def add(commands: "Commands") -> None:
+    sub = add_command(commands, evaluate, "measure trained models: understanding, generation, reconstruction, editing, attention")
+    sub.add_argument(
+        "words", nargs="*", metavar="MODEL | part.key=value", help="run directories or exported folders; settings of parts"
+    )
+    sub.add_argument("--parts", help="names, separated by commas (default: all that need nothing but the model)")
+    sub.add_argument("--list", action="store_true", help="the parts and their settings")
+    sub.add_argument("--out", type=Path, help="folder of the results of one model (default: evaluation/ in the run directory)")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from tunalab.evaluation.parts import describe, find_parts
+    from tunalab.evaluation.settings import load_settings
+
+    settings = load_settings([word for word in arguments.words if "=" in word])
+    parts = find_parts(arguments.parts.split(",") if arguments.parts else None)
+    if arguments.list:
+        print(describe(settings))
+        return 0
+    models = [Path(word) for word in arguments.words if "=" not in word]
+    if not models:
+        raise UserError("name a model to evaluate: a run directory such as runs/figure6/tuna2-seed0, or an exported folder")
+    if arguments.out is not None and len(models) > 1:
+        raise UserError("--out holds the results of one model: leave it out, or name one model")
+    from tunalab.exporting.loading import is_export
+
+    for path in models:  # a mistyped second model is known before the first is measured
+        is_export(path)
+    return max([_evaluate(path, settings, parts, arguments.out, arguments.quiet) for path in models])
+
+
+def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out: Path | None, quiet: bool) -> int:
+    """Measure one model; 1 if a part could not be measured."""
+    import torch
+
+    from tunalab.evaluation.subject import Subject
+    from tunalab.evaluation.whole import evaluate_parts
+    from tunalab.exporting import load
+    from tunalab.results.records import RECORD_FILE, add_evaluation
+
+    loaded = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(loaded.config.threads, torch.get_num_threads()))
+    folder = out or path / "evaluation"
+    print(f"{path} at {loaded.origin.get('tokens', 0):,} tokens -> {folder}")
+    subject = Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin, quiet)
+    results, errors = evaluate_parts(subject, settings, parts)
+    record = path / RECORD_FILE
+    if record.is_file():
+        add_evaluation(record, results)
+        print(f"wrote {record}")
+        _track(path, loaded, results, record)
+    for name, error in errors.items():
+        print(f"not measured: {name}: {error}")
+    return int(bool(errors))
+
+
+def _track(run_dir: Path, loaded: "Loaded", results: "list[Evaluated]", record: Path) -> None:
+    """Into the run's own run in MLflow, if it has one."""
+    from tunalab.results.tracking import RUN_ID, log_evaluation
+
+    known = run_dir / RUN_ID
+    if loaded.config.tracking.enabled and known.is_file():
+        uri = tracking_uri(loaded.config.tracking)
+        log_evaluation(uri, known.read_text().strip(), results, int(loaded.origin.get("tokens", 0)), record)

@@ -1,0 +1,222 @@
+"""Commands on a trained model: `tunalab generate`, `tunalab edit`, `tunalab ask`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tunalab.cli.common import add_command
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    from tunalab.cli.common import Commands
+    from tunalab.config import SamplingConfig
+    from tunalab.data.buckets import Size
+    from tunalab.exporting import Loaded
+    from tunalab.inference.orders import Source
+
+Number = TypeVar("Number", int, float)
+MODEL_HELP = "run directory or exported folder"
+TEXTS_HELP = "more of them, one a line"
+
+
+def add(commands: "Commands") -> None:
+    # The free words of a command are its ``settings``: as such they may also stand behind options (cli/__init__.py).
+    sub = add_command(commands, generate, "make images of prompts; every PNG holds the settings that it was made with")
+    sub.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument("settings", nargs="*", metavar="PROMPT", help='what is to be seen ("": whatever the model likes)')
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help=TEXTS_HELP)
+    _add_images(sub)
+    sub = add_command(commands, edit, "edit an image by instructions; every PNG holds the settings that it was made with")
+    sub.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument("image", type=Path, metavar="IMAGE", help="image file")
+    sub.add_argument("settings", nargs="*", metavar="INSTRUCTION", help="what is to change; each starts from IMAGE")
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help=TEXTS_HELP)
+    _add_images(sub)
+    sub = add_command(commands, ask, "answer questions about images: an answer a line, image by image")
+    sub.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument("settings", nargs="*", metavar="IMAGE QUESTION", help="an image file or a folder of them; then questions")
+    sub.add_argument("--questions", type=Path, metavar="FILE", help=TEXTS_HELP)
+    sub.add_argument("--no-image", action="store_true", help="questions of text alone: there is no IMAGE")
+    sub.add_argument("--json", action="store_true", help="lines of JSON: image, question, answer")
+    sub.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: evaluation.max_answer_tokens)")
+    _add_common(sub)
+
+
+def _add_images(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
+    sub.add_argument("--n", type=int, default=1, help="images a prompt, of seeds SEED, SEED+1, ... (default: 1)")
+    sub.add_argument("--seed", type=int, default=0, help="default: 0")
+    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next two: the model's own")
+    sub.add_argument("--guidance", type=float, help="1: none")
+    sub.add_argument("--sampler", choices=("euler", "heun"))
+    sub.add_argument("--grid", action="store_true", help="also all in one picture, grid.png: a row a prompt, a column a seed")
+    _add_common(sub)
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
+    sub.add_argument("--raw", action="store_true", help="the weights that go on training, not their averages")
+    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    sub.add_argument("--batch-tokens", type=int, metavar="N", help="tokens held at a time: fewer take less memory")
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    from tunalab.exporting import model_config
+    from tunalab.inference.orders import output_size
+
+    texts, seeds = _texts(arguments.settings, arguments.prompts, "prompt"), _seeds(arguments)
+    config = model_config(arguments.model)
+    sampling = _sampling(arguments, config.sampling)
+    return _make(arguments, texts, seeds, sampling, output_size(config.data, arguments.size))
+
+
+def edit(arguments: argparse.Namespace) -> int:
+    from tunalab.exporting import model_config
+    from tunalab.inference.orders import Source, input_buckets, read_input
+
+    texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), _seeds(arguments)
+    config = model_config(arguments.model)
+    sampling = _sampling(arguments, config.sampling)
+    source = Source(arguments.image.name, read_input(arguments.image, input_buckets(config.data, arguments.size)))
+    return _make(arguments, texts, seeds, sampling, source.size, source)
+
+
+def ask(arguments: argparse.Namespace) -> int:
+    from tunalab.exporting import model_config
+    from tunalab.inference.orders import answers, find_images, input_buckets
+
+    words = arguments.settings
+    if not (words or arguments.no_image):
+        raise UserError("no image: name a file or a folder, or ask with --no-image")
+    questions = _texts(words if arguments.no_image else words[1:], arguments.questions, "question")
+    images = [None] if arguments.no_image else find_images(Path(words[0]))
+    config = model_config(arguments.model)
+    max_tokens = _within("evaluation.max_answer_tokens", "--max-tokens", arguments.max_tokens, config.evaluation.max_answer_tokens)
+    buckets, bounds = input_buckets(config.data, arguments.size), _bounds(arguments)
+    loaded, precision = _load(arguments)
+    asked = [(image, question) for image in images for question in questions]
+    given = answers(loaded.model, loaded.tokenizer, asked, buckets, max_tokens, precision, **bounds)
+    for (image, question), answer in zip(asked, given, strict=True):
+        line = {"image": None if image is None else str(image), "question": question, "answer": answer}
+        print(json.dumps(line, ensure_ascii=False) if arguments.json else " ".join(answer.split()), flush=True)
+    return 0
+
+
+def _make(
+    arguments: argparse.Namespace,
+    texts: list[str],
+    seeds: list[int],
+    sampling: "SamplingConfig",
+    size: "Size",
+    source: "Source | None" = None,
+) -> int:
+    from tunalab.inference.orders import ImageOrder, make_images
+
+    bounds, grid = _bounds(arguments), _grid(arguments)
+    loaded, precision = _load(arguments)
+    order = ImageOrder(loaded.identity, texts, seeds, size, sampling, precision, source)
+    files, kept = make_images(loaded.model, loaded.tokenizer, loaded.config.objective, order, arguments.out, **bounds)
+    shown = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
+    there = f", of which {kept} were there" if kept else ""
+    print(f"{len(files)} images in {arguments.out}, {shown}{there}")
+    if grid is not None:
+        _draw_grid(grid, files, texts, seeds, source)
+        print(f"wrote {grid}")
+    return 0
+
+
+def _grid(arguments: argparse.Namespace) -> Path | None:
+    """The file of the picture of all images, if there is to be one. What this command drew is drawn anew, anything else kept.
+
+    Raises UserError when something else is there.
+    """
+    from tunalab.inference.files import read_settings
+
+    path: Path = arguments.out / "grid.png"
+    if arguments.grid and path.exists() and "grid" not in (read_settings(path) or {}):
+        raise UserError(f"{path} is there and no grid of tunalab: choose another folder, or remove it")
+    return path if arguments.grid else None
+
+
+def _draw_grid(path: Path, files: list[Path], texts: list[str], seeds: list[int], source: "Source | None") -> None:
+    """A row a text: the image that is edited, where there is one, then the images of all seeds."""
+    import numpy as np
+    from PIL import Image
+
+    from tunalab.evaluation.samples import draw_grid
+    from tunalab.inference.files import save_image
+
+    images, captions = [], []
+    for row, text in enumerate(texts):
+        if source is not None:
+            images.append(source.pixels_HWC)
+            captions.append(text)
+        for column, seed in enumerate(seeds):
+            with Image.open(files[row * len(seeds) + column]) as image:
+                images.append(np.asarray(image))
+            captions.append(f"seed {seed}" if column or source else f"{text} (seed {seed})")
+    drawn = draw_grid(np.stack(images), captions, columns=len(images) // len(texts))
+    save_image(path, np.asarray(drawn), {"grid": [file.name for file in files]})
+
+
+def _load(arguments: argparse.Namespace) -> "tuple[Loaded, str]":
+    """The model, and the precision that it computes in."""
+    from tunalab.exporting import load
+    from tunalab.inference.precision import find_device, precision
+
+    device = find_device(arguments.device)
+    loaded = load(arguments.model, device, arguments.raw)
+    return loaded, precision(loaded.config, device)
+
+
+def _texts(words: list[str], file: Path | None, what: str) -> list[str]:
+    from tunalab.inference.orders import read_texts
+
+    texts = [*words, *(read_texts(file, what) if file else [])]
+    if not texts:
+        raise UserError(f"no {what}: give at least one, or a file of them (--help)")
+    for text in words:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
+    return texts
+
+
+def _seeds(arguments: argparse.Namespace) -> list[int]:
+    n, first = _positive("--n", arguments.n), arguments.seed
+    _within("seed", "--seed", first, 0)
+    _within("seed", f"--seed={first} --n={n}: the last seed", first + n - 1, 0)
+    return list(range(first, first + n))
+
+
+def _sampling(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
+    """The model's own sampler but for what is given."""
+    from tunalab.config import SamplingConfig
+
+    steps = _within("sampling.steps", "--steps", arguments.steps, own.steps)
+    guidance = _within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
+    return SamplingConfig(arguments.sampler or own.method, steps, guidance)
+
+
+def _bounds(arguments: argparse.Namespace) -> dict[str, int]:
+    """``batch_tokens``, where it is given."""
+    given = arguments.batch_tokens
+    return {} if given is None else {"batch_tokens": _positive("--batch-tokens", given)}
+
+
+def _within(key: str, option: str, given: Number | None, default: Number) -> Number:
+    """What is given, if it may be the setting ``key``; otherwise the default."""
+    from tunalab.config import check_value
+
+    if given is None:
+        return default
+    check_value(key, option, given)
+    return given
+
+
+def _positive(option: str, given: int) -> int:
+    if given < 1:
+        raise UserError(f"{option}={given} is out of range (from 1)")
+    return given

@@ -1,0 +1,105 @@
+"""A measure: one number of an evaluation, with what it takes to believe it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from tunalab.evaluation.intervals import wilson
+
+KINDS = ("understanding", "generation", "diversity", "fidelity", "reconstruction", "editing", "attention", "judge")
+_BOOTSTRAP_SEED = 0  # an interval is part of a result: the same items give the same one
+
+
+@dataclass(frozen=True)
+class Measure:
+    """``benchmark`` as it is called in tables (``relations@2``), ``split``: which items (``test``, ``composition``, ...).
+
+    ``value`` over ``n`` items in the unit of its ``metric`` (shares between 0 and 1, never percent), ``low`` and ``high`` its 95%
+    interval where there is one. ``chance`` and ``ceiling``: what guessing and perfect knowledge reach. ``failures``: items that
+    could not be measured; they are in neither ``n`` nor ``value``. ``items``: the value of every item, in an order that is the
+    same for every model, so that two models can be compared item by item. ``note``: what a reader must know, such as the network
+    behind a distance.
+    """
+
+    kind: str
+    benchmark: str
+    metric: str
+    value: float
+    n: int
+    split: str = ""
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    ceiling: float | None = None
+    failures: int = 0
+    note: str = ""
+    items: list[float] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What it measures: equal for the same measure of two models."""
+        return self.kind, self.benchmark, self.split, self.metric
+
+
+def share(
+    kind: str,
+    benchmark: str,
+    outcomes: Sequence[bool],
+    *,
+    metric: str = "accuracy",
+    split: str = "",
+    chance: float | None = None,
+    ceiling: float | None = None,
+    failures: int = 0,
+    note: str = "",
+) -> Measure:
+    """How many of the items are right, with Wilson's interval. Raises ValueError when there are none."""
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return Measure(
+        kind,
+        benchmark,
+        metric,
+        sum(outcomes) / len(outcomes),
+        len(outcomes),
+        split,
+        low,
+        high,
+        chance,
+        ceiling,
+        failures,
+        note,
+        [int(right) for right in outcomes],
+    )
+
+
+def mean(
+    kind: str,
+    benchmark: str,
+    values: Sequence[float],
+    *,
+    metric: str,
+    split: str = "",
+    chance: float | None = None,
+    ceiling: float | None = None,
+    failures: int = 0,
+    note: str = "",
+) -> Measure:
+    """The mean over items with its bootstrap interval (BCa of scipy; none where all items are equal or there is one alone).
+
+    Raises ValueError when there is no item, or one that is not finite: such an item is a failure and must be counted as one.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array) or not np.isfinite(array).all():
+        raise ValueError(
+            f"{benchmark} {metric}: a mean needs finite values, got {len(array)} of which {np.isfinite(array).sum()} are"
+        )
+    low = high = None
+    if len(array) > 1 and np.ptp(array) > 0:
+        found = bootstrap((array,), np.mean, n_resamples=2000, rng=np.random.default_rng(_BOOTSTRAP_SEED))
+        low, high = (float(bound) for bound in found.confidence_interval)
+    kept = [round(float(value), 6) for value in array]
+    return Measure(
+        kind, benchmark, metric, float(array.mean()), len(array), split, low, high, chance, ceiling, failures, note, kept
+    )

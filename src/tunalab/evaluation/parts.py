@@ -1,0 +1,47 @@
+"""The parts of an evaluation, by name: each measures one kind of skill of a trained model, on its own and resumably.
+
+A part is a module with a function ``measure(subject, settings) -> list[Measure]``; its settings are the field of the same name
+in evaluation/settings.py. A new one: one module, one line here, one dataclass there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from tunalab.errors import UserError
+from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.evaluation.subject import Subject
+
+# Name -> module; the default suite are those that need nothing but the model.
+PARTS: dict[str, str] = {}
+OPTIONAL: frozenset[str] = frozenset()  # only on request: they need data, weights or a service that the package does not bring
+
+
+class Part(Protocol):
+    def measure(self, subject: Subject, settings: Any) -> list[Measure]:
+        """Measure a skill. Raises UserError, one line, when something it needs is missing."""
+        ...
+
+
+def find_parts(names: Sequence[str] | None) -> list[str]:
+    """The names, or those of the default suite. Raises UserError for an unknown one."""
+    for name in names or ():
+        if name not in PARTS:
+            raise UserError(f"unknown part {name!r} of an evaluation (choices: {', '.join(PARTS)})")
+    return [name for name in PARTS if name not in OPTIONAL] if names is None else list(dict.fromkeys(names))
+
+
+def load_part(name: str) -> Part:
+    return cast(Part, import_module(PARTS[name]))
+
+
+def describe(settings: EvaluationSettings) -> str:
+    """Every part with what it measures and its settings, as text."""
+    lines = []
+    for name, module in PARTS.items():
+        about = (import_module(module).__doc__ or "").splitlines()[0]
+        lines.append(f"{name}{' (on request)' if name in OPTIONAL else ''}: {about}")
+        lines += [f"    {name}.{key}={value}" for key, value in asdict(getattr(settings, name)).items()]
+    return "\n".join(lines)

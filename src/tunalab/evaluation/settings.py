@@ -1,0 +1,82 @@
+"""The settings of an evaluation (`tunalab evaluate RUN part.key=value`), a dataclass for each of its parts.
+
+They are no part of a run's configuration: the same run may be evaluated in many ways. What may be set to what stands beside the
+default: ``ranged`` and ``chosen``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunalab.errors import UserError
+from tunalab.layers import first_line
+
+
+def ranged(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    """A number, or a list of numbers, within inclusive bounds."""
+    limits = {"low": low, "high": high}
+    return (
+        field(default_factory=lambda: list(default), metadata=limits)
+        if isinstance(default, list)
+        else field(default=default, metadata=limits)
+    )
+
+
+def chosen(default: Any, *choices: str) -> Any:
+    """A word, or a list of words, among ``choices``."""
+    among = {"choices": choices}
+    return (
+        field(default_factory=lambda: list(default), metadata=among)
+        if isinstance(default, list)
+        else field(default=default, metadata=among)
+    )
+
+
+@dataclass
+class EvaluationSettings:
+    """A field a part, in the order of evaluation/parts.py."""
+
+
+def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
+    """The defaults with ``part.key=value`` laid over them. Raises UserError, one line: unknown key, wrong type, out of range."""
+    settings = OmegaConf.structured(EvaluationSettings)
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise UserError(f"setting '{override}' is not of the form key=value")
+        try:
+            settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([override]))
+        except OmegaConfBaseException as error:
+            raise UserError(
+                f"setting '{override}': {first_line(error)} (choices: {', '.join(keys(EvaluationSettings))})"
+            ) from error
+    made = OmegaConf.to_object(settings)
+    assert isinstance(made, EvaluationSettings)
+    _check(made, "")
+    return made
+
+
+def keys(cls: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a dataclass and of those inside it."""
+    named = []
+    for entry in fields(cls):
+        inside = entry.default_factory if callable(entry.default_factory) else None
+        name = f"{prefix}{entry.name}"
+        named += keys(inside, f"{name}.") if is_dataclass(inside) else [name]
+    return named
+
+
+def _check(node: Any, prefix: str) -> None:
+    for entry in fields(node):
+        value, name = getattr(node, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            _check(value, f"{name}.")
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            choices, low, high = (entry.metadata.get(key) for key in ("choices", "low", "high"))
+            if choices and one not in choices:
+                raise UserError(f"{name}={one} is unknown (choices: {', '.join(choices)})")
+            if (low is not None and one < low) or (high is not None and one > high):
+                raise UserError(f"{name}={one} is out of range ({'' if low is None else low} to {'' if high is None else high})")

@@ -1,0 +1,99 @@
+"""What is evaluated: a trained model with its tokenizer, and the few things every part of an evaluation does with it.
+
+Shapes: N items, H W C image pixels and channels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from tunalab.config import RunConfig, SamplingConfig
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.evaluation.mode import evaluation_mode
+from tunalab.inference.answering import answer
+from tunalab.inference.generation import sample_images
+from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
+from tunalab.model.unified import UnifiedModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """``folder`` belongs to one part of an evaluation alone: what it keeps there, a part that was interrupted goes on from.
+
+    ``origin``, plain: run, weights, steps, tokens (exporting.Loaded).
+    """
+
+    model: UnifiedModel
+    tokenizer: Tokenizer
+    config: RunConfig
+    folder: Path
+    origin: dict[str, Any]
+    quiet: bool = False
+
+    def of_part(self, part: str) -> "Subject":
+        """The same subject with the folder of a part, which is made."""
+        folder = self.folder / part
+        folder.mkdir(parents=True, exist_ok=True)
+        return replace(self, folder=folder)
+
+    def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """The items, with a bar that shows the time left."""
+        bar: Iterable[T] = tqdm(items, desc=what, total=total, leave=False, disable=self.quiet or None, dynamic_ncols=True)
+        return bar
+
+    def answers(self, questions: Sequence[tuple[np.ndarray | None, str]], max_tokens: int | None = None) -> list[str]:
+        """The greedy answer to every (image (H, W, 3) uint8 or None, question)."""
+        with evaluation_mode(self.model):
+            return answer(self.model, self.tokenizer, questions, max_tokens or self.config.evaluation.max_answer_tokens)
+
+    def images(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        size: tuple[int, int] | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> np.ndarray:
+        """An image for every text and seed, uint8 (N, H, W, 3); size and sampling are the run's unless given."""
+        space = self.model.frontend.space
+        prompts = [image_prompt(self.tokenizer, space, text) for text in texts]
+        return self._sample(prompts, image_prompt(self.tokenizer, space, ""), seeds, size, sampling)
+
+    def edited(
+        self,
+        sources_NHWC: Sequence[np.ndarray],
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+    ) -> np.ndarray:
+        """Every source image after its instruction, uint8 (N, H, W, 3); guidance starts from the source without an instruction."""
+        space = self.model.frontend.space
+        pairs = list(zip(sources_NHWC, instructions, strict=True))
+        prompts = [edit_prompt(self.tokenizer, space, source, text) for source, text in pairs]
+        plain = [edit_prompt(self.tokenizer, space, source, "") for source, _ in pairs]
+        return self._sample(prompts, plain, seeds, (sources_NHWC[0].shape[0], sources_NHWC[0].shape[1]), sampling)
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        unconditional: Prompt | Sequence[Prompt],
+        seeds: Sequence[int],
+        size: tuple[int, int] | None,
+        sampling: SamplingConfig | None,
+    ) -> np.ndarray:
+        side = self.config.data.image_size
+        with evaluation_mode(self.model):
+            return sample_images(
+                self.model,
+                prompts,
+                unconditional,
+                size or (side, side),
+                sampling or self.config.sampling,
+                self.config.objective,
+                seeds,
+            )

@@ -1,0 +1,255 @@
+"""What is asked of a trained model: images of every text with every seed, each in a file of its own, and answers about images.
+
+Making images can be interrupted: a file is written as soon as its batch is done, and one that is there with the settings asked for
+is kept.
+
+Shapes: H W C image pixels and channels.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import tunalab
+from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig, parse_size
+from tunalab.data.buckets import Buckets, Size
+from tunalab.data.documents import Reject
+from tunalab.data.image_files import read_image
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
+from tunalab.frontends.contract import TargetSpace
+from tunalab.inference.answering import answer
+from tunalab.inference.files import differences, read_settings, save_image
+from tunalab.inference.generation import sample_batches
+from tunalab.inference.precision import mixed
+from tunalab.inference.prefix import device_of
+from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
+from tunalab.inference.samplers import evaluations
+from tunalab.model.unified import UnifiedModel
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files in a folder
+BAR_DELAY = 3.0  # seconds after which work is long
+VERSION = "tunalab"  # the setting by which files may differ and still be the same image
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An image to be edited, (H, W, 3) uint8, already in the size of the images asked for."""
+
+    name: str
+    pixels_HWC: np.ndarray
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels_HWC.shape[:2]
+        return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class ImageOrder:
+    """An image of every text with every seed; with a ``source`` the texts say how it is edited.
+
+    ``model``, plain: which model makes them. ``precision``: bf16 or fp32.
+    """
+
+    model: dict[str, Any]
+    texts: Sequence[str]
+    seeds: Sequence[int]
+    size: Size
+    sampling: SamplingConfig
+    precision: str
+    source: Source | None = None
+
+    def images(self, folder: Path) -> list["Wanted"]:
+        """All images, text by text, with the files they become: numbers of texts count from 1."""
+        return [
+            Wanted(folder / f"{number:04d}-seed{seed}.png", text, seed, self._settings(text, seed))
+            for number, text in enumerate(self.texts, start=1)
+            for seed in self.seeds
+        ]
+
+    def _settings(self, text: str, seed: int) -> dict[str, Any]:
+        settings: dict[str, Any] = {"prompt": text, "seed": seed, "size": f"{self.size[0]}x{self.size[1]}"}
+        if self.source is not None:
+            pixels = hashlib.sha256(self.source.pixels_HWC.tobytes()).hexdigest()
+            settings["source"] = {"name": self.source.name, "sha256": pixels}
+        sampling = {"sampler": self.sampling.method, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        return settings | sampling | {"precision": self.precision, "model": self.model, VERSION: tunalab.__version__}
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """One image, the file that it becomes, and the settings that the file will hold."""
+
+    path: Path
+    text: str
+    seed: int
+    settings: dict[str, Any]
+
+    def is_there(self) -> bool:
+        """Raises UserError when something else, or something damaged, is in its place."""
+        if not self.path.exists():
+            return False
+        way_out = "choose another folder, or remove it"
+        try:
+            settings = read_settings(self.path)
+        except UserError as error:
+            raise UserError(f"{error}: {way_out}") from error
+        if settings is None:
+            raise UserError(f"{self.path} is there and does not say how it was made: {way_out}")
+        different = list(differences({**settings, VERSION: None}, {**self.settings, VERSION: None}))
+        if different:
+            raise UserError(f"{self.path} is there, made otherwise ({'; '.join(different)}): {way_out}")
+        return True
+
+
+def make_images(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig,
+    order: ImageOrder,
+    folder: Path,
+    batch_tokens: int = 16384,
+) -> tuple[list[Path], int]:
+    """Make what is not there yet. All files, in the order of :meth:`ImageOrder.images`, and how many of them were there.
+
+    ``batch_tokens`` bounds the prompt and image tokens held at a time. ``model`` is in evaluation mode.
+
+    Raises UserError, before anything is made: tokens do not cut the size exactly, a file is in the place of another image.
+    Later: a file cannot be written, the device has too little memory.
+    """
+    space = model.frontend.space
+    check_size(space, order.size)
+    wanted = order.images(folder)
+    kept = {one.path for one in wanted if one.is_there()}
+    missing = [one for one in wanted if one.path not in kept]
+    prompts = {text: _prompt(order.source, tokenizer, space, text) for text in {*order.texts, ""}}
+    device = device_of(model)
+    total = len(missing) * evaluations(order.sampling.method, order.sampling.steps)
+    with mixed(order.precision, device), enough_memory(), _bar(total, f"{len(missing)} images") as bar:
+        batches = sample_batches(
+            model,
+            [prompts[one.text] for one in missing],
+            prompts[""],
+            order.size,
+            order.sampling,
+            objective,
+            [one.seed for one in missing],
+            batch_tokens,
+            bar.update,
+        )
+        for numbers, images_NHWC in batches:
+            for number, pixels_HWC in zip(numbers, images_NHWC, strict=True):
+                save_image(missing[number].path, pixels_HWC, missing[number].settings)
+    return [one.path for one in wanted], len(kept)
+
+
+def _prompt(source: Source | None, tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
+    """An empty text is what guidance starts from: of an edit, the source without an instruction."""
+    return image_prompt(tokenizer, space, text) if source is None else edit_prompt(tokenizer, space, source.pixels_HWC, text)
+
+
+def answers(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[tuple[Path | None, str]],
+    buckets: Buckets,
+    max_tokens: int,
+    precision: str,
+    batch_tokens: int = 4096,
+    batch: int = 64,
+) -> Iterator[str]:
+    """The greedy answer to every (image file or None, question), in order; ``batch`` questions are answered at a time.
+
+    Raises UserError: an image cannot be read, the device has too little memory.
+    """
+    with _bar(len(questions), f"{len(questions)} questions") as bar:
+        for first in range(0, len(questions), batch):
+            asked = questions[first : first + batch]
+            images = {path: read_input(path, buckets) for path in {path for path, _ in asked} if path is not None}
+            pairs = [(None if path is None else images[path], text) for path, text in asked]
+            with mixed(precision, device_of(model)), enough_memory():
+                given = answer(model, tokenizer, pairs, max_tokens, batch_tokens)
+            yield from given
+            bar.update(len(asked))
+
+
+def find_images(path: Path) -> list[Path]:
+    """An image file itself; of a folder the image files right in it, by name. Raises UserError where there are none."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path}: no such image file or folder of images")
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise UserError(f"{path} holds no images ({' '.join(ENDINGS)})")
+    return found
+
+
+def read_input(path: Path, buckets: Buckets) -> np.ndarray:
+    """An image file as a model sees it, (H, W, 3) uint8 (image_files.py). Raises UserError where training rejects it."""
+    try:
+        return read_image(path, buckets)
+    except Reject as reject:
+        raise UserError(str(reject)) from reject
+
+
+def read_texts(path: Path, what: str) -> list[str]:
+    """The lines of a file that are not blank. Raises UserError: it cannot be read, is no UTF-8, or has no such line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise UserError(f"{path} is empty: a {what} a line is needed")
+    return texts
+
+
+def input_buckets(data: DataConfig, size: str | None) -> Buckets:
+    """What images become that are given to a model: ``size`` ("64", "384x512": height, width), else what they become in training.
+
+    Raises UserError for a size that is none or out of range.
+    """
+    if size is None:
+        return Buckets.of(data)
+    square = f"{size}x{size}" if size.isdecimal() else size
+    return Buckets(((parse_size("size", square),),))
+
+
+def output_size(data: DataConfig, size: str | None) -> Size:
+    """The size of images that are made: ``size`` as :func:`input_buckets` takes it, else the square, or nearly, of training."""
+    return Buckets(input_buckets(data, size).tiers).choose("", data.image_size, data.image_size)
+
+
+def check_size(space: TargetSpace, size: Size) -> None:
+    """Raises UserError, naming the nearest sizes, for one that tokens do not cut exactly."""
+    token = space.token_pixels
+    if any(side % token for side in size):
+        below, above = ([max(1, round_(side / token)) * token for side in size] for round_ in (math.floor, math.ceil))
+        near = " or ".join(dict.fromkeys(f"{height}x{width}" for height, width in (below, above)))
+        raise UserError(f"size {size[0]}x{size[1]} is not cut exactly by this model's tokens of {token} pixels (nearest: {near})")
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("the device has too little memory: take a smaller --batch-tokens or --size, or --device cpu") from error
+
+
+def _bar(total: int, what: str) -> "tqdm[Any]":
+    """Time left, on stderr, of work that is long; nothing where nobody is watching."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
+    return tqdm(total=total, desc=what, bar_format=form, delay=BAR_DELAY, disable=None, leave=False, dynamic_ncols=True)
