@@ -6,7 +6,7 @@ import torch
 from samples import random_batch, random_layout
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
@@ -17,6 +17,7 @@ from tunalab.model.attention import (
     DocumentAttention,
     FlexAttention,
     Layout,
+    allowed_blocks,
     make_backend,
     may_attend,
 )
@@ -131,6 +132,38 @@ def test_flex_attention_has_the_same_rule() -> None:
         make_backend("flex", layout)
     b, query, key = torch.arange(2)[:, None, None], torch.arange(128)[None, :, None], torch.arange(128)[None, None, :]
     assert torch.equal(rule(b, torch.tensor(0), query, key), may_attend(layout.document_BL, layout.span_BL))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_that_flex_attention_visits_are_those_of_the_rule(seed: int) -> None:
+    layout = random_layout(np.random.default_rng(seed), 3, 96)
+    blocks_Bnknk = may_attend(layout.document_BL, layout.span_BL).view(3, 12, 8, 12, 8)
+    partly, wholly = allowed_blocks(layout.document_BL, layout.span_BL, 8)
+    assert wholly.any() and torch.equal(wholly, blocks_Bnknk.all(4).all(2))
+    assert torch.equal(partly | wholly, blocks_Bnknk.any(4).any(2)) and not (partly & wholly).any()
+
+
+def test_blocks_hold_every_pair_however_images_are_numbered() -> None:
+    layout = random_layout(np.random.default_rng(0), 3, 96)
+    order = torch.from_numpy(np.random.default_rng(1).permutation(int(layout.span_BL.max()) + 1))
+    span_BL = torch.where(layout.span_BL >= 0, order[layout.span_BL], -1)
+    blocks_Bnknk = may_attend(layout.document_BL, span_BL).view(3, 12, 8, 12, 8)
+    partly, wholly = allowed_blocks(layout.document_BL, span_BL, 8)
+    assert torch.equal(wholly, blocks_Bnknk.all(4).all(2))
+    assert not (blocks_Bnknk.any(4).any(2) & ~(partly | wholly)).any()
+
+
+def test_blocks_are_listed_for_the_kernel_as_by_torch() -> None:
+    layout = some_layout(3, rows=2, length=384)
+    flex = FlexAttention(layout)
+    expected = create_block_mask(flex.block_mask.mask_mod, 2, None, 384, 384, device="cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(flex.block_mask, name), getattr(expected, name)), name
+    for name in ("kv", "full_kv", "q", "full_q"):
+        counts = getattr(expected, f"{name}_num_blocks")[..., None]
+        listed = torch.arange(3) < counts  # what stands behind is not read
+        one, other = (getattr(mask, f"{name}_indices") for mask in (flex.block_mask, expected))
+        assert torch.equal(one[listed], other[listed]) and one.dtype == other.dtype, name
 
 
 def test_flex_attention_is_not_compiled_again_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
