@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, evaluate, "measure trained models: understanding, generation, reconstruction, editing, attention")
-    sub.add_argument(
-        "words", nargs="*", metavar="MODEL | part.key=value", help="run directories or exported folders; settings of parts"
-    )
+    models = "run directories or exported folders; settings of parts"
+    sub.add_argument("settings", nargs="*", metavar="MODEL | part.key=value", help=models)
     sub.add_argument("--parts", help="names, separated by commas (default: all that need nothing but the model)")
     sub.add_argument("--list", action="store_true", help="the parts and their settings")
     sub.add_argument("--out", type=Path, help="folder of the results of one model (default: evaluation/ in the run directory)")
@@ -29,12 +28,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from tunalab.evaluation.parts import describe, find_parts
     from tunalab.evaluation.settings import load_settings
 
-    settings = load_settings([word for word in arguments.words if "=" in word])
+    settings = load_settings([word for word in arguments.settings if "=" in word])
     parts = find_parts(arguments.parts.split(",") if arguments.parts else None)
     if arguments.list:
         print(describe(settings))
         return 0
-    models = [Path(word) for word in arguments.words if "=" not in word]
+    models = [Path(word) for word in arguments.settings if "=" not in word]
     if not models:
         raise UserError("name a model to evaluate: a run directory such as runs/figure6/tuna2-seed0, or an exported folder")
     if arguments.out is not None and len(models) > 1:

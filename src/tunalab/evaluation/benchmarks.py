@@ -42,21 +42,27 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
     evaluation, size = config.evaluation, config.data.image_size
     found = []
     if evaluation.groups:
-        found += [_scenes(kind, level, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS]
+        found += [
+            _scenes(kind, level, SPLIT, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS
+        ]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
     return found
 
 
-# Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.
-@lru_cache(maxsize=64)
-def _scenes(kind: str, level: int, image_size: int, groups: int) -> Benchmark:
-    questions, chance = scenes_benchmark(kind, level, SPLIT, image_size, QUESTION_SEED, groups)
+def scenes(kind: str, level: int, split: str, image_size: int, groups: int, fewer: bool = False) -> Benchmark:
+    """Raises UserError as data.scenes.benchmark, whose ``fewer`` it is."""
+    questions, chance = scenes_benchmark(kind, level, split, image_size, QUESTION_SEED, groups, fewer)
     return Benchmark(benchmark_name(kind, level), BENCHMARKS[kind], level, questions, chance)
 
 
-@lru_cache(maxsize=2)
-def _easy_vqa(image_size: int, count: int) -> Benchmark:
+def easy_vqa(image_size: int, count: int) -> Benchmark:
+    """Questions of the published test split, all of them where there are not so many. Raises UserError: it is not installed."""
     questions, _ = easy_vqa_benchmark(image_size, count, QUESTION_SEED)
     # Its majority answer would flatter: the wording of a question alone gives most answers away.
     return Benchmark(EASY_VQA, "easy-VQA", None, questions, question_only_accuracy())
+
+
+# Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.
+_scenes = lru_cache(maxsize=64)(scenes)
+_easy_vqa = lru_cache(maxsize=2)(easy_vqa)

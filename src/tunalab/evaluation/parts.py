@@ -15,7 +15,9 @@ from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.evaluation.subject import Subject
 
 # Name -> module; the default suite are those that need nothing but the model.
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "understanding": "tunalab.evaluation.understanding.asking",
+}
 OPTIONAL: frozenset[str] = frozenset()  # only on request: they need data, weights or a service that the package does not bring
 
 

@@ -11,8 +11,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
 from tunalab.layers import first_line
+
+SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
 
 
 def ranged(default: Any, low: float | None = None, high: float | None = None) -> Any:
@@ -36,8 +39,24 @@ def chosen(default: Any, *choices: str) -> Any:
 
 
 @dataclass
+class UnderstandingSettings:
+    """``groups``: questions a benchmark, level and split, for pairs their number; as many as there are where there are fewer.
+
+    ``easy_vqa``: questions. 0 of either leaves it out.
+    """
+
+    groups: int = ranged(400, 0)
+    benchmarks: list[str] = chosen(list(BENCHMARKS), *BENCHMARKS)
+    levels: list[int] = ranged([1, 2, 3], 1, 3)
+    splits: list[str] = chosen(list(SCENE_SPLITS), *SCENE_SPLITS)
+    easy_vqa: int = ranged(2000, 0)
+
+
+@dataclass
 class EvaluationSettings:
     """A field a part, in the order of evaluation/parts.py."""
+
+    understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
 
 
 def load_settings(overrides: Sequence[str]) -> EvaluationSettings:

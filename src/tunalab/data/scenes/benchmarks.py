@@ -28,11 +28,13 @@ def check_groups(groups: int, levels: Sequence[int]) -> None:
             )
 
 
-def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) -> list[Scene]:
-    """The scenes of a benchmark, no two with the same image.
+def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, fewer: bool = False) -> list[Scene]:
+    """The scenes of a benchmark, no two with the same image. ``fewer``: where there are not so many, all that there are.
+
+    A smaller number of groups is the beginning of a larger one.
 
     Raises:
-        UserError: unknown kind, level or split, or more groups than there are different scenes.
+        UserError: unknown kind, level or split, or (without ``fewer``) more groups than there are different scenes.
     """
     if kind not in BENCHMARKS:
         raise UserError(f"scenes: unknown benchmark {kind!r}; choose from {', '.join(BENCHMARKS)}")
@@ -46,12 +48,14 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int) 
         repeats = repeats + 1 if scene.content in scenes else 0
         scenes.setdefault(scene.content, scene)
         index += 1
-    if len(scenes) < groups:
+    if len(scenes) < groups and not fewer:
         raise UserError(f"scenes: {kind} level {level} has no {groups} different scenes in {split}; ask for fewer")
     return list(scenes.values())
 
 
-def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, groups: int) -> tuple[list[Question], float]:
+def benchmark(
+    kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False
+) -> tuple[list[Question], float]:
     """Questions (two a group for pairs, else one), and the chance that guessing gets a whole group right.
 
     Guessing means: always the same answer to a form of question, among those its prompt leaves open.
@@ -61,8 +65,9 @@ def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, gro
     """
     check_image_size(image_size)
     questions, chance = [], 0.0
-    for group, scene in enumerate(benchmark_scenes(kind, level, split, seed, groups)):
+    scenes = benchmark_scenes(kind, level, split, seed, groups, fewer)
+    for group, scene in enumerate(scenes):
         views = [scene] if scene.twin is None else [scene, scene.twin]
         questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
         chance += scene.options ** -len(views)
-    return questions, chance / groups
+    return questions, chance / len(scenes)

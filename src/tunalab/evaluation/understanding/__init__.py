@@ -1,0 +1,1 @@
+"""Understanding: what a model answers to questions about images."""
