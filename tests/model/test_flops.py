@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tunalab.data.packing import PackedBatch, collate
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.model.flops import FORWARD_AND_BACKWARD, Work, model_costs
+from tunalab.model.attention import may_attend
+from tunalab.model.flops import FORWARD_AND_BACKWARD, Work, attended_pairs, model_costs
 from tunalab.model.objective import losses, to_space
 from tunalab.model.unified import UnifiedModel
 
@@ -76,13 +77,20 @@ def test_parts_of_the_forward_pass_are_what_torch_counts(
     front_end = linear(counter) - linear(counter, *layers, "decoder.lm_head", "time") - head
     encoder = [f"frontend.encoder.blocks.{n}" for n in range(2)] if name != "patch_embed" else []
     assert ours["front-end"] == pytest.approx(front_end + attention(counter, encoder), rel=1e-12)
-    # torch counts every pair of a row; the mask lets through half of those within a document.
-    length, tokens = batch.length_D.double(), batch.tokens
-    share = float((length**2).sum()) / tokens**2 / 2
+    # torch counts every pair of a row, however few the mask lets through: those are counted below.
+    share = work.pairs / batch.tokens**2
     assert ours["decoder attention"] == pytest.approx(share * attention(counter, layers), rel=1e-12)
-    generating = length[batch.generates_D]
-    share = float((generating**2).sum()) / float(generating.sum()) ** 2 / 2
+    share = work.generating_pairs / work.generating_tokens**2
     assert ours["flow head attention"] == pytest.approx(share * attention(counter, blocks), rel=1e-12)
+
+
+def test_pairs_are_those_that_the_mask_lets_through(tokenizer: Tokenizer) -> None:
+    batch = full_row("cvgetg", tokenizer)
+    allowed_LL = may_attend(batch.document_BL, batch.span_BL)[0]
+    pairs_D = torch.stack([allowed_LL[batch.document_BL[0] == document].sum() for document in range(len(batch.length_D))])
+    assert torch.equal(attended_pairs(batch), pairs_D)
+    work = Work.of(batch)
+    assert work.pairs == allowed_LL.sum() and work.generating_pairs == pairs_D[batch.generates_D].sum()
 
 
 @pytest.mark.parametrize("name", NAMES)

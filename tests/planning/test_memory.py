@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,18 +18,21 @@ from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS, build_frontend
-from tunalab.model.flops import model_costs
+from tunalab.model import objective
 from tunalab.model.objective import losses
+from tunalab.model.text_loss import text_loss
 from tunalab.model.unified import UnifiedModel
+from tunalab.planning import memory as memory_module
 from tunalab.planning import parameters
-from tunalab.planning.activations import Activations, checkpoint_units, trace
+from tunalab.planning.activations import Activations, trace
 from tunalab.planning.memory import LOSS_WORKSPACE, WITH, WITHOUT, Sharding, memory, row_bytes, state_bytes
 from tunalab.planning.parameters import Totals
+from tunalab.training.blocks import blocks, recomputed
 from tunalab.training.module import Harness
 
 NAMES = sorted(FRONTENDS)
 SIZE = (32, 32)
-ALL = {"front-end": 1.0, "decoder": 1.0, "logits": 1.0, "flow head": 1.0, "predictions": 1.0}
+ALL = {"front-end": 1.0, "decoder": 1.0, "labels": 1.0, "flow head": 1.0, "predictions": 1.0}
 
 
 def config_of(width: int = 64) -> RunConfig:
@@ -52,7 +56,8 @@ def model_on(device: str, name: str, vocabulary: int, config: RunConfig | None =
 def test_states_are_what_training_holds(name: str, tokenizer: Tokenizer) -> None:
     config = config_of()
     model = model_on("cpu", name, tokenizer.vocabulary)
-    harness = Harness(config, model, model_costs(model, [SIZE]))
+    harness = Harness(config, model)
+    harness.on_fit_start()
     optimizer = harness.configure_optimizers()
     batch = random_batch("cge", 1, tokenizer)
     parts = losses(model, batch, plain_draws(model, batch), config.objective)
@@ -71,7 +76,7 @@ def test_states_are_what_training_holds(name: str, tokenizer: Tokenizer) -> None
     assert planned == held
 
 
-NOTHING = Activations({}, {}, {}, 0, 0)
+NOTHING = Activations({}, {}, {}, 0, 0, 0)
 
 
 def size(tensors: Any) -> int:
@@ -117,9 +122,10 @@ def planned(name: str, batch: PackedBatch, bf16: bool, checkpointing: bool, voca
     """For a batch without labels: the loss needs nothing."""
     traced = trace(model_on("meta", name, vocabulary), batch.ids_BL.numel(), SIZE, bf16)
     visual = sum(len(group) * group.tokens for group in batch.groups) / batch.ids_BL.numel()
-    shares = {**ALL, "logits": 0.0, "front-end": visual, "predictions": visual}
-    kept = row_bytes(traced, shares, 0, checkpointing) - (max(traced.unit.values()) if checkpointing else 0)
-    return kept + (traced.unit_copies + traced.other_copies if bf16 else 0)
+    shares = {**ALL, "labels": 0.0, "front-end": visual, "predictions": visual}
+    unit = max(size * shares[part] for part, size in traced.unit.items()) if checkpointing else 0
+    kept = row_bytes(traced, shares, batch.ids_BL.numel(), vocabulary, checkpointing) - unit
+    return kept + (traced.block_copies + traced.other_copies if bf16 else 0)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -131,16 +137,17 @@ def test_activations_are_what_autograd_saves(name: str, bf16: bool, tokenizer: T
     assert planned(name, batch, bf16, False, tokenizer.vocabulary) == pytest.approx(real, rel=0.1)
 
 
-def test_checkpointed_units_keep_their_inputs(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointed_units_keep_their_inputs(name: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reentrant checkpointing hands the inputs of a unit to autograd, so the hooks see what is kept."""
     batch = full_batch(tokenizer)
-    model = model_on("cpu", "patch_embed", tokenizer.vocabulary)
+    model = model_on("cpu", name, tokenizer.vocabulary)
     whole = run(model, batch, False)
-    for unit in checkpoint_units(model):
+    for unit in recomputed(model):
         monkeypatch.setattr(unit, "forward", checkpointed(unit.forward))
     real = run(model, batch, False)
     assert real < whole / 3
-    assert planned("patch_embed", batch, False, True, tokenizer.vocabulary) == pytest.approx(real, rel=0.1)
+    assert planned(name, batch, False, True, tokenizer.vocabulary) == pytest.approx(real, rel=0.1)
 
 
 def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,15 +163,31 @@ def test_the_loss_keeps_a_row_of_logits(tokenizer: Tokenizer) -> None:
     real = kept_bytes(kept)
     tokens, labels = batch.ids_BL.numel(), len(batch.label_K)
     traced = trace(model_on("meta", "patch_embed", tokenizer.vocabulary), tokens, SIZE, False)
-    shares = {"front-end": 0.0, "decoder": 1.0, "logits": labels / tokens, "flow head": 0.0, "predictions": 0.0}
-    logits = tokens * tokenizer.vocabulary
+    shares = {"front-end": 0.0, "decoder": 1.0, "labels": labels / tokens, "flow head": 0.0, "predictions": 0.0}
     loss = LOSS_WORKSPACE * labels * tokenizer.vocabulary
-    assert row_bytes(traced, shares, logits, False) - loss == pytest.approx(real, rel=0.1)
+    assert row_bytes(traced, shares, tokens, tokenizer.vocabulary, False) - loss == pytest.approx(real, rel=0.1)
+
+
+def test_beyond_a_chunk_labels_keep_their_hidden_states_alone(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four fifths of the labels wait; what one chunk needs is there for one chunk at a time, and goes by the tracing above."""
+    batch = random_batch("t" * 40, 1, tokenizer)
+    model = model_on("cpu", "patch_embed", tokenizer.vocabulary)
+    tokens, labels = batch.ids_BL.numel(), len(batch.label_K)
+    chunk = -(-labels // 5)
+    monkeypatch.setattr(memory_module, "CHUNK", chunk)
+    monkeypatch.setattr(objective, "text_loss", partial(text_loss, chunk=chunk))
+    with measured(model) as kept:
+        losses(model, batch, plain_draws(model, batch), config_of().objective)
+    traced = trace(model_on("meta", "patch_embed", tokenizer.vocabulary), tokens, SIZE, False)
+    shares = {"front-end": 0.0, "decoder": 1.0, "labels": labels / tokens, "flow head": 0.0, "predictions": 0.0}
+    loss = chunk * (traced.logits / tokens + LOSS_WORKSPACE * tokenizer.vocabulary)
+    assert traced.logits / tokens >= 4 * tokenizer.vocabulary
+    assert row_bytes(traced, shares, tokens, tokenizer.vocabulary, False) - loss == pytest.approx(kept_bytes(kept), rel=0.1)
 
 
 def test_sharding_divides_what_it_shards() -> None:
-    count = Totals(trained=1000, frozen=100, in_units=800)
-    traced = Activations({}, {}, {}, unit_copies=1600, other_copies=10)
+    count = Totals(trained=1000, frozen=100, in_blocks=800)
+    traced = Activations({}, {}, {}, logits=0, block_copies=1600, other_copies=10)
     ddp = state_bytes(count, traced, Sharding("ddp", 8, 1), 100, bf16=True)
     assert ddp == {"weights": 4400, "gradients": 4000, "optimiser": 8000, "EMA": 4000, "weights cast": 1610}
     # Over 4: a quarter; besides, two units of 100 in bfloat16 and the other 300 in float32, with what autocast casts of those.
@@ -177,23 +200,24 @@ def test_sharding_divides_what_it_shards() -> None:
 
 def test_the_row_that_needs_most_is_named() -> None:
     traced = Activations(
-        saved={"decoder": 1000, "logits": 800, "flow head": 600, "front-end": 10},
-        kept={"decoder": 100, "logits": 800, "flow head": 60, "front-end": 10},
+        saved={"decoder": 1000, "labels": 20, "flow head": 600, "front-end": 10},
+        kept={"decoder": 100, "labels": 20, "flow head": 60, "front-end": 10},
         unit={"decoder": 50, "flow head": 70},
-        unit_copies=0,
+        logits=800,
+        block_copies=0,
         other_copies=0,
     )
     rows = {
-        "text_to_image": {"front-end": 1.0, "decoder": 1.0, "logits": 0.0, "flow head": 1.0},
-        "text": {"front-end": 0.0, "decoder": 1.0, "logits": 0.5, "flow head": 0.0},
+        "text_to_image": {"front-end": 1.0, "decoder": 1.0, "labels": 0.0, "flow head": 1.0},
+        "text": {"front-end": 0.0, "decoder": 1.0, "labels": 0.5, "flow head": 0.0},
     }
-    found = memory(Totals(1, 0, 1), traced, rows, 50, Sharding("none", 1, 1), 1, bf16=False)  # type: ignore[arg-type]
-    assert found.activations == {WITHOUT: 1610, WITH: 100 + 400 + LOSS_WORKSPACE * 25}
+    found = memory(Totals(1, 0, 1), traced, rows, 10, 5, Sharding("none", 1, 1), 1, bf16=False)  # type: ignore[arg-type]
+    assert found.activations == {WITHOUT: 1610, WITH: 100 + 10 + 400 + LOSS_WORKSPACE * 25}
     assert found.row == {WITHOUT: "text_to_image", WITH: "text"}
     assert found.total(True) == sum(found.states.values()) + found.activations[WITH]
 
 
 def test_units_are_modules_that_run_alone(tokenizer: Tokenizer) -> None:
     model = model_on("meta", "siglip", tokenizer.vocabulary)
-    units = checkpoint_units(model)
-    assert len(units) == 3 + 2 and all(isinstance(unit, nn.Module) for unit in units)
+    assert len(blocks(model)) == 3 + 2 and len(recomputed(model)) == 3 + 2 + 2
+    assert all(isinstance(unit, nn.Module) for unit in recomputed(model))

@@ -46,7 +46,7 @@ def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     assert total.trained - front_end == pytest.approx(12.6e9, rel=0.01)
     assert total.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert total.trained + total.frozen == sum(p.numel() for p in model.parameters())
-    assert total.in_units == sum(p.numel() for part in (model.decoder.model.layers, model.head.blocks) for p in part.parameters())
+    assert total.in_blocks == sum(p.numel() for part in (model.decoder.model.layers, model.head.blocks) for p in part.parameters())
 
 
 def test_front_ends_are_those_of_the_paper() -> None:

@@ -74,6 +74,7 @@ def counted(source: str) -> list[Work]:
         for size, _ in sizes:
             images[size] = images.get(size, 0) + 1
         made = len(generated) > 0
+        pairs = length * (length + 1) / 2 + sum((tokens + 1) * tokens / 2 for tokens in visual)
         works.append(
             Work(
                 tokens=length,
@@ -82,8 +83,8 @@ def counted(source: str) -> list[Work]:
                 images=images,
                 generated_images=len(generated),
                 generated_visual=sum(generated),
-                pairs=length**2 / 2,
-                generating_pairs=made * length**2 / 2,
+                pairs=pairs,
+                generating_pairs=made * pairs,
             )
         )
     return works
@@ -111,11 +112,11 @@ def test_visual_tokens_are_those_of_the_buckets() -> None:
 
 def test_shares_of_a_row_full_of_one_kind() -> None:
     edit = row_share("edit", DATA, 8)
-    assert edit["flow head"] == 1 and edit["logits"] == 0
+    assert edit["flow head"] == 1 and edit["labels"] == 0
     assert edit["front-end"] == 2 * 48 / (ASSUMED["edit"].text + 2 * (IMAGE_FRAME + 48))
     assert edit["predictions"] == edit["front-end"] / 2
     text = row_share("text", DATA, 8)
-    assert text["front-end"] == text["flow head"] == text["predictions"] == 0 and text["logits"] == pytest.approx(1, abs=0.01)
+    assert text["front-end"] == text["flow head"] == text["predictions"] == 0 and text["labels"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_sample_is_of_the_stages_own_stream(tokenizer: Tokenizer, tmp_path: Path) -> None:

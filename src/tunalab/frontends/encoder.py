@@ -31,7 +31,7 @@ class RepresentationEncoder(nn.Module):
     def __init__(self, vit: "TimmViT", feature_layer: int = FEATURE_LAYER, antialias: bool = False) -> None:
         """``feature_layer``: -1 is the last block. ``antialias``: how a position grid is resized (:func:`interpolate_positions`).
 
-        Raises UserError when the model's parts are not those of a plain ViT with positions, or are too few.
+        Raises UserError when the model's parts are not those of a plain ViT with positions, or are too few, or draw at random.
         """
         super().__init__()
         kept = len(vit.blocks) + feature_layer + 1
@@ -57,6 +57,9 @@ class RepresentationEncoder(nn.Module):
         self.reg_token = vit.reg_token
         self.norm_pre = vit.norm_pre
         self.blocks = nn.ModuleList(list(vit.blocks)[:kept])
+        if any(_draws(part) for part in self.blocks.modules()):
+            # What is drawn must be a function of (seed, place in the stream), and the same when a block is computed again.
+            raise UserError("encoder drops features at random: set its drop rates to 0")
 
     def forward(self, tokens_BNV: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patch embeddings (B, N, V) of a grid of (rows, columns), row-major, to features (B, N, V)."""
@@ -81,6 +84,12 @@ class RepresentationEncoder(nn.Module):
         if self.rope is not None:
             self.rope.eval()  # in training mode some models move their coordinates at random
         return self
+
+
+def _draws(part: nn.Module) -> bool:
+    from timm.layers import DropPath
+
+    return (isinstance(part, nn.Dropout) and part.p > 0) or (isinstance(part, DropPath) and part.drop_prob > 0)
 
 
 def interpolate_positions(

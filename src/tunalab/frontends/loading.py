@@ -72,9 +72,9 @@ def check_report(report: Mapping[str, Any], what: str, ignored: tuple[str, ...] 
     )
 
 
-def check_finite(module: nn.Module, what: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
     """Raises UserError, naming the tensor, when a weight is not a number: what an altered file often shows as."""
-    for name, tensor in module.state_dict().items():
+    for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{what}: '{name}' holds values that are not finite: the file is damaged")
 

@@ -41,7 +41,7 @@ def pretrained_encoder(given: str, pretrained: bool) -> "TimmViT":
     # A fork of the generator: what is drawn for weights that are then replaced must not shift what is drawn after them.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         vit = _build(given, read)
-    check_finite(vit, f"{SETTING}={given}")
+    check_finite(vit.state_dict(), f"{SETTING}={given}")
     return vit
 
 

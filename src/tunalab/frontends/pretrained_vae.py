@@ -95,7 +95,7 @@ def _load(vae_class: Any, source: Source) -> Any:
             # Another shape than the architecture's: once more in the slow way, which reports every one of them.
             vae, report = vae_class.from_pretrained(source.name, **options, low_cpu_mem_usage=False, ignore_mismatched_sizes=True)
     check_report(report, source.what)
-    check_finite(vae, source.what)
+    check_finite(vae.state_dict(), source.what)
     return vae
 
 

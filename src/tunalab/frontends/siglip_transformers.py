@@ -62,7 +62,7 @@ def load_siglip(source: Source) -> "VisionTransformer":
             ignore_mismatched_sizes=True,  # they are reported, and refused right below
         )
     check_report(report, source.what, ignored=OTHER_TOWER)
-    check_finite(model, source.what)
+    check_finite(model.state_dict(), source.what)
     with torch.device("meta"):
         vit = timm_vit(config, source.what)
     weights = to_timm(model.state_dict(), config.num_hidden_layers)

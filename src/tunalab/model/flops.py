@@ -27,8 +27,8 @@ FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice: by weights and b
 class Work:
     """How much there is to compute in a batch, or on average in a row. ``generating``: in documents that generate an image.
 
-    ``images``: how many of each size; ``generated_visual``: visual tokens of images that are generated. Pairs of tokens that may
-    attend to each other are counted to first order: half of n^2 a document.
+    ``images``: how many of each size; ``generated_visual``: visual tokens of images that are generated; ``pairs`` of a query and a
+    key that the mask lets through.
     """
 
     tokens: float
@@ -42,18 +42,25 @@ class Work:
 
     @classmethod
     def of(cls, batch: PackedBatch) -> "Work":
-        length = batch.length_D.double()
-        generating = length[batch.generates_D]
+        pairs_D = attended_pairs(batch)
         return cls(
             tokens=batch.tokens,
             labels=len(batch.logit_K),
-            generating_tokens=float(generating.sum()),
+            generating_tokens=int(batch.length_D[batch.generates_D].sum()),
             images={group.size: len(group) for group in batch.groups},
             generated_images=int(batch.generate_N.sum()),
             generated_visual=loss_counts(batch)["flow"],
-            pairs=float((length**2).sum()) / 2,
-            generating_pairs=float((generating**2).sum()) / 2,
+            pairs=int(pairs_D.sum()),
+            generating_pairs=int(pairs_D[batch.generates_D].sum()),
         )
+
+
+def attended_pairs(batch: PackedBatch) -> Tensor:
+    """Pairs of (query, key) in every document, (D,): each token sees itself and what is earlier, those of an image all of it."""
+    slots = [group.span_n_1T.shape for group in batch.groups]
+    later_N = torch.tensor([size * (size - 1) // 2 for images, size in slots for _ in range(images)], dtype=torch.int64)
+    causal_D = batch.length_D * (batch.length_D + 1) // 2
+    return causal_D.index_add(0, batch.document_of_images(), later_N.to(causal_D.device))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen
             ignore_mismatched_sizes=True,  # they are reported, and refused right below
         )
     check_report(report, source.what)
-    check_finite(decoder, source.what)
+    check_finite(decoder.state_dict(), source.what)
     decoder.config.use_cache = False
     fit_tables(decoder, vocabulary)
     assert isinstance(decoder, Qwen2ForCausalLM)

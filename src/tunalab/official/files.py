@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
-from tunalab.frontends.loading import SHOWN, read_json, read_safetensors
+from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
 PREFIXES = ("module.", "model.", "tuna_model.")  # what data-parallel and trainer classes put before every name
@@ -25,9 +25,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint at ``path``: a file, an index of shards, or a folder that holds one of these.
 
     Raises UserError, one line: nothing there or several candidates, unreadable file, shards that are missing or incomplete,
-    entries that are no tensors.
+    entries that are no tensors, values that are no numbers.
     """
-    path = _choose(path)
+    tensors = _read(_choose(path))
+    check_finite(tensors, f"checkpoint {path}")
+    return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(INDEX):
         return read_shards(path)
     if path.suffix == ".safetensors":

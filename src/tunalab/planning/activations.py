@@ -151,8 +151,9 @@ class _Recorder:
         copies = Counter[bool]()
         for in_block, size in self.copies.values():
             copies[in_block] += size
-        kept.pop(LOGITS)
-        return Activations(dict(saved), dict(kept), largest, saved.pop(LOGITS), copies[True], copies[False])
+        logits = saved.pop(LOGITS)
+        del kept[LOGITS]
+        return Activations(dict(saved), dict(kept), largest, logits, copies[True], copies[False])
 
     def note_copy(self, weight: Tensor, copy: Tensor) -> None:
         if _storage(weight) in self.weights:

@@ -145,8 +145,10 @@ def _document(shape: Shape, data: DataConfig, token_pixels: int) -> Work:
     mean = statistics.mean(visual)
     fixed = shape.text + IMAGE_FRAME * shape.images
     length = fixed + shape.images * mean
-    # The variances of independent images add up; pairs go with the mean of the square, not the square of the mean.
-    pairs = (length**2 + shape.images * statistics.pvariance(visual)) / 2
+    # The variances of independent images add up: pairs go with the mean of the square, not the square of the mean.
+    causal = (length**2 + length + shape.images * statistics.pvariance(visual)) / 2
+    within_images = shape.images * statistics.mean(tokens * (tokens + 1) / 2 for tokens in visual)  # a time token and its tokens
+    pairs = causal + within_images
     generates = shape.generated > 0
     return Work(
         tokens=length,

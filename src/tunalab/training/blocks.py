@@ -21,6 +21,11 @@ def blocks(model: UnifiedModel) -> list[nn.Module]:
     return [*model.decoder.model.layers, *model.head.blocks]
 
 
+def recomputed(model: UnifiedModel) -> list[nn.Module]:
+    """What activation checkpointing computes again: these, and the blocks of the front-end."""
+    return [*blocks(model), *model.frontend.blocks()]
+
+
 def prepare_blocks(model: UnifiedModel, recompute: bool, compiled: bool) -> None:
     """How blocks run in training; elsewhere they run as they are, and names of parameters stay too.
 
@@ -36,6 +41,9 @@ def prepare_blocks(model: UnifiedModel, recompute: bool, compiled: bool) -> None
         run = torch.compile(run, fullgraph=True)
     for block in blocks(model):
         _replace_forward(block, run)
+    if recompute:
+        for block in model.frontend.blocks():
+            _replace_forward(block, _recomputed)
 
 
 def _replace_forward(block: nn.Module, run: Callable[..., Tensor]) -> None:
