@@ -4,14 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 
+from tests.conftest import SmallComponents, small_config
+from tests.model.samples import plain_draws, random_batch
 from tests.variants import SETTINGS
 from tunalab.cli import main
-from tunalab.config import RunConfig, load_config, to_plain
+from tunalab.config import FrontEndConfig, RunConfig, load_config, to_plain
 from tunalab.data.buckets import Buckets
+from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import Components
+from tunalab.frontends.registry import build_frontend
 from tunalab.model.build import build_model
+from tunalab.model.objective import losses
+from tunalab.model.unified import UnifiedModel
+from tunalab.training.stages import set_trainable
 
 ROOT = Path(__file__).parent.parent
 CONTROLLED, OWN = ("paper_1_5b_controlled", "paper_7b_controlled"), ("paper_1_5b", "paper_7b")
@@ -120,14 +129,49 @@ def test_training_without_the_data_is_one_line(
 
 @pytest.mark.parametrize(
     ("variant", "missing"),
-    [("tuna2", "decoder.pretrained=Qwen/Qwen2.5-7B-Instruct"), ("tuna", "frontend.vae=Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae")],
+    [
+        ("tuna2", "decoder.pretrained=Qwen/Qwen2.5-7B-Instruct"),
+        ("tuna_r", "frontend.encoder=vit_so400m_patch16_siglip_512.v2_webli"),
+        ("tuna", "frontend.vae=Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae"),
+    ],
 )
-def test_training_without_the_weights_is_one_line_and_never_random(variant: str, missing: str) -> None:
-    """Not Tuna-R's: its encoder is made whole, in 1.7 GB, before timm looks for its weights."""
+def test_training_without_the_weights_is_one_line_and_never_random(
+    variant: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def without_memory(*given: Any, **settings: Any) -> Any:
+        """timm makes the encoder whole, in 1.7 GB, before it looks for the weights."""
+        with torch.device("meta"):
+            return create(*given, **settings)
+
+    monkeypatch.setattr(timm, "create_model", without_memory)
     config = load("paper_7b", variant)
     with pytest.raises(UserError) as error:
         build_model(config, Components(), config.decoder.vocabulary)
     assert str(error.value).startswith(missing) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("variant", [name for name in SETTINGS if load("paper_7b", name).stages["connector"].tokens])
+def test_text_to_image_trains_nothing_in_the_connector_stage(variant: str, tokenizer: Tokenizer) -> None:
+    """As the headers say: the head's output starts at zero and stays there, and no gradient passes a weight of zero."""
+    assert load("paper_7b", variant).stages["connector"].train == "connector"
+    config = small_config()
+    model = UnifiedModel(
+        config,
+        build_frontend(FrontEndConfig(**SETTINGS[variant]), config.decoder.width, 32, SmallComponents()),
+        tokenizer.vocabulary,
+    )
+    set_trainable(model, "connector")
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert learnt
+    for kind, moves in (("g", False), ("c", True)):
+        batch = random_batch(kind * 4, 1, tokenizer)
+        parts = losses(model, batch, plain_draws(model, batch), config.objective)
+        model.zero_grad()
+        (parts["flow"].sum + parts["text"].sum).backward()
+        assert all(parameter.grad is not None and parameter.grad.any() == moves for parameter in learnt)
+        assert (parts["flow"].sum > 0) == (kind == "g")
 
 
 def test_training_without_the_tokenizer_is_one_line() -> None:

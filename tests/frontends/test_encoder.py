@@ -92,3 +92,9 @@ def test_too_shallow_an_encoder_is_refused() -> None:
     vit = VisionTransformer(**{**PLAIN, "depth": 1}, class_token=False, global_pool="map")
     with pytest.raises(UserError, match="no feature layer -2"):
         RepresentationEncoder(vit)
+
+
+@pytest.mark.parametrize("rates", [{"drop_path_rate": 0.1}, {"proj_drop_rate": 0.1}, {"attn_drop_rate": 0.1}])
+def test_an_encoder_that_draws_at_random_is_refused(rates: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="drops features at random: set its drop rates to 0"):
+        RepresentationEncoder(VisionTransformer(**PLAIN, **rates))

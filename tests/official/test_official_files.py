@@ -59,6 +59,9 @@ def broken(kind: str, folder: Path) -> Path:
         content = path.read_bytes()
         path.write_bytes(content[:-5] if kind == "truncated" else bytes(64) + content[64:])
         return path
+    if kind == "tampered":
+        save_file({**SMALL, "c": torch.tensor([1.0, float("nan")])}, path)
+        return path
     if kind == "two files":
         save_file(SMALL, path)
         save_file(SMALL, folder / "v.safetensors")
@@ -93,6 +96,7 @@ def broken(kind: str, folder: Path) -> Path:
         ("two files", r"holds 2 checkpoints \(v.safetensors, w.safetensors\): name the file"),
         ("truncated", "w.safetensors is damaged"),
         ("zeroed header", "w.safetensors is damaged"),
+        ("tampered", "w.safetensors: 'c' holds values that are not finite"),
         ("missing shard", "incomplete: 1 of 2 files missing: model-00001-of-00002.safetensors"),
         ("wrong shard", "incomplete: 1 tensors missing"),
         ("index", "damaged .no weight_map"),
