@@ -120,7 +120,7 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
     learnt = learnt_weights(newest, raw)
     model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(newest))
     origin = {
-        "run": run_dir.name,
+        "run": run_dir.resolve().name,
         "config_hash": config_hash(config),
         "weights": "raw" if raw else "averaged",
         "steps": learnt.steps,
