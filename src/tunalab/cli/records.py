@@ -19,6 +19,7 @@ def add(commands: "Commands") -> None:
     sub = add_command(commands, table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True)
     sub.add_argument("--out", type=Path)
+    sub.add_argument("--published", type=Path, default=Path("results/published.csv"), help="what stands beside evaluations")
     sub.add_argument("--readme", type=Path, help="also renew the block of this README that is made from the records")
 
 
@@ -36,12 +37,14 @@ def figure(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
+    from tunalab.results.evaluation_tables import write_evaluation_tables
     from tunalab.results.records import read_records
     from tunalab.results.tables import write_tables
 
     command = f"tunalab table --records {arguments.records}"
-    records = read_records(arguments.records)
-    for path in write_tables(records, arguments.out or arguments.records, command):
+    records, folder = read_records(arguments.records), arguments.out or arguments.records
+    written = write_tables(records, folder, command) + write_evaluation_tables(records, arguments.published, folder, command)
+    for path in written:
         print(f"wrote {path}")
     if arguments.readme is not None:
         from tunalab.results.readme import update_readme

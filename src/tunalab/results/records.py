@@ -5,14 +5,18 @@ Quantities that do not exist for a run (a loss without targets) are left out, ne
 hole is honest where a zero is not.
 """
 
+import fcntl
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunalab.errors import UserError
+from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import write_atomically
@@ -119,13 +123,26 @@ def read_record(path: Path) -> Record:
 def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
     """Put what was measured of a run's model into its record, in the place of earlier results of the same parts.
 
-    Results of another state of the run (it was trained further) go.
+    Results of another state of the run (it was trained further) go. Several processes may add at a time.
     """
-    record = read_record(path)
-    new = {result.part: result for result in results}
-    origins = [result.origin for result in results]
-    kept = [old for old in record.evaluation if old.part not in new and old.origin in origins]
-    write_record(path, replace(record, evaluation=[*kept, *results]))
+    if not results:
+        return
+    with _alone_in(path.parent):
+        record = read_record(path)
+        parts, origins = [result.part for result in results], [result.origin for result in results]
+        kept = [old for old in record.evaluation if old.part not in parts and old.origin in origins]
+        write_record(path, replace(record, evaluation=[*kept, *results]))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time reads a record and writes it anew. The lock is on the folder: the record itself is replaced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -162,6 +179,20 @@ def _check(record: Record) -> None:
         before = point.tokens
         for name, score in point.benchmarks.items():
             _check_score(f"{where}.benchmarks.{name}", score)
+    for result in record.evaluation:
+        for index, measure in enumerate(result.measures):
+            _check_measure(f"evaluation.{result.part}.measures[{index}]", measure)
+
+
+def _check_measure(where: str, measure: Measure) -> None:
+    if measure.n <= 0:
+        raise Mismatch(f"{where}.n", "positive", measure.n)
+    if len(measure.items) not in (0, measure.n):
+        raise Mismatch(f"{where}.items", f"none or n={measure.n}", len(measure.items))
+    if (measure.low is None) != (measure.high is None):
+        raise Mismatch(f"{where}.low/high", "both there or neither", (measure.low, measure.high))
+    if measure.low is not None and measure.high is not None and measure.low > measure.high:
+        raise Mismatch(f"{where}.low/high", "an interval", (measure.low, measure.high))
 
 
 def _check_score(where: str, score: Score) -> None:

@@ -103,15 +103,23 @@ def paired_difference(
     generator = np.random.default_rng(seed)
     gap_SI = _item_gaps(pairs)
     if gap_SI is not None:
-        items = gap_SI.shape[1]
-        # How often each question is drawn, instead of the draws themselves: one matrix product for all resamples.
-        share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
-        gap_RS = share_RI @ gap_SI.T
+        gap_RS = _resample_items(generator, gap_SI, resamples)
     else:
         gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
     low, high = np.quantile(_resample_seeds(generator, gap_RS), [0.025, 0.975])
     mean = float(np.mean([first.accuracy - second.accuracy for first, second in pairs]))
     return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)
+
+
+def item_interval(value_SI: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean of values by seed and item, or of paired differences of two variants.
+
+    Resampled as in :func:`paired_difference`: items, the same draw for all seeds, then seeds where there are several.
+    """
+    generator = np.random.default_rng(seed)
+    mean_RS = _resample_items(generator, value_SI, resamples)
+    low, high = np.quantile(_resample_seeds(generator, mean_RS), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
@@ -138,6 +146,15 @@ def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
 
 def _beta(generator: np.random.Generator, score: Score, resamples: int) -> np.ndarray:
     return generator.beta(score.correct + 0.5, score.n - score.correct + 0.5, size=resamples)
+
+
+def _resample_items(generator: np.random.Generator, value_SI: np.ndarray, resamples: int) -> np.ndarray:
+    """Mean of each resample over items drawn with replacement, shape (R, S)."""
+    items = value_SI.shape[1]
+    # How often each item is drawn, instead of the draws themselves: one matrix product for all resamples.
+    share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
+    mean_RS: np.ndarray = share_RI @ value_SI.T
+    return mean_RS
 
 
 def _resample_seeds(generator: np.random.Generator, gap_RS: np.ndarray) -> np.ndarray:

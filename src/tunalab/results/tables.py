@@ -104,14 +104,14 @@ def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
     keys = list(table.columns[1 : table.columns.get_loc("variant")])
     names = key_labels(keys)
     head = ["benchmark", *(names[key] for key in keys), *(variant_label(name) for name in variants), "chance", "n"]
-    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
     for _, part in table.groupby(["benchmark", *keys], sort=False, dropna=False):
         by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
         first = part.iloc[0]
         cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
         n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
         labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
-        lines.append(_row([*labels, *cells, _percent(part["chance"].mean()), n]))
+        lines.append(markdown_row([*labels, *cells, _percent(part["chance"].mean()), n]))
     seeds = sorted(set(table["seeds"].tolist()))
     tokens = int(table["tokens"].iloc[0])
     note = (
@@ -131,13 +131,13 @@ def cost_markdown(table: pd.DataFrame) -> str:
     names = key_labels(keys)
     head = ["variant", *(names[key] for key in keys), "seeds", "tokens", "steps", "images", "training FLOPs", "minutes"]
     head += ["peak memory, GB", *(name.removesuffix("_parameters") + " parameters" for name in parts)]
-    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
     for row in table.to_dict("records"):
         counts = [f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")]
         costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
         sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
         told = [_value(row[key]) for key in keys]
-        lines.append(_row([variant_label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
+        lines.append(markdown_row([variant_label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
     return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
 
 
@@ -170,5 +170,5 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

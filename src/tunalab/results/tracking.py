@@ -2,11 +2,12 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunalab.evaluation.whole import Evaluated
+from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.results.mlflow_client import connect, creation_lock, experiment_id, survive
 
 if TYPE_CHECKING:
@@ -51,19 +52,25 @@ def end_sweep(uri: str, run_id: str | None, status: End) -> None:
         survive(uri, lambda: connect(uri).set_terminated(run_id, status=status))
 
 
-def log_evaluation(uri: str, run_id: str, results: Sequence[Evaluated], tokens: int, record: Path) -> None:
-    """Every measure as a metric ``evaluation/<kind>/<benchmark>/<metric>`` of a run that has ended, and its record anew."""
+def log_evaluation(uri: str, run_id: str, result: Evaluated, tokens: int, record: Path) -> None:
+    """Every measure of a part as a metric ``evaluation/<kind>/<benchmark>/<split>/<metric>`` of a run that has ended.
+
+    Its record is logged anew. A result that is logged already, as the tag ``evaluation.<part>`` knows, is left alone.
+    """
 
     def log() -> None:
         from mlflow.entities import Metric
 
         client, now = connect(uri), int(time.time() * 1000)
-        measures = [measure for result in results for measure in result.measures]
-        names = [legal_name("/".join(["evaluation", *(word for word in measure.key if word)])) for measure in measures]
-        metrics = [Metric(name, measure.value, now, tokens) for name, measure in zip(names, measures, strict=True)]
+        tag, stamp = f"evaluation.{result.part}", sha256(to_text(result).encode()).hexdigest()[:16]
+        if client.get_run(run_id).data.tags.get(tag) == stamp:
+            return
+        names = {legal_name("/".join(["evaluation", *filter(None, one.key)])): one.value for one in result.measures}
+        metrics = [Metric(name, value, now, tokens) for name, value in names.items()]
         for first in range(0, len(metrics), 1000):  # as many as a batch may hold
             client.log_batch(run_id, metrics=metrics[first : first + 1000])
         client.log_artifact(run_id, str(record))
+        client.set_tag(run_id, tag, stamp)  # last: an interrupted one is logged again
 
     survive(uri, log)
 

@@ -1,0 +1,119 @@
+"""The tables of what `tunalab evaluate` measured, beside what was published: measured and published never share a cell.
+
+Markdown to read, CSV to compute with.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunalab.files import write_atomically
+from tunalab.results.evaluations import differences_table, evaluated, means_table, sides
+from tunalab.results.labels import VARIANTS, ordered_variants, variant_label
+from tunalab.results.published import MAIN_SETTING, counterpart, read_published
+from tunalab.results.records import Record
+from tunalab.results.tables import markdown_row
+
+NOTE = """\
+Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the items
+of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold: ahead of every other front-end by a difference,
+paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction for the number of rows. Published numbers
+are those of 7B models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared."""
+KEY = ["kind", "benchmark", "split", "metric"]
+
+
+def write_evaluation_tables(records: Sequence[Record], published: Path, folder: Path, command: str) -> list[Path]:
+    """Write ``evaluation.md``, ``evaluation.csv`` and ``differences.csv``; nothing where no run was evaluated.
+
+    Raises UserError: runs cannot be compared (see ``sides``), or the published results cannot be read.
+    """
+    if not evaluated(records):
+        return []
+    compared = sides(evaluated(records))
+    means, differences = means_table(compared), differences_table(compared)
+    texts = {
+        "evaluation.md": f"<!-- made by: {command} -->\n\n" + evaluation_markdown(means, differences, read_published(published)),
+        "evaluation.csv": f"# made by: {command}\n" + means.to_csv(index=False, float_format="%.6g"),
+        "differences.csv": f"# made by: {command}\n" + differences.to_csv(index=False, float_format="%.6g"),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def evaluation_markdown(means: pd.DataFrame, differences: pd.DataFrame, published: pd.DataFrame) -> str:
+    """A section a kind; columns: the variants as measured here, then the published result of the paper's variants.
+
+    Published benchmarks without a measure of ours have rows of their own: what is not measured should be seen.
+    """
+    variants = ordered_variants(means["variant"])
+    main = published[published["setting"] == MAIN_SETTING]
+    kinds = list(dict.fromkeys([*means["kind"], *main["kind"]]))
+    head = ["benchmark", *(variant_label(name) for name in variants), "chance", "ceiling", "n"]
+    head += ["published benchmark", *(f"{label}, published" for label in VARIANTS.values())]
+    lines = []
+    for kind in kinds:
+        lines += [f"## {kind}", "", markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+        shown = set()
+        for key, part in means[means["kind"] == kind].groupby(KEY, sort=False):
+            theirs = counterpart(*map(str, key))
+            shown.add(theirs)
+            ahead = _ahead(differences, key)
+            by_variant = {row["variant"]: row for row in part.to_dict("records")}
+            cells = [_measured(by_variant[name], name in ahead) if name in by_variant else "" for name in variants]
+            first = part.iloc[0]
+            counts = [_number(first["chance"]), _number(first["ceiling"]), _counts(part)]
+            lines.append(markdown_row([_label(*key[1:]), *cells, *counts, *_published(main, kind, theirs)]))
+        others = main[main["kind"] == kind].groupby(["benchmark", "metric"], sort=False)
+        for theirs, _ in others:
+            if theirs not in shown:
+                lines.append(markdown_row([""] * (4 + len(variants)) + _published(main, kind, theirs)))
+        notes = dict.fromkeys(means[(means["kind"] == kind) & (means["note"] != "")]["note"])
+        lines += ["", *(f"- {note}" for note in notes), ""]
+    seeds = "/".join(str(count) for count in sorted(set(means["seeds"])))
+    lines.append(NOTE.format(seeds=seeds))
+    return "\n".join(lines) + "\n"
+
+
+def _ahead(differences: pd.DataFrame, key: Any) -> set[str]:
+    """The variant with a higher value than each other, every interval excluding zero."""
+    rows = differences
+    for name, word in zip(KEY, key, strict=True):
+        rows = rows[rows[name] == word]
+    names = set(rows["a"]) | set(rows["b"])
+    beaten = {name: set() for name in names}  # type: dict[str, set[str]]
+    for row in rows[rows["apart"]].to_dict("records"):
+        winner, loser = (row["a"], row["b"]) if row["difference"] > 0 else (row["b"], row["a"])
+        beaten[winner].add(loser)
+    return {name for name, others in beaten.items() if others and others == names - {name}}
+
+
+def _measured(row: dict[Any, Any], ahead: bool) -> str:
+    value = f"**{_number(row['value'])}**" if ahead else _number(row["value"])
+    return value if pd.isna(row["low"]) else f"{value} [{_number(row['low'])}, {_number(row['high'])}]"
+
+
+def _published(main: pd.DataFrame, kind: str, theirs: Any) -> list[str]:
+    if theirs is None:
+        return [""] * (1 + len(VARIANTS))
+    benchmark, metric = theirs
+    rows = main[(main["kind"] == kind) & (main["benchmark"] == benchmark) & (main["metric"] == metric)]
+    values = dict(zip(rows["model"], rows["value"], strict=True))
+    name = benchmark if metric == "accuracy" else f"{benchmark} {metric}"
+    return [name, *(_number(values[variant]) if variant in values else "" for variant in VARIANTS)]
+
+
+def _label(benchmark: str, split: str, metric: str) -> str:
+    return ", ".join([benchmark, *([split] if split not in ("", "test") else []), *([metric] if metric != "accuracy" else [])])
+
+
+def _counts(part: pd.DataFrame) -> str:
+    n = "/".join(str(count) for count in sorted(set(part["n"])))
+    failures = int(part["failures"].sum())
+    return f"{n} (f {failures})" if failures else n
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

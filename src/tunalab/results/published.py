@@ -1,0 +1,42 @@
+"""What others published: rows of ``results/published.csv``, and which of our measures stands beside which of them.
+
+Published numbers are of models thousands of times larger, on the published benchmarks themselves. They stand beside ours, never in
+one mean, difference or cell with them.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
+from tunalab.errors import UserError
+
+COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
+MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are ablations
+
+# Kind -> (benchmark, metric) of ours -> (benchmark, metric) of the published one whose skill it isolates.
+Key = tuple[str, str]
+COUNTERPARTS: dict[str, dict[Key, Key]] = {
+    "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in SCENES.items()},
+}
+SPLITS = ("", "test")  # of ours that have a counterpart
+
+
+def read_published(path: Path) -> pd.DataFrame:
+    """Columns as ``COLUMNS``, ``value`` a float. Raises UserError: the file is missing or not of this form."""
+    try:
+        table = pd.read_csv(path, comment="#", keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: published results cannot be read: {error}") from error
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: columns are {', '.join(table.columns)}, not {', '.join(COLUMNS)}")
+    wrong = table[pd.to_numeric(table["value"], errors="coerce").isna()]
+    if len(wrong):
+        raise UserError(f"{path}: value {wrong['value'].iloc[0]!r} of {wrong['benchmark'].iloc[0]} is no number")
+    table["value"] = table["value"].astype(float)
+    return table
+
+
+def counterpart(kind: str, benchmark: str, split: str, metric: str) -> Key | None:
+    """(benchmark, metric) of the published result that stands beside a measure; None where there is none."""
+    return COUNTERPARTS.get(kind, {}).get((benchmark, metric)) if split in SPLITS else None
