@@ -17,10 +17,11 @@ from tunalab.results.records import Record
 from tunalab.results.tables import markdown_row
 
 NOTE = """\
-Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the items
-of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold: ahead of every other front-end by a difference,
-paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction for the number of rows. Published numbers
-are those of 7B models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared."""
+Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the
+items of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold: ahead of every other front-end by
+a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction for the number of rows.
+Published numbers are those of 7B models on the published benchmarks, from `results/published.csv`: beside ours only their order
+can be compared."""
 KEY = ["kind", "benchmark", "split", "metric"]
 
 
