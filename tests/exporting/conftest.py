@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.training.conftest import MIX, quick_components, quick_config, use_quick_components
+from tests.variants import SETTINGS
 
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.training.run import train
@@ -11,7 +12,7 @@ from tunalab.training.run import train
 __all__ = ["quick_components", "use_quick_components"]
 
 
-@pytest.fixture(scope="session", params=["tuna", "tuna2", "tuna_r"])
+@pytest.fixture(scope="session", params=sorted(SETTINGS))
 def run_dir(
     request: pytest.FixtureRequest, quick_components: tuple[Path, ComponentSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -1,11 +1,13 @@
 """A whole run of pretrained parts, all read from folders: the same model class as at tiny scale, one step through its losses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from samples import documents
 from tests.checkpoints import QWEN, save_qwen, save_qwen_tokenizer, save_siglip, save_timm, save_wan
+from tests.variants import SETTINGS
 
 from tunalab.config import DecoderConfig, FlowHeadConfig, FrontEndConfig, RunConfig
 from tunalab.data.packing import Placed, collate
@@ -49,13 +51,13 @@ def run_config(folders: Path, frontend: FrontEndConfig) -> RunConfig:
     )
 
 
+PRETRAINED = {"encoder": "siglip", "vae": "wan"}  # in the place of the tiny parts
 FRONTENDS = {
-    "tuna2": FrontEndConfig(name="patch_embed", patch=8),
-    "tuna_r": FrontEndConfig(name="siglip", patch=8, encoder="siglip"),
-    "tuna_r of transformers": FrontEndConfig(name="siglip", patch=8, encoder="transformers:siglip"),
-    "tuna_r of dino": FrontEndConfig(name="siglip", patch=16, encoder="dino"),
-    "tuna": FrontEndConfig(name="vae_siglip", patch=1, encoder="siglip", vae="wan"),
+    variant: FrontEndConfig(**{**settings, **{part: folder for part, folder in PRETRAINED.items() if part in settings}})
+    for variant, settings in SETTINGS.items()
 }
+FRONTENDS["tuna_r of transformers"] = replace(FRONTENDS["tuna_r"], encoder="transformers:siglip")
+FRONTENDS["tuna_r of dino"] = replace(FRONTENDS["tuna_r"], encoder="dino", patch=16)
 
 
 @pytest.mark.parametrize("name", FRONTENDS)
@@ -74,7 +76,7 @@ def test_a_step_with_every_front_end(name: str, folders: Path, monkeypatch: pyte
     parts = losses(model, batch, draw(batch, config.objective, config.seed, model.frontend.space, masking=True), config.objective)
     (parts["text"].sum / parts["text"].count + parts["flow"].sum / parts["flow"].count).backward()
     for parameter_name, parameter in model.named_parameters():
-        frozen = parameter_name.startswith("frontend.vae.")
+        frozen = parameter_name.startswith(tuple(f"frontend.{part}." for part in model.frontend.frozen_parts))
         assert (parameter.grad is None) == frozen, parameter_name
         assert frozen or parameter.grad.isfinite().all(), parameter_name  # type: ignore[union-attr]
     # What the pretrained parts are, they are in the model.
@@ -87,7 +89,7 @@ def test_a_step_with_every_front_end(name: str, folders: Path, monkeypatch: pyte
 def test_shared_parts_start_equal_whatever_the_front_end(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folders)
     states = []
-    for name in ("tuna2", "tuna_r", "tuna"):
+    for name in SETTINGS:
         config = run_config(folders, FRONTENDS[name])
         state = build_model(config, Components(), 300).state_dict()
         states.append({k: v for k, v in state.items() if not k.startswith(("frontend.", "head.output."))})

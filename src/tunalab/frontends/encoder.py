@@ -87,7 +87,7 @@ class RepresentationEncoder(nn.Module):
 
 
 def _draws(part: nn.Module) -> bool:
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     return (isinstance(part, nn.Dropout) and part.p > 0) or (isinstance(part, DropPath) and part.drop_prob > 0)
 

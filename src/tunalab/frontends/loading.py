@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunalab.data.pretrained import one_line
+from tunalab.data.pretrained import Source, one_line, reading
 from tunalab.errors import UserError
+from tunalab.frontends.quiet import quiet_transformers
 
 SHOWN = 6
 
@@ -77,6 +79,27 @@ def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{what}: '{name}' holds values that are not finite: the file is damaged")
+
+
+def read_transformers(library: Any, source: Source, config: Any, ignored: tuple[str, ...] = (), **more: Any) -> Any:
+    """A model of the class ``library`` of transformers, in float32, with every weight from the checkpoint.
+
+    ``ignored``: as for :func:`check_report`; ``more``: for ``from_pretrained``.
+    Raises UserError, one line: missing or damaged files, weights that do not fit (both sides listed).
+    """
+    with reading(source), quiet_transformers():
+        model, report = library.from_pretrained(
+            source.name,
+            subfolder=source.subfolder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused right below
+            **more,
+        )
+    check_report(report, source.what, ignored)
+    check_finite(model.state_dict(), source.what)
+    return model
 
 
 def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:

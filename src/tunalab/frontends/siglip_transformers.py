@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
-from tunalab.frontends.loading import check_finite, check_fit, check_report
-from tunalab.frontends.quiet import quiet_transformers
+from tunalab.frontends.loading import check_fit, read_transformers
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -50,19 +49,8 @@ def load_siglip(source: Source) -> "VisionTransformer":
     """
     from transformers import SiglipVisionModel
 
-    library: Any = SiglipVisionModel
     config = read_config(source)
-    with reading(source), quiet_transformers():
-        model, report = library.from_pretrained(
-            source.name,
-            subfolder=source.subfolder,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused right below
-        )
-    check_report(report, source.what, ignored=OTHER_TOWER)
-    check_finite(model.state_dict(), source.what)
+    model = read_transformers(SiglipVisionModel, source, config, ignored=OTHER_TOWER)
     with torch.device("meta"):
         vit = timm_vit(config, source.what)
     weights = to_timm(model.state_dict(), config.num_hidden_layers)

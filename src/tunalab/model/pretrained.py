@@ -12,8 +12,7 @@ from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 from tunalab.config import DecoderConfig
 from tunalab.data.pretrained import Source, locate, reading
 from tunalab.errors import UserError
-from tunalab.frontends.loading import check_finite, check_report, read_json
-from tunalab.frontends.quiet import quiet_transformers
+from tunalab.frontends.loading import read_json, read_transformers
 
 # What no setting covers, and what the decoder computes with in every case.
 FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False}
@@ -26,22 +25,11 @@ def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen
     Raises UserError, one line: nothing there, no Qwen2, settings that are not the checkpoint's (both sides listed), missing or
     damaged files, weights that do not fit the architecture (both sides listed).
     """
-    library: Any = Qwen2ForCausalLM
     source = locate(config.pretrained, "decoder.pretrained")
     qwen = read_config(source)
     check_settings(config, qwen, source.what)
-    with torch.device("cpu"), reading(source), quiet_transformers():
-        decoder, report = library.from_pretrained(
-            source.name,
-            subfolder=source.subfolder,
-            config=qwen,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused right below
-        )
-    check_report(report, source.what)
-    check_finite(decoder.state_dict(), source.what)
+    with torch.device("cpu"):
+        decoder = read_transformers(Qwen2ForCausalLM, source, qwen, attn_implementation=attention)
     decoder.config.use_cache = False
     fit_tables(decoder, vocabulary)
     assert isinstance(decoder, Qwen2ForCausalLM)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,12 +49,11 @@ TUNA_2 = OfficialModel(
     computes={**_COMMON, "objective.prediction": "x"},
     usual={**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0},
 )
-TUNA_R = OfficialModel(
+TUNA_R = replace(
+    TUNA_2,
     name="Tuna-R",
     variant="tuna_r",
     frontend="siglip",
-    masks=True,
-    computes={**_COMMON, "objective.prediction": "x"},
     usual={**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0},
 )
 TUNA = OfficialModel(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tunalab.frontends.contract import RGB
+from tunalab.frontends.siglip_transformers import BLOCK
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,6 @@ HEAD_BLOCK = {
     "modulation": "adaLN_modulation.1",
 }
 HEAD_END = {"final_norm": "norm_final", "output": "linear", "final_modulation": "adaLN_modulation.1"}
-ENCODER_BLOCK = {
-    "norm1": "layer_norm1",
-    "attn.proj": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
 EMBEDDINGS, LAYER = "vision_model.embeddings", r"vision_model.encoder.layers.\1"
 KIND = r"(weight|bias)"
 
@@ -78,10 +72,7 @@ RULES: list[tuple[str, tuple[str, ...], Form]] = [
         tuple(rf"{LAYER}.self_attn.{part}_proj.\2" for part in "qkv"),
         STACKED,
     ),
-    *(
-        (rf"frontend\.encoder\.blocks\.(\d+)\.{re.escape(a)}\.{KIND}", (rf"{LAYER}.{b}.\2",), SAME)
-        for a, b in ENCODER_BLOCK.items()
-    ),
+    *((rf"frontend\.encoder\.blocks\.(\d+)\.{re.escape(a)}\.{KIND}", (rf"{LAYER}.{b}.\2",), SAME) for a, b in BLOCK.items()),
     (rf"frontend\.connector\.(\d)\.{KIND}", (r"siglip_proj.\1.\2",), SAME),
 ]
 

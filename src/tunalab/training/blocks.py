@@ -1,7 +1,7 @@
 """The blocks of decoder and head: the units in which activations are recomputed, kernels fused and parameters sharded.
 
-The front-end is no unit. It runs once for every image size of a batch, and ranks have different sizes: gathering its blocks one
-by one, they would wait for each other in different places.
+Those of a front-end are recomputed only. It runs once for every image size of a batch, and ranks have different sizes: gathering
+its blocks one by one, they would wait for each other in different places.
 
 Shapes: B rows, L tokens, D width.
 """
