@@ -87,19 +87,28 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
 
 
 def cover(image: Image.Image, size: Size) -> np.ndarray:
-    """The centre of an RGB image in the shape of ``size`` (height, width), resized to it: (height, width, 3) uint8.
-
-    Whole-number ratios average the pixels of each cell. Others use the triangle filter, which Pillow widens
-    with the ratio: a box there would weigh neighbouring pixels unevenly.
-    """
+    """The centre of an RGB image in the shape of ``size`` (height, width), resized to it: (height, width, 3) uint8."""
     height, width = size
     kept_width = max(1, min(image.width, image.height * width // height))
     kept_height = max(1, min(image.height, image.width * height // width))
     left, top = (image.width - kept_width) // 2, (image.height - kept_height) // 2
-    whole = kept_width % width == 0 and kept_height % height == 0
+    return _resized(image, size, (left, top, left + kept_width, top + kept_height))
+
+
+def stretch(image: Image.Image, size: Size) -> np.ndarray:
+    """All of an RGB image, resized to ``size`` (height, width) whatever its shape: (height, width, 3) uint8."""
+    return _resized(image, size, (0, 0, image.width, image.height))
+
+
+def _resized(image: Image.Image, size: Size, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Whole-number ratios average the pixels of each cell. Others use the triangle filter, which Pillow widens
+    with the ratio: a box there would weigh neighbouring pixels unevenly.
+    """
+    height, width = size
+    left, top, right, bottom = box
+    whole = (right - left) % width == 0 and (bottom - top) % height == 0
     resample = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
-    resized = image.resize((width, height), resample, box=(left, top, left + kept_width, top + kept_height))
-    return np.array(resized)
+    return np.array(image.resize((width, height), resample, box=box))
 
 
 def _read_bytes(path: Path) -> bytes:
