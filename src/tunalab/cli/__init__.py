@@ -23,6 +23,8 @@ FAMILIES = (
     "export",
     "using",
     "evaluation",
+    "judging",
+    "attention",
 )
 
 

@@ -1,0 +1,126 @@
+"""The vote: every ballot put to the judge, and how often each candidate wins, with an interval.
+
+Shapes: N images, H W C image pixels and channels.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from tunalab.errors import UserError
+from tunalab.evaluation.judging.ballots import LETTERS, TIE, Ballot, deal, read_choice
+from tunalab.evaluation.judging.endpoint import Endpoint, NoAnswer
+from tunalab.evaluation.measure import Measure, mean
+
+KIND = "judge"
+AGAIN = "\nYour answer could not be read. Answer with the JSON object alone."
+SMALLEST_SIDE = 128  # pixels of an image as the judge sees it: what is smaller is enlarged without smoothing
+GAP = 8
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The outcome of a ballot: the winner's number, -1 for a tie, None where the judge gave no readable answer."""
+
+    ballot: Ballot
+    winner: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``rates``: a measure a candidate, in their order; ``places``: share of the wins that went to each place of the order."""
+
+    rates: list[Measure]
+    votes: list[Vote]
+    ties: int
+    failures: int
+    places: list[float]
+
+
+def compare(
+    endpoint: Endpoint,
+    question: str,
+    prompts: Sequence[str],
+    images: Callable[[int, int], np.ndarray],
+    names: Sequence[str],
+    *,
+    tries: int = 2,
+    threads: int = 4,
+    seed: int = 0,
+    watch: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Put one ballot a prompt to the judge. ``images(candidate, prompt)``: all images that it made of it, uint8 (N, H, W, 3).
+
+    A win counts 1 and a tie 1 / candidates for each. ``tries``: how often an unreadable answer is asked for. ``watch`` is called
+    after each ballot.
+
+    Raises UserError: the judge cannot be asked, or gave no readable answer at all.
+    """
+    ballots = deal(prompts, len(names), seed)
+
+    def vote(number: int) -> Vote:
+        ballot = ballots[number]
+        shown = [(f"Candidate {LETTERS[place]}:", picture(images(who, number))) for place, who in enumerate(ballot.order)]
+        winner = _ask(endpoint, ballot, question, shown, tries)
+        watch()
+        return Vote(ballot, winner)
+
+    with ThreadPoolExecutor(threads) as pool:
+        asked = [pool.submit(vote, number) for number in range(len(ballots))]
+        try:
+            votes = [future.result() for future in asked]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)  # what is asked already is answered and kept, the rest is not begun
+            raise
+    return tally(votes, question, names, endpoint.model)
+
+
+def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str) -> Outcome:
+    """Win rates. Raises UserError when no ballot has a readable answer."""
+    counted = [vote for vote in votes if vote.winner is not None]
+    failures, ties = len(votes) - len(counted), sum(vote.winner == -1 for vote in counted)
+    if not counted:
+        raise UserError(f"the judge {judge} gave no readable answer to any of {len(votes)} questions")
+    chance = 1 / len(names)
+    wins = [vote for vote in counted if vote.winner != -1]
+    places = Counter(vote.ballot.order.index(vote.winner) for vote in wins if vote.winner is not None)
+    rates = []
+    for candidate, name in enumerate(names):
+        others = ", ".join(other for other in names if other != name)
+        values = [chance if vote.winner == -1 else float(vote.winner == candidate) for vote in counted]
+        note = f"judge {judge}: a win counts 1, a tie {chance:.2f}; {ties} ties"
+        rates.append(
+            mean(KIND, question, values, metric="win rate", split=f"against {others}", chance=chance, failures=failures, note=note)
+        )
+    return Outcome(rates, list(votes), ties, failures, [places[place] / max(1, len(wins)) for place in range(len(names))])
+
+
+def picture(images_NHWC: np.ndarray) -> bytes:
+    """All images of one candidate side by side in one PNG."""
+    N, height, width, _ = images_NHWC.shape
+    scale = max(1, -(-SMALLEST_SIDE // min(height, width)))
+    enlarged = images_NHWC.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale, width * scale
+    row_HWC = np.full((height, N * width + (N - 1) * GAP, 3), 255, dtype=np.uint8)
+    for n, pixels_HWC in enumerate(enlarged):
+        row_HWC[:, n * (width + GAP) : n * (width + GAP) + width] = pixels_HWC
+    png = io.BytesIO()
+    Image.fromarray(row_HWC).save(png, "PNG")
+    return png.getvalue()
+
+
+def _ask(endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[str, bytes]], tries: int) -> int | None:
+    text = ballot.text(question)
+    for attempt in range(tries):
+        try:
+            choice = read_choice(endpoint.ask(text + AGAIN * attempt, shown), len(ballot.order))
+        except NoAnswer:
+            return None
+        if choice is not None:
+            return -1 if choice == TIE else ballot.order[LETTERS.index(choice)]
+    return None

@@ -1,0 +1,249 @@
+"""The judge over a loopback server that speaks the OpenAI protocol as far as it is used."""
+
+import base64
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunalab.cli import main
+from tunalab.errors import UserError
+from tunalab.evaluation.judging.comparison import SMALLEST_SIDE, compare, picture
+from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint
+from tunalab.inference.files import save_image
+
+NAMES = ["red", "green", "blue"]
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+Judge = Callable[[str, list[np.ndarray]], str | int]
+
+
+class Server(ThreadingHTTPServer):
+    """``judge``: text and pictures to an answer, or to an HTTP status."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.judge: Judge = lambda text, pictures: '{"best": "A"}'
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = asked["messages"][0]["content"]
+        text = content[0]["text"]
+        self.server.requests.append(text)
+        urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        assert all(url.startswith("data:image/png;base64,") for url in urls)
+        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
+        answer = self.server.judge(text, pictures)
+        if isinstance(answer, int):
+            self.reply(answer, {"error": {"message": "not today", "type": "x", "code": answer}})
+            return
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
+        self.reply(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
+
+    def reply(self, status: int, plain: dict) -> None:
+        body = json.dumps(plain).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status >= 400:
+            self.send_header("retry-after-ms", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def endpoint(server, tmp_path) -> Endpoint:
+    return Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=1)
+
+
+def images(candidate: int, prompt: int) -> np.ndarray:
+    shade = np.array(COLOURS[NAMES[candidate]], dtype=np.uint8) - np.uint8(0)
+    made = np.broadcast_to(shade, (2, 8, 8, 3)).copy()
+    made[:, 0, 0] = prompt % 250  # no two prompts have the same picture
+    return made
+
+
+def likes(colour: str) -> Judge:
+    def judge(text: str, pictures: list[np.ndarray]) -> str:
+        means = [picture.reshape(-1, 3)[:, NAMES.index(colour)].mean() for picture in pictures]
+        others = [picture.reshape(-1, 3).mean() for picture in pictures]
+        best = int(np.argmax([mean - other for mean, other in zip(means, others, strict=True)]))
+        return json.dumps({"best": "ABC"[best]})
+
+    return judge
+
+
+PROMPTS = [f"prompt {number}" for number in range(30)]
+
+
+def test_the_better_one_wins_wherever_it_stands(server, endpoint):
+    server.judge = likes("green")
+    outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
+    assert [rate.value for rate in outcome.rates] == [0, 1, 0]
+    assert outcome.places == pytest.approx([1 / 3] * 3) and outcome.failures == 0
+    assert outcome.rates[1].n == 30 and outcome.rates[1].split == "against red, blue"
+    assert endpoint.usage == {"asked": 30, "kept": 0, "prompt_tokens": 3000, "completion_tokens": 150}
+
+
+def test_a_judge_that_looks_at_places_alone_finds_all_equal(server, endpoint):
+    outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
+    assert [rate.value for rate in outcome.rates] == pytest.approx([1 / 3] * 3)
+    assert outcome.places == [1, 0, 0]
+    assert all(rate.low < 1 / 3 < rate.high for rate in outcome.rates)
+
+
+def test_ties_are_shared(server, endpoint):
+    server.judge = lambda text, pictures: '{"best": "tie"}'
+    outcome = compare(endpoint, "diversity", PROMPTS, images, NAMES)
+    assert outcome.ties == 30 and [rate.value for rate in outcome.rates] == pytest.approx([1 / 3] * 3)
+
+
+def test_garbage_is_asked_again_then_counted_never_scored(server, endpoint):
+    def judge(text: str, pictures: list[np.ndarray]) -> str:
+        number = int(re.search(r"prompt (\d+)", text)[1])
+        if number < 10:
+            return "What lovely images!"
+        if number < 20 and "could not be read" not in text:
+            return "Hm."
+        return likes("red")(text, pictures)
+
+    server.judge = judge
+    outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
+    assert outcome.failures == 10 and [rate.failures for rate in outcome.rates] == [10] * 3
+    assert [rate.n for rate in outcome.rates] == [20] * 3 and [rate.value for rate in outcome.rates] == [1, 0, 0]
+    server.judge = lambda text, pictures: "no"
+    with pytest.raises(UserError, match="no readable answer to any of 2 questions"):
+        compare(endpoint, "quality", ["prompt 100", "prompt 101"], images, NAMES)
+
+
+def test_a_server_that_is_busy_now_and_then_is_asked_again(server, endpoint):
+    seen: dict[str, int] = {}
+
+    def judge(text: str, pictures: list[np.ndarray]) -> str | int:
+        seen[text] = seen.get(text, 0) + 1
+        return 503 if seen[text] == 1 else likes("blue")(text, pictures)
+
+    server.judge = judge
+    outcome = compare(endpoint, "quality", PROMPTS[:6], images, NAMES)
+    assert outcome.failures == 0 and outcome.rates[2].value == 1
+
+
+def test_a_judge_that_never_answers_is_a_failure_not_a_loss(server, tmp_path):
+    def judge(text: str, pictures: list[np.ndarray]) -> str:
+        if "prompt 1" in text:
+            time.sleep(2)
+        return likes("red")(text, pictures)
+
+    server.judge = judge
+    slow = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=0.5, retries=0)
+    outcome = compare(slow, "quality", PROMPTS[:3], images, NAMES)
+    assert outcome.failures == 1 and outcome.rates[0].value == 1 and outcome.rates[0].n == 2
+
+
+def test_answers_are_kept_and_never_asked_for_twice(server, endpoint, tmp_path):
+    server.judge = likes("red")
+    first = compare(endpoint, "quality", PROMPTS[:8], images, NAMES)
+    asked = len(server.requests)
+    again = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)
+    assert compare(again, "quality", PROMPTS[:8], images, NAMES) == first
+    assert len(server.requests) == asked == 8 and again.usage["kept"] == 8
+    compare(again, "diversity", PROMPTS[:8], images, NAMES)  # another question is another answer
+    assert len(server.requests) == 16
+
+
+def test_a_wrong_key_ends_it_and_keeps_the_answers(server, tmp_path):
+    def judge(text: str, pictures: list[np.ndarray]) -> str | int:
+        return 401 if "prompt 5" in text else likes("red")(text, pictures)
+
+    server.judge = judge
+    endpoint = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)
+    with pytest.raises(UserError, match=r"judge-1 at .* cannot be asked.*kept in"):
+        compare(endpoint, "quality", PROMPTS[:6], images, NAMES, threads=1)
+    assert len(list((tmp_path / "answers").iterdir())) == 5
+
+
+def test_nobody_there_is_one_line(tmp_path):
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "key", "judge-1", tmp_path / "answers", timeout=1, retries=0)
+    with pytest.raises(UserError, match="cannot be asked: Connection error"):
+        compare(endpoint, "quality", PROMPTS[:2], images, NAMES)
+
+
+def test_small_images_are_enlarged_for_the_judge():
+    shown = np.asarray(Image.open(io.BytesIO(picture(images(0, 0)))))
+    assert shown.shape == (SMALLEST_SIDE, 2 * SMALLEST_SIDE + 8, 3)
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[str]:
+    for number, name in enumerate(NAMES):
+        for prompt in range(6):
+            for seed, pixels_HWC in enumerate(images(number, prompt)):
+                path = tmp_path / name / f"{prompt:04d}-seed{seed}.png"
+                save_image(path, pixels_HWC, {"prompt": f"prompt {prompt}", "seed": seed})
+    return [str(tmp_path / name) for name in NAMES]
+
+
+def test_the_command(server, folders, tmp_path, monkeypatch, capsys):
+    for name, value in ((URL, server.url), (KEY, "key"), (MODEL, "judge-1")):
+        monkeypatch.setenv(name, value)
+    server.judge = likes("blue")
+    assert main(["judge", *folders, "--question", "quality", "--out", str(tmp_path / "judged")]) == 0
+    assert "blue: 1.000 against red, green, n 6" in capsys.readouterr().out
+    told = json.loads((tmp_path / "judged" / "judge.json").read_text())
+    assert told["usage"]["asked"] == 6 and len(told["votes"]) == 6 and all(vote["winner"] == 2 for vote in told["votes"])
+    assert main(["judge", *folders, "--pairwise", "--out", str(tmp_path / "judged")]) == 0
+    rates = json.loads((tmp_path / "judged" / "judge.json").read_text())["rates"]
+    assert [(rate["benchmark"], rate["split"]) for rate in rates["red"]] == [
+        ("quality", "against green"),
+        ("quality", "against blue"),
+        ("diversity", "against green"),
+        ("diversity", "against blue"),
+    ]
+
+
+def test_mistakes_of_the_command(server, folders, tmp_path, monkeypatch, capsys):
+    def told(*words: str) -> str:
+        assert main(["judge", *words, "--out", str(tmp_path / "judged")]) == 2
+        return capsys.readouterr().err
+
+    for name in (URL, KEY, MODEL):
+        monkeypatch.delenv(name, raising=False)
+    assert "not set: TUNALAB_JUDGE_URL, TUNALAB_JUDGE_KEY, TUNALAB_JUDGE_MODEL" in told(*folders)
+    for name, value in ((URL, server.url), (KEY, "key"), (MODEL, "judge-1")):
+        monkeypatch.setenv(name, value)
+    assert "a vote needs 2 to 8 candidates, not 1" in told(folders[0])
+    assert "no such folder of images" in told(folders[0], str(tmp_path / "nowhere"))
+    (tmp_path / "green" / "0003-seed1.png").unlink()
+    assert "red has 2 images of 'prompt 3' and green 1" in told(*folders)
+    assert "--n=0 is out of range" in told(*folders, "--n", "0")
+    assert not server.requests
