@@ -1,13 +1,16 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tunalab.errors import UserError
+from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.score import Score
+from tunalab.evaluation.whole import Evaluated
 from tunalab.results.environment import environment
-from tunalab.results.records import read_record, read_records, write_record
+from tunalab.results.records import add_evaluation, read_record, read_records, write_record
 from tunalab.results.status import Status, read_status, write_status
 
 
@@ -32,6 +35,72 @@ def test_outcomes_survive_packing():
     assert score.correct == right.sum() and score.n == 203
     assert np.array_equal(score.items(), right)
     assert Score.of(3, 4, 0.5).items() is None
+
+
+def evaluated(part, tokens=1000, value=3):
+    measures = [
+        share("understanding", f"{part}@2", [True] * value + [False], split="test", chance=0.25, ceiling=1.0, note='a "note"'),
+        mean("reconstruction", part, [20.25, 30.5], metric="psnr", failures=1),
+        Measure("fidelity", part, "fid", 12.5, 100),
+    ]
+    return Evaluated(part, {"groups": 4}, {"run": "tuna2-seed0", "tokens": tokens}, 2.5, measures)
+
+
+def test_a_record_with_an_evaluation_comes_back_whole_with_a_line_a_measure(tmp_path, record):
+    original = replace(record(), evaluation=[evaluated("first"), evaluated("second")])
+    write_record(tmp_path / "a.json", original)
+    assert read_record(tmp_path / "a.json") == original
+    text = (tmp_path / "a.json").read_text()
+    assert list(json.loads(text))[-1] == "evaluation" and sum(line.startswith(' {"kind"') for line in text.splitlines()) == 6
+
+
+def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, record):
+    file = tmp_path / "record.json"
+    write_record(file, record())
+    add_evaluation(file, [evaluated("first"), evaluated("second")])
+    add_evaluation(file, [evaluated("first", value=7)])
+    assert read_record(file) == replace(record(), evaluation=[evaluated("second"), evaluated("first", value=7)])
+    add_evaluation(file, [])
+    assert len(read_record(file).evaluation) == 2
+    add_evaluation(file, [evaluated("third", tokens=2000)])  # the run was trained further
+    assert read_record(file).evaluation == [evaluated("third", tokens=2000)]
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_evaluations_added_at_the_same_time_are_all_kept(tmp_path, record):
+    file = tmp_path / "record.json"
+    write_record(file, record())
+    parts = [f"part{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda part: add_evaluation(file, [evaluated(part)]), parts))
+    assert sorted(result.part for result in read_record(file).evaluation) == parts
+
+
+MEASURE = ("evaluation", 0, "measures", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((*MEASURE, "n"), 0, r"evaluation.first.measures\[0\].n must be positive"),
+        ((*MEASURE, "items"), [1, 0], r"measures\[0\].items must be none or n=4, got 2"),
+        ((*MEASURE, "low"), None, r"measures\[0\].low/high must be both there or neither"),
+        ((*MEASURE, "low"), 1.5, r"measures\[0\].low/high must be an interval"),
+        ((*MEASURE, "value"), "high", r"evaluation\[0\].measures\[0\].value must be a number"),
+        ((*MEASURE, "luck"), 1, r"luck must be one of"),
+        ((*MEASURE, "kind"), "dancing", "'dancing' is no kind of measure"),
+        (("evaluation", 0, "origin"), KeyError, r"evaluation\[0\].origin must be present"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, record, path, value, message):
+    file = tmp_path / "damaged.json"
+    write_record(file, replace(record(), evaluation=[evaluated("first")]))
+    plain = json.loads(file.read_text())
+    _set(plain, path, value)
+    file.write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=message) as caught:
+        read_record(file)
+    assert "damaged.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def _set(plain, path, value):

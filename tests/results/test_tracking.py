@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tunalab.evaluation.measure import share
+from tunalab.evaluation.whole import Evaluated
 from tunalab.results import mlflow_client
 from tunalab.results.mlflow_client import connect, database_path, default_uri
-from tunalab.results.tracking import Tracker, end_sweep, flatten, legal_name, prepare, start_sweep
+from tunalab.results.tracking import Tracker, end_sweep, flatten, legal_name, log_evaluation, prepare, start_sweep
 
 TAGS = {"sweep": "mask_ratio", "experiment": "scenes", "variant": "tuna2", "mask_ratio": 0.25, "seed": 0}
 
@@ -62,6 +64,26 @@ def test_resume_goes_on_without_duplicates(uri):
     assert again.active and run.info.status == "FINISHED" and run.data.params == {"a": "1", "b": "1"}
     assert history(uri, first.run_id, "loss/text") == [(10, 3.0), (20, 2.0), (30, 1.0)]
     assert history(uri, first.run_id, "loss/flow") == [(20, 1.0)]
+
+
+def test_an_evaluation_joins_the_run_that_has_ended_and_is_logged_once(uri, tmp_path, capsys):
+    tracker = Tracker.start(uri, "scenes", "evaluated", TAGS)
+    tracker.finish()
+    record = tmp_path / "record.json"
+    record.write_text("{}")
+
+    def result(right):
+        measures = [share("understanding", "count@3", [True] * right + [False], split=split) for split in ("test", "composition")]
+        return Evaluated("understanding", {}, {}, 1.0, [*measures, share("editing", "move", [True])])
+
+    for right in (1, 1, 3):
+        log_evaluation(uri, tracker.run_id, result(right), 5000, record)
+    assert history(uri, tracker.run_id, "evaluation/understanding/count_3/composition/accuracy") == [(5000, 0.5), (5000, 0.75)]
+    run = connect(uri).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics["evaluation/editing/move/accuracy"] == 1
+    assert [file.path for file in connect(uri).list_artifacts(tracker.run_id)] == ["record.json"]
+    log_evaluation(uri, "0" * 32, result(1), 5000, record)  # a run of another store
+    assert "going on without it" in capsys.readouterr().err
 
 
 def test_an_unknown_run_id_becomes_a_new_run(uri):

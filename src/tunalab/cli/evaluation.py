@@ -1,6 +1,7 @@
 """`tunalab evaluate`: everything that is measured of a trained model, into its run's record and MLflow."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +27,18 @@ def add(commands: "Commands") -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from tunalab.evaluation.parts import describe, find_parts
-    from tunalab.evaluation.settings import load_settings
+    from tunalab.evaluation.settings import load_settings, part_of
 
-    settings = load_settings([word for word in arguments.settings if "=" in word])
+    overrides = [word for word in arguments.settings if "=" in word and not Path(word).is_dir()]
+    settings = load_settings(overrides)
     parts = find_parts(arguments.parts.split(",") if arguments.parts else None)
     if arguments.list:
         print(describe(settings))
         return 0
-    models = [Path(word) for word in arguments.settings if "=" not in word]
+    for override in overrides:
+        if (part := part_of(override)) not in parts:
+            raise UserError(f"setting '{override}' is of part {part}, which is not measured (parts: {', '.join(parts)})")
+    models = [Path(word) for word in arguments.settings if word not in overrides]
     if not models:
         raise UserError("name a model to evaluate: a run directory such as runs/figure6/tuna2-seed0, or an exported folder")
     if arguments.out is not None and len(models) > 1:
@@ -42,39 +47,57 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     for path in models:  # a mistyped second model is known before the first is measured
         is_export(path)
-    return max([_evaluate(path, settings, parts, arguments.out, arguments.quiet) for path in models])
+    missing = []
+    for path in models:
+        try:
+            missing += _evaluate(path, settings, parts, arguments.out, arguments.quiet)
+        except UserError as error:
+            if len(models) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # the other models are measured all the same
+            missing.append(f"{path}: {error}")
+        except KeyboardInterrupt:
+            print("stopped: what is measured is kept, the same command goes on", file=sys.stderr)
+            raise
+    for line in missing:
+        print(f"not measured: {line}")
+    return int(bool(missing))
 
 
-def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out: Path | None, quiet: bool) -> int:
-    """Measure one model; 1 if a part could not be measured."""
+def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out: Path | None, quiet: bool) -> list[str]:
+    """Measure one model; returns what could not be measured, a line each."""
     import torch
 
     from tunalab.evaluation.subject import Subject
     from tunalab.evaluation.whole import evaluate_parts
     from tunalab.exporting import load
-    from tunalab.results.records import RECORD_FILE, add_evaluation
+    from tunalab.results.records import RECORD_FILE, add_evaluation, read_record
 
+    folder, record = out or path / "evaluation", path / RECORD_FILE
+    if record.is_file():
+        read_record(record)  # a damaged one is known now, not when everything is measured
     loaded = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(loaded.config.threads, torch.get_num_threads()))
-    folder = out or path / "evaluation"
-    print(f"{path} at {loaded.origin.get('tokens', 0):,} tokens -> {folder}")
+    trained = loaded.origin.get("tokens")  # an official checkpoint does not say
+    print(f"{path}{'' if trained is None else f' at {trained:,} tokens'} -> {folder}")
+
+    def keep(result: "Evaluated") -> None:
+        if record.is_file():
+            add_evaluation(record, [result])
+            _track(path, loaded, result, record)
+
     subject = Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin, quiet)
-    results, errors = evaluate_parts(subject, settings, parts)
-    record = path / RECORD_FILE
-    if record.is_file():
-        add_evaluation(record, results)
+    results, errors = evaluate_parts(subject, settings, parts, done=keep)
+    if results and record.is_file():
         print(f"wrote {record}")
-        _track(path, loaded, results, record)
-    for name, error in errors.items():
-        print(f"not measured: {name}: {error}")
-    return int(bool(errors))
+    return [f"{path}: {name}: {error}" for name, error in errors.items()]
 
 
-def _track(run_dir: Path, loaded: "Loaded", results: "list[Evaluated]", record: Path) -> None:
+def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path) -> None:
     """Into the run's own run in MLflow, if it has one."""
     from tunalab.results.tracking import RUN_ID, log_evaluation
 
     known = run_dir / RUN_ID
     if loaded.config.tracking.enabled and known.is_file():
         uri = tracking_uri(loaded.config.tracking)
-        log_evaluation(uri, known.read_text().strip(), results, int(loaded.origin.get("tokens", 0)), record)
+        log_evaluation(uri, known.read_text().strip(), result, int(loaded.origin.get("tokens") or 0), record)

@@ -5,18 +5,19 @@ in evaluation/settings.py. A new one: one module, one line here, one dataclass t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.evaluation.settings import EvaluationSettings, among
 from tunalab.evaluation.subject import Subject
 
 # Name -> module; the default suite are those that need nothing but the model.
 PARTS: dict[str, str] = {
     "understanding": "tunalab.evaluation.understanding.asking",
+    "attention": "tunalab.evaluation.attention.on_object",
 }
 OPTIONAL: frozenset[str] = frozenset()  # only on request: they need data, weights or a service that the package does not bring
 
@@ -45,5 +46,8 @@ def describe(settings: EvaluationSettings) -> str:
     for name, module in PARTS.items():
         about = (import_module(module).__doc__ or "").splitlines()[0]
         lines.append(f"{name}{' (on request)' if name in OPTIONAL else ''}: {about}")
-        lines += [f"    {name}.{key}={value}" for key, value in asdict(getattr(settings, name)).items()]
+        chosen = getattr(settings, name)
+        for entry in fields(chosen):
+            limits = among(entry)
+            lines.append(f"    {name}.{entry.name}={getattr(chosen, entry.name)}{f' ({limits})' if limits else ''}")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ default: ``ranged`` and ``chosen``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -53,10 +53,19 @@ class UnderstandingSettings:
 
 
 @dataclass
+class AttentionSettings:
+    """``questions``: of every kind of scene and level."""
+
+    questions: int = ranged(50, 2, 300)
+    levels: list[int] = ranged([1, 3], 1, 3)
+
+
+@dataclass
 class EvaluationSettings:
     """A field a part, in the order of evaluation/parts.py."""
 
     understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
+    attention: AttentionSettings = field(default_factory=AttentionSettings)
 
 
 def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
@@ -68,13 +77,18 @@ def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
         try:
             settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([override]))
         except OmegaConfBaseException as error:
-            raise UserError(
-                f"setting '{override}': {first_line(error)} (choices: {', '.join(keys(EvaluationSettings))})"
-            ) from error
+            known, part = keys(EvaluationSettings), part_of(override)
+            choices = [key for key in known if part_of(key) == part] or known
+            raise UserError(f"setting '{override}': {first_line(error)} (choices: {', '.join(choices)})") from error
     made = OmegaConf.to_object(settings)
     assert isinstance(made, EvaluationSettings)
     _check(made, "")
     return made
+
+
+def part_of(override: str) -> str:
+    """The part that ``part.key=value`` is for."""
+    return override.split("=")[0].split(".")[0]
 
 
 def keys(cls: Any, prefix: str = "") -> list[str]:
@@ -93,9 +107,20 @@ def _check(node: Any, prefix: str) -> None:
         if is_dataclass(value):
             _check(value, f"{name}.")
             continue
+        limits = entry.metadata
+        if limits and value == []:
+            raise UserError(f"{name}=[] leaves nothing (choices: {among(entry)})")
         for one in value if isinstance(value, list) else [value]:
-            choices, low, high = (entry.metadata.get(key) for key in ("choices", "low", "high"))
-            if choices and one not in choices:
-                raise UserError(f"{name}={one} is unknown (choices: {', '.join(choices)})")
-            if (low is not None and one < low) or (high is not None and one > high):
-                raise UserError(f"{name}={one} is out of range ({'' if low is None else low} to {'' if high is None else high})")
+            if "choices" in limits and one not in limits["choices"]:
+                raise UserError(f"{name}={one} is unknown (choices: {among(entry)})")
+            low, high = limits.get("low"), limits.get("high")
+            if (low is not None and not one >= low) or (high is not None and not one <= high):  # NaN is neither
+                raise UserError(f"{name}={one} is out of range ({among(entry)})")
+
+
+def among(entry: Field[Any]) -> str:
+    """What a setting may be; empty where anything is taken."""
+    low, high = entry.metadata.get("low"), entry.metadata.get("high")
+    if low is not None or high is not None:
+        return f"from {low}" if high is None else f"up to {high}" if low is None else f"{low} to {high}"
+    return ", ".join(entry.metadata.get("choices", ()))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,36 +29,47 @@ class Evaluated:
 
 
 def evaluate_parts(
-    subject: Subject, settings: EvaluationSettings, parts: Sequence[str], say: Callable[[str], None] = print
+    subject: Subject,
+    settings: EvaluationSettings,
+    parts: Sequence[str],
+    say: Callable[[str], None] = print,
+    done: Callable[[Evaluated], None] = lambda result: None,
 ) -> tuple[list[Evaluated], dict[str, str]]:
     """Results by part, and the errors of those that could not be measured.
 
     ``subject.folder`` gets a folder a part; there ``result.json`` holds what was measured, and a part that has one of the same
-    model and settings is not measured again.
+    model and settings is not measured again. ``done`` gets each result at once: what follows may be interrupted.
     """
     results, errors = [], {}
     for number, name in enumerate(parts, start=1):
-        chosen = getattr(settings, name)
-        # What is kept in the folder of a part is of one model and one set of settings.
-        of_part = subject.of_part(f"{name}-{identity(subject.origin, asdict(chosen))}")
-        path = of_part.folder / "result.json"
-        kept = read_evaluated(path) if path.exists() else None
-        if kept is not None:
-            say(f"{name} ({number} of {len(parts)}): measured already, {path}")
-            results.append(kept)
-            continue
         say(f"{name} ({number} of {len(parts)})")
-        began = time.perf_counter()
         try:
-            measures = load_part(name).measure(of_part, chosen)
+            result = _evaluate_part(subject, name, getattr(settings, name), say)
         except UserError as error:
             errors[name] = str(error)
             say(f"error: {name}: {error}")
             continue
-        result = Evaluated(name, asdict(chosen), subject.origin, time.perf_counter() - began, measures)
-        write_atomically(path, to_text(result))
         results.append(result)
+        done(result)
     return results, errors
+
+
+def _evaluate_part(subject: Subject, name: str, settings: Any, say: Callable[[str], None]) -> Evaluated:
+    # What is kept in the folder of a part is of one model and one set of settings.
+    of_part = subject.of_part(f"{name}-{identity(subject.origin, asdict(settings))}")
+    path = of_part.folder / "result.json"
+    if path.exists():
+        kept = read_evaluated(path)
+        say(f"measured already: {path}")
+        return kept
+    began = time.perf_counter()
+    measures = load_part(name).measure(of_part, settings)
+    twice = [key for key, count in Counter(measure.key for measure in measures).items() if count > 1]
+    if twice:
+        raise ValueError(f"{name} measures twice: {twice}")
+    result = Evaluated(name, asdict(settings), subject.origin, time.perf_counter() - began, measures)
+    write_atomically(path, to_text(result))
+    return result
 
 
 def identity(origin: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -164,7 +164,7 @@ def _parse(path: Path, plain: Any) -> Record:
     try:
         record = build(Record, plain)
         _check(record)
-    except Mismatch as error:
+    except ValueError as error:  # a mismatch, or a class of the record refuses its values
         raise UserError(f"{path}: {error}") from error
     return record
 
