@@ -65,9 +65,8 @@ def judge(arguments: argparse.Namespace) -> int:
         if origin is not None and (path / RECORD_FILE).is_file():
             add_evaluation(path / RECORD_FILE, [Evaluated("judge", settings, origin, time.perf_counter() - began, rates[name])])
     used = endpoint.usage
-    print(
-        f"{used['asked']} questions asked, {used['kept']} answered before; {used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens"
-    )
+    tokens = f"{used['prompt_tokens']:,} tokens read, {used['completion_tokens']:,} written"
+    print(f"{used['asked']} questions asked ({tokens}), {used['kept']} answered before")
     print(f"wrote {arguments.out / 'judge.json'}")
     return 0
 
@@ -101,7 +100,7 @@ def _vote(
                 print(f"{question}: {outcome.ties} ties, {outcome.failures} not readable; wins by place shown: {places}")
                 for name, rate in zip(chosen, outcome.rates, strict=True):
                     interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
-                    print(f"  {name}: {rate.value:.3f}{interval} {rate.split}, n {rate.n}")
+                    print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
                     rates[name].append(rate)
                 votes += [{"question": question, "candidates": chosen, **asdict(vote)} for vote in outcome.votes]
     return votes, rates

@@ -111,7 +111,7 @@ def test_the_better_one_wins_wherever_it_stands(server, endpoint):
     outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
     assert [rate.value for rate in outcome.rates] == [0, 1, 0]
     assert outcome.places == pytest.approx([1 / 3] * 3) and outcome.failures == 0
-    assert outcome.rates[1].n == 30 and outcome.rates[1].split == "against red, blue"
+    assert outcome.rates[1].n == 30 and outcome.rates[1].split == ""
     assert endpoint.usage == {"asked": 30, "kept": 0, "prompt_tokens": 3000, "completion_tokens": 150}
 
 
@@ -218,7 +218,7 @@ def test_the_command(server, folders, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     server.judge = likes("blue")
     assert main(["judge", *folders, "--question", "quality", "--out", str(tmp_path / "judged")]) == 0
-    assert "blue: 1.000 against red, green, n 6" in capsys.readouterr().out
+    assert "blue: 1.000, n 6" in capsys.readouterr().out
     told = json.loads((tmp_path / "judged" / "judge.json").read_text())
     assert told["usage"]["asked"] == 6 and len(told["votes"]) == 6 and all(vote["winner"] == 2 for vote in told["votes"])
     assert main(["judge", *folders, "--pairwise", "--out", str(tmp_path / "judged")]) == 0

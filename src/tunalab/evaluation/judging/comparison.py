@@ -90,13 +90,12 @@ def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str
     wins = [vote for vote in counted if vote.winner != -1]
     places = Counter(vote.ballot.order.index(vote.winner) for vote in wins if vote.winner is not None)
     rates = []
-    for candidate, name in enumerate(names):
-        others = ", ".join(other for other in names if other != name)
+    for candidate in range(len(names)):
+        # Of two, the other one says what was measured; of more, the best of all is asked for, which is one measure for all of them.
+        split = f"against {names[1 - candidate]}" if len(names) == 2 else ""
         values = [chance if vote.winner == -1 else float(vote.winner == candidate) for vote in counted]
         note = f"judge {judge}: a win counts 1, a tie {chance:.2f}; {ties} ties"
-        rates.append(
-            mean(KIND, question, values, metric="win rate", split=f"against {others}", chance=chance, failures=failures, note=note)
-        )
+        rates.append(mean(KIND, question, values, metric="win rate", split=split, chance=chance, failures=failures, note=note))
     return Outcome(rates, list(votes), ties, failures, [places[place] / max(1, len(wins)) for place in range(len(names))])
 
 
