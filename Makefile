@@ -51,6 +51,9 @@ dashboard: install ## open MLflow's page on the runs
 bench: components ## training and generation against their slow references; what the sweep took and reached
 	$(BIN)/tunalab bench $(ARGS)
 
+bench-gpu: install ## a training step at full scale on a CUDA device: its share of the card's own rate
+	$(BIN)/tunalab bench --gpu $(ARGS)
+
 lint: install ## ruff
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -64,9 +67,12 @@ test: install ## the tests
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
+gpu: ## all that needs a CUDA device, the most wanted figures first: bench-gpu, then test-gpu
+	@status=0; $(MAKE) bench-gpu || status=$$?; $(MAKE) test-gpu || status=$$?; exit $$status
+
 check: lint types test ## lint, types, tests: what CI runs
 
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench lint types test test-gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench bench-gpu lint types test test-gpu gpu check clean

@@ -1,0 +1,4 @@
+"""Figures that are promised: what is measured, and with --gpu what is measured on a CUDA device."""
+
+PARTS = ("training", "generation", "sweep")
+GPU_PARTS = ("agreement", "step", "step_not_compiled", "step_not_recomputed", "profile")

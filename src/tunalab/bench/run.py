@@ -9,8 +9,6 @@ from tunalab.files import write_atomically
 from tunalab.results.environment import environment
 from tunalab.results.records import read_records
 
-PARTS = ("training", "generation", "sweep")
-
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
     """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``.
