@@ -4,8 +4,7 @@ The decoder's own attention never forms weights. They are computed here from the
 the question is cut behind the word and everything before it encoded once, as for answering; attention is causal there, so what
 follows the word changes nothing.
 
-Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens seen, T visual tokens of the image, R rows and
-C columns of their grid.
+Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens seen, T visual tokens of the image.
 """
 
 import re
@@ -77,9 +76,15 @@ def word_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray
 
     Raises UserError: the word is not in the question, the space does not cut the image exactly.
     """
+    return cut_prompt(tokenizer, space, pixels_HWC, question, tokens_through(tokenizer, question, word))
+
+
+def cut_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray, question: str, tokens: int) -> Prompt:
+    """The same, cut behind so many tokens of the question, at least one."""
     prompt = question_prompt(tokenizer, space, pixels_HWC, question)
-    behind_image = len(prompt.ids_L) - len(tokenizer.encode(question))
-    return replace(prompt, ids_L=prompt.ids_L[: behind_image + tokens_through(tokenizer, question, word)])
+    span = prompt.spans[0]
+    behind_image = span.offset + span.length + 1
+    return replace(prompt, ids_L=prompt.ids_L[: behind_image + tokens])
 
 
 def tokens_through(tokenizer: Tokenizer, question: str, word: str) -> int:

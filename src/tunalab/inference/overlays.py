@@ -1,6 +1,6 @@
 """Maps over visual tokens, drawn over the image that they belong to.
 
-Shapes: H W image pixels, C 3 channels; R K rows and columns of visual tokens.
+Shapes: H W image pixels, C 3 channels; T visual tokens, R K rows and columns of their grid.
 """
 
 import numpy as np
@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from scipy.ndimage import binary_erosion
 
+from tunalab.inference.attention_maps import min_max
+
 SIDE = 192  # pixels that small images are enlarged to, or nearly: an overlay of 32 pixels shows nothing
 STRENGTH = 0.5  # of the map; the rest is the image
+
+
+def draw_map(image_HWC: np.ndarray, map_T: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """A map over the grid (rows, columns) of an image, scaled to its own range, over the image, enlarged."""
+    return overlay(enlarged(image_HWC), min_max(map_T).reshape(grid))
 
 
 def enlarged(image_HWC: np.ndarray) -> np.ndarray:
@@ -30,8 +37,8 @@ def overlay(image_HWC: np.ndarray, map_RK: np.ndarray) -> np.ndarray:
 
 def outlined(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
     """The image with the edge of a mask in white, and a black line within it: seen on any colour."""
-    drawn = image_HWC.copy()
+    drawn_HWC = image_HWC.copy()
     inner_HW = binary_erosion(mask_HW, iterations=2)
-    drawn[mask_HW & ~inner_HW] = 255
-    drawn[inner_HW & ~binary_erosion(inner_HW)] = 0
-    return drawn
+    drawn_HWC[mask_HW & ~inner_HW] = 255
+    drawn_HWC[inner_HW & ~binary_erosion(inner_HW)] = 0
+    return drawn_HWC

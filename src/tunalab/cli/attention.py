@@ -1,0 +1,140 @@
+"""`tunalab attention`: where a model looks while it reads a word of a question about an image."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunalab.cli.common import add_command
+from tunalab.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tunalab.cli.common import Commands
+    from tunalab.exporting import Loaded
+
+MADE_BY = "attention"  # the key of what pictures say about themselves
+
+
+def add(commands: "Commands") -> None:
+    text = "where a model looks while it reads a word of a question: an image of it, or the same questions for several models"
+    sub = add_command(commands, attention, text)
+    sub.add_argument("settings", nargs="+", metavar="MODEL", help="run directories or exported folders")
+    sub.add_argument("--image", type=Path, metavar="FILE")
+    sub.add_argument("--question", metavar="TEXT")
+    sub.add_argument("--word", help="a word of the question")
+    sub.add_argument("--examples", type=int, metavar="N", help="instead: N questions about scenes, a row of pictures a model")
+    sub.add_argument("--layer", type=int, help="from 0 (default: the mean of all)")
+    sub.add_argument("--head", type=int, help="of that layer, from 0 (default: the mean of all)")
+    sub.add_argument("--grid", action="store_true", help="also every head by itself, a row a layer, in NAME-grid.png")
+    sub.add_argument("--out", type=Path, metavar="FILE.png", default=Path("attention.png"), help="default: attention.png")
+    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
+    sub.add_argument("--raw", action="store_true", help="the weights that go on training, not their averages")
+    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+
+
+def attention(arguments: argparse.Namespace) -> int:
+    models = [Path(word) for word in arguments.settings]
+    asked = {"--image": arguments.image, "--question": arguments.question, "--word": arguments.word}
+    if arguments.examples is None:
+        missing = [option for option, given in asked.items() if given is None]
+        if missing:
+            raise UserError(f"{', '.join(missing)}: missing (or --examples N, for questions about scenes)")
+        if len(models) > 1:
+            raise UserError(f"one model at a time, not {len(models)}, unless --examples N compares them")
+    elif given := [
+        option for option, value in {**asked, "--size": arguments.size, "--grid": arguments.grid or None}.items() if value
+    ]:
+        raise UserError(f"--examples brings its own images and questions: leave out {', '.join(given)}")
+    elif arguments.examples < 1:
+        raise UserError(f"--examples={arguments.examples} is out of range (from 1)")
+    if arguments.out.suffix != ".png":
+        raise UserError(f"--out {arguments.out}: pictures are written as .png")
+    for path in _outputs(arguments):
+        _check_free(path)
+    return _one(arguments, models[0]) if arguments.examples is None else _examples(arguments, models)
+
+
+def _one(arguments: argparse.Namespace, path: Path) -> int:
+    import numpy as np
+
+    from tunalab.evaluation.attention.pictures import draw_heads
+    from tunalab.exporting import model_config
+    from tunalab.inference.answering import answer
+    from tunalab.inference.attention_maps import averaged, image_columns, last_rows, word_prompt
+    from tunalab.inference.orders import check_size, input_buckets, read_input
+    from tunalab.inference.overlays import draw_map
+
+    config = model_config(path)
+    image_HWC = read_input(arguments.image, input_buckets(config.data, arguments.size))
+    loaded, computing = _load(arguments, path)
+    space, question, word = loaded.model.frontend.space, arguments.question, arguments.word
+    check_size(space, (image_HWC.shape[0], image_HWC.shape[1]))
+    prompt = word_prompt(loaded.tokenizer, space, image_HWC, question, word)
+    with computing:
+        ((_, weights_YHS),) = last_rows(loaded.model, [prompt])
+        (answered,) = answer(loaded.model, loaded.tokenizer, [(image_HWC, question)], config.evaluation.max_answer_tokens)
+    image_YHT, grid = image_columns(weights_YHS, prompt.spans[0]), space.grid(*image_HWC.shape[:2])
+    map_T = averaged(image_YHT, arguments.layer, arguments.head)
+    pictures = [draw_map(image_HWC, map_T, grid)]
+    if arguments.grid:
+        pictures.append(np.asarray(draw_heads(image_HWC, image_YHT, grid)))
+    of = {"image": arguments.image.name, "question": question, "word": word}
+    _write(arguments, pictures, {**of, "layer": arguments.layer, "head": arguments.head, "model": loaded.identity})
+    print(f"answer: {' '.join(answered.split())}")
+    print(f"at the word {word!r} (token {len(prompt.ids_L) - 1}) {map_T.sum():.0%} of the attention goes to the image")
+    return 0
+
+
+def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
+    import numpy as np
+
+    from tunalab.evaluation.attention.pictures import draw_examples, example_questions, shown_attention, shown_questions
+    from tunalab.exporting import model_config
+
+    sizes = {path: model_config(path).data.image_size for path in models}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"models of different image sizes in one picture: {', '.join(f'{p} {size}' for p, size in sizes.items())}")
+    rows, identities = [], []
+    for path in models:
+        loaded, computing = _load(arguments, path)
+        asked = example_questions(arguments.examples, sizes[path], loaded.model.frontend.space.token_pixels)
+        tokens = loaded.config.evaluation.max_answer_tokens
+        with computing:
+            shown = shown_attention(path.name, loaded.model, loaded.tokenizer, asked, tokens, arguments.layer, arguments.head)
+        rows += [*([] if rows else [shown_questions(asked)]), *shown]
+        identities.append(loaded.identity)
+    said = {"examples": arguments.examples, "layer": arguments.layer, "head": arguments.head, "models": identities}
+    _write(arguments, [np.asarray(draw_examples(rows))], said)
+    return 0
+
+
+def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
+    """The model, and the context in which it computes."""
+    from tunalab.exporting import load
+    from tunalab.inference.precision import find_device, mixed, precision
+
+    device = find_device(arguments.device)
+    loaded = load(path, device, arguments.raw)
+    return loaded, mixed(precision(loaded.config, device), device)
+
+
+def _outputs(arguments: argparse.Namespace) -> list[Path]:
+    out: Path = arguments.out
+    return [out, *([out.with_stem(f"{out.stem}-grid")] if arguments.grid else [])]
+
+
+def _check_free(path: Path) -> None:
+    """What this command drew is drawn anew, anything else kept. Raises UserError when something else is there."""
+    from tunalab.inference.files import read_settings
+
+    if path.exists() and MADE_BY not in (read_settings(path) or {}):
+        raise UserError(f"{path} is there and was not made by `tunalab attention`: choose another --out, or remove it")
+
+
+def _write(arguments: argparse.Namespace, pictures: "list[np.ndarray]", said: dict[str, Any]) -> None:
+    from tunalab.inference.files import save_image
+
+    for path, picture_HWC in zip(_outputs(arguments), pictures, strict=True):
+        save_image(path, picture_HWC, {MADE_BY: said})
+        print(f"wrote {path}")
