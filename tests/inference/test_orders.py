@@ -121,7 +121,7 @@ def test_a_file_that_says_nothing_or_is_damaged_is_never_written_over(model, tok
 
 
 @pytest.mark.parametrize("name", ["patch_embed", "vae_siglip"])
-def test_edits_read_their_source_and_guidance_starts_from_it(name, tiny_model, tokenizer, tmp_path):
+def test_edits_read_their_source_and_guidance_starts_from_nothing(name, tiny_model, tokenizer, tmp_path):
     model = tiny_model(name)
     sources = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
     order = replace(ORDER, size=(32, 32), texts=["remove the ring"], seeds=[1])
@@ -130,8 +130,8 @@ def test_edits_read_their_source_and_guidance_starts_from_it(name, tiny_model, t
         order = replace(order, source=Source("photo.png", source))
         (file,), _ = make_images(model, tokenizer, OBJECTIVE, order, tmp_path / str(number))
         space = model.frontend.space
-        prompt, plain = (edit_prompt(tokenizer, space, source, text) for text in ("remove the ring", ""))
-        expected = sample_images(model, [prompt], plain, (32, 32), order.sampling, OBJECTIVE, [1])
+        prompt, nothing = edit_prompt(tokenizer, space, source, "remove the ring"), image_prompt(tokenizer, space, "")
+        expected = sample_images(model, [prompt], nothing, (32, 32), order.sampling, OBJECTIVE, [1])
         assert np.array_equal(pixels(file), expected[0])
         made.append(file)
     assert not np.array_equal(pixels(made[0]), pixels(made[1]))
@@ -211,7 +211,11 @@ def test_texts_of_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa ring\r\n\n  größer\u2028 \n\t\nlast".encode())
     assert read_texts(path, "prompt") == ["a ring", "größer", "last"]
-    for content, words in ((b"", "is empty: a prompt a line"), (b"\n \n", "is empty"), (b"ok\n\xff\n", "not text in UTF-8 .byte 3")):
+    for content, words in (
+        (b"", "is empty: a prompt a line"),
+        (b"\n \n", "is empty"),
+        (b"ok\n\xff\n", "not text in UTF-8 .byte 3"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_texts(path, "prompt")

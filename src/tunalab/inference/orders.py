@@ -131,14 +131,14 @@ def make_images(
     wanted = order.images(folder)
     kept = {one.path for one in wanted if one.is_there()}
     missing = [one for one in wanted if one.path not in kept]
-    prompts = {text: _prompt(order.source, tokenizer, space, text) for text in {*order.texts, ""}}
+    prompts = {text: _prompt(order.source, tokenizer, space, text) for text in set(order.texts)}
     device = device_of(model)
     total = len(missing) * evaluations(order.sampling.method, order.sampling.steps)
     with mixed(order.precision, device), enough_memory(), _bar(total, f"{len(missing)} images") as bar:
         batches = sample_batches(
             model,
             [prompts[one.text] for one in missing],
-            prompts[""],
+            image_prompt(tokenizer, space, ""),
             order.size,
             order.sampling,
             objective,
@@ -153,7 +153,6 @@ def make_images(
 
 
 def _prompt(source: Source | None, tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
-    """An empty text is what guidance starts from: of an edit, the source without an instruction."""
     return image_prompt(tokenizer, space, text) if source is None else edit_prompt(tokenizer, space, source.pixels_HWC, text)
 
 

@@ -62,5 +62,9 @@ def image_prompt(tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
 
 
 def edit_prompt(tokenizer: Tokenizer, space: TargetSpace, source_HWC: np.ndarray, instruction: str) -> Prompt:
-    """``bos boi [source] eoi instruction boi``."""
+    """``bos boi [source] eoi instruction boi``.
+
+    Guidance starts from the empty prompt of :func:`image_prompt` here too, which training has seen: no instruction is ever dropped,
+    and from the source without one, trained models were guided away from the edited image, further with more guidance.
+    """
     return build_prompt(tokenizer, space, [source_HWC, instruction], before_image=True)
