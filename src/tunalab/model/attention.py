@@ -145,9 +145,8 @@ class FlexAttention:
         # Compiled with dynamic shapes, a scale would become an input of the graph, where the kernel needs a constant: its own
         # stays, and the queries make up the difference.
         q = q * (scale * (d + wider) ** 0.5)
-        flex = (
-            flex_attention if torch.compiler.is_compiling() else compiled_flex()
-        )  # a part of what is being compiled, or by itself
+        # A part of what is being compiled around it, or compiled by itself.
+        flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else compiled_flex()
         out_BHLd = flex(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
         return out_BHLd[:, :, : self.length, :d].transpose(1, 2)
 
