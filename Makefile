@@ -6,6 +6,8 @@ BIN     := $(VENV)/bin
 VARIANT ?= all
 SWEEP   ?= mask_ratio
 ARGS    ?=
+# What `make evaluate` measures, one or several: run directories, exported folders.
+RUN     ?= $(wildcard runs/figure6/*-seed*)
 # `make sweep VARIANT=all` (or no VARIANT) trains every front-end that the sweep lists.
 VARIANT_FLAG = $(if $(filter-out all,$(VARIANT)),--variant $(VARIANT))
 export PYTHONUNBUFFERED = 1
@@ -45,6 +47,9 @@ table: install ## write the tables of the committed records
 	$(BIN)/tunalab table --records results/figure6 --readme README.md
 	$(BIN)/tunalab table --records results/mask_ratio
 
+evaluate: components ## measure trained models: RUN=runs/figure6/tuna2-seed0 (default all of Figure 6), ARGS="--parts NAME" or part.key=value
+	$(BIN)/tunalab evaluate $(RUN) $(ARGS)
+
 dashboard: install ## open MLflow's page on the runs
 	$(BIN)/tunalab dashboard $(ARGS)
 
@@ -75,4 +80,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table dashboard bench bench-gpu lint types test test-gpu gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate dashboard bench bench-gpu lint types test test-gpu gpu check clean
