@@ -40,6 +40,10 @@ def test_settings_are_laid_over_the_defaults() -> None:
         ("understanding.levels=[]", r"understanding.levels=\[\] leaves nothing \(choices: 1 to 3\)"),
         ("understanding.splits=[train]", r"understanding.splits=train is unknown \(choices: test, composition\)"),
         ("understanding.benchmarks=[gqa]", "understanding.benchmarks=gqa is unknown .*relations"),
+        ("understanding.levels=[1", "understanding.levels=.* cannot be read"),
+        ("understanding.levels=[1,[2]]", "is nested: it takes single values"),
+        ("understanding.groups=${count}", "Interpolation key 'count' not found"),
+        ("understanding.groups=", "None"),
         ("understanding=3", "understanding=3"),
     ],
 )

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
-from tunalab.layers import first_line
+from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
+from tunalab.layers import first_line, settings_layers
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
 
@@ -30,11 +31,11 @@ def ranged(default: Any, low: float | None = None, high: float | None = None) ->
 
 def chosen(default: Any, *choices: str) -> Any:
     """A word, or a list of words, among ``choices``."""
-    among = {"choices": choices}
+    limits = {"choices": choices}
     return (
-        field(default_factory=lambda: list(default), metadata=among)
+        field(default_factory=lambda: list(default), metadata=limits)
         if isinstance(default, list)
-        else field(default=default, metadata=among)
+        else field(default=default, metadata=limits)
     )
 
 
@@ -61,26 +62,41 @@ class AttentionSettings:
 
 
 @dataclass
+class PublishedSettings:
+    """``data``: a folder with a local copy a task, of its name. ``limit``: items a task; 0 means all.
+
+    ``batch_tokens``: prompt tokens answered at a time; more is faster on a GPU, and changes no answer.
+    """
+
+    data: str = ""
+    tasks: list[str] = chosen(list(PUBLISHED), *PUBLISHED)
+    limit: int = ranged(0, 0)
+    batch_tokens: int = ranged(16384, 1)
+
+
+@dataclass
 class EvaluationSettings:
     """A field a part, in the order of evaluation/parts.py."""
 
     understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
     attention: AttentionSettings = field(default_factory=AttentionSettings)
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
 
 def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
     """The defaults with ``part.key=value`` laid over them. Raises UserError, one line: unknown key, wrong type, out of range."""
     settings = OmegaConf.structured(EvaluationSettings)
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(f"setting '{override}' is not of the form key=value")
+    for layer, override in zip(settings_layers(None, None, overrides), overrides, strict=True):
         try:
-            settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([override]))
+            settings = OmegaConf.merge(settings, layer.settings)
         except OmegaConfBaseException as error:
             known, part = keys(EvaluationSettings), part_of(override)
             choices = [key for key in known if part_of(key) == part] or known
-            raise UserError(f"setting '{override}': {first_line(error)} (choices: {', '.join(choices)})") from error
-    made = OmegaConf.to_object(settings)
+            raise UserError(f"{layer.source}: {first_line(error)} (choices: {', '.join(choices)})") from error
+    try:
+        made = OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:  # a reference ${key} to nothing
+        raise UserError(f"setting {getattr(error, 'full_key', None)}: {first_line(error)}") from error
     assert isinstance(made, EvaluationSettings)
     _check(made, "")
     return made
@@ -111,6 +127,8 @@ def _check(node: Any, prefix: str) -> None:
         if limits and value == []:
             raise UserError(f"{name}=[] leaves nothing (choices: {among(entry)})")
         for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, list | dict):
+                raise UserError(f"{name}={value} is nested: it takes single values ({among(entry)})")
             if "choices" in limits and one not in limits["choices"]:
                 raise UserError(f"{name}={one} is unknown (choices: {among(entry)})")
             low, high = limits.get("low"), limits.get("high")
