@@ -18,8 +18,10 @@ from tunalab.evaluation.subject import Subject
 PARTS: dict[str, str] = {
     "understanding": "tunalab.evaluation.understanding.asking",
     "attention": "tunalab.evaluation.attention.on_object",
+    "published": "tunalab.evaluation.lmms.published",
 }
-OPTIONAL: frozenset[str] = frozenset()  # only on request: they need data, weights or a service that the package does not bring
+# Only on request: they need data, weights or a service that the package does not bring.
+OPTIONAL: frozenset[str] = frozenset({"published"})
 
 
 class Part(Protocol):

@@ -1,0 +1,34 @@
+"""A model of lmms-eval: ``simple_evaluate(Answerer(subject), ...)``. By name, for its program: exporting/lmms.py."""
+
+from collections.abc import Sequence
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+
+from tunalab.evaluation.lmms.asking import Asked, reply
+from tunalab.evaluation.subject import Subject
+
+
+class Answerer(lmms):
+    """Answers greedily, in batches of ``batch_tokens`` prompt tokens. With ``keep`` replies are kept in the subject's folder."""
+
+    is_simple = True
+
+    def __init__(self, subject: Subject, batch_tokens: int = 4096, keep: bool = True) -> None:
+        super().__init__()
+        self.subject = subject
+        self.batch_tokens = batch_tokens
+        self.kept_at = subject.folder / "replies.jsonl" if keep else None
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        return reply(self.subject, [self._asked(request) for request in requests], self.batch_tokens, self.kept_at)
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("the model generates answers (none of the paper's benchmarks asks for likelihoods)")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        raise NotImplementedError("the model answers one question at a time")
+
+    def _asked(self, request: Instance) -> Asked:
+        text, generation, visual, item, task, split = request.args
+        return Asked.of(task, item, text, lambda: visual(self.task_dict[task][split][item]), generation)

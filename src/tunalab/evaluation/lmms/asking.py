@@ -1,0 +1,119 @@
+"""Requests of lmms-eval answered in batches, greedily; what is answered is kept, so that an interrupted task goes on.
+
+Shapes: H W C image pixels and channels.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tunalab.data.buckets import Buckets
+from tunalab.data.image_files import stretch
+from tunalab.errors import UserError
+from tunalab.evaluation.mode import evaluation_mode
+from tunalab.evaluation.subject import Subject
+from tunalab.inference.answering import answer
+from tunalab.layers import first_line
+
+AT_ONCE = 128  # requests whose images are held in memory, and whose replies are written at a time
+MAX_TOKENS = 512  # where a task names no limit: that of the official evaluation
+DELIMITER = "\n\n"  # lmms-eval's separator of examples: its stop of every task that names none, in the midst of long replies
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One request. ``task`` and ``item`` say which; ``images`` decodes its images when they are needed."""
+
+    task: str
+    item: int
+    text: str
+    images: Callable[[], Sequence[Image.Image]]
+    max_tokens: int = MAX_TOKENS
+    stops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, task: str, item: int, text: str, images: Callable[[], Sequence[Image.Image]], generation: Mapping[str, Any]
+    ) -> "Asked":
+        """With the limit and the stops of lmms-eval's ``generation_kwargs``; decoding is greedy whatever else these say."""
+        until = generation.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        limit = int(generation.get("max_new_tokens", MAX_TOKENS))
+        return cls(task, item, text, images, limit, tuple(stop for stop in stops if stop != DELIMITER))
+
+    @property
+    def key(self) -> str:
+        """Of another question under the same number no reply is taken over."""
+        about = json.dumps([self.task, self.item, self.text, self.max_tokens, self.stops])
+        return f"{self.task}/{self.item}/{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+
+
+def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: Path | None = None) -> list[str]:
+    """The reply to every request. ``batch_tokens`` bounds the prompt tokens of a batch; replies do not depend on it."""
+    replies = _kept(kept_at)
+    missing = [one for one in asked if one.key not in replies]
+    parts = [missing[start : start + AT_ONCE] for start in range(0, len(missing), AT_ONCE)]
+    for part in subject.progress(parts, "replies", len(parts)):
+        new = dict(_answer(subject, part, batch_tokens))
+        replies |= new
+        if kept_at is not None:
+            with kept_at.open("a") as stream:
+                stream.write("".join(json.dumps(pair) + "\n" for pair in new.items()))
+    return [replies[one.key] for one in asked]
+
+
+def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
+    """All of the image in the bucket nearest to its shape, (H, W, 3) uint8.
+
+    As in the official evaluation it is stretched. In training it is cropped; here what is asked about might be cropped away.
+    """
+    size = replace(buckets, max_crop=1.0, max_upscale=math.inf).choose("image", image.height, image.width)
+    return stretch(image.convert("RGB"), size)
+
+
+def _answer(subject: Subject, asked: Sequence[Asked], batch_tokens: int) -> Iterator[tuple[str, str]]:
+    buckets = Buckets.of(subject.config.data)
+
+    def limit(one: Asked) -> int:
+        return one.max_tokens
+
+    for max_tokens, equal in groupby(sorted(asked, key=limit), key=limit):
+        group = list(equal)
+        questions = [(_shown(one, buckets), one.text) for one in group]
+        with evaluation_mode(subject.model):
+            texts = answer(subject.model, subject.tokenizer, questions, max_tokens, batch_tokens)
+        for one, text in zip(group, texts, strict=True):
+            yield one.key, _cut(text, one.stops)
+
+
+def _shown(one: Asked, buckets: Buckets) -> np.ndarray | None:
+    """One image, as in the official evaluation and in all that the models are trained on: further ones are not shown."""
+    try:
+        images = one.images()
+        return fit(images[0], buckets) if images else None
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises of damaged bytes
+        raise UserError(f"{one.task}, item {one.item}: unreadable image: {first_line(error)}") from error
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return text
+
+
+def _kept(path: Path | None) -> dict[str, str]:
+    """Replies written so far; the line that an interrupted write cut off is asked again."""
+    if path is None or not path.exists():
+        return {}
+    whole, _, rest = path.read_text().rpartition("\n")
+    if rest:
+        path.write_text(f"{whole}\n" if whole else "")
+    return dict(json.loads(line) for line in whole.splitlines())
