@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tunalab.cli.common import Commands
+    from tunalab.evaluation.attention.pictures import Captioned
     from tunalab.exporting import Loaded
 
 MADE_BY = "attention"  # the key of what pictures say about themselves
@@ -35,24 +36,36 @@ def add(commands: "Commands") -> None:
 
 def attention(arguments: argparse.Namespace) -> int:
     models = [Path(word) for word in arguments.settings]
-    asked = {"--image": arguments.image, "--question": arguments.question, "--word": arguments.word}
-    if arguments.examples is None:
-        missing = [option for option, given in asked.items() if given is None]
-        if missing:
-            raise UserError(f"{', '.join(missing)}: missing (or --examples N, for questions about scenes)")
-        if len(models) > 1:
-            raise UserError(f"one model at a time, not {len(models)}, unless --examples N compares them")
-    elif given := [
-        option for option, value in {**asked, "--size": arguments.size, "--grid": arguments.grid or None}.items() if value
-    ]:
-        raise UserError(f"--examples brings its own images and questions: leave out {', '.join(given)}")
-    elif arguments.examples < 1:
-        raise UserError(f"--examples={arguments.examples} is out of range (from 1)")
     if arguments.out.suffix != ".png":
         raise UserError(f"--out {arguments.out}: pictures are written as .png")
+    if arguments.examples is None:
+        _check_question(arguments, models)
+    else:
+        _check_examples(arguments)
     for path in _outputs(arguments):
         _check_free(path)
     return _one(arguments, models[0]) if arguments.examples is None else _examples(arguments, models)
+
+
+def _check_question(arguments: argparse.Namespace, models: list[Path]) -> None:
+    missing = [f"--{name}" for name in ("image", "question", "word") if getattr(arguments, name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing (or --examples N, for questions about scenes)")
+    if len(models) > 1:
+        raise UserError(f"one model at a time, not {len(models)}, unless --examples N compares them")
+    for name in ("question", "word"):
+        try:
+            getattr(arguments, name).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"--{name} {ascii(getattr(arguments, name))} is not text in UTF-8") from error
+
+
+def _check_examples(arguments: argparse.Namespace) -> None:
+    given = [f"--{name}" for name in ("image", "question", "word", "grid", "size") if getattr(arguments, name) not in (None, False)]
+    if given:
+        raise UserError(f"--examples brings its own images and questions: leave out {', '.join(given)}")
+    if arguments.examples < 1:
+        raise UserError(f"--examples={arguments.examples} is out of range (from 1)")
 
 
 def _one(arguments: argparse.Namespace, path: Path) -> int:
@@ -62,7 +75,7 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
     from tunalab.exporting import model_config
     from tunalab.inference.answering import answer
     from tunalab.inference.attention_maps import averaged, image_columns, last_rows, word_prompt
-    from tunalab.inference.orders import check_size, input_buckets, read_input
+    from tunalab.inference.orders import check_size, enough_memory, input_buckets, read_input
     from tunalab.inference.overlays import draw_map
 
     config = model_config(path)
@@ -71,7 +84,7 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
     space, question, word = loaded.model.frontend.space, arguments.question, arguments.word
     check_size(space, (image_HWC.shape[0], image_HWC.shape[1]))
     prompt = word_prompt(loaded.tokenizer, space, image_HWC, question, word)
-    with computing:
+    with computing, enough_memory():
         ((_, weights_YHS),) = last_rows(loaded.model, [prompt])
         (answered,) = answer(loaded.model, loaded.tokenizer, [(image_HWC, question)], config.evaluation.max_answer_tokens)
     image_YHT, grid = image_columns(weights_YHS, prompt.spans[0]), space.grid(*image_HWC.shape[:2])
@@ -91,16 +104,18 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
 
     from tunalab.evaluation.attention.pictures import draw_examples, example_questions, shown_attention, shown_questions
     from tunalab.exporting import model_config
+    from tunalab.inference.orders import enough_memory
 
     sizes = {path: model_config(path).data.image_size for path in models}
     if len(set(sizes.values())) > 1:
         raise UserError(f"models of different image sizes in one picture: {', '.join(f'{p} {size}' for p, size in sizes.items())}")
-    rows, identities = [], []
+    rows: list[Captioned] = []
+    identities = []
     for path in models:
         loaded, computing = _load(arguments, path)
         asked = example_questions(arguments.examples, sizes[path], loaded.model.frontend.space.token_pixels)
         tokens = loaded.config.evaluation.max_answer_tokens
-        with computing:
+        with computing, enough_memory():
             shown = shown_attention(path.name, loaded.model, loaded.tokenizer, asked, tokens, arguments.layer, arguments.head)
         rows += [*([] if rows else [shown_questions(asked)]), *shown]
         identities.append(loaded.identity)

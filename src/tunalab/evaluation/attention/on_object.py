@@ -125,6 +125,6 @@ def _of_questions(
     ]
     beside = [n for n in numbers if asked[n].others_T]
     if beside:
-        others, area = seen.other_NM[beside, at], float(np.mean([np.mean(asked[n].others_T) for n in beside]))
+        others, area = seen.other_NM[beside, at].tolist(), float(np.mean([np.mean(asked[n].others_T) for n in beside]))
         measures.append(mean(KIND, benchmark, others, metric=f"share on others, {where}", chance=area, note=note))
     return measures
