@@ -60,9 +60,9 @@ class Subject:
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
         """An image for every text and seed, uint8 (N, H, W, 3); size and sampling are the run's unless given."""
-        space = self.model.frontend.space
-        prompts = [image_prompt(self.tokenizer, space, text) for text in texts]
-        return self._sample(prompts, image_prompt(self.tokenizer, space, ""), seeds, size, sampling)
+        prompts = [image_prompt(self.tokenizer, self.model.frontend.space, text) for text in texts]
+        side = self.config.data.image_size
+        return self._sample(prompts, seeds, size or (side, side), sampling)
 
     def edited(
         self,
@@ -71,29 +71,15 @@ class Subject:
         seeds: Sequence[int],
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
-        """Every source image after its instruction, uint8 (N, H, W, 3); guidance starts from the source without an instruction."""
-        space = self.model.frontend.space
-        pairs = list(zip(sources_NHWC, instructions, strict=True))
-        prompts = [edit_prompt(self.tokenizer, space, source, text) for source, text in pairs]
-        plain = [edit_prompt(self.tokenizer, space, source, "") for source, _ in pairs]
-        return self._sample(prompts, plain, seeds, (sources_NHWC[0].shape[0], sources_NHWC[0].shape[1]), sampling)
+        """Every source image, all of one size, after its instruction, uint8 (N, H, W, 3)."""
+        pairs = zip(sources_NHWC, instructions, strict=True)
+        prompts = [edit_prompt(self.tokenizer, self.model.frontend.space, source, text) for source, text in pairs]
+        ((height, width, _),) = {source.shape for source in sources_NHWC}
+        return self._sample(prompts, seeds, (height, width), sampling)
 
     def _sample(
-        self,
-        prompts: Sequence[Prompt],
-        unconditional: Prompt | Sequence[Prompt],
-        seeds: Sequence[int],
-        size: tuple[int, int] | None,
-        sampling: SamplingConfig | None,
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], size: tuple[int, int], sampling: SamplingConfig | None
     ) -> np.ndarray:
-        side = self.config.data.image_size
+        nothing = image_prompt(self.tokenizer, self.model.frontend.space, "")  # what guidance starts from, of edits too
         with evaluation_mode(self.model):
-            return sample_images(
-                self.model,
-                prompts,
-                unconditional,
-                size or (side, side),
-                sampling or self.config.sampling,
-                self.config.objective,
-                seeds,
-            )
+            return sample_images(self.model, prompts, nothing, size, sampling or self.config.sampling, self.config.objective, seeds)
