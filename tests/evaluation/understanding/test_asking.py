@@ -1,6 +1,7 @@
 """The understanding part: a reader of the scene graph is right everywhere, and what was answered is not asked again."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.conftest import small_config
 from tests.data.scenes.solver import solve
 
 from tunalab.data.scenes import BENCHMARKS, SPLITS, Scene, benchmark_scenes, render
+from tunalab.data.scenes import scene as draw_scene
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import QUESTION_SEED
 from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
@@ -86,6 +88,21 @@ def test_where_there_are_fewer_scenes_all_are_asked_and_it_says_so(tmp_path: Pat
 def test_a_smaller_evaluation_asks_the_beginning_of_a_larger_one() -> None:
     few, many = (benchmark_scenes("charts", 2, "composition", QUESTION_SEED, groups) for groups in (5, 9))
     assert few == many[:5]
+
+
+@pytest.mark.parametrize("kind", ["charts", "search", "count"])
+def test_the_wording_alone_says_little_more_than_chance_and_misleads_about_new_combinations(kind: str) -> None:
+    """By the most frequent answer to each wording in training."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(1000):
+        scene = draw_scene("train", 11, index, kind, 1)
+        answers[scene.prompt][scene.answer] += 1
+    usual = {prompt: counted.most_common(1)[0][0] for prompt, counted in answers.items()}
+    above = {}
+    for split in SCENE_SPLITS:
+        scenes = benchmark_scenes(kind, 1, split, QUESTION_SEED, 400)
+        above[split] = np.mean([(usual.get(scene.prompt) == scene.answer) - 1 / scene.options for scene in scenes])
+    assert -0.03 < above["test"] < 0.1 and -0.2 < above["composition"] < -0.03
 
 
 def test_no_split_that_is_asked_is_trained_on() -> None:
