@@ -258,7 +258,7 @@ class RunConfig:
     attention: str = "auto"  # auto: flex on a GPU, document on CPU | document | dense | flex
     checkpoint_seconds: float = 120.0
     keep_checkpoints: int = 2
-    activation_checkpointing: bool = False  # blocks of decoder and head are computed again in the backward pass: less memory
+    activation_checkpointing: bool = False  # blocks of decoder, head and encoder are computed again going backward: less memory
     compile_blocks: bool = False  # torch makes kernels for them: faster on a GPU, after some minutes; equal but for rounding
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     data: DataConfig = field(default_factory=DataConfig)
