@@ -21,15 +21,7 @@ __all__ = ["quick_components", "use_quick_components"]
 CONFIG = quick_config(
     stages={"pretrain": {"tokens": 300, "mix": MIX}},
     sampling={"method": "euler", "steps": 2, "guidance": 1.5},
-    evaluation={
-        "points": 1,
-        "groups": 0,
-        "easy_vqa": 0,
-        "loss_documents": 0,
-        "psnr_images": 0,
-        "sample_prompts": 0,
-        "max_answer_tokens": 3,
-    },
+    evaluation={"points": 1, "groups": 0, "easy_vqa": 0, "loss_documents": 0, "psnr_images": 0, "sample_prompts": 0},
 )
 
 
@@ -139,16 +131,17 @@ def test_ask_answers_a_line_each(here: Path, capsys) -> None:
     for name in ("b.png", "a.jpg"):
         Image.new("RGB", (40, 30), "red").save(Path("folder") / name)
     Path("more.txt").write_text("how many?\n")
-    assert main(["ask", "run", "photo.png", "what is it?", "--questions", "more.txt"]) == 0
+    short = ["--max-tokens", "3"]
+    assert main(["ask", "run", "photo.png", "what is it?", "--questions", "more.txt", *short]) == 0
     plain = capsys.readouterr().out.splitlines()
     assert len(plain) == 2
-    assert main(["ask", "run", "--json", "photo.png", "what is it?", "how many?"]) == 0
+    assert main(["ask", "run", "--json", *short, "photo.png", "what is it?", "how many?"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [" ".join(line["answer"].split()) for line in lines] == plain
     assert [(line["image"], line["question"]) for line in lines] == [("photo.png", "what is it?"), ("photo.png", "how many?")]
-    assert main(["ask", "run", "folder", "what is it?", "--json", "--max-tokens", "1"]) == 0
+    assert main(["ask", "run", "folder", "what is it?", "--json", *short]) == 0
     assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == ["folder/a.jpg", "folder/b.png"]
-    assert main(["ask", "run", "--no-image", "two and two?", "--json"]) == 0
+    assert main(["ask", "run", "--no-image", "two and two?", "--json", *short]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["image"] is None and line["question"] == "two and two?"
 
@@ -159,7 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_or_one_line(here: Path, train
     shutil.copytree(newest, newest.with_name("step-999999999"))
     cut(newest.with_name("step-999999999"))
     capsys.readouterr()
-    assert main(["ask", "copy", "photo.png", "what is it?"]) == 0
+    assert main(["ask", "copy", "photo.png", "what is it?", "--max-tokens", "1"]) == 0
     out, err = capsys.readouterr()
     assert "warning: checkpoint copy/checkpoints/step-999999999 is damaged" in err and "warning" not in out
     cut(newest)

@@ -39,7 +39,7 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--questions", type=Path, metavar="FILE", help=TEXTS_HELP)
     sub.add_argument("--no-image", action="store_true", help="questions of text alone: there is no IMAGE")
     sub.add_argument("--json", action="store_true", help="lines of JSON: image, question, answer")
-    sub.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: evaluation.max_answer_tokens)")
+    sub.add_argument("--max-tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
     _add_common(sub)
 
 
@@ -91,9 +91,8 @@ def ask(arguments: argparse.Namespace) -> int:
         raise UserError("no image: name a file or a folder, or ask with --no-image")
     questions = _texts(words if arguments.no_image else words[1:], arguments.questions, "question")
     images = [None] if arguments.no_image else find_images(Path(words[0]))
-    config = model_config(arguments.model)
-    max_tokens = _within("evaluation.max_answer_tokens", "--max-tokens", arguments.max_tokens, config.evaluation.max_answer_tokens)
-    buckets, bounds = input_buckets(config.data, arguments.size), _bounds(arguments)
+    max_tokens, bounds = _positive("--max-tokens", arguments.max_tokens), _bounds(arguments)
+    buckets = input_buckets(model_config(arguments.model).data, arguments.size)
     loaded, precision = _load(arguments)
     asked = [(image, question) for image in images for question in questions]
     given = answers(loaded.model, loaded.tokenizer, asked, buckets, max_tokens, precision, **bounds)
