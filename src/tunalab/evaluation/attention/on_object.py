@@ -23,6 +23,7 @@ from tunalab.inference.attention_maps import averaged, image_columns, last_rows
 KIND = "attention"
 COLUMNS = ("image", "time token", "bos, boi, eoi", "question")  # what it goes to
 AVERAGE = 0  # among the maps of a question
+ALL = "all"  # questions together
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ def measure(subject: Subject, settings: AttentionSettings) -> list[Measure]:
         seen = look(subject, asked, row)
         measures += on_things(asked, seen, row, subject.model.decoder.config.num_attention_heads)
         for column, uniform, name in zip(seen.column_N4.T, seen.uniform_N4.T, COLUMNS, strict=True):
-            measures.append(mean(KIND, "all", column, metric=f"attention to {name}, {row}", chance=float(uniform.mean())))
+            measures.append(mean(KIND, ALL, column, metric=f"attention to {name}, {row}", chance=float(uniform.mean())))
     return measures
 
 
@@ -85,15 +86,15 @@ def by_column(weights_YHS: np.ndarray, span: ImageSpan) -> np.ndarray:
 
 
 def on_things(asked: Sequence[Asked], seen: Seen, row: str, heads: int) -> list[Measure]:
-    """Measures of every benchmark: of the average, and of the head that is best on every other question, on the rest of them."""
+    """Of every benchmark and of all together: of the average, and of the head that is best on every other question, on the rest."""
     area_N = np.array([one.area for one in asked])
     names = [one.benchmark for one in asked]
     reported_N = np.array([names[:n].count(name) % 2 == 1 for n, name in enumerate(names)])
     best = 1 + int((seen.share_NM[~reported_N, 1:] / area_N[~reported_N, None]).mean(axis=0).argmax())
     choice = f"layer {(best - 1) // heads}, head {(best - 1) % heads}: of all, the greatest lift on the other half of the questions"
     measures = []
-    for name in dict.fromkeys(names):
-        of_name_N = np.array([one == name for one in names])
+    for name in dict.fromkeys([*names, ALL]):
+        of_name_N = np.array([name in (one, ALL) for one in names])
         average = np.flatnonzero(of_name_N), AVERAGE, f"{row}, average", "mean over all layers and heads"
         best_head = np.flatnonzero(of_name_N & reported_N), best, f"{row}, best head", choice
         for numbers, at, where, note in (average, best_head):
