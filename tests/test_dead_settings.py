@@ -18,13 +18,7 @@ PACKAGE = Path(tunalab.config.__file__).parent
 # They declare settings, check them and lay them over each other: what is read there has no effect on a run.
 DECLARE = {"config.py", "limits.py", "layers.py"}
 # Setting -> why nothing else needs to read it.
-EXCEPTIONS = {
-    ("RunConfig", "revision"): "config.check compares it with the program's own",
-    **{
-        ("DistributionConfig", name): "of runs on several devices: so far they are planned, not trained"
-        for name in ("devices", "nodes", "other_world", "reshard")
-    },
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 Reads = set[tuple[str, str]]
 

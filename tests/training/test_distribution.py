@@ -1,10 +1,14 @@
 """What is found of the launcher, and which settings contradict it. None of these starts a process."""
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from tests.training.conftest import quick_config
 from tunalab.errors import UserError
-from tunalab.training.distribution import joined, launched, starts_first
+from tunalab.training.distribution import Distribution, joined, launched
+from tunalab.training.launching import several_started
+from tunalab.training.ranks import ALONE, ToldByFirst
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -46,7 +50,7 @@ def variables(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 def test_what_a_launcher_has_started(variables: None, found: tuple[int, int, int, int]) -> None:
     environment, devices, nodes = launched()
     assert (environment.world_size(), environment.global_rank(), devices, nodes) == found
-    assert starts_first() == (found[1] == 0)
+    assert several_started() == (found[0] > 1)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +58,39 @@ def test_what_a_launcher_has_started(variables: None, found: tuple[int, int, int
     [
         ({}, {"devices": 2}, "distribution.devices=2, but 1 started: start it as torchrun --nproc-per-node 2"),
         (TORCHRUN, {"nodes": 3}, "distribution.nodes=3, but 2 started"),
-        (TORCHRUN, {"strategy": "none"}, "distribution.strategy=none, but 8 processes were started"),
+        (TORCHRUN, {"strategy": "none"}, "distribution.strategy=none, but 8 processes started"),
         (TORCHRUN, {"strategy": "ddp", "shard_size": 4}, "distribution.shard_size=4 needs distribution.strategy=fsdp2, not ddp"),
-        ({**SLURM_STEP, "SLURM_NTASKS_PER_NODE": ""}, {}, "SLURM_NTASKS_PER_NODE is not set"),
+        (TORCHRUN, {"strategy": "fsdp2", "shard_size": 3}, "distribution.shard_size=3 does not divide the 8 processes"),
     ],
     indirect=["variables"],
 )
 def test_settings_that_contradict_the_launcher_are_refused(variables: None, settings: dict[str, object], message: str) -> None:
     config = quick_config(**{f"distribution__{name}": value for name, value in settings.items()})
-    with pytest.raises(UserError, match=message), joined(config):
+    with pytest.raises(UserError, match=message):
+        Distribution.of(config.distribution, ALONE)
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN], indirect=True)
+def test_gpus_that_a_process_cannot_see_are_missed_before_anything_is_built(
+    variables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="4 processes started on a node, each sees 1 GPU"):
+        Distribution.of(quick_config().distribution, ALONE)
+
+
+@pytest.mark.parametrize(("task", "error"), [("0", UserError), ("5", ToldByFirst)])
+def test_a_step_that_does_not_tell_its_size_is_refused(task: str, error: type[UserError], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM_STEP, "SLURM_NTASKS_PER_NODE": "", "SLURM_PROCID": task}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="SLURM_NTASKS_PER_NODE is not set") as caught, joined():
         pass
+    assert type(caught.value) is error
 
 
 def test_one_process_is_alone_without_a_group() -> None:
-    with joined(quick_config()) as distribution:
-        assert (distribution.strategy, distribution.ranks.world_size, distribution.sharded) == ("none", 1, False)
+    with joined() as ranks:
+        distribution = Distribution.of(quick_config().distribution, ranks)
+        assert (distribution.strategy, distribution.sharded) == ("none", False)
+        assert ranks is ALONE and not dist.is_initialized()

@@ -1,7 +1,8 @@
-"""What two processes do together, started by test_distributed.py: `python two_ranks.py FOLDER SCENARIO`.
+"""What two processes do together, started by test_distributed.py: `python -m tests.training.two_ranks FOLDER RANK PORT PORT`.
 
-Starting a process costs more than all it trains here, so a scenario is a list of runs in one start. What the tests look at
-afterwards lies in FOLDER: run directories, and what every rank returned, raised and printed.
+Starting a process costs more than all it trains here, so they do everything in one start: as two tasks of a SLURM step first, then
+as two workers of torchrun. What the tests look at afterwards lies in FOLDER: run directories, and what every rank returned, raised
+and printed.
 """
 
 import contextlib
@@ -15,58 +16,73 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from tests.training.conftest import MIX, QUICK, quick_config
-from tunalab.config import RunConfig
+from tunalab.cli import main
+from tunalab.config import RunConfig, to_plain
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.training.checkpoints import CheckpointStore
-from tunalab.training.module import Harness
+from tunalab.sweeps.cells import take_lock
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
+from tunalab.training.distribution import joined
+from tunalab.training.module import Harness, Progress
 from tunalab.training.ranks import RankFailed, Ranks
 from tunalab.training.run import train
+from tunalab.training.state import PROGRESS
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"distribution__strategy": "ddp"},
-    "fsdp2": {"distribution__strategy": "fsdp2"},
+    "fsdp2": {"distribution__strategy": "fsdp2", "activation_checkpointing": True},
     "hybrid": {
         "distribution__strategy": "fsdp2",
         "distribution__shard_size": 1,
         "distribution__reduce_always": True,
         "distribution__reshard": False,
-        "activation_checkpointing": True,
     },
 }
-STOP_AT, KILL_AT = 3, 6  # steps; the checkpoint of the first evaluation lies between
+STOP_AT, KILL_AT = 2, 4  # steps
 
 
 def config_of(strategy: str, **changes: Any) -> RunConfig:
-    """Frozen parts, stages that train other parts, two micro-batches a step; about eight steps, evaluated at the fourth and last.
+    """Frozen parts, stages that train other parts, steps of four rows; about six steps, evaluated at the third and last.
 
     Rows are short, so that many a micro-batch has nothing to generate on one rank alone.
     """
     stages = {
-        "whole": {"tokens": 4500, "masking": True, "mix": MIX},
-        "connector": {"tokens": 1500, "train": "connector", "mix": MIX},
-        "sft": {"tokens": 1500, "lr": 5e-4, "mix": {"scenes/vqa": 1.0, "scenes/text": 1.0}},
+        "whole": {"tokens": 3000, "masking": True, "mix": MIX},
+        "connector": {"tokens": 1000, "train": "connector", "mix": MIX},
+        "sft": {"tokens": 1000, "lr": 5e-4, "mix": {"scenes/vqa": 1.0, "scenes/text": 1.0}},
     }
     # AdamW divides by the root of the second moment: where a gradient is all rounding, so would be the step, but for a large eps.
-    settings = {"stages": stages, "data__accumulate": 2, "optimizer__eps": 1e-3, "objective__masking__start": 0.0}
-    return quick_config("tuna", **{**settings, **STRATEGIES.get(strategy, {}), **changes})
+    settings = {"stages": stages, "data__step_tokens": 1024, "optimizer__eps": 1e-3, "objective__masking__start": 0.0}
+    few = {"evaluation__groups": 1, "evaluation__loss_documents": 2, "evaluation__psnr_images": 1, "evaluation__sample_prompts": 1}
+    return quick_config("tuna", **{**settings, **few, **STRATEGIES.get(strategy, {}), **changes})
 
 
 @contextlib.contextmanager
-def at_step(step: int, action: Callable[[], None], losses: list[dict[str, float]] | None = None) -> Iterator[None]:
-    """Do ``action`` when a run has taken ``step`` steps; keep what its steps return."""
+def at_step(step: int, action: Callable[[], None]) -> Iterator[None]:
+    """Do ``action`` when a run has taken ``step`` steps."""
+
+    def before(progress: Progress) -> None:
+        if progress.steps == step:
+            action()
+
+    with around_steps(before, lambda losses: None):
+        yield
+
+
+@contextlib.contextmanager
+def around_steps(before: Callable[[Progress], None], after: Callable[[dict[str, float]], None]) -> Iterator[None]:
     original = Harness.training_step
 
     def training_step(self: Harness, batch: Any, index: int) -> Any:
-        if self.progress.steps == step:
-            action()
+        before(self.progress)
         result = original(self, batch, index)
-        if losses is not None:
-            losses.append(result)
+        after(result)
         return result
 
     Harness.training_step = training_step  # type: ignore[method-assign]
@@ -77,20 +93,20 @@ def at_step(step: int, action: Callable[[], None], losses: list[dict[str, float]
 
 
 class Report:
-    """Lines of FOLDER/<name>-rank<r>.json: what each rank saw."""
+    """What this rank saw."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}-rank{dist.get_rank()}.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.seen: dict[str, Any] = {}
 
     def note(self, key: str, action: Callable[[], Any]) -> None:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        printed, told = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
             try:
                 outcome = action()
             except (UserError, RankFailed, OSError) as error:
                 outcome = f"{type(error).__name__}: {error}"
-        self.seen[key] = {"outcome": outcome, "printed": printed.getvalue()}
+        self.seen[key] = {"outcome": outcome, "printed": printed.getvalue(), "told": told.getvalue()}
         self.path.write_text(json.dumps(self.seen))
 
 
@@ -99,15 +115,44 @@ def terminate_second_rank() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop(folder: Path, strategy: str, report: Report) -> None:
-    """A run with a checkpoint at every step, stopped by a signal that one rank alone receives."""
+def whole(folder: Path, strategy: str, report: Report) -> None:
+    """A run that nothing disturbs, and what its steps returned."""
     losses: list[dict[str, float]] = []
-    with at_step(STOP_AT - 1, terminate_second_rank, losses):
-        report.note(f"{strategy} stopped", lambda: train(config_of(strategy, checkpoint_seconds=0.0), folder / strategy))
+    with around_steps(lambda progress: None, losses.append):
+        report.note(f"{strategy} whole", lambda: train(config_of(strategy), folder / f"{strategy}-whole"))
     report.note(f"{strategy} losses", lambda: losses)
+
+
+def stop(folder: Path, strategy: str, report: Report) -> None:
+    """A run that is stopped by a signal which one rank alone receives."""
+    with at_step(STOP_AT - 1, terminate_second_rank):
+        report.note(f"{strategy} stopped", lambda: train(config_of(strategy), folder / strategy))
+    in_first(lambda: shutil.copytree(folder / strategy, folder / f"{strategy}-stopped"))
+
+
+def in_first(action: Callable[[], Any]) -> None:
+    """While the other waits."""
     if dist.get_rank() == 0:
-        shutil.copytree(folder / strategy, folder / f"{strategy}-stopped")
+        action()
     dist.barrier()
+
+
+class Killed(BaseException):
+    """What a kill -9 looks like from inside: nothing after it runs. Not an Exception, so nothing handles it."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def killed(folder: Path) -> str:
+    """Both ranks end without warning, after a checkpoint at every step."""
+    try:
+        with at_step(KILL_AT, kill):
+            train(config_of("fsdp2", checkpoint_seconds=0.0), folder / "killed")
+    except Killed:
+        return "killed"
+    return "not killed"
 
 
 def damage_second_shard(run_dir: Path) -> None:
@@ -149,29 +194,92 @@ def full_disk(folder: Path) -> str:
     return "saved"
 
 
-def scenario_kill(folder: Path) -> None:
-    with at_step(KILL_AT, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        train(config_of("fsdp2"), folder / "killed")
+def written_by_three(run_dir: Path, target: Path) -> None:
+    """A copy of a run whose newest checkpoint looks as if another rank had taken part."""
+    newest = CheckpointStore(run_dir / "checkpoints").newest_valid()
+    assert newest is not None
+    saved = torch.load(newest / PROGRESS, weights_only=True)
+    for of_every_rank in ("lanes", "next_lane"):
+        saved[of_every_rank].append(saved[of_every_rank][-1])
+
+    def write(folder: Path) -> None:
+        shutil.copytree(newest, folder, dirs_exist_ok=True)
+        (folder / MANIFEST).unlink()
+        torch.save(saved, folder / PROGRESS)
+
+    write_whole(target / "checkpoints" / newest.name, write, {})
 
 
-def scenario_all(folder: Path) -> None:
-    dist.init_process_group("gloo")
-    report = Report(folder, "all")
-    report.note("fsdp2 whole", lambda: train(config_of("fsdp2"), folder / "fsdp2-whole"))
-    report.note("killed resumed", lambda: train(config_of("fsdp2"), folder / "killed"))
-    for strategy in STRATEGIES:
-        stop(folder, strategy, report)
-    if dist.get_rank() == 0:
-        damage_second_shard(folder / "fsdp2")
-    dist.barrier()
-    report.note("fsdp2 resumed", lambda: train(config_of("fsdp2"), folder / "fsdp2"))
-    report.note("ddp whole", lambda: train(config_of("ddp"), folder / "ddp-whole"))
+def command(folder: Path, name: str, config: RunConfig) -> int:
+    """`tunalab train` of a saved configuration, in the directory ``name``."""
+    saved = folder / f"{name}.yaml"
+    in_first(lambda: saved.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))))
+    return main(["train", "--config", str(saved), "--run-dir", str(folder / name)])
+
+
+def locked(folder: Path) -> int:
+    lock = take_lock(folder / "locked") if dist.get_rank() == 0 else contextlib.nullcontext()
+    assert lock is not None
+    with lock:
+        return command(folder, "locked", config_of("ddp"))
+
+
+def slurm(rank: int) -> dict[str, str]:
+    """What a task of a SLURM step finds, of two."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    place = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0"}
+    return {**step, **place, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+
+
+def torchrun(rank: int) -> dict[str, str]:
+    """What a worker of torchrun finds, of two."""
+    group = {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+@contextlib.contextmanager
+def started_by(launcher: dict[str, str], port: str) -> Iterator[None]:
+    variables = {**launcher, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(variables)
+    with joined():
+        yield
+    for name in variables:
+        del os.environ[name]
+
+
+def replicas(folder: Path, report: Report) -> None:
+    report.note("other devices", lambda: command(folder, "other-devices", config_of("ddp", distribution__devices=3)))
+    report.note("locked", lambda: locked(folder))
+    whole(folder, "ddp", report)
+    stop(folder, "ddp", report)
     report.note("ddp resumed", lambda: train(config_of("ddp"), folder / "ddp"))
     report.note("failing source", lambda: failing_source(folder))
     report.note("full disk", lambda: full_disk(folder))
-    dist.destroy_process_group()
+
+
+def shards(folder: Path, report: Report) -> None:
+    whole(folder, "fsdp2", report)
+    report.note("killed", lambda: killed(folder))
+    in_first(lambda: damage_second_shard(folder / "killed"))
+    report.note("killed resumed", lambda: train(config_of("fsdp2"), folder / "killed"))
+    stop(folder, "hybrid", report)
+    in_first(lambda: written_by_three(folder / "hybrid-stopped", folder / "three"))
+    report.note("three refused", lambda: command(folder, "three", config_of("fsdp2")))
+    report.note("three", lambda: command(folder, "three", config_of("fsdp2", distribution__other_world=True)))
+    short = {"whole": {"tokens": 1000, "masking": True, "mix": MIX}}
+    halves: list[dict[str, float]] = []
+    with around_steps(lambda progress: None, halves.append):
+        report.note("bf16", lambda: train(config_of("fsdp2", precision="bf16", stages=short), folder / "bf16"))
+    report.note("bf16 losses", lambda: halves)
+    with at_step(KILL_AT, lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() == 1 else None):
+        train(config_of("fsdp2"), folder / "died")
 
 
 if __name__ == "__main__":
     ComponentSettings.seeded = staticmethod(lambda seed: QUICK)  # type: ignore[method-assign]
-    {"kill": scenario_kill, "all": scenario_all}[sys.argv[2]](Path(sys.argv[1]))
+    FOLDER, RANK, *PORTS = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    REPORT = Report(FOLDER / f"rank{RANK}.json")
+    with started_by(slurm(RANK), PORTS[0]):
+        replicas(FOLDER, REPORT)
+    with started_by(torchrun(RANK), PORTS[1]):
+        shards(FOLDER, REPORT)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from tunalab.errors import UserError
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
     from tunalab.config import RunConfig
+
+MISTAKE = 2  # the exit code of a UserError
 
 
 def add(commands: "Commands") -> None:
@@ -23,6 +26,39 @@ def add(commands: "Commands") -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
+    from tunalab.training.launching import several_started
+
+    if several_started():
+        return _train_together(arguments)
+    config, run_dir, lock = _prepared(arguments)
+    from tunalab.training.run import train as train_run
+
+    with lock:
+        return train_run(config, run_dir)
+
+
+def _train_together(arguments: argparse.Namespace) -> int:
+    """As one of the processes that a launcher has started: they meet first, so that a mistake is told once and ends all."""
+    from tunalab.training.distribution import joined
+    from tunalab.training.ranks import ToldByFirst
+    from tunalab.training.run import train as train_run
+
+    try:
+        with joined() as ranks:
+            with ranks.together():
+                config, run_dir, lock = _prepared(arguments, locks=ranks.first)
+            with lock:
+                return train_run(config, run_dir)
+    except ToldByFirst:
+        return MISTAKE
+
+
+def _prepared(arguments: argparse.Namespace, locks: bool = True) -> "tuple[RunConfig, Path, AbstractContextManager[object]]":
+    """The configuration of a run, its directory, and its lock: of several processes the first holds it for all.
+
+    Raises:
+        UserError: a setting is wrong, data is missing, or the directory is another process's.
+    """
     if arguments.config is not None:
         config, run_dir = _replayed(arguments)
     else:
@@ -31,16 +67,14 @@ def train(arguments: argparse.Namespace) -> int:
     from tunalab.training.preflight import open_data
 
     open_data(config)  # before anything is built: a missing column is known in seconds
+    if not locks or os.environ.get(LOCK_HELD):
+        return config, run_dir, nullcontext()
     from tunalab.sweeps.cells import take_lock
-    from tunalab.training.distribution import starts_first
 
-    locks = starts_first() and not os.environ.get(LOCK_HELD)  # of several processes the first holds it for all
-    lock = take_lock(run_dir) if locks else None
-    if locks and lock is None:
+    lock = take_lock(run_dir)
+    if lock is None:
         raise UserError(f"{run_dir} is being trained by another process")
-    from tunalab.training.run import train as train_run
-
-    return train_run(config, run_dir)
+    return config, run_dir, lock
 
 
 def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":

@@ -1,4 +1,7 @@
-"""Which processes train a run together, and how: found from the launcher (torchrun, or srun in SLURM) and the settings."""
+"""Which processes train a run together, and how: found from the launcher (torchrun, or srun in SLURM) and the settings.
+
+They join before anything can go wrong in one of them alone, so that a mistake is told once and ends all.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,9 +18,10 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from tunalab.config import RunConfig
+from tunalab.config import DistributionConfig, RunConfig
 from tunalab.errors import UserError
-from tunalab.training.ranks import ALONE, Ranks
+from tunalab.training.launching import several_started
+from tunalab.training.ranks import ALONE, PATIENCE, Ranks, ToldByFirst
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,35 @@ class Distribution:
     environment: ClusterEnvironment
     ranks: Ranks
 
+    @classmethod
+    def of(cls, settings: DistributionConfig, ranks: Ranks) -> "Distribution":
+        """Raises UserError when settings, launcher and machine contradict each other."""
+        environment, devices, nodes = launched()
+        for name, set_to, found in (("devices", settings.devices, devices), ("nodes", settings.nodes, nodes)):
+            if set_to not in (0, found):
+                raise UserError(
+                    f"distribution.{name}={set_to}, but {found} started: start it as torchrun --nproc-per-node "
+                    f"{settings.devices or devices} --nnodes {settings.nodes or nodes} -m tunalab train ..., or with srun"
+                )
+        several = environment.world_size() > 1
+        strategy = settings.strategy
+        if strategy == "auto":
+            strategy = "ddp" if several else "none"
+        if strategy == "none" and several:
+            raise UserError(f"distribution.strategy=none, but {environment.world_size()} processes started (choices: ddp, fsdp2)")
+        if settings.shard_size and strategy != "fsdp2":
+            raise UserError(f"distribution.shard_size={settings.shard_size} needs distribution.strategy=fsdp2, not {strategy}")
+        if settings.shard_size and environment.world_size() % settings.shard_size:
+            raise UserError(
+                f"distribution.shard_size={settings.shard_size} does not divide the {environment.world_size()} processes"
+            )
+        if torch.cuda.is_available() and torch.cuda.device_count() < devices:
+            raise UserError(
+                f"{devices} processes started on a node, each sees {torch.cuda.device_count()} GPU(s): start one for every GPU, "
+                "and let each see all of its node (srun --gpus-per-node, not --gpus-per-task)"
+            )
+        return cls(strategy, devices, nodes, environment, ranks)
+
     @property
     def sharded(self) -> bool:
         return self.strategy == "fsdp2"
@@ -40,7 +73,7 @@ class Distribution:
         # A parameter that a stage does not train gets no gradient; in any other case every parameter gets one on every rank.
         idle = any(stage.train != "all" for stage in config.stages.values())
         if self.strategy == "ddp":
-            strategies["ddp"] = DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False)
+            strategies["ddp"] = DDPStrategy(find_unused_parameters=idle)
         if self.strategy == "fsdp2":
             strategies["fsdp2"] = ModelParallelStrategy(data_parallel_size=self.ranks.world_size, tensor_parallel_size=1)
         return {
@@ -52,41 +85,32 @@ class Distribution:
 
 
 @contextmanager
-def joined(config: RunConfig) -> Iterator[Distribution]:
-    """Join the other processes, and leave with them: a launcher ends the others when the first one ends.
+def joined(alone_too: bool = False) -> Iterator[Ranks]:
+    """Join the other processes that a launcher started, and leave with them: it ends all when the first one ends.
 
-    A process group that is there already is used and left as it is.
+    A process alone has nobody to join; ``alone_too`` makes it a group of one, which strategies for several need. A process group
+    that is there already is used and left as it is.
 
-    Raises UserError when settings and launcher contradict each other.
+    Raises UserError when SLURM does not tell what it started.
     """
-    environment, devices, nodes = launched()
-    settings = config.distribution
-    for name, set_to, found in (("devices", settings.devices, devices), ("nodes", settings.nodes, nodes)):
-        if set_to not in (0, found):
-            raise UserError(
-                f"distribution.{name}={set_to}, but {found} started: start it as torchrun --nproc-per-node "
-                f"{settings.devices or devices} --nnodes {settings.nodes or nodes} -m tunalab train ..., or with srun"
-            )
-    several = environment.world_size() > 1
-    strategy = settings.strategy
-    if strategy == "auto":
-        strategy = "ddp" if several else "none"
-    if strategy == "none" and several:
-        raise UserError(f"distribution.strategy=none, but {environment.world_size()} processes were started (choices: ddp, fsdp2)")
-    if settings.shard_size and strategy != "fsdp2":
-        raise UserError(f"distribution.shard_size={settings.shard_size} needs distribution.strategy=fsdp2, not {strategy}")
-    if strategy == "none":
-        yield Distribution(strategy, 1, 1, environment, ALONE)
+    if not several_started() and not alone_too:
+        yield ALONE
         return
     there = dist.is_initialized()
     if not there:
-        _connect(environment)
+        _connect(launched()[0])
     ranks = Ranks.of_processes()
+    parted = False
     try:
-        yield Distribution(strategy, devices, nodes, environment, ranks)
+        yield ranks
         ranks.gather(None)
+        parted = True
+    except UserError:  # every rank has raised it
+        parted = True
+        raise
     finally:
-        if not there:
+        # After another error this process just ends, which the others notice: some backends would wait for them first.
+        if parted and not there:
             dist.destroy_process_group()
 
 
@@ -94,10 +118,12 @@ def launched() -> tuple[ClusterEnvironment, int, int]:
     """The launcher's environment, processes on each node, nodes. Raises UserError when a SLURM step does not say so."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
-    # Of a batch script itself, SLURM tells how many tasks srun would start; of a step, how many it has started.
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if several_started():
         if not os.environ.get("SLURM_NTASKS_PER_NODE"):
-            raise UserError("SLURM_NTASKS_PER_NODE is not set: start the run with srun --nodes N --ntasks-per-node M")
+            first = os.environ.get("SLURM_PROCID") == "0"
+            raise (UserError if first else ToldByFirst)(
+                "SLURM_NTASKS_PER_NODE is not set: start the run with srun --nodes N --ntasks-per-node M"
+            )
         return (
             SLURMEnvironment(auto_requeue=False),
             int(os.environ["SLURM_NTASKS_PER_NODE"]),
@@ -106,20 +132,12 @@ def launched() -> tuple[ClusterEnvironment, int, int]:
     return LightningEnvironment(), 1, 1
 
 
-def starts_first() -> bool:
-    """Whether this is the first of the processes that were started, before any has joined the others."""
-    return launched()[0].global_rank() == 0
-
-
 def _connect(environment: ClusterEnvironment) -> None:
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(environment.local_rank())
-        backend = "cpu:gloo,cuda:nccl"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     rank, world_size = environment.global_rank(), environment.world_size()
     if world_size == 1:  # nobody to meet
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=PATIENCE)
         return
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
-    dist.init_process_group(backend, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=PATIENCE)

@@ -58,12 +58,13 @@ class Evaluating(Callback):
         p, ranks = module.progress, module.ranks
         module.pause_clock()
         point: dict[str, Any] = {}
-        with module.ema.applied(), module.gathered(), ranks.together():
+        with module.ema.applied(), module.gathered(), ranks.together(patient=True):
             if ranks.first:
                 counters = {"tokens": p.tokens, "steps": p.steps, "images": p.images, "flops": p.flops, "seconds": p.seconds}
                 point = {**counters, **self.evaluate(module)}
         p.points.append(ranks.broadcast(point))
-        if ranks.first:
-            self.on_point(module)
+        with ranks.together():
+            if ranks.first:
+                self.on_point(module)
         self.checkpointing.requested = True
         module.pause_clock()

@@ -1,7 +1,6 @@
 """What the processes of a run tell each other besides gradients: a few numbers and words a step.
 
-It goes over the CPU, in a group of its own: the GPUs need not be waited for, and a rank may wait for hours while another
-evaluates.
+It goes over the CPU, in groups of its own: the GPUs need not be waited for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from tunalab.errors import UserError
 
-PATIENCE = timedelta(days=1)  # a rank that died is noticed by its closed connection, not by waiting
+# A process that died is noticed at once, by its closed connections. Waiting finds the one that hangs, or whose machine is gone.
+PATIENCE = timedelta(minutes=30)
+LONG_PATIENCE = timedelta(hours=12)  # while the first rank evaluates
 T = TypeVar("T")
 
 
@@ -24,31 +25,39 @@ class RankFailed(Exception):
     """Another rank could not go on; its own error is on its own output."""
 
 
+class ToldByFirst(UserError):
+    """A mistake that the first rank raises too: this one has nothing to add but its exit code."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """This process among ``world_size``. Every method is called by all of them, in the same order."""
+    """This process among ``world_size``. Every method is called by all of them, in the same order.
+
+    ``group`` is for what all do at about the same time, ``patient`` for waiting.
+    """
 
     rank: int = 0
     world_size: int = 1
     group: "dist.ProcessGroup | None" = None
+    patient: "dist.ProcessGroup | None" = None
 
     @classmethod
     def of_processes(cls) -> "Ranks":
         """All processes of the initialised default group."""
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        assert isinstance(group, dist.ProcessGroup)  # this process is a member
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        group, patient = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (PATIENCE, LONG_PATIENCE))
+        assert isinstance(group, dist.ProcessGroup) and isinstance(patient, dist.ProcessGroup)  # this process is a member
+        return cls(dist.get_rank(), dist.get_world_size(), group, patient)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: T, patient: bool = False) -> list[T]:
         """The value of every rank: anything that can be pickled."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value, group=self.patient if patient else self.group)
         return values  # type: ignore[return-value]  # all of them are there now
 
     def broadcast(self, value: T) -> T:
@@ -69,21 +78,24 @@ class Ranks:
         return torch.stack(gathered)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What one rank cannot do, none has done: an error of any rank inside ends it on every rank.
+    def together(self, patient: bool = False) -> Iterator[None]:
+        """What one rank cannot do, none has done: an error of any rank inside ends it on every rank. ``patient``: it may take
+        some of them hours.
 
-        Raises the rank's own error there, elsewhere a UserError if that is one, else RankFailed. Without an error all ranks
-        leave together.
+        Raises the rank's own error there, elsewhere RankFailed; but a UserError is raised as one by the first rank, for all to
+        tell it once, and as ToldByFirst by all others. Without an error all ranks leave together.
         """
         try:
             yield
         except BaseException as error:
-            self.gather((type(error).__name__, str(error), isinstance(error, UserError)))
+            self.gather((type(error).__name__, str(error), isinstance(error, UserError)), patient)
+            if isinstance(error, UserError) and not self.first:
+                raise ToldByFirst(str(error)) from error
             raise
-        failures = self.gather(("", "", False))
+        failures = self.gather(("", "", False), patient)
         for rank, (kind, message, is_users) in enumerate(failures):
             if is_users:
-                raise UserError(f"rank {rank}: {message}")
+                raise (UserError if self.first else ToldByFirst)(f"rank {rank}: {message}")
             if kind:
                 raise RankFailed(f"rank {rank}: {kind}: {message}")
 

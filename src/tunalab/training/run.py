@@ -48,11 +48,13 @@ def train(config: RunConfig, run_dir: Path) -> int:
     Started by torchrun or srun, all processes train it together, and each returns the same code; the directory must be the same
     for all of them. Going on with another number of processes is another order of documents: see ``distribution.other_world``.
 
-    Raises UserError: another configuration lives in ``run_dir``, or a component or source is missing. Nothing is written then.
+    Raises UserError: another configuration lives in ``run_dir``, a component or source is missing, or the processes started are
+    not those of the settings. Nothing is written then.
     """
     torch.set_num_threads(config.threads)
-    with joined(config) as distribution:
-        with distribution.ranks.together():
+    with joined(alone_too=config.distribution.strategy in ("ddp", "fsdp2")) as ranks:
+        with ranks.together():
+            distribution = Distribution.of(config.distribution, ranks)
             check_unclaimed(run_dir, config)
             run = Run(config, run_dir, distribution)
         return run.go()
@@ -72,6 +74,7 @@ class Run:
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks)
         if not self.store.steps():  # a run that goes on has weights of its own
             load_start(model, config, self._say)
+        self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.described = self.components.describe(config)
         self.environment = environment()
@@ -213,7 +216,7 @@ class Run:
         )
         if tracker.run_id:
             write_atomically(known, tracker.run_id + "\n")
-        tracker.log_params(to_plain(self.config))
+        tracker.log_params(self.plain)
         tracker.log_artifact(self.run_dir / CONFIG_FILE)
         return tracker
 
@@ -254,10 +257,10 @@ class Run:
                 seed=config.seed,
                 mask_ratio=config.objective.masking.ratio,
                 sweep=config.tracking.sweep or None,
-                config_hash=config_hash(config),
+                config_hash=self.hash,
                 finished=finished,
             ),
-            config=to_plain(config),
+            config=self.plain,
             environment=self.environment,
             parameters=self.parameters,
             components=self.described,

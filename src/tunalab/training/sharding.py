@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tunalab.config import DistributionConfig
-from tunalab.errors import UserError
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.blocks import blocks
 
@@ -48,11 +47,9 @@ def shard(model: UnifiedModel, mesh: DeviceMesh, distribution: DistributionConfi
 
 
 def shard_mesh(device: str, world_size: int, shard_size: int) -> DeviceMesh:
-    """All ranks in one dimension, or (copies, ranks of a copy). Raises UserError when the ranks are not a multiple."""
+    """All ranks in one dimension, or (copies, ranks of a copy)."""
     if shard_size in (0, world_size):
         return init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
-    if world_size % shard_size:
-        raise UserError(f"distribution.shard_size={shard_size} does not divide the {world_size} processes")
     return init_device_mesh(device, (world_size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
 
 
