@@ -60,7 +60,7 @@ def sample_batches(
     objective: ObjectiveConfig,
     seeds: Sequence[int],
     batch_tokens: int = 16384,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """As :func:`sample_images`, batch by batch as they are done: numbers of the images, and the images.
 
@@ -100,7 +100,7 @@ def sample(
     noise_NChw: Tensor,
     sampling: SamplingConfig,
     objective: ObjectiveConfig,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """x (N, C, h, w) from standard normal noise of that shape, all images in one batch."""
     predictor = GuidedPredictor(model, prompts, unconditional, sampling.guidance)
