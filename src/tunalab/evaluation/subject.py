@@ -3,6 +3,8 @@
 Shapes: N items, H W C image pixels and channels.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,11 @@ from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
 from tunalab.model.unified import UnifiedModel
 
 T = TypeVar("T")
+
+
+def identity(origin: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Eight hex digits of a model and the settings of what is done with it."""
+    return hashlib.sha256(json.dumps([origin, settings], sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +48,12 @@ class Subject:
         folder = self.folder / part
         folder.mkdir(parents=True, exist_ok=True)
         return replace(self, folder=folder)
+
+    def shared(self, what: str, settings: dict[str, Any]) -> Path:
+        """A folder beside that of the part, which is made: for what several parts use of this model. ``settings`` determine it."""
+        folder = self.folder.parent / f"{what}-{identity(self.origin, settings)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """The items, with a bar that shows the time left."""

@@ -1,6 +1,5 @@
 """All parts of an evaluation in turn. What is measured is kept: an interrupted evaluation goes on, a failed part costs no other."""
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.parts import load_part
 from tunalab.evaluation.settings import EvaluationSettings
-from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.subject import Subject, identity
 from tunalab.files import write_atomically
 
 
@@ -70,11 +69,6 @@ def _evaluate_part(subject: Subject, name: str, settings: Any, say: Callable[[st
     result = Evaluated(name, asdict(settings), subject.origin, time.perf_counter() - began, measures)
     write_atomically(path, to_text(result))
     return result
-
-
-def identity(origin: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Eight hex digits of a model and the settings of a part."""
-    return hashlib.sha256(json.dumps([origin, settings], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def to_text(result: Evaluated) -> str:
