@@ -49,6 +49,22 @@ def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     assert total.in_blocks == sum(p.numel() for part in (model.decoder.model.layers, model.head.blocks) for p in part.parameters())
 
 
+@pytest.mark.parametrize("variant", list(SETTINGS))
+def test_the_1_5b_models_have_a_flow_head_of_the_same_structure(variant: str) -> None:
+    """Blocks of 24 and 6 heads of 64 with qk-norm, SwiGLU and six vectors of adaLN; tokens of 768 pixels or 48 latent channels."""
+    model = full_scale("paper_1_5b", variant)
+    counts, total = parts(model), totals(model)
+    width, query, key, mlp = 1536, 24 * 64, 6 * 64, 8960
+    attention = 2 * width * query + 2 * width * key + 2 * 64
+    assert counts["flow head: blocks"].trained == 16 * (attention + 3 * width * mlp + 2 * width + 6 * (width**2 + width))
+    space = model.frontend.space
+    assert (space.token_pixels, space.token_dim) == (16, 48 if space.stride > 1 else 768)
+    assert counts["flow head: output"].trained == width + 2 * (width**2 + width) + (width + 1) * space.token_dim
+    front_end = sum(count.trained for name, count in counts.items() if name.startswith(FRONT_END))
+    assert total.trained - front_end == pytest.approx(QWEN["paper_1_5b"] + 16 * 61.4e6, rel=5e-3)
+    assert (front_end > 4e8) == hasattr(model.frontend, "encoder"), "SigLIP 2 So400M"
+
+
 def test_front_ends_are_those_of_the_paper() -> None:
     tuna2 = parts(full_scale("paper_7b", "tuna2"))
     # A convolution of 16 x 16 x 3 numbers to 3584 with its bias, and an RMSNorm.
