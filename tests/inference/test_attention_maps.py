@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.pretend import claim, pretended_cuda
 from torch import Tensor
 
 from tunalab.bench import reference
@@ -182,3 +183,15 @@ def test_layers_and_heads_that_are_not_there(layer, head, message):
 def test_maps_reach_from_0_to_1():
     np.testing.assert_allclose(min_max(np.array([0.2, 0.6, 0.3])), [0, 1, 0.25])
     assert min_max(np.full(4, 0.7)).tolist() == [0, 0, 0, 0]
+
+
+def test_weights_on_a_device_that_is_not_the_cpu(tiny_model, tokenizer, monkeypatch):
+    model = tiny_model("patch_embed")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    prompts = [word_prompt(tokenizer, model.frontend.space, image, "what colour is the ring?", "ring") for image in images]
+    expected = dict(last_rows(model, prompts))
+    with pretended_cuda(monkeypatch):
+        claim(model)
+        found = dict(last_rows(model, prompts))
+    for number, weights in expected.items():
+        np.testing.assert_allclose(found[number], weights, **CLOSE)
