@@ -27,11 +27,19 @@ def test_a_mean_has_an_interval_around_it_that_repeats_itself_and_narrows() -> N
     assert few.high - few.low > 2.5 * (one.high - one.low)
 
 
-@pytest.mark.parametrize("values", [[3.0], [0.5, 0.5, 0.5], [1.0] * 50 + [1.0 + 2**-52]])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [0.5, 0.5, 0.5], [1.0] * 50 + [1.0 + 2**-52], [-7.0] * 3 + [-7.0 - 1e-12]])
 def test_without_spread_there_is_no_interval(values: list[float]) -> None:
     one = mean("editing", "move", values, metric="psnr")
     assert one.value == pytest.approx(values[0]) and one.n == len(values)
-    assert one.low is None or one.low == one.high == pytest.approx(values[0])
+    assert one.low is None and one.high is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[1.0, 2.0], [0.0] * 199 + [1.0], [5.0] * 10 + [5.00001], [0.0] * 20 + [1e9], [-1e-7, 1e-7]])
+def test_with_little_spread_there_is_one(values: list[float]) -> None:
+    one = mean("editing", "move", values, metric="psnr")
+    assert one.low is not None and one.high is not None and one.low < one.high and one.low <= one.value <= one.high
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])

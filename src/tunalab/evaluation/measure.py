@@ -10,6 +10,7 @@ from tunalab.evaluation.intervals import wilson
 
 KINDS = ("understanding", "generation", "diversity", "fidelity", "reconstruction", "editing", "attention", "judge")
 _BOOTSTRAP_SEED = 0  # an interval is part of a result: the same items give the same one
+_EQUAL = 1e-9  # relative; resamples of items that differ in the last digits have equal means, and BCa no interval
 _BOOTSTRAP_VALUES = 4_000_000  # held at a time: BCa leaves out every item once, of 10,000 items 100 million values in all
 
 
@@ -101,11 +102,10 @@ def mean(
             f"{benchmark} {metric}: a mean needs finite values, got {len(array)} of which {np.isfinite(array).sum()} are"
         )
     low = high = None
-    if len(array) > 1 and np.ptp(array) > 0:
+    if len(array) > 1 and np.ptp(array) > _EQUAL * np.abs(array).max():
         batch = max(1, _BOOTSTRAP_VALUES // len(array))
         found = bootstrap((array,), np.mean, n_resamples=2000, batch=batch, rng=np.random.default_rng(_BOOTSTRAP_SEED))
-        if np.isfinite(found.confidence_interval).all():  # items that differ in the last digit alone have equal means
-            low, high = (float(bound) for bound in found.confidence_interval)
+        low, high = (float(bound) for bound in found.confidence_interval)
     kept = [round(float(value), 6) for value in array]
     return Measure(
         kind, benchmark, metric, float(array.mean()), len(array), split, low, high, chance, ceiling, failures, note, kept

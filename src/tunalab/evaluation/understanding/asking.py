@@ -45,7 +45,10 @@ def measure(subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
     if not chosen:
         raise UserError("understanding.groups=0 and understanding.easy_vqa=0 leave nothing to ask")
     if settings.easy_vqa:
-        check_installed()  # now, not after all the scenes
+        try:
+            check_installed()  # now, not after all the scenes
+        except UserError as error:
+            raise UserError(f"{error} (or leave it out: understanding.easy_vqa=0)") from error
     blind: dict[str, str] = {}
     found: list[Measure] = []
     for split, build in subject.progress(chosen, KIND):
