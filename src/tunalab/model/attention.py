@@ -11,7 +11,7 @@ Shapes: B rows, L tokens, H query heads, G key-value heads, d head dimension, D 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -146,7 +146,7 @@ class FlexAttention:
         # stays, and the queries make up the difference.
         q = q * (scale * (d + wider) ** 0.5)
         # A part of what is being compiled around it, or compiled by itself.
-        flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else compiled_flex()
+        flex: Any = flex_attention if torch.compiler.is_compiling() else compiled_flex()
         out_BHLd = flex(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
         return out_BHLd[:, :, : self.length, :d].transpose(1, 2)
 
