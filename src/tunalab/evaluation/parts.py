@@ -17,6 +17,10 @@ from tunalab.evaluation.subject import Subject
 # Name -> module; the default suite are those that need nothing but the model.
 PARTS: dict[str, str] = {
     "understanding": "tunalab.evaluation.understanding.asking",
+    "generation": "tunalab.evaluation.generation.following",
+    "diversity": "tunalab.evaluation.generation.diversity",
+    "fidelity": "tunalab.evaluation.generation.fidelity",
+    "editing": "tunalab.evaluation.editing.scene_edits",
     "attention": "tunalab.evaluation.attention.on_object",
     "published": "tunalab.evaluation.lmms.published",
 }

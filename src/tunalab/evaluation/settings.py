@@ -18,6 +18,8 @@ from tunalab.layers import first_line, settings_layers
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
 
+FEATURES = ("network", "pixels")  # evaluation/generation/features.py
+
 
 def ranged(default: Any, low: float | None = None, high: float | None = None) -> Any:
     """A number, or a list of numbers, within inclusive bounds."""
@@ -54,6 +56,40 @@ class UnderstandingSettings:
 
 
 @dataclass
+class PromptSettings:
+    """``prompts`` in each of GenEval's six categories, ``dense`` ones, so many ``samples`` of each.
+
+    Parts with the same four share their images.
+    """
+
+    prompts: int = ranged(12, 0)
+    dense: int = ranged(12, 0)
+    samples: int = ranged(4, 1)
+    split: str = chosen("test", *SCENE_SPLITS)
+
+
+@dataclass
+class GenerationSettings(PromptSettings):
+    """``parser_scenes``: on which the parser's own accuracy is measured, in every condition; 0 leaves it out."""
+
+    parser_scenes: int = ranged(150, 0)
+
+
+@dataclass
+class DiversitySettings(PromptSettings):
+    """``features``: in which images are near or far."""
+
+    features: list[str] = chosen(list(FEATURES), *FEATURES)
+
+
+@dataclass
+class FidelitySettings(PromptSettings):
+    """``features``: as of diversity."""
+
+    features: list[str] = chosen(list(FEATURES), *FEATURES)
+
+
+@dataclass
 class AttentionSettings:
     """``questions``: of every kind of scene and level."""
 
@@ -75,10 +111,22 @@ class PublishedSettings:
 
 
 @dataclass
+class EditingSettings:
+    """``count``: of every type of edit and level."""
+
+    count: int = ranged(15, 1, 1000)
+    levels: list[int] = ranged([1, 2], 1, 3)
+
+
+@dataclass
 class EvaluationSettings:
     """A field a part, in the order of evaluation/parts.py."""
 
     understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    diversity: DiversitySettings = field(default_factory=DiversitySettings)
+    fidelity: FidelitySettings = field(default_factory=FidelitySettings)
+    editing: EditingSettings = field(default_factory=EditingSettings)
     attention: AttentionSettings = field(default_factory=AttentionSettings)
     published: PublishedSettings = field(default_factory=PublishedSettings)
 

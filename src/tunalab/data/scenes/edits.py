@@ -44,9 +44,9 @@ def edit_items(rng: Random, edit: str, scene: Scene) -> tuple[str, list[Item]]:
     return f"add a {_size_words(item)}{colour} {shape} {slot}", items
 
 
-def draw_edit(rng: Random, split: str, level: int) -> tuple[Scene, str, Scene]:
-    """Source scene, instruction, target scene; both scenes belong to the split."""
-    edit = rng.choice(EDITS)
+def draw_edit(rng: Random, split: str, level: int, edit: str | None = None) -> tuple[Scene, str, Scene]:
+    """Source scene, instruction, target scene; both scenes belong to the split. ``edit``: one of EDITS, drawn where it is None."""
+    edit = edit or rng.choice(EDITS)
     for _ in range(_TRIES):
         source = draw_scene(rng, split, "objects", level)
         if edit in ("add", "move") and level < 3 and len(source.items) == len(QUADRANTS):
