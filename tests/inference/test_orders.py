@@ -16,10 +16,11 @@ from tunalab.frontends.contract import TargetSpace
 from tunalab.inference import orders
 from tunalab.inference.files import read_settings
 from tunalab.inference.generation import sample_images
-from tunalab.inference.orders import ImageOrder, Source, answers, check_size, find_images, make_images, output_size, read_texts
+from tunalab.inference.orders import ImageOrder, answers, check_size, find_images, make_images, output_size, read_texts
 from tunalab.inference.precision import find_device, precision
 from tunalab.inference.prompts import edit_prompt, image_prompt
 from tunalab.inference.samplers import SAMPLERS, evaluations
+from tunalab.inference.wanted import Source
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1"]
 MODEL = {"name": "run", "config_hash": "0123456789ab", "revision": 2, "weights": "averaged", "steps": 7, "tokens": 700}

@@ -3,20 +3,27 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tunalab.cli.common import add_command
+from tunalab.cli.sampling import (
+    MODEL_HELP,
+    add_model_options,
+    add_sampling,
+    bounds_of,
+    load_model,
+    positive,
+    sampling_of,
+    seeds_of,
+)
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
     from tunalab.config import SamplingConfig
     from tunalab.data.buckets import Size
-    from tunalab.exporting import Loaded
-    from tunalab.inference.orders import Source
+    from tunalab.inference.wanted import Source
 
-Number = TypeVar("Number", int, float)
-MODEL_HELP = "run directory or exported folder"
 TEXTS_HELP = "more of them, one a line"
 
 
@@ -40,44 +47,33 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--no-image", action="store_true", help="questions of text alone: there is no IMAGE")
     sub.add_argument("--json", action="store_true", help="lines of JSON: image, question, answer")
     sub.add_argument("--max-tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
-    _add_common(sub)
+    add_model_options(sub)
 
 
 def _add_images(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
-    sub.add_argument("--n", type=int, default=1, help="images a prompt, of seeds SEED, SEED+1, ... (default: 1)")
-    sub.add_argument("--seed", type=int, default=0, help="default: 0")
-    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next two: the model's own")
-    sub.add_argument("--guidance", type=float, help="1: none")
-    sub.add_argument("--sampler", choices=("euler", "heun"))
+    add_sampling(sub, n=1, images="images a prompt, of seeds SEED, SEED+1, ... (default: 1)")
     sub.add_argument("--grid", action="store_true", help="also all in one picture, grid.png: a row a prompt, a column a seed")
-    _add_common(sub)
-
-
-def _add_common(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
-    sub.add_argument("--raw", action="store_true", help="the weights that go on training, not their averages")
-    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    sub.add_argument("--batch-tokens", type=int, metavar="N", help="tokens held at a time: fewer take less memory")
+    add_model_options(sub)
 
 
 def generate(arguments: argparse.Namespace) -> int:
     from tunalab.exporting import model_config
     from tunalab.inference.orders import output_size
 
-    texts, seeds = _texts(arguments.settings, arguments.prompts, "prompt"), _seeds(arguments)
+    texts, seeds = _texts(arguments.settings, arguments.prompts, "prompt"), seeds_of(arguments)
     config = model_config(arguments.model)
-    sampling = _sampling(arguments, config.sampling)
+    sampling = sampling_of(arguments, config.sampling)
     return _make(arguments, texts, seeds, sampling, output_size(config.data, arguments.size))
 
 
 def edit(arguments: argparse.Namespace) -> int:
     from tunalab.exporting import model_config
-    from tunalab.inference.orders import Source, input_buckets, read_input
+    from tunalab.inference.orders import input_buckets, read_input
+    from tunalab.inference.wanted import Source
 
-    texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), _seeds(arguments)
+    texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), seeds_of(arguments)
     config = model_config(arguments.model)
-    sampling = _sampling(arguments, config.sampling)
+    sampling = sampling_of(arguments, config.sampling)
     source = Source(arguments.image.name, read_input(arguments.image, input_buckets(config.data, arguments.size)))
     return _make(arguments, texts, seeds, sampling, source.size, source)
 
@@ -91,9 +87,9 @@ def ask(arguments: argparse.Namespace) -> int:
         raise UserError("no image: name a file or a folder, or ask with --no-image")
     questions = _texts(words if arguments.no_image else words[1:], arguments.questions, "question")
     images = [None] if arguments.no_image else find_images(Path(words[0]))
-    max_tokens, bounds = _positive("--max-tokens", arguments.max_tokens), _bounds(arguments)
+    max_tokens, bounds = positive("--max-tokens", arguments.max_tokens), bounds_of(arguments)
     buckets = input_buckets(model_config(arguments.model).data, arguments.size)
-    loaded, precision = _load(arguments)
+    loaded, precision = load_model(arguments)
     asked = [(image, question) for image in images for question in questions]
     given = answers(loaded.model, loaded.tokenizer, asked, buckets, max_tokens, precision, **bounds)
     for (image, question), answer in zip(asked, given, strict=True):
@@ -112,8 +108,8 @@ def _make(
 ) -> int:
     from tunalab.inference.orders import ImageOrder, make_images
 
-    bounds, grid = _bounds(arguments), _grid(arguments)
-    loaded, precision = _load(arguments)
+    bounds, grid = bounds_of(arguments), _grid(arguments)
+    loaded, precision = load_model(arguments)
     order = ImageOrder(loaded.identity, texts, seeds, size, sampling, precision, source)
     files, kept = make_images(loaded.model, loaded.tokenizer, loaded.config.objective, order, arguments.out, **bounds)
     shown = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
@@ -159,16 +155,6 @@ def _draw_grid(path: Path, files: list[Path], texts: list[str], seeds: list[int]
     save_image(path, np.asarray(drawn), {"grid": [file.name for file in files]})
 
 
-def _load(arguments: argparse.Namespace) -> "tuple[Loaded, str]":
-    """The model, and the precision that it computes in."""
-    from tunalab.exporting import load
-    from tunalab.inference.precision import find_device, precision
-
-    device = find_device(arguments.device)
-    loaded = load(arguments.model, device, arguments.raw)
-    return loaded, precision(loaded.config, device)
-
-
 def _texts(words: list[str], file: Path | None, what: str) -> list[str]:
     from tunalab.inference.orders import read_texts
 
@@ -181,41 +167,3 @@ def _texts(words: list[str], file: Path | None, what: str) -> list[str]:
         except UnicodeEncodeError as error:
             raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
     return texts
-
-
-def _seeds(arguments: argparse.Namespace) -> list[int]:
-    n, first = _positive("--n", arguments.n), arguments.seed
-    _within("seed", "--seed", first, 0)
-    _within("seed", f"--seed={first} --n={n}: the last seed", first + n - 1, 0)
-    return list(range(first, first + n))
-
-
-def _sampling(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
-    """The model's own sampler but for what is given."""
-    from tunalab.config import SamplingConfig
-
-    steps = _within("sampling.steps", "--steps", arguments.steps, own.steps)
-    guidance = _within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
-    return SamplingConfig(arguments.sampler or own.method, steps, guidance)
-
-
-def _bounds(arguments: argparse.Namespace) -> dict[str, int]:
-    """``batch_tokens``, where it is given."""
-    given = arguments.batch_tokens
-    return {} if given is None else {"batch_tokens": _positive("--batch-tokens", given)}
-
-
-def _within(key: str, option: str, given: Number | None, default: Number) -> Number:
-    """What is given, if it may be the setting ``key``; otherwise the default."""
-    from tunalab.config import check_value
-
-    if given is None:
-        return default
-    check_value(key, option, given)
-    return given
-
-
-def _positive(option: str, given: int) -> int:
-    if given < 1:
-        raise UserError(f"{option}={given} is out of range (from 1)")
-    return given

@@ -6,9 +6,8 @@ is kept.
 Shapes: H W C image pixels and channels.
 """
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import tunalab
 from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig, parse_size
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
@@ -27,38 +25,22 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.answering import answer
-from tunalab.inference.files import differences, read_settings, save_image
+from tunalab.inference.files import save_image
 from tunalab.inference.generation import sample_batches
 from tunalab.inference.precision import mixed
 from tunalab.inference.prefix import device_of
 from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
 from tunalab.inference.samplers import evaluations
+from tunalab.inference.wanted import Manner, Source, Wanted, square
 from tunalab.model.unified import UnifiedModel
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files in a folder
 BAR_DELAY = 3.0  # seconds after which work is long
-VERSION = "tunalab"  # the setting by which files may differ and still be the same image
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """An image to be edited, (H, W, 3) uint8, already in the size of the images asked for."""
-
-    name: str
-    pixels_HWC: np.ndarray
-
-    @property
-    def size(self) -> Size:
-        height, width = self.pixels_HWC.shape[:2]
-        return height, width
 
 
 @dataclass(frozen=True, eq=False)
 class ImageOrder:
-    """An image of every text with every seed; with a ``source`` the texts say how it is edited.
-
-    ``model``, plain: which model makes them. ``precision``: bf16 or fp32.
-    """
+    """An image of every text with every seed; with a ``source`` the texts say how it is edited. The others: :class:`Manner`."""
 
     model: dict[str, Any]
     texts: Sequence[str]
@@ -68,47 +50,17 @@ class ImageOrder:
     precision: str
     source: Source | None = None
 
-    def images(self, folder: Path) -> list["Wanted"]:
+    @property
+    def manner(self) -> Manner:
+        return Manner(self.model, self.size, self.sampling, self.precision)
+
+    def images(self, folder: Path) -> list[Wanted]:
         """All images, text by text, with the files they become: numbers of texts count from 1."""
         return [
-            Wanted(folder / f"{number:04d}-seed{seed}.png", text, seed, self._settings(text, seed))
+            self.manner.wanted(folder / f"{number:04d}-seed{seed}.png", text, [seed], self.source)
             for number, text in enumerate(self.texts, start=1)
             for seed in self.seeds
         ]
-
-    def _settings(self, text: str, seed: int) -> dict[str, Any]:
-        settings: dict[str, Any] = {"prompt": text, "seed": seed, "size": f"{self.size[0]}x{self.size[1]}"}
-        if self.source is not None:
-            pixels = hashlib.sha256(self.source.pixels_HWC.tobytes()).hexdigest()
-            settings["source"] = {"name": self.source.name, "sha256": pixels}
-        sampling = {"sampler": self.sampling.method, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
-        return settings | sampling | {"precision": self.precision, "model": self.model, VERSION: tunalab.__version__}
-
-
-@dataclass(frozen=True, eq=False)
-class Wanted:
-    """One image, the file that it becomes, and the settings that the file will hold."""
-
-    path: Path
-    text: str
-    seed: int
-    settings: dict[str, Any]
-
-    def is_there(self) -> bool:
-        """Raises UserError when something else, or something damaged, is in its place."""
-        if not self.path.exists():
-            return False
-        way_out = "choose another folder, or remove it"
-        try:
-            settings = read_settings(self.path)
-        except UserError as error:
-            raise UserError(f"{error}: {way_out}") from error
-        if settings is None:
-            raise UserError(f"{self.path} is there and does not say how it was made: {way_out}")
-        different = list(differences({**settings, VERSION: None}, {**self.settings, VERSION: None}))
-        if different:
-            raise UserError(f"{self.path} is there, made otherwise ({'; '.join(different)}): {way_out}")
-        return True
 
 
 def make_images(
@@ -126,30 +78,52 @@ def make_images(
     Raises UserError, before anything is made: tokens do not cut the size exactly, a file is in the place of another image.
     Later: a file cannot be written, the device has too little memory.
     """
-    space = model.frontend.space
-    check_size(space, order.size)
+    check_size(model.frontend.space, order.size)
     wanted = order.images(folder)
-    kept = {one.path for one in wanted if one.is_there()}
-    missing = [one for one in wanted if one.path not in kept]
-    prompts = {text: _prompt(order.source, tokenizer, space, text) for text in set(order.texts)}
-    device = device_of(model)
-    total = len(missing) * evaluations(order.sampling.method, order.sampling.steps)
-    with mixed(order.precision, device), enough_memory(), _bar(total, f"{len(missing)} images") as bar:
+    missing = [one for one in wanted if not one.is_there()]
+    with image_bar(missing, order.sampling) as bar:
+        make_wanted(model, tokenizer, objective, order.manner, missing, batch_tokens, bar.update)
+    return [one.path for one in wanted], len(wanted) - len(missing)
+
+
+def make_wanted(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig,
+    manner: Manner,
+    wanted: Sequence[Wanted],
+    batch_tokens: int = 16384,
+    progress: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Make files, whatever is in their places, each written as soon as its images are done.
+
+    ``progress`` as in :func:`sample_batches`. Raises UserError as :func:`make_images` does later.
+    """
+    space = model.frontend.space
+    cells = [(number, place) for number, one in enumerate(wanted) for place in range(len(one.seeds))]
+    keys = [(one.text, one.source) for one in wanted]
+    prompts = {key: _prompt(key[1], tokenizer, space, key[0]) for key in dict.fromkeys(keys)}
+    made: dict[int, dict[int, np.ndarray]] = {}
+    with mixed(manner.precision, device_of(model)), enough_memory():
         batches = sample_batches(
             model,
-            [prompts[one.text] for one in missing],
+            [prompts[keys[number]] for number, _ in cells],
             image_prompt(tokenizer, space, ""),
-            order.size,
-            order.sampling,
+            manner.size,
+            manner.sampling,
             objective,
-            [one.seed for one in missing],
+            [wanted[number].seeds[place] for number, place in cells],
             batch_tokens,
-            bar.update,
+            progress,
         )
         for numbers, images_NHWC in batches:
-            for number, pixels_HWC in zip(numbers, images_NHWC, strict=True):
-                save_image(missing[number].path, pixels_HWC, missing[number].settings)
-    return [one.path for one in wanted], len(kept)
+            for cell, pixels_HWC in zip(numbers, images_NHWC, strict=True):
+                number, place = cells[cell]
+                made.setdefault(number, {})[place] = pixels_HWC
+                one = wanted[number]
+                if len(made[number]) == len(one.seeds):
+                    images = made.pop(number)
+                    save_image(one.path, square([images[place] for place in range(len(images))]), one.settings)
 
 
 def _prompt(source: Source | None, tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
@@ -246,6 +220,12 @@ def enough_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError("the device has too little memory: take a smaller --batch-tokens or --size, or --device cpu") from error
+
+
+def image_bar(wanted: Sequence[Wanted], sampling: SamplingConfig) -> "tqdm[Any]":
+    """A bar to be told what :func:`make_wanted` tells of its progress."""
+    images = sum(len(one.seeds) for one in wanted)
+    return _bar(images * evaluations(sampling.method, sampling.steps), f"{images} images")
 
 
 def _bar(total: int, what: str) -> "tqdm[Any]":
