@@ -11,7 +11,7 @@ from tunalab.data.packing import Placed, collate
 from tunalab.data.sequence import to_sequence
 from tunalab.evaluation.held_out import held_out, pack
 from tunalab.evaluation.losses import DRAW_SEED, held_out_losses
-from tunalab.evaluation.reconstruction import one_step_psnr
+from tunalab.evaluation.one_step import one_step_psnr
 from tunalab.evaluation.samples import draw_grid, sample_grid
 from tunalab.evaluation.suite import evaluate
 from tunalab.frontends.registry import FRONTENDS

@@ -13,7 +13,7 @@ from torch import nn
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.losses import held_out_losses
-from tunalab.evaluation.reconstruction import one_step_psnr
+from tunalab.evaluation.one_step import one_step_psnr
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images

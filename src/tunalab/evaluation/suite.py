@@ -11,7 +11,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.benchmarks import Benchmark, benchmarks
 from tunalab.evaluation.losses import held_out_losses
 from tunalab.evaluation.mode import evaluation_mode
-from tunalab.evaluation.reconstruction import one_step_psnr
+from tunalab.evaluation.one_step import one_step_psnr
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.scoring import score
 from tunalab.inference.answering import answer
