@@ -119,6 +119,6 @@ def test_a_run_starts_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = write(tmp_path / "ours", config, fresh(replace(config, seed=7)))
     config = replace(config, start=StartConfig(str(folder)), evaluation=replace(config.evaluation, points=1))
     calls: list[str] = []
-    monkeypatch.setattr(running, "load_start", lambda model, config: calls.append(config.start.checkpoint))
+    monkeypatch.setattr(running, "load_start", lambda model, config, say: calls.append(config.start.checkpoint))
     assert train(config, tmp_path / "run") == 0 and train(config, tmp_path / "run") == 0
     assert calls == [str(folder)]
