@@ -4,15 +4,20 @@ A part is a module with a function ``measure(subject, settings) -> list[Measure]
 in evaluation/settings.py. A new one: one module, one line here, one dataclass there.
 """
 
+import ast
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, Protocol, cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import EvaluationSettings, among
-from tunalab.evaluation.subject import Subject
+
+if TYPE_CHECKING:  # they bring torch, and a mistyped part should be told at once
+    from tunalab.evaluation.measure import Measure
+    from tunalab.evaluation.subject import Subject
 
 # Name -> module; the default suite are those that need nothing but the model.
 PARTS: dict[str, str] = {
@@ -29,7 +34,7 @@ OPTIONAL: frozenset[str] = frozenset({"published"})
 
 
 class Part(Protocol):
-    def measure(self, subject: Subject, settings: Any) -> list[Measure]:
+    def measure(self, subject: "Subject", settings: Any) -> "list[Measure]":
         """Measure a skill. Raises UserError, one line, when something it needs is missing."""
         ...
 
@@ -50,10 +55,17 @@ def describe(settings: EvaluationSettings) -> str:
     """Every part with what it measures and its settings, as text."""
     lines = []
     for name, module in PARTS.items():
-        about = (import_module(module).__doc__ or "").splitlines()[0]
-        lines.append(f"{name}{' (on request)' if name in OPTIONAL else ''}: {about}")
+        lines.append(f"{name}{' (on request)' if name in OPTIONAL else ''}: {_about(module)}")
         chosen = getattr(settings, name)
         for entry in fields(chosen):
-            limits = among(entry)
-            lines.append(f"    {name}.{entry.name}={getattr(chosen, entry.name)}{f' ({limits})' if limits else ''}")
+            value, limits = getattr(chosen, entry.name), among(entry)
+            text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value  # as it is given on the command line
+            lines.append(f"    {name}.{entry.name}={text}{f' ({limits})' if limits else ''}")
     return "\n".join(lines)
+
+
+def _about(module: str) -> str:
+    """The first line of a module's docstring, without seconds of imports."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").splitlines()[0]

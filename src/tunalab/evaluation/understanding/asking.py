@@ -1,4 +1,4 @@
-"""Understanding: scenes questions of seven skills at three levels, in trained and in new combinations, and easy-VQA.
+"""Questions about scenes, of seven skills at three levels, in trained and in new combinations, and easy-VQA; each also blind.
 
 Splits of the scenes: ``test`` draws from what training draws from; in ``composition`` every image shows a pair of colour and
 shape, a word, a height of a coloured bar or a number of things that no training image shows (not always in what is asked).
