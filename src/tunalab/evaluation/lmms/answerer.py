@@ -29,6 +29,9 @@ class Answerer(lmms):
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise NotImplementedError("the model answers one question at a time")
 
+    def clean(self) -> None:
+        """Nothing: lmms-eval makes room for a local judge here, and the model has more to do."""
+
     def _asked(self, request: Instance) -> Asked:
         text, generation, visual, item, task, split = request.args
         return Asked.of(task, item, text, lambda: visual(self.task_dict[task][split][item]), generation)

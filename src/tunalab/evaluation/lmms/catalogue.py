@@ -10,12 +10,12 @@ def _number(value: Any) -> float | None:
 
 
 def _score(value: Any) -> float | None:
-    return None if value["score"] is None else float(value["score"])
+    return float(value["score"])
 
 
 def _judged(value: Any) -> float | None:
-    """lmms-eval's own MMVet task scores 0 where no judge answered; then it names no judge either."""
-    return _score(value) if value["eval_model"] else None
+    """Ours gives no score where the judge gave none; the stock task scores 0 and names no judge."""
+    return float(value["score"]) if value["eval_model"] and "score" in value else None
 
 
 def _correct(value: Any) -> float | None:

@@ -19,7 +19,7 @@ def mmmu(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
 
 
 def mmvet(endpoint: Endpoint) -> Score:
-    """The judge's score of one reply by the stock prompt, None when it gives none.
+    """The judge's ``score`` of one reply by the stock prompt, which is left out when it gives none.
 
     The stock task makes 0 of that, and asks for ever where the judge answers a number out of range.
     """
@@ -29,8 +29,9 @@ def mmvet(endpoint: Endpoint) -> Score:
 
         truth = doc["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         text = f"{MM_VET_PROMPT}\n{doc['question']} | {truth} | {results[0]} |"
-        judged = {"question_id": doc["question_id"], "score": ask_score(endpoint, text), "eval_model": endpoint.model}
-        return {"gpt_eval_score": judged}
+        given = ask_score(endpoint, text)
+        scored = {} if given is None else {"score": given}
+        return {"gpt_eval_score": {"question_id": doc["question_id"], "eval_model": endpoint.model, **scored}}
 
     return score
 

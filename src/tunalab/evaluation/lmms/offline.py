@@ -10,7 +10,12 @@ import huggingface_hub
 from huggingface_hub import constants
 from PIL import ImageFile
 
-_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+_VARIABLES = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "API_TYPE": "dummy",  # the judge of the stock MMVet, never asked, wants a key as soon as its task is read
+}
 
 
 @contextmanager
@@ -19,7 +24,7 @@ def offline(snapshot: Path) -> Iterator[None]:
     variables = {name: os.environ.get(name) for name in _VARIABLES}
     known, fetch = constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download
     truncated, state = ImageFile.LOAD_TRUNCATED_IMAGES, random.getstate()
-    os.environ.update(dict.fromkeys(_VARIABLES, "1"))
+    os.environ.update(_VARIABLES)
     constants.HF_HUB_OFFLINE = True  # the variable was read when the library was imported
     huggingface_hub.snapshot_download = lambda *_, **__: str(snapshot)  # type: ignore[assignment]
     try:

@@ -15,7 +15,7 @@ from tunalab.evaluation.judging.endpoint import Endpoint
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.items import mmvet
 from tunalab.evaluation.lmms.offline import offline
-from tunalab.evaluation.lmms.ready import check_data, load, stock, write_ready
+from tunalab.evaluation.lmms.ready import check_data, load, manager, stock, write_ready
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import PublishedSettings
@@ -61,11 +61,13 @@ def _results(subject: Subject, settings: PublishedSettings, task: str, changes: 
 
         from tunalab.evaluation.lmms.answerer import Answerer
 
-        made = load(data, task, subject.folder / "tasks", changes)
+        tasks = manager(subject.folder / "tasks")
+        made = load(data, task, tasks, changes)
         try:
             results: dict[str, Any] = simple_evaluate(
                 model=Answerer(subject, settings.batch_tokens),
                 tasks=[made],
+                task_manager=tasks,
                 limit=settings.limit or None,
                 bootstrap_iters=0,
                 random_seed=_SEED,

@@ -37,15 +37,21 @@ def write_ready(data: Path, tasks: Sequence[str], folder: Path) -> None:
         write_atomically(folder / f"{task}.yaml", f"task: {task}\n{Template(text).substitute(places)}")
 
 
-def load(data: Path, task: str, folder: Path, changes: dict[str, Any]) -> Any:
-    """The task whose file is in ``folder``, with ``changes`` of its settings: an lmms-eval ``Task``.
+def manager(folder: Path) -> Any:
+    """A ``TaskManager`` of the task files in ``folder`` alone: reading all stock ones, over 1,500, takes many seconds."""
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False, model_name="tunalab")
+
+
+def load(data: Path, task: str, manager: Any, changes: dict[str, Any]) -> Any:
+    """A task of ``manager`` with ``changes`` of its settings: an lmms-eval ``Task``.
 
     Raises UserError: its data cannot be read, or its first item lacks what the task needs.
     """
-    from lmms_eval.tasks import TaskManager, get_task_dict
+    from lmms_eval.tasks import get_task_dict
     from tenacity import RetryError
 
-    manager = TaskManager(include_path=str(folder), include_defaults=False, model_name="tunalab")
     try:
         made = get_task_dict([{"task": task, **changes_of_copy(data / task), **changes}], manager)[task]
         made.doc_to_visual(made.task_docs[0])

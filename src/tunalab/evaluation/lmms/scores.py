@@ -31,7 +31,7 @@ def measures(results: Mapping[str, Any]) -> list[Measure]:
 
 def mean_score(results: Sequence[Mapping[str, Any]]) -> float:
     """A total for lmms-eval: the mean over the items that have a score."""
-    scores = [result["score"] for result in results if result["score"] is not None]
+    scores = [result["score"] for result in results if "score" in result]
     return sum(scores) / len(scores) if scores else float("nan")
 
 

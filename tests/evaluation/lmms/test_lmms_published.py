@@ -1,0 +1,243 @@
+"""Every benchmark end to end through lmms-eval, without network. `make test-lmms` runs them; the extra ``lmms`` is 0.7 GB."""
+
+import random
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ImageFile
+from tests.evaluation.lmms.conftest import picture, rows, table
+
+from tunalab.errors import UserError
+from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint, NoAnswer
+from tunalab.evaluation.lmms import asking
+from tunalab.evaluation.lmms.catalogue import BENCHMARKS
+from tunalab.evaluation.lmms.published import measure
+from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.settings import PublishedSettings
+from tunalab.evaluation.subject import Subject
+
+pytestmark = pytest.mark.lmms
+
+Copy = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Also a try whose failure a library hides is a failure here."""
+    tried: list[object] = []
+
+    def refuse(*words: object, **_: object) -> None:
+        tried.append(words)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(cache))
+    yield
+    assert tried == []
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int]]]:
+    """``says(*replies)``: the model gives them in turn; returned is what it was asked, and of how many tokens."""
+
+    def install(*replies: str) -> list[tuple[str, int]]:
+        asked: list[tuple[str, int]] = []
+
+        def answer(
+            model: object, tokenizer: object, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
+        ) -> list[str]:
+            assert all(image is not None and image.shape == (32, 32, 3) for image, _ in questions)
+            start = len(asked)
+            asked.extend((text, limit) for _, text in questions)
+            return list(replies[start : len(asked)])
+
+        monkeypatch.setattr(asking, "answer", answer)
+        return asked
+
+    return install
+
+
+def judged_by(monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], str]) -> None:
+    for name, value in {URL: "http://127.0.0.1:9/v1", KEY: "key", MODEL: "judge"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Endpoint, "ask", lambda endpoint, text, images: ask(text))
+
+
+def one(subject: Subject, data: Path, task: str, **settings: Any) -> Measure:
+    return measure(subject, PublishedSettings(data=str(data), tasks=[task], **settings))[0]
+
+
+# Task, tokens of a reply, then a reply an item (right, wrong, malformed) and what it counts.
+CASES: list[tuple[str, int, list[str], list[int]]] = [
+    ("gqa", 16, ["Yes.", "a car"], [1, 0]),
+    ("realworldqa", 16, ["A", "0."], [1, 1]),
+    ("realworldqa", 16, ["(B) Right", ""], [0, 0]),
+    ("mmmu_val", 128, ["(A)", "The answer is 7"], [1, 1]),
+    ("mmmu_val", 128, ["B", "8"], [0, 0]),
+    ("mmvp", 16, ["A", "(B)", "A", "A"], [1, 1, 0, 1]),
+    ("mmvp", 16, ["(B)", "?", "", "no"], [0, 0, 0, 0]),
+    ("seedbench_2_plus", 16, ["B", "A", "?"], [1, 0, 0]),
+    ("ai2d", 16, ["B. root", "leaf"], [1, 0]),
+    ("chartqa", 16, ["14.5", "Africa"], [1, 0]),
+    ("chartqa", 16, ["15", "asia"], [0, 1]),
+    ("ocrbench", 128, ["the Centre", "x"], [1, 0]),
+    ("ocrbench", 128, ["", "x^2"], [0, 1]),
+    ("vstar_bench", 16, ["A", "I see nothing"], [1, 0]),
+    ("countbench", 16, ["five", "3"], [1, 0]),
+    ("visulogic", 64, ["The answer is A", "D"], [1, 0]),
+    ("visulogic", 64, ["", "\\boxed{C}"], [0, 1]),
+]
+
+
+@pytest.mark.parametrize(("task", "limit", "replies", "items"), CASES, ids=[f"{case[0]}{case[3]}" for case in CASES])
+def test_right_wrong_and_malformed_replies(subject, copy, says, task, limit, replies, items):
+    asked = says(*replies)
+    found = one(subject, copy(task), task)
+    assert found.benchmark == BENCHMARKS[task].title and found.items == items and found.n == len(items)
+    assert [tokens for _, tokens in asked] == [limit] * len(items)
+
+
+@pytest.mark.parametrize("task", list(BENCHMARKS))
+def test_a_tiny_model_end_to_end(subject, copy, monkeypatch, task):
+    judged_by(monkeypatch, lambda text: "0.0")
+    found = one(subject, copy(task), task)
+    assert found.n == len(rows().get(task, "AC")) and 0 <= found.value <= 1 and found.failures == 0
+    again = one(subject, copy_is_gone(subject, task), task)  # from what is kept
+    assert again == found
+
+
+def copy_is_gone(subject: Subject, task: str) -> Path:
+    data = subject.folder.parent / "gone"
+    (data / task).mkdir(parents=True)
+    return data
+
+
+def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monkeypatch):
+    asked = says("x = -1", "x = 3", "hm")
+
+    def ask(text: str) -> str:
+        assert "What is x? | -1 <AND> -5 | " in text
+        if "| x = 3 |" in text.splitlines()[-1]:
+            raise NoAnswer("timeout")
+        return "0.5" if "| x = -1 |" in text.splitlines()[-1] else "no idea"
+
+    judged_by(monkeypatch, ask)
+    found = one(subject, copy("mmvet"), "mmvet")
+    assert found.items == [0.5] and found.n == 1 and found.failures == 2 and found.note == "judged by judge"
+    assert asked[0][1] == 1024 and asked[0][0].endswith("What is x?")
+
+
+def test_a_judge_that_cannot_be_asked_is_one_line(subject, copy, says, monkeypatch):
+    def ask(text: str) -> str:
+        raise UserError("the judge judge at http://127.0.0.1:9/v1 cannot be asked: no such model")
+
+    says("a", "b", "c")
+    judged_by(monkeypatch, ask)
+    with pytest.raises(UserError, match="^the judge judge at .* cannot be asked: no such model$"):
+        one(subject, copy("mmvet"), "mmvet")
+    for name in (URL, KEY, MODEL):
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=f"not set: {URL}, {KEY}, {MODEL}$"):
+        one(subject, subject.folder.parent / "data", "mmvet")
+
+
+def test_limit_and_pairs(subject, copy, says):
+    says("A", "B", "?")
+    questions, pairs = measure(subject, PublishedSettings(data=str(copy("mmvp")), tasks=["mmvp"], limit=3))
+    assert questions.items == [1, 1, 0] and pairs.items == [1]
+
+
+def test_guesses_of_mmmu_are_the_same_every_time(subject, copy, says, tmp_path, monkeypatch):
+    data = copy("mmmu_val")
+    state = random.getstate()
+    found = []
+    for number in range(2):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        says("?", "?")
+        found.append(one(Subject(**{**vars(subject), "folder": folder}), data, "mmmu_val").items)
+        random.random()
+    assert found[0] == found[1]
+    random.setstate(state)
+
+
+def test_gqa_as_it_lies_on_the_hub(subject, tmp_path, says, monkeypatch):
+    joined = rows()["gqa"]
+    questions = [{name: value for name, value in row.items() if name != "image"} for row in joined]
+    images = [{"id": row["imageId"], "image": row["image"]} for row in reversed(joined)]
+    for kind, held in (("instructions", questions), ("images", images)):
+        folder = tmp_path / "data" / "gqa" / f"testdev_balanced_{kind}"
+        folder.mkdir(parents=True)
+        table(held).to_parquet(folder / "testdev-00000-of-00001.parquet")
+    shown: list[np.ndarray] = []
+
+    def fit(image: Any, buckets: object) -> np.ndarray:
+        shown.append(np.asarray(image))
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(asking, "fit", fit)
+    says("yes", "car")
+    assert one(subject, tmp_path / "data", "gqa").items == [1, 1]
+    for image, number in zip(shown, (1, 2), strict=True):
+        reference = picture(1) if number == 1 else picture(2, 24, 40)
+        np.testing.assert_array_equal(image, np.asarray(reference))
+
+
+def test_a_copy_written_by_save_to_disk(subject, tmp_path, says):
+    from datasets import DatasetDict
+
+    DatasetDict({"test": table(rows()["chartqa"])}).save_to_disk(tmp_path / "data" / "chartqa")
+    says("14", "Asia")
+    assert one(subject, tmp_path / "data", "chartqa").items == [1, 1]
+
+
+def test_data_of_another_form_is_one_line(subject, tmp_path):
+    for task, column in (("chartqa", "question"), ("countbench", "image")):
+        folder = tmp_path / "data" / task
+        folder.mkdir(parents=True)
+        held = [{name: value for name, value in row.items() if name != column} for row in rows()[task]]
+        table(held).to_parquet(folder / "test-00000-of-00001.parquet")
+        with pytest.raises(UserError, match=f"^{task}: .*{task} is no copy of {BENCHMARKS[task].source}: KeyError: '{column}'$"):
+            one(subject, tmp_path / "data", task)
+    (tmp_path / "data" / "ai2d").mkdir()
+    with pytest.raises(UserError, match=r"^ai2d: .* is no copy of lmms-lab-encoder/ai2d: "):
+        one(subject, tmp_path / "data", "ai2d")
+
+
+def test_nothing_of_other_libraries_stays_changed(subject, copy, says):
+    import huggingface_hub
+
+    before = huggingface_hub.snapshot_download, huggingface_hub.constants.HF_HUB_OFFLINE, random.getstate()
+    says("five", "2")
+    one(subject, copy("countbench"), "countbench")
+    assert before == (huggingface_hub.snapshot_download, huggingface_hub.constants.HF_HUB_OFFLINE, random.getstate())
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_the_model_by_name(subject, copy, says, monkeypatch, tmp_path):
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.models import get_model
+
+    from tunalab.evaluation.lmms.ready import manager, write_ready
+    from tunalab.exporting import lmms
+
+    assert get_model("tunalab") is lmms.TrainedModel  # through the entry point
+    loaded = SimpleNamespace(model=subject.model, tokenizer=subject.tokenizer, config=subject.config, origin={})
+    monkeypatch.setattr(lmms, "load", lambda path, device: loaded)
+    write_ready(copy("countbench"), ["countbench"], tmp_path / "tasks")
+    says("five", "2")
+    found = simple_evaluate(
+        model="tunalab", model_args="run=runs/x", tasks=["countbench"], task_manager=manager(tmp_path / "tasks"), batch_size=1
+    )
+    assert found["results"]["countbench"]["acc,none"] == 1.0
