@@ -37,6 +37,7 @@ FORMS = (
     Form(MARK, "", WIDTH * DOT // 2, HEIGHT * DOT // 2),
     *(Form(shape, size, radius, radius) for size, radius in _SMALL_FIRST for shape in SHAPES),
 )
+MARK_F = np.array([form.shape == MARK for form in FORMS])
 LARGE_F = np.array([form.size == "large" for form in FORMS])
 SMALL_FORMS = int(LARGE_F.argmax())  # so many forms are not large; they come first
 

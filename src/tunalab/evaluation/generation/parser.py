@@ -16,7 +16,7 @@ import numpy as np
 from tunalab.data.scenes import Item
 from tunalab.data.scenes.vocabulary import BACKGROUNDS, CELL, COLOURS, QUADRANTS, RADIUS, SLOTS, UNITS
 from tunalab.errors import UserError
-from tunalab.evaluation.generation.bank import FORMS, LARGE_F, MARK, SMALL_FORMS, Bank, bank
+from tunalab.evaluation.generation.bank import FORMS, LARGE_F, MARK, MARK_F, SMALL_FORMS, Bank, bank
 from tunalab.evaluation.generation.overlaps import Thing, draw, touch, untangle
 from tunalab.evaluation.generation.palette import UNCLEAR, colour, nearest
 
@@ -28,8 +28,10 @@ SLACK = 4  # units that a thing may be off its slot: one more than the largest j
 BACKGROUND_REACH = 0.3  # distance in the RGB cube of side 1 within which a pixel counts as background
 BACKGROUND_REJECTION = 20.0  # in CIELAB: more than half of white's distance from grey, the nearest
 LEAST_BACKGROUND = 0.08  # share of pixels
-_CHI_MEDIAN = 2.366  # of the sum of three squared standard normals, one a channel
-_BY_CHANCE = 35  # such a sum is exceeded once in ten million times, and so many templates and places there are, nearly
+_HALF_NORMAL_MEDIAN = 0.6745
+# What noise alone explains: three squared standard normals, one a channel, exceed it once in ten million times, and nearly so many
+# forms and places are tried.
+_BY_CHANCE = 35
 _BATCH = 64
 _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, along both axes, at which two cannot both be there
 _TOP = 64  # most things looked for in one image
@@ -99,14 +101,23 @@ def background_of(image_Cnn: np.ndarray) -> Ground:
         plain_CP = pixels_CP[:, of_KP[most]]
     else:
         plain_CP = np.concatenate([image_Cnn[:, 0], image_Cnn[:, -1], image_Cnn[:, :, 0], image_Cnn[:, :, -1]], axis=1)
-    rgb_C = np.median(plain_CP, axis=1)
-    return Ground(rgb_C, float(np.median(np.square(plain_CP - rgb_C[:, None]).sum(axis=0))) / _CHI_MEDIAN)
+    # A checkered 2 x 2 window is blind to flat areas and to upright edges, which most of a scene is made of.
+    checkered = (image_Cnn[:, 1:, 1:] - image_Cnn[:, 1:, :-1] - image_Cnn[:, :-1, 1:] + image_Cnn[:, :-1, :-1]) / 2
+    deviation = float(np.median(np.abs(checkered))) / _HALF_NORMAL_MEDIAN
+    return Ground(np.median(plain_CP, axis=1), deviation**2)
+
+
+def check_size(side: int) -> None:
+    """Raises UserError for a side that templates cannot be made for."""
+    if not (side % FINEST == 0 or side in (16, 32, 48)):
+        raise UserError(f"an image of {side} pixels cannot be parsed (choices: 16, 32, 48, 64, 128, 192, ...)")
 
 
 def _prepare(image_HWC: np.ndarray) -> np.ndarray:
     height, width = image_HWC.shape[:2]
-    if height != width or not (height % FINEST == 0 or height in (16, 32, 48)):
-        raise UserError(f"an image of {width}x{height} pixels cannot be parsed (choices: squares of 16, 32, 48, 64, 128, 192, ...)")
+    if height != width:
+        raise UserError(f"an image of {width}x{height} pixels cannot be parsed: scenes are square")
+    check_size(height)
     image_CHW = image_HWC.astype(np.float32).transpose(2, 0, 1) / 255
     if height <= FINEST:
         return image_CHW
@@ -126,7 +137,9 @@ def _parse(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_FYX
 def _explain(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_FYX: np.ndarray) -> list[Thing]:
     """Things in the order of how much they explain, none where another one is."""
     left_Cnn = image_Cnn - ground.rgb_C[:, None, None]
-    contrast_F = np.array([CONTRAST * _faintest(ground.rgb_C, form.shape) for form in FORMS], dtype=np.float32)
+    contrast_F = CONTRAST * np.where(MARK_F, _faintest(ground.rgb_C, mark=True), _faintest(ground.rgb_C, mark=False)).astype(
+        np.float32
+    )
     least_FYX = np.maximum(np.square(contrast_F)[:, None, None] * templates.norm_FYX, _BY_CHANCE * ground.noise)
     left_FYX = np.where(explained_FYX >= least_FYX, explained_FYX, 0)
     things: list[Thing] = []
@@ -136,7 +149,7 @@ def _explain(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_F
         if gain <= 0:
             break
         if FORMS[form].size == "large" and _are_small_ones(templates, left_Cnn, left_FYX, ground.noise, (form, y, x)):
-            left_FYX[form, y, x] = 0
+            left_FYX[LARGE_F, _around(y, SLACK), _around(x, SLACK)] = 0
             continue
         cover_nn = templates.coverage(form, y, x)
         amplitude_C = (left_Cnn * cover_nn).sum(axis=(1, 2)) / templates.norm_FYX[form, y, x]
@@ -150,10 +163,10 @@ def _explain(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_F
     return things
 
 
-def _faintest(background_C: np.ndarray, shape: str) -> float:
-    """Distance of the nearest colour that a thing on this background may have."""
-    distances = [float(np.linalg.norm(background_C - colour(name))) for name in (INKS if shape == MARK else COLOURS)]
-    return max(distances) if shape == MARK else min(distances)
+def _faintest(background_C: np.ndarray, mark: bool) -> float:
+    """How far the nearest colour is that a shape, or the mark, may have on this background."""
+    distances = [float(np.linalg.norm(background_C - colour(name))) for name in (INKS if mark else COLOURS)]
+    return max(distances) if mark else min(distances)
 
 
 def _suppress(left_FYX: np.ndarray, large: bool, y: int, x: int) -> None:

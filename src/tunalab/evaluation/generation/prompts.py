@@ -36,12 +36,12 @@ class _Source:
 
 
 _SOURCES = {
-    "single object": _Source((("count", 1),), range(1, 2)),
-    "two objects": _Source((("objects", 1),), range(2, 3)),
+    "single_object": _Source((("count", 1),), range(1, 2)),
+    "two_object": _Source((("objects", 1),), range(2, 3)),
     "counting": _Source((("count", 1),), range(2, 5)),
     "colors": _Source((("count", 1),), range(1, 2)),
     "position": _Source((("relations", 1),), range(2, 3)),
-    "color attribution": _Source((("objects", 1),), range(2, 3)),
+    "color_attr": _Source((("objects", 1),), range(2, 3)),
     DENSE: _Source((("search", 1), ("objects", 2), ("relations", 2), ("count", 2), ("objects", 3), ("relations", 3)), range(3, 17)),
 }
 CATEGORIES = tuple(name for name in _SOURCES if name != DENSE)

@@ -54,10 +54,10 @@ def _relation(scene: Scene, items: Sequence[Item]) -> bool:
 
 
 _VERDICTS: dict[str, Callable[[Scene, Sequence[Item]], bool]] = {
-    "single object": _shapes,
-    "two objects": _shapes,
+    "single_object": _shapes,
+    "two_object": _shapes,
     "counting": _number,
     "colors": _colours,
     "position": _relation,
-    "color attribution": _colours,
+    "color_attr": _colours,
 }

@@ -1,0 +1,143 @@
+"""Generation: the share of images that show what their prompt asks, in GenEval's six categories, and of dense prompts' details.
+
+Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser (parser.py), whose own accuracy is
+measured beside it, clean, under noise and blur, and after the space that the model generates in.
+
+``scene prompts``: right images by category as GenEval decides (verdicts.py), four of every prompt; intervals are Wilson's, as if
+images of one prompt were independent. ``overall`` is the mean over categories, its interval from drawing prompts again within each.
+``dense prompts``: questions about the scene graph, a question counting 0 where one that it depends on is answered with no
+(dense.py): the mean over an image's questions, then over images; also by kind of question.
+
+Chance is what perfect images reach that were made for other prompts of the category, the ceiling what the parser gives to perfect
+images of the prompts themselves. Split ``round trip``: the same for perfect images that went through the model's space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tunalab.data.scenes import Scene
+from tunalab.evaluation.generation import dense
+from tunalab.evaluation.generation.accuracy import ROUND_TRIP, accuracy, round_trip
+from tunalab.evaluation.generation.images import chosen_prompts, generated, renders
+from tunalab.evaluation.generation.parser import Parsed, parse
+from tunalab.evaluation.generation.pictures import write_pictures
+from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt
+from tunalab.evaluation.generation.verdicts import right
+from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.settings import GenerationSettings
+from tunalab.evaluation.subject import Subject
+
+KIND = "generation"
+PROMPTS, DENSE_PROMPTS = "scene prompts", "dense prompts"  # benchmarks
+OVERALL = "overall"
+_RESAMPLES = 2000
+_SEED = 0
+
+
+def measure(subject: Subject, settings: GenerationSettings) -> list[Measure]:
+    """Pictures of the images with what was read of them go to ``subject.folder``."""
+    prompts = chosen_prompts(settings)
+    truth_NHWC = renders(prompts, subject.config.data.image_size)
+    perfect = parse(truth_NHWC)
+    images = generated(subject, settings)
+    P, S = images.images_PSHWC.shape[:2]
+    read = parse(images.images_PSHWC.reshape(P * S, *truth_NHWC.shape[1:]))
+    samples = [read[number * S : (number + 1) * S] for number in range(P)]
+    write_pictures(subject.folder, images, samples)
+    found = _follow(prompts, perfect, samples, settings.split)
+    through = [[one] for one in parse(round_trip(subject.model, truth_NHWC))]
+    found += [
+        replace(one, note="perfect images after the space the model generates in and back")
+        for one in _follow(prompts, perfect, through, ROUND_TRIP)
+        if one.metric == OVERALL
+    ]
+    return found + (
+        accuracy(subject.model, settings.parser_scenes, subject.config.data.image_size) if settings.parser_scenes else []
+    )
+
+
+def _follow(prompts: Sequence[Prompt], perfect: Sequence[Parsed], samples: Sequence[Sequence[Parsed]], split: str) -> list[Measure]:
+    """``perfect``: what is read of the prompts' renders; ``samples``: of the images to be judged."""
+    found = []
+    of = {name: [n for n, prompt in enumerate(prompts) if prompt.category == name] for name in (*CATEGORIES, DENSE)}
+    if of[CATEGORIES[0]]:
+        found += _categories({name: of[name] for name in CATEGORIES}, prompts, perfect, samples, split)
+    if of[DENSE]:
+        scenes = [prompts[n].scene for n in of[DENSE]]
+        found += _dense(scenes, [perfect[n] for n in of[DENSE]], [samples[n] for n in of[DENSE]], split)
+    return found
+
+
+def _categories(
+    of: dict[str, list[int]],
+    prompts: Sequence[Prompt],
+    perfect: Sequence[Parsed],
+    samples: Sequence[Sequence[Parsed]],
+    split: str,
+) -> list[Measure]:
+    found, by_category = [], []
+    for category, numbers in of.items():
+        verdicts_PS = np.array([[right(category, prompts[n].scene, one) for one in samples[n]] for n in numbers])
+        other = [right(category, prompts[n].scene, perfect[m]) for n in numbers for m in numbers if m != n]
+        ceiling = float(np.mean([right(category, prompts[n].scene, perfect[n]) for n in numbers]))
+        chance = float(np.mean(other)) if other else None
+        outcomes = [bool(verdict) for verdict in verdicts_PS.ravel()]
+        found.append(share(KIND, PROMPTS, outcomes, metric=category, split=split, chance=chance, ceiling=ceiling))
+        by_category.append(verdicts_PS.mean(axis=1))
+    low, high = resampled_mean(by_category)
+    known = [one.chance for one in found if one.chance is not None]
+    overall = Measure(
+        KIND,
+        PROMPTS,
+        OVERALL,
+        float(np.mean([shares_P.mean() for shares_P in by_category])),
+        sum(len(shares_P) for shares_P in by_category),
+        split,
+        low,
+        high,
+        float(np.mean(known)) if known else None,
+        float(np.mean([one.ceiling for one in found])),
+        note="mean over the six categories; an item is a prompt, the mean of its images",
+        items=[round(float(item), 6) for item in np.concatenate(by_category)],
+    )
+    return [*found, overall]
+
+
+def resampled_mean(by_category: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The 95% interval of the mean over categories of the mean over prompts, the prompts of each category drawn again."""
+    draws = np.random.default_rng(_SEED)
+    means = [shares_P[draws.integers(len(shares_P), size=(_RESAMPLES, len(shares_P)))].mean(axis=1) for shares_P in by_category]
+    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence[Sequence[Parsed]], split: str) -> list[Measure]:
+    asked = [dense.questions(scene) for scene in scenes]
+    given = [[dense.answers(questions, one) for one in images] for questions, images in zip(asked, samples, strict=True)]
+    other = [np.mean(dense.answers(questions, one)) for n, questions in enumerate(asked) for m, one in enumerate(perfect) if m != n]
+    ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(asked, perfect, strict=True)]
+    found = [
+        mean(
+            KIND,
+            DENSE_PROMPTS,
+            [float(np.mean([np.mean(answers) for answers in images])) for images in given],
+            metric=OVERALL,
+            split=split,
+            chance=float(np.mean(other)) if other else None,
+            ceiling=float(np.mean(ceiling)),
+            note="an item is a prompt, the mean of its images",
+        )
+    ]
+    for kind in dense.KINDS:
+        outcomes = [
+            answer
+            for questions, images in zip(asked, given, strict=True)
+            for answers in images
+            for question, answer in zip(questions, answers, strict=True)
+            if question.kind == kind
+        ]
+        if outcomes:
+            found.append(share(KIND, DENSE_PROMPTS, outcomes, metric=kind, split=split))
+    return found
