@@ -22,6 +22,7 @@ FAMILIES = (
     "convert",
     "export",
     "using",
+    "published_samples",
     "evaluation",
     "judging",
     "attention",

@@ -81,7 +81,7 @@ def make_images(
     check_size(model.frontend.space, order.size)
     wanted = order.images(folder)
     missing = [one for one in wanted if not one.is_there()]
-    with image_bar(missing, order.sampling) as bar:
+    with image_bar(sum(len(one.seeds) for one in missing), order.sampling) as bar:
         make_wanted(model, tokenizer, objective, order.manner, missing, batch_tokens, bar.update)
     return [one.path for one in wanted], len(wanted) - len(missing)
 
@@ -222,9 +222,8 @@ def enough_memory() -> Iterator[None]:
         raise UserError("the device has too little memory: take a smaller --batch-tokens or --size, or --device cpu") from error
 
 
-def image_bar(wanted: Sequence[Wanted], sampling: SamplingConfig) -> "tqdm[Any]":
+def image_bar(images: int, sampling: SamplingConfig) -> "tqdm[Any]":
     """A bar to be told what :func:`make_wanted` tells of its progress."""
-    images = sum(len(one.seeds) for one in wanted)
     return _bar(images * evaluations(sampling.method, sampling.steps), f"{images} images")
 
 
