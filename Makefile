@@ -72,6 +72,10 @@ test: install ## the tests
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
+test-lmms: install ## tests of the published benchmarks; first installs the extra lmms (0.7 GB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
+	$(BIN)/pytest -m lmms
+
 gpu: ## all that needs a CUDA device, the most wanted figures first: bench-gpu, then test-gpu
 	@status=0; $(MAKE) bench-gpu || status=$$?; $(MAKE) test-gpu || status=$$?; exit $$status
 
@@ -80,4 +84,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate dashboard bench bench-gpu lint types test test-gpu gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate dashboard bench bench-gpu lint types test test-gpu test-lmms gpu check clean
