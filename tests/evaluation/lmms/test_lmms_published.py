@@ -17,6 +17,8 @@ from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint, NoAns
 from tunalab.evaluation.lmms import asking
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.published import measure
+from tunalab.evaluation.lmms.ready import write_ready
+from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import PublishedSettings
 from tunalab.evaluation.subject import Subject
@@ -225,19 +227,21 @@ def test_nothing_of_other_libraries_stays_changed(subject, copy, says):
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_the_model_by_name(subject, copy, says, monkeypatch, tmp_path):
+def test_the_program_of_lmms_eval_runs_the_ready_files_on_a_model_by_name(subject, copy, says, monkeypatch, tmp_path):
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.models import get_model
+    from lmms_eval.tasks import TaskManager
 
-    from tunalab.evaluation.lmms.ready import manager, write_ready
     from tunalab.exporting import lmms
 
     assert get_model("tunalab") is lmms.TrainedModel  # through the entry point
     loaded = SimpleNamespace(model=subject.model, tokenizer=subject.tokenizer, config=subject.config, origin={})
     monkeypatch.setattr(lmms, "load", lambda path, device: loaded)
     write_ready(copy("countbench"), ["countbench"], tmp_path / "tasks")
-    says("five", "2")
+    manager = TaskManager(include_path=str(tmp_path / "tasks"))  # beside the stock tasks, as the program does it
+    says("five", "3")
     found = simple_evaluate(
-        model="tunalab", model_args="run=runs/x", tasks=["countbench"], task_manager=manager(tmp_path / "tasks"), batch_size=1
+        model="tunalab", model_args="run=runs/x", tasks=["countbench_local"], task_manager=manager, batch_size=1, limit=2
     )
-    assert found["results"]["countbench"]["acc,none"] == 1.0
+    (accuracy,) = measures(found)
+    assert accuracy.items == [1, 0] and accuracy.benchmark == "CountBench"

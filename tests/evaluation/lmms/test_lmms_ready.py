@@ -32,7 +32,7 @@ def test_ready_files_point_at_the_copies_and_at_the_stock_files(task, installed,
     write_ready(tmp_path / "data", [task], tmp_path / "tasks")
     text = (tmp_path / "tasks" / f"{task}.yaml").read_text()
     held = yaml.safe_load(text)
-    assert held["task"] == task and held["dataset_path"] == str(tmp_path / "data" / task)
+    assert held["task"] == f"{task}_local" and held["dataset_path"] == str(tmp_path / "data" / task)
     assert held["include"].startswith(str(installed)) and held["include"].endswith(".yaml")
     assert ("#" in text) == (bool(held.keys() - OURS) or task == "visulogic")
 

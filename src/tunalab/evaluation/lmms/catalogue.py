@@ -41,14 +41,22 @@ class Published:
     scale: float | None = 1.0
     chance: float | None = None
     judged: bool = False
+    note: str = ""
 
 
+LOCAL = "_local"  # behind the name of a ready task: of two tasks of one name lmms-eval takes the stock one
 BENCHMARKS: dict[str, Published] = {
     "gqa": Published("GQA", "lmms-lab-encoder/GQA", "exact_match"),
     "realworldqa": Published("RealWorldQA", "lmms-lab-encoder/RealWorldQA", "exact_match"),
     "mmvet": Published("MMVet", "lmms-lab-encoder/MMVet", "gpt_eval_score", _judged, scale=100.0, judged=True),
     # The total is rounded to five digits, of shares: 1 is perfect.
-    "mmmu_val": Published("MMMU", "lmms-lab-encoder/MMMU", "mmmu_acc", _score),
+    "mmmu_val": Published(
+        "MMMU",
+        "lmms-lab-encoder/MMMU",
+        "mmmu_acc",
+        _score,
+        note="of several images the first is shown; by its rules a letter is drawn where a reply names no choice",
+    ),
     "mmvp": Published("MMVP", "lmms-lab-eval/MMVP", "mmvp_accuracy", _correct, chance=0.5),
     "seedbench_2_plus": Published("SEED-Bench-2-Plus", "doolayer/SEED-Bench-2-Plus", "seedbench_2_plus_all", _letter, chance=0.25),
     "ai2d": Published("AI2D", "lmms-lab-encoder/ai2d", "exact_match"),

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from tunalab.errors import UserError
-from tunalab.evaluation.lmms.catalogue import BENCHMARKS
+from tunalab.evaluation.lmms.catalogue import BENCHMARKS, LOCAL
 from tunalab.files import write_atomically
 from tunalab.layers import first_line
 
@@ -34,7 +34,7 @@ def write_ready(data: Path, tasks: Sequence[str], folder: Path) -> None:
     places = {"data": str(data.resolve()), "stock": str(stock())}
     for task in tasks:
         text = files(__package__).joinpath("tasks", f"{task}.yaml").read_text()
-        write_atomically(folder / f"{task}.yaml", f"task: {task}\n{Template(text).substitute(places)}")
+        write_atomically(folder / f"{task}.yaml", f"task: {task}{LOCAL}\n{Template(text).substitute(places)}")
 
 
 def manager(folder: Path) -> Any:
@@ -53,7 +53,8 @@ def load(data: Path, task: str, manager: Any, changes: dict[str, Any]) -> Any:
     from tenacity import RetryError
 
     try:
-        made = get_task_dict([{"task": task, **changes_of_copy(data / task), **changes}], manager)[task]
+        name = f"{task}{LOCAL}"
+        made = get_task_dict([{"task": name, **changes_of_copy(data / task), **changes}], manager)[name]
         made.doc_to_visual(made.task_docs[0])
     except (RetryError, OSError, ValueError, TypeError, LookupError) as error:
         reason = error.last_attempt.exception() if isinstance(error, RetryError) else error

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from tunalab.errors import UserError
-from tunalab.evaluation.lmms.catalogue import BENCHMARKS, Published
+from tunalab.evaluation.lmms.catalogue import BENCHMARKS, LOCAL, Published
 from tunalab.evaluation.measure import Measure, mean, share
 
 KIND = "understanding"
@@ -18,14 +18,15 @@ def measures(results: Mapping[str, Any]) -> list[Measure]:
     Raises UserError: a task that is none of the twelve, a total that is not the mean of its items, no item that was scored.
     """
     found: list[Measure] = []
-    for task, totals in results["results"].items():
+    for name, totals in results["results"].items():
+        task = name.removesuffix(LOCAL)
         if task not in BENCHMARKS:
-            raise UserError(f"{task}: its scale is not known here (choices: {', '.join(BENCHMARKS)})")
-        samples = results.get("samples", {}).get(task)
+            raise UserError(f"{name}: its scale is not known here (choices: {', '.join(BENCHMARKS)})")
+        samples = results.get("samples", {}).get(name)
         if samples:
             found += _of_items(task, BENCHMARKS[task], totals, samples)
         else:
-            found.append(_of_total(task, BENCHMARKS[task], totals, results["n-samples"][task]["effective"]))
+            found.append(_of_total(task, BENCHMARKS[task], totals, results["n-samples"][name]["effective"]))
     return found
 
 
@@ -51,7 +52,7 @@ def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], sample
             "this version of the task counts in another way"
         )
     told = partial(share, KIND, benchmark.title)
-    of_questions = told([outcome == 1 for outcome in scored], chance=benchmark.chance)
+    of_questions = told([outcome == 1 for outcome in scored], chance=benchmark.chance, note=benchmark.note)
     if task != "mmvp":
         return [of_questions]
     pairs = _pairs(values)
@@ -63,7 +64,8 @@ def _of_total(task: str, benchmark: Published, totals: Mapping[str, Any], n: int
     total = _total(benchmark, totals)
     if total is None or benchmark.judged:
         raise UserError(f"{task}: its total alone does not tell what was right (run lmms-eval with --log_samples)")
-    return Measure(KIND, benchmark.title, "accuracy", total, n, chance=benchmark.chance, note="no interval: items were not logged")
+    note = "; ".join(filter(None, [benchmark.note, "no interval: items were not logged"]))
+    return Measure(KIND, benchmark.title, "accuracy", total, n, chance=benchmark.chance, note=note)
 
 
 def _total(benchmark: Published, totals: Mapping[str, Any]) -> float | None:
