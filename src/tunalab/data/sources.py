@@ -15,7 +15,8 @@ from tunalab.config import (
     WebDatasetConfig,
 )
 from tunalab.data.buckets import Buckets
-from tunalab.data.documents import KINDS, Corpus, Reject
+from tunalab.data.copies import PREFIX, CopyCorpus
+from tunalab.data.documents import KINDS, Corpus, Reject, Unfit
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.image_files import decode_image
 from tunalab.data.manifest import ManifestCorpus
@@ -78,7 +79,7 @@ class SourceSettings:
 
 
 def source_names(settings: SourceSettings) -> list[str]:
-    """Every name that :func:`build_source` knows under these settings."""
+    """Every name that :func:`build_source` knows under these settings; behind ``copy/`` each is a source of copies."""
     manifests = (f"manifest/{key}" for key in settings.manifests)
     return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *manifests, *settings.shards]
 
@@ -88,8 +89,8 @@ def check_sources(config: RunConfig) -> None:
     known = source_names(SourceSettings.of(config.data, config.seed))
     for stage_name, stage in config.stages.items():
         for name in stage.mix:
-            if name not in known:
-                raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {', '.join(known)}")
+            if name.removeprefix(PREFIX) not in known:
+                raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(known)}")
 
 
 def open_sources(config: RunConfig) -> None:
@@ -110,6 +111,8 @@ def probe(corpus: Corpus, count: int = 8) -> None:
         index = 997 * number  # apart from each other: one damaged row group is no wrong setting
         try:
             corpus.document(index if corpus.length is None else index % corpus.length)
+        except Unfit:  # it can be read; how many fit is for the run to say, which asks more than a few
+            return
         except Reject as reject:
             reason = reason or str(reject)
         else:
@@ -123,8 +126,10 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
     Raises:
         UserError: no such source, or its files are missing.
     """
+    if name.startswith(PREFIX):
+        return CopyCorpus(build_source(name.removeprefix(PREFIX), settings))
     if name not in source_names(settings):
-        raise UserError(f"unknown source {name!r}; choices: {', '.join(source_names(settings))}")
+        raise UserError(f"unknown source {name!r}; choices: {_choices(source_names(settings))}")
     family, _, which = name.partition("/")
     if family == "easy_vqa":
         return EasyVqaCorpus(settings.image_size, settings.questions_per_image)
@@ -150,6 +155,10 @@ def build_source(name: str, settings: SourceSettings) -> Corpus:
     )
     kind = next(kind for kind in KINDS if kind == which)
     return ScenesCorpus(kind, "train", scenes)
+
+
+def _choices(names: list[str]) -> str:
+    return f"{', '.join(names)}, or {PREFIX}NAME of one with images"
 
 
 def _open_shards(name: str, config: ShardsConfig, settings: SourceSettings) -> Corpus:

@@ -25,6 +25,7 @@ PARTS: dict[str, str] = {
     "generation": "tunalab.evaluation.generation.following",
     "diversity": "tunalab.evaluation.generation.diversity",
     "fidelity": "tunalab.evaluation.generation.fidelity",
+    "reconstruction": "tunalab.evaluation.reconstruction.round_trips",
     "editing": "tunalab.evaluation.editing.scene_edits",
     "attention": "tunalab.evaluation.attention.on_object",
     "published": "tunalab.evaluation.lmms.published",

@@ -119,6 +119,14 @@ class EditingSettings:
 
 
 @dataclass
+class ReconstructionSettings:
+    """``scenes``: images. ``inception``: file of the official weights of Inception v3, for rFID."""
+
+    scenes: int = ranged(128, 2)
+    inception: str = ""
+
+
+@dataclass
 class EvaluationSettings:
     """A field a part, in the order of evaluation/parts.py."""
 
@@ -126,6 +134,7 @@ class EvaluationSettings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     diversity: DiversitySettings = field(default_factory=DiversitySettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
+    reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     editing: EditingSettings = field(default_factory=EditingSettings)
     attention: AttentionSettings = field(default_factory=AttentionSettings)
     published: PublishedSettings = field(default_factory=PublishedSettings)

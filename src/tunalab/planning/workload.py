@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tunalab.config import DataConfig, RunConfig
 from tunalab.data.buckets import Buckets, Size
+from tunalab.data.copies import PREFIX
 from tunalab.data.documents import KINDS, Kind
 from tunalab.data.sequence import visual_grid
 from tunalab.data.stream import open_stream
@@ -67,7 +68,7 @@ def workload(config: RunConfig, stage: str, tokenizer: Tokenizer | None, token_p
 
 def needs_no_files(config: RunConfig) -> bool:
     """Whether every source of the run is drawn or installed with the package, so that sampling costs nothing."""
-    return all(name.partition("/")[0] in DRAWN for stage in config.stages.values() for name in stage.mix)
+    return all(name.removeprefix(PREFIX).partition("/")[0] in DRAWN for stage in config.stages.values() for name in stage.mix)
 
 
 def kinds_of(config: RunConfig) -> list[Kind]:
@@ -78,6 +79,8 @@ def kinds_of(config: RunConfig) -> list[Kind]:
 
 def kind_of(source: str, data: DataConfig) -> Kind:
     """What documents a source of a mix makes; a manifest, which may mix kinds, is taken for what its captions become."""
+    if source.startswith(PREFIX):
+        return "edit"
     family, _, key = source.partition("/")
     if family in DRAWN:
         return next(kind for kind in KINDS if kind == key)

@@ -18,6 +18,9 @@ MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are abl
 Key = tuple[str, str]
 COUNTERPARTS: dict[str, dict[Key, Key]] = {
     "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in SCENES.items()},
+    "reconstruction": {
+        (ours, metric): ("ImageNet val 512 px", metric) for ours in ("scenes", "photographs") for metric in ("PSNR", "SSIM", "rFID")
+    },
 }
 SPLITS = ("", "test")  # of ours that have a counterpart
 

@@ -11,6 +11,7 @@ import torch
 
 from tunalab.config import FrontEndConfig, RunConfig
 from tunalab.data.buckets import check_buckets
+from tunalab.data.copies import PREFIX
 from tunalab.data.easy_vqa import check_installed
 from tunalab.data.scenes.benchmarks import check_groups
 from tunalab.data.scenes.settings import check_image_size
@@ -30,14 +31,15 @@ def check_run(config: RunConfig) -> None:
     drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     evaluation = config.evaluation
     scenes_asked = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
-    if scenes_asked or any(name.startswith("scenes/") for name in drawn):
+    if scenes_asked or any(name.removeprefix(PREFIX).startswith("scenes/") for name in drawn):
         check_image_size(config.data.image_size)
     if evaluation.groups:
         check_groups(evaluation.groups, evaluation.levels)
     settings = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(settings, config.decoder.width, config.data.image_size, config.components_seed)
     check_buckets(config.data, space.token_pixels)
-    _check_row(config, space, images=2 if "scenes/edit" in drawn else 1)
+    two = any(name == "scenes/edit" or name.startswith(PREFIX) for name in drawn)
+    _check_row(config, space, images=2 if two else 1)
 
 
 def open_data(config: RunConfig) -> None:
