@@ -16,6 +16,7 @@ from tunalab.evaluation.generation.palette import nearest
 REACH = 3  # units to either side that a thing's place is looked for in
 SWEEPS = 3
 GAIN = 0.02  # share of what is unexplained in a window that an alternative must explain to replace what was found
+HOPELESS = 0.3  # an image of which more than this share is unexplained is no scene: nothing is fitted again, which takes longest
 LEAST = 0.01  # energy a pixel of its coverage that a thing must explain alone: a tenth of the palette's smallest contrast, squared
 EXACT = 0.02, 5  # an error that rounding makes, and how many standard deviations one that noise makes
 SMALL = RADIUS["small"]
@@ -67,6 +68,9 @@ def untangle(bank: Bank, image_Cnn: np.ndarray, background_C: np.ndarray, things
     if not tangled:
         return things
     things = _needed(bank, image_Cnn, background_C, things, tangled)
+    energy = np.square(image_Cnn - background_C[:, None, None]).sum()
+    if np.square(image_Cnn - draw(bank, background_C, things)).sum() > HOPELESS * energy:
+        return things
     for _ in range(SWEEPS):
         changed = False
         for i, thing in enumerate(things):

@@ -12,7 +12,7 @@ from tunalab.data.scenes.sampling import draw_scene, stream
 from tunalab.errors import UserError
 
 DENSE = "dense"
-_REPEATS = 3000  # so many scenes in a row that are known or unfit: there are hardly any others
+_REPEATS = 500  # so many scenes in a row that are known or unfit: there are hardly any others
 
 
 @dataclass(frozen=True)
