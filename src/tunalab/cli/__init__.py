@@ -23,6 +23,7 @@ FAMILIES = (
     "export",
     "using",
     "published_samples",
+    "published_scores",
     "evaluation",
     "judging",
     "attention",

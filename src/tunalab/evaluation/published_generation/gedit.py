@@ -5,20 +5,20 @@ Shapes: H W C image pixels and channels.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunalab.data.buckets import Buckets, Size
+from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Reject
-from tunalab.data.image_files import MAX_PIXELS, decode_image, read_image
+from tunalab.data.image_files import decode_image, read_image
 from tunalab.data.shards.files import find_files
 from tunalab.data.shards.schema import IMAGE, Column, is_text
 from tunalab.data.shards.table import TableReader
 from tunalab.errors import UserError
+from tunalab.evaluation.published_generation.images import OwnSize
 from tunalab.evaluation.published_generation.lines import read_lines, text_of
 from tunalab.evaluation.published_generation.making import Picture
 from tunalab.inference.files import save_image
@@ -27,20 +27,6 @@ from tunalab.inference.wanted import Wanted
 KEYS = ("key", "task_type", "instruction", "instruction_language")
 _TEXT = Column(is_text, "string")
 _ALL_GROUPS = 10_000  # of the text columns: small
-
-
-@dataclass(frozen=True)
-class OwnSize(Buckets):
-    """Every image keeps its size."""
-
-    tiers: tuple[tuple[Size, ...], ...] = ()
-
-    @property
-    def longest(self) -> int:
-        return MAX_PIXELS
-
-    def choose(self, where: str, height: int, width: int) -> Size:
-        return height, width
 
 
 class SourcePicture(Picture):

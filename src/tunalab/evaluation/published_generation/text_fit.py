@@ -1,0 +1,88 @@
+"""CLIP score and HPS v2: how well images fit the prompts that they were made of, by the cosine of a CLIP's features.
+
+CLIP score: https://arxiv.org/abs/2104.08718, there 2.5 max(cosine, 0). HPS v2: https://arxiv.org/abs/2306.09341, the cosine of a
+ViT-H-14 that learnt what people prefer, images padded to a square. Both are often given times 100.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tunalab.errors import UserError
+from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.published_generation.clip import Clip
+from tunalab.evaluation.published_generation.dpg import cells
+from tunalab.evaluation.published_generation.lines import read_lines, text_of
+from tunalab.evaluation.published_generation.outcomes import Outcomes
+from tunalab.evaluation.published_generation.summary import item_measure
+from tunalab.inference.files import read_settings
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """An image file, the prompt that it was made of (None: it is damaged and cannot tell), and how many samples it shows."""
+
+    path: Path
+    prompt: str | None
+    count: int = 1
+
+
+def score_fit(benchmark: str, images: Sequence[Prompted], clip: Clip, outcomes: Outcomes) -> list[Measure]:
+    """The mean cosine, items being prompts. Raises UserError when no image can be read."""
+    values: dict[str, list[float]] = {}
+    failures = 0
+    for image in tqdm(images, desc=benchmark, disable=None, leave=False):
+        prompt = image.prompt
+        if prompt is None:
+            failures += 1
+            continue
+        found = outcomes.of(
+            image.path,
+            [prompt, image.count],
+            lambda pixels, image=image, prompt=prompt: {"cosines": clip.fit(cells(pixels, image.count), prompt)},  # type: ignore[misc]
+        )
+        known = values.setdefault(prompt, [])
+        known += [] if found is None else found["cosines"]
+        failures += found is None
+    means = [float(np.mean(cosines)) if cosines else None for cosines in values.values()]
+    return [item_measure(benchmark, "cosine", means, failures, clip.name)]
+
+
+def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:
+    """``data``: JSON lines of image (a path below the folder) and prompt; None: the images tell, as all that tunalab makes.
+
+    Raises UserError: there are no images, one does not tell its prompt, is an edit, or is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    if data is not None:
+        listed = [
+            Prompted(folder / text_of(where, line, "image"), text_of(where, line, "prompt"))
+            for where, line in read_lines(data, "prompts")
+        ]
+        if missing := [one.path for one in listed if not one.path.is_file()]:
+            raise UserError(f"{missing[0]} is missing, which {data} names")
+        return listed
+    told = [one for path in sorted(folder.rglob("*.png")) if (one := _told(path)) is not None]
+    if all(one.prompt is None for one in told):
+        raise UserError(f"{folder} holds no PNG that tells the prompt it was made of")
+    return told
+
+
+def _told(path: Path) -> Prompted | None:
+    """None of pictures that are no samples: overviews, sources of edits."""
+    try:
+        settings = read_settings(path)
+    except UserError:
+        return Prompted(path, None)
+    if settings is None:
+        raise UserError(f"{path} does not tell the prompt it was made of: give --data, JSON lines of image and prompt")
+    if "prompt" not in settings:
+        return None
+    if "source" in settings:
+        raise UserError(f"{path} is an edit: what it was made of is no description of it")
+    seed = settings["seed"]
+    return Prompted(path, settings["prompt"], len(seed) if isinstance(seed, list) else 1)
