@@ -1,5 +1,7 @@
 """The paper's recipe at two sizes: what is equal in it, what differs, and what happens on a laptop."""
 
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from tunalab.data.buckets import Buckets
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import Components
-from tunalab.frontends.registry import build_frontend
+from tunalab.frontends.registry import build_frontend, frontend_class
 from tunalab.model.build import build_model
+from tunalab.model.flow import sample_time
 from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel
+from tunalab.official.layout import MODELS, OfficialModel
 from tunalab.training.stages import set_trainable
 
 ROOT = Path(__file__).parent.parent
@@ -49,24 +53,50 @@ def differences(a: RunConfig, b: RunConfig) -> set[str]:
 
 @pytest.mark.parametrize("experiment", CONTROLLED)
 def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) -> None:
-    first, *others = (load(experiment, variant) for variant in SETTINGS)
-    assert len(others) >= 2
-    for other in others:
-        assert {key.split(".")[0] for key in differences(first, other)} == {"variant", "frontend"}
+    """But for the exception that the headers name: a front-end without connector trains whole in the connector stage."""
+    configs = {variant: load(experiment, variant) for variant in SETTINGS}
+    assert len(configs) >= 3
+    for one, other in combinations(configs, 2):
+        settings = differences(configs[one], configs[other])
+        exception = {key for key in settings if key.startswith("stages.")}
+        assert exception == ({"stages.connector.lr"} if "tuna2" in (one, other) else set())
+        assert {key.split(".")[0] for key in settings - exception} == {"variant", "frontend"}
+    for variant, config in configs.items():
+        whole = not frontend_class(config.frontend.name).connector_parts
+        stages = config.stages
+        assert stages["connector"].lr == (stages["pretrain"].lr if whole else 5e-4), variant
 
 
 def test_own_settings_are_those_that_the_header_lists() -> None:
     expected = {
-        "tuna": {"prediction", "time_mean", "time_std", "noise_scale", "text_weight", "understanding_noise", "masking.ratio"},
+        "tuna": {
+            *("prediction", "time_mean", "time_shift", "time_std", "noise_scale"),
+            *("text_weight", "understanding_noise", "masking.ratio"),
+        },
         "tuna_r": {"masking.ratio"},
         "tuna2": set(),
     }
-    sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": set()}
+    sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": {"method"}}
     for variant in SETTINGS:
         named = {f"objective.{key}" for key in expected[variant]} | {f"sampling.{key}" for key in sampling[variant]}
         if variant == "tuna2":
             named |= {"stages.connector.tokens"}
         assert differences(load("paper_7b", variant), load("paper_7b_controlled", variant)) == named | {"experiment"}
+
+
+@pytest.mark.parametrize("official", MODELS, ids=lambda model: model.variant)
+def test_own_sampling_is_that_of_the_released_models(official: OfficialModel) -> None:
+    sampling = load("paper_7b", official.variant).sampling
+    published = {key: value for key, value in official.usual.items() if key.startswith("sampling.")}
+    assert {f"sampling.{key}": value for key, value in asdict(sampling).items()} == published
+
+
+def test_tunas_times_shift_by_the_published_law() -> None:
+    """mu is linear in tokens, 0.5 at 256 and 1.15 at 4096, and noise grows with it: t = 1 is clean."""
+    objective = load("paper_7b", "tuna").objective
+    tokens = torch.tensor([256, 1024, 4096])
+    middle = sample_time(torch.zeros(3), tokens, objective)
+    torch.testing.assert_close(-middle.logit(), torch.tensor([0.5, 0.63, 1.15]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", list(SETTINGS))
@@ -82,7 +112,9 @@ def test_the_stages_are_the_papers() -> None:
         config = load(experiment, variant)
         stages = config.stages
         assert list(stages) == list(STAGES)
-        assert [stage.lr for stage in stages.values()] == [5e-4, 1e-4, 2e-5]
+        connector = 1e-4 if variant == "tuna2" else 5e-4  # it has none; in the paper's own settings the stage has no tokens
+        assert [stage.lr for stage in stages.values()] == [connector, 1e-4, 2e-5]
+        assert (stages["connector"].tokens == 0) == (variant == "tuna2" and experiment in OWN)
         assert [stage.train for stage in stages.values()] == ["connector", "all", "all"]
         assert [stage.masking for stage in stages.values()] == [False, True, False]
         assert config.objective.masking.start == 0.6, "the last 40%"
