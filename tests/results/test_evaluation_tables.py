@@ -10,7 +10,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.whole import Evaluated
 from tunalab.results.evaluation_tables import evaluation_markdown, write_evaluation_tables
-from tunalab.results.evaluations import differences_table, means_table, sides
+from tunalab.results.evaluations import differences_table, means_table, sides, unequal_settings
 from tunalab.results.published import COUNTERPARTS, read_published
 from tunalab.results.statistics import item_interval
 
@@ -122,6 +122,56 @@ def test_runs_that_cannot_be_compared_are_refused(made):
         sides([other, *made[1:]])
     with pytest.raises(UserError, match="two evaluated runs of"):
         sides([made[0], made[0]])
+
+
+def test_a_share_that_is_always_right_is_not_certain(records):
+    made = [
+        replace(record, evaluation=[Evaluated("x", {}, {}, 0.0, [share("understanding", "charts", [True] * 48)])])
+        for record in records(seeds=2)
+    ]
+    for row in means_table(sides(made)).to_dict("records"):
+        assert row["value"] == row["high"] == 1 and 0.9 < row["low"] < 0.93
+
+
+def test_runs_of_unequal_length_or_settings_are_refused_or_told(made):
+    def of(record, **origin):
+        return replace(record, evaluation=[replace(record.evaluation[0], origin=origin)])
+
+    with pytest.raises(UserError, match="evaluated at 2,000,000 and 9,000,000 tokens: no fair comparison"):
+        sides([of(made[0], tokens=2_000_000), *(of(record, tokens=9_000_000) for record in made[1:])])
+    with pytest.raises(UserError, match="averaged and raw weights"):
+        sides([of(made[0], tokens=9, weights="raw"), *(of(record, tokens=9, weights="averaged") for record in made[1:])])
+    other = replace(made[0], config={**made[0].config, "seed": 5, "threads": 7})
+    assert unequal_settings(made) == []
+    with pytest.raises(UserError, match="differ in more than the seed"):
+        sides([replace(other, config={**other.config, "data": {"image_size": 64}}), *made[1:]])
+    changed = [
+        replace(record, config={**record.config, "data": {"image_size": 64}}) if record.run.variant == "tuna" else record
+        for record in made
+    ]
+    assert unequal_settings(changed) == ["data.image_size"]
+
+
+def test_ceilings_and_notes_name_their_variant(records):
+    made = []
+    for record in records(seeds=1):
+        tuna = record.run.variant == "tuna"
+        measure = share(
+            "editing", "recolour", outcomes(0.5, 0), metric="success", ceiling=0.6 if tuna else 1.0, note="vae" if tuna else ""
+        )
+        made.append(replace(record, evaluation=[Evaluated("editing", {}, {}, 0.0, [measure])]))
+    compared = sides(made)
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    assert "| 0.600 / 1.000 / 1.000 |" in text
+
+
+def test_more_attention_is_not_better(records):
+    made = []
+    for record in records(seeds=1):
+        measure = share("attention", "all", outcomes(SHARES[record.run.variant], 0), metric="share on others")
+        made.append(replace(record, evaluation=[Evaluated("attention", {}, {}, 0.0, [measure])]))
+    compared = sides(made)
+    assert "**" not in evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
 
 
 def test_no_evaluation_no_table(records, tmp_path):

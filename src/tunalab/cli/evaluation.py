@@ -71,12 +71,14 @@ def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out:
     from tunalab.evaluation.subject import Subject
     from tunalab.evaluation.whole import evaluate_parts
     from tunalab.exporting import load
+    from tunalab.inference.precision import find_device, mixed, precision
     from tunalab.results.records import RECORD_FILE, add_evaluation, read_record
 
     folder, record = out or path / "evaluation", path / RECORD_FILE
     if record.is_file():
         read_record(record)  # a damaged one is known now, not when everything is measured
-    loaded = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(None)
+    loaded = load(path, device)
     torch.set_num_threads(max(loaded.config.threads, torch.get_num_threads()))
     trained = loaded.origin.get("tokens")  # an official checkpoint does not say
     print(f"{path}{'' if trained is None else f' at {trained:,} tokens'} -> {folder}")
@@ -87,7 +89,8 @@ def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out:
             _track(path, loaded, result, record)
 
     subject = Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin, quiet)
-    results, errors = evaluate_parts(subject, settings, parts, done=keep)
+    with mixed(precision(loaded.config, device), device):
+        results, errors = evaluate_parts(subject, settings, parts, done=keep)
     if results and record.is_file():
         print(f"wrote {record}")
     return [f"{path}: {name}: {error}" for name, error in errors.items()]

@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
+import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
+    from tunalab.evaluation.judging.endpoint import Endpoint
     from tunalab.evaluation.measure import Measure
 
 CHOICES = ("quality", "diversity")
@@ -43,75 +45,96 @@ def judge(arguments: argparse.Namespace) -> int:
             f"--timeout={arguments.timeout:g} --retries={arguments.retries}: a time above 0 and a count from 0 are needed"
         )
     from tunalab.evaluation.judging.ballots import LETTERS
-    from tunalab.evaluation.judging.candidates import matched, read_folder
+    from tunalab.evaluation.judging.candidates import matched, read_folder, unequal
     from tunalab.evaluation.judging.endpoint import Endpoint
     from tunalab.evaluation.whole import Evaluated
     from tunalab.results.records import RECORD_FILE, add_evaluation
 
-    began = time.perf_counter()
-    names = [path.resolve().name for path in paths]
+    runs = [path.resolve().name for path in paths]
     if not 2 <= len(paths) <= len(LETTERS):
         raise UserError(f"a vote needs 2 to {len(LETTERS)} candidates, not {len(paths)}")
-    if len(set(names)) < len(names):
-        raise UserError(f"candidates are told apart by the names of their folders: {', '.join(names)}")
+    if len(set(runs)) < len(runs):
+        raise UserError(f"candidates are told apart by the names of their folders: {', '.join(runs)}")
     endpoint = Endpoint.from_environment(os.environ, arguments.out / "answers", arguments.timeout, arguments.retries)
-    made = [_folder(path, arguments.prompts, arguments.n) for path in paths]
-    folders = [read_folder(folder) for folder, _ in made]
-    prompts = matched(names, folders)
-    votes, rates = _vote(arguments, endpoint, names, folders, prompts)
+    made = [_made(path, arguments.prompts, arguments.n) for path in paths]
+    names = [run if one.variant is None else one.variant for run, one in zip(runs, made, strict=True)]
+    if len(set(names)) < len(names):  # two runs of one variant against each other
+        names = runs
+    folders = [read_folder(one.folder) for one in made]
+    prompts = matched(runs, folders)
+    for line in unequal(runs, folders):
+        print(f"warning: {line}", file=sys.stderr)
     settings = {"judge": endpoint.model, "candidates": names, "prompts": len(prompts), "pairwise": arguments.pairwise}
-    _write(arguments.out / "judge.json", {"settings": settings, "usage": endpoint.usage, "votes": votes}, rates)
-    for path, name, (_, origin) in zip(paths, names, made, strict=True):
-        if origin is not None and (path / RECORD_FILE).is_file():
-            add_evaluation(path / RECORD_FILE, [Evaluated("judge", settings, origin, time.perf_counter() - began, rates[name])])
-    used = endpoint.usage
-    tokens = f"{used['prompt_tokens']:,} tokens read, {used['completion_tokens']:,} written"
-    print(f"{used['asked']} questions asked ({tokens}), {used['kept']} answered before")
-    print(f"wrote {arguments.out / 'judge.json'}")
+    for question in [arguments.question] if arguments.question else CHOICES:
+        began, before = time.perf_counter(), dict(endpoint.usage)
+        votes, rates = _vote(arguments, question, endpoint, names, folders, prompts)
+        used = {name: count - before[name] for name, count in endpoint.usage.items()}
+        told = {"question": question, "settings": settings, "runs": runs, "usage": used, "votes": votes}
+        _write(arguments.out / f"{question}.json", told, rates)
+        for path, name, one in zip(paths, names, made, strict=True):
+            if one.origin is not None and (path / RECORD_FILE).is_file():
+                result = Evaluated(f"judge {question}", settings, one.origin, time.perf_counter() - began, rates[name])
+                add_evaluation(path / RECORD_FILE, [result])
+        tokens = f"{used['prompt_tokens']:,} tokens read, {used['completion_tokens']:,} written"
+        print(f"{used['asked']} questions asked, {used['kept']} answered before; {tokens} in all")
+        print(f"wrote {arguments.out / f'{question}.json'}")
     return 0
 
 
 def _vote(
-    arguments: argparse.Namespace, endpoint: Any, names: list[str], folders: list[dict[str, list[Path]]], prompts: list[str]
+    arguments: argparse.Namespace,
+    question: str,
+    endpoint: "Endpoint",
+    names: list[str],
+    folders: list[dict[str, list[Path]]],
+    prompts: list[str],
 ) -> "tuple[list[dict[str, Any]], dict[str, list[Measure]]]":
+    """All votes, plain, and the win rates of every candidate."""
     from tqdm import tqdm
 
     from tunalab.evaluation.judging.candidates import read_images
     from tunalab.evaluation.judging.comparison import compare
 
     groups = list(combinations(range(len(names)), 2)) if arguments.pairwise else [tuple(range(len(names)))]
-    asked = [arguments.question] if arguments.question else list(CHOICES)
     votes: list[dict[str, Any]] = []
     rates: dict[str, list[Measure]] = {name: [] for name in names}
-    with tqdm(total=len(groups) * len(asked) * len(prompts), desc="votes", disable=None, leave=False) as bar:
-        for question in asked:
-            for group in groups:
-                chosen = [names[number] for number in group]
-                outcome = compare(
-                    endpoint,
-                    question,
-                    prompts,
-                    lambda candidate, prompt, group=group: read_images(folders[group[candidate]][prompts[prompt]]),  # type: ignore[misc]
-                    chosen,
-                    threads=arguments.threads,
-                    watch=bar.update,
-                )
-                places = ", ".join(f"{share:.2f}" for share in outcome.places)
-                print(f"{question}: {outcome.ties} ties, {outcome.failures} not readable; wins by place shown: {places}")
-                for name, rate in zip(chosen, outcome.rates, strict=True):
-                    interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
-                    print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
-                    rates[name].append(rate)
-                votes += [{"question": question, "candidates": chosen, **asdict(vote)} for vote in outcome.votes]
+    with tqdm(total=len(groups) * len(prompts), desc=question, disable=None, leave=False) as bar:
+        for group in groups:
+            chosen = [names[number] for number in group]
+            outcome = compare(
+                endpoint,
+                question,
+                prompts,
+                lambda candidate, prompt, group=group: read_images(folders[group[candidate]][prompts[prompt]]),  # type: ignore[misc]
+                chosen,
+                threads=arguments.threads,
+                watch=bar.update,
+            )
+            places = ", ".join(f"{share:.2f}" for share in outcome.places)
+            print(f"{question}: {outcome.ties} ties, {outcome.failures} not readable; wins by place shown: {places}")
+            for name, rate in zip(chosen, outcome.rates, strict=True):
+                interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
+                print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
+                rates[name].append(rate)
+            votes += [{"candidates": chosen, **asdict(vote)} for vote in outcome.votes]
     return votes, rates
 
 
-def _folder(path: Path, count: int, n: int) -> tuple[Path, dict[str, Any] | None]:
-    """A folder of images as it is; of a run directory the images its model makes of held-out captions, and the model's origin."""
+@dataclass(frozen=True)
+class _Made:
+    """A folder of images; of a run directory also which variant made them, and the model's origin."""
+
+    folder: Path
+    variant: str | None = None
+    origin: dict[str, Any] | None = None
+
+
+def _made(path: Path, count: int, n: int) -> _Made:
+    """A folder of images as it is; of a run directory the images that its model makes of held-out captions."""
     from tunalab.results.records import CONFIG_FILE
 
     if not (path / CONFIG_FILE).is_file():
-        return path, None
+        return _Made(path)
     from tunalab.evaluation.held_out import held_out, prompt_of
     from tunalab.exporting import load_run
     from tunalab.inference.orders import ImageOrder, make_images, output_size
@@ -121,10 +144,11 @@ def _folder(path: Path, count: int, n: int) -> tuple[Path, dict[str, Any] | None
     loaded = load_run(path, device)
     config = loaded.config
     texts = list(dict.fromkeys(prompt_of(document) for document in held_out("text_to_image", count, config)))
-    order = ImageOrder(loaded.identity, texts, range(n), output_size(config.data, None), config.sampling, precision(config, device))
+    size = output_size(config.data, None)
+    order = ImageOrder(loaded.identity, texts, range(n), size, config.sampling, precision(config, device))
     folder = path / "evaluation" / f"judged-{count}x{n}-{loaded.origin['tokens']}"
     make_images(loaded.model, loaded.tokenizer, config.objective, order, folder)
-    return folder, loaded.origin
+    return _Made(folder, config.variant, loaded.origin)
 
 
 def _write(path: Path, told: dict[str, Any], rates: "dict[str, list[Measure]]") -> None:

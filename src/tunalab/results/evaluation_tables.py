@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tunalab.files import write_atomically
-from tunalab.results.evaluations import differences_table, evaluated, means_table, sides
+from tunalab.results.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
 from tunalab.results.labels import VARIANTS, ordered_variants, variant_label
 from tunalab.results.published import MAIN_SETTING, counterpart, read_published
 from tunalab.results.records import Record
@@ -18,10 +18,13 @@ from tunalab.results.tables import markdown_row
 
 NOTE = """\
 Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the
-items of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold: ahead of every other front-end by
-a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction for the number of rows.
-Published numbers are those of 7B models on the published benchmarks, from `results/published.csv`: beside ours only their order
-can be compared."""
+items of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold, where more is better: ahead of
+every other front-end by a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction
+for the number of rows. Settings in which the runs differ besides the front-end: {unequal}. Published numbers are those of 7B
+models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared."""
+# A larger distance between images, or more attention, is not better by itself.
+HIGHER_IS_BETTER = ("understanding", "generation", "editing", "judge")
+NO_DIRECTION = ("accuracy without image",)
 KEY = ["kind", "benchmark", "split", "metric"]
 
 
@@ -33,9 +36,11 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
     if not evaluated(records):
         return []
     compared = sides(evaluated(records))
+    unequal = unequal_settings(evaluated(records))
     means, differences = means_table(compared), differences_table(compared)
     texts = {
-        "evaluation.md": f"<!-- made by: {command} -->\n\n" + evaluation_markdown(means, differences, read_published(published)),
+        "evaluation.md": f"<!-- made by: {command} -->\n\n"
+        + evaluation_markdown(means, differences, read_published(published), unequal),
         "evaluation.csv": f"# made by: {command}\n" + means.to_csv(index=False, float_format="%.6g"),
         "differences.csv": f"# made by: {command}\n" + differences.to_csv(index=False, float_format="%.6g"),
     }
@@ -44,7 +49,9 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
     return [folder / name for name in texts]
 
 
-def evaluation_markdown(means: pd.DataFrame, differences: pd.DataFrame, published: pd.DataFrame) -> str:
+def evaluation_markdown(
+    means: pd.DataFrame, differences: pd.DataFrame, published: pd.DataFrame, unequal: Sequence[str] = ()
+) -> str:
     """A section a kind; columns: the variants as measured here, then the published result of the paper's variants.
 
     Published benchmarks without a measure of ours have rows of their own: what is not measured should be seen.
@@ -61,21 +68,38 @@ def evaluation_markdown(means: pd.DataFrame, differences: pd.DataFrame, publishe
         for key, part in means[means["kind"] == kind].groupby(KEY, sort=False):
             theirs = counterpart(*map(str, key))
             shown.add(theirs)
-            ahead = _ahead(differences, key)
+            ahead = _ahead(differences, key) if kind in HIGHER_IS_BETTER and key[-1] not in NO_DIRECTION else set()
             by_variant = {row["variant"]: row for row in part.to_dict("records")}
             cells = [_measured(by_variant[name], name in ahead) if name in by_variant else "" for name in variants]
-            first = part.iloc[0]
-            counts = [_number(first["chance"]), _number(first["ceiling"]), _counts(part)]
+            counts = [_of_each(part, "chance"), _of_each(part, "ceiling"), _counts(part)]
             lines.append(markdown_row([_label(*key[1:]), *cells, *counts, *_published(main, kind, theirs)]))
         others = main[main["kind"] == kind].groupby(["benchmark", "metric"], sort=False)
         for theirs, _ in others:
             if theirs not in shown:
                 lines.append(markdown_row([""] * (4 + len(variants)) + _published(main, kind, theirs)))
-        notes = dict.fromkeys(means[(means["kind"] == kind) & (means["note"] != "")]["note"])
-        lines += ["", *(f"- {note}" for note in notes), ""]
+        lines += ["", *_notes(means[(means["kind"] == kind) & (means["note"] != "")]), ""]
     seeds = "/".join(str(count) for count in sorted(set(means["seeds"])))
-    lines.append(NOTE.format(seeds=seeds))
+    lines.append(NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none"))
     return "\n".join(lines) + "\n"
+
+
+def _notes(rows: pd.DataFrame) -> list[str]:
+    """A line a note, with the rows (and the variants, where not all have it) that it is of."""
+    lines = []
+    variants = set(rows["variant"])
+    for note, part in rows.groupby("note", sort=False):
+        labels = list(dict.fromkeys(_label(*row) for row in zip(part["benchmark"], part["split"], part["metric"], strict=True)))
+        named = "; ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+        of = ordered_variants(part["variant"])
+        whose = "" if set(of) == variants else f" ({', '.join(variant_label(name) for name in of)})"
+        lines.append(f"- {named}{whose}: {note}")
+    return lines
+
+
+def _of_each(part: pd.DataFrame, column: str) -> str:
+    """One number, or one a variant in the order of the columns where they differ (a ceiling through a VAE is lower)."""
+    values = [_number(value) for value in part[column]]
+    return values[0] if len(set(values)) == 1 else " / ".join(value or "-" for value in values)
 
 
 def _ahead(differences: pd.DataFrame, key: Any) -> set[str]:

@@ -3,6 +3,7 @@
 Shapes: S seeds, I items.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 
 from tunalab.errors import UserError
+from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.measure import KINDS, Measure
 from tunalab.results.labels import ordered_variants
 from tunalab.results.records import Record
+from tunalab.results.settings import OF_VARIANT, flat_settings, identity
 from tunalab.results.statistics import item_interval
 
+TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 Key = tuple[str, str, str, str]  # kind, benchmark, split, metric
 
 
@@ -39,8 +43,10 @@ def evaluated(records: Sequence[Record]) -> list[Record]:
 def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
     """Key -> variant -> its measures, keys by kind and then in the order in which they were measured.
 
-    Raises UserError: two records are of the same variant and seed, or models were measured under different settings.
+    Raises UserError: two records are of the same variant and seed, seeds of a variant differ in more than the seed, or models were
+    measured under different settings or at different numbers of tokens.
     """
+    _check_comparable(records)
     found: dict[Key, dict[str, dict[int, Measure]]] = {}
     settings: dict[str, tuple[str, object]] = {}
     for record in sorted(records, key=lambda record: record.run.seed):
@@ -62,9 +68,47 @@ def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
     }
 
 
+def _check_comparable(records: Sequence[Record]) -> None:
+    """What a comparison may not mix. Raises UserError naming two runs."""
+    first = records[0]
+    of_variant: dict[str, Record] = {}
+    for record in records:
+        other = of_variant.setdefault(record.run.variant, record)
+        if identity(other) != identity(record):
+            raise UserError(
+                f"{other.run.name} and {record.run.name} are evaluated and differ in more than the seed: compare one at a time"
+            )
+        tokens, known = ({result.origin.get("tokens") for result in one.evaluation} for one in (record, first))
+        most, least = max(map(_number, tokens | known)), min(map(_number, tokens | known))
+        if most > least * (1 + TOLERANCE):
+            raise UserError(
+                f"{first.run.name} and {record.run.name} were evaluated at {least:,} and {most:,} tokens: no fair comparison"
+            )
+        weights = {result.origin.get("weights") for one in (record, first) for result in one.evaluation}
+        if len(weights) > 1:
+            raise UserError(
+                f"{first.run.name} and {record.run.name} were evaluated with {' and '.join(sorted(map(str, weights)))} weights"
+            )
+
+
+def _number(tokens: object) -> int:
+    return tokens if isinstance(tokens, int) else 0
+
+
+def unequal_settings(records: Sequence[Record]) -> list[str]:
+    """Keys of the configuration, front-end and components aside, in which variants differ: to be told beside every comparison."""
+    settings = {record.run.variant: flat_settings(record) for record in records}
+    known = dict.fromkeys(key for flat in settings.values() for key in flat)
+    shared = [key for key in known if not key.startswith(OF_VARIANT)]
+    return [key for key in shared if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
+
+
 def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
-    """A row per measure and variant. ``low`` and ``high``: with several seeds a bootstrap over items and seeds, with one seed the
-    interval of the measure itself; empty where there is none. ``n`` is the number of items of one seed.
+    """A row per measure and variant. ``n`` is the number of items of one seed.
+
+    ``low`` and ``high``: with several seeds a bootstrap over items and seeds, for shares never within Wilson's interval of one
+    seed's items (seeds share them, and items that are all right do not scatter); with one seed the interval of the measure itself;
+    empty where there is none.
     """
     rows = []
     for key, by_variant in compared.items():
@@ -73,7 +117,7 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
             low, high = first.low, first.high
             items_SI = side.items_of(side.seeds)
             if len(side.seeds) > 1:
-                low, high = (None, None) if items_SI is None else item_interval(items_SI)
+                low, high = (None, None) if items_SI is None else _interval(items_SI)
             value = float(np.mean([measure.value for measure in side.measures]))
             failures = sum(measure.failures for measure in side.measures)
             rows.append(
@@ -81,6 +125,15 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
             )
     names = ["value", "low", "high", "n", "seeds", "chance", "ceiling", "failures", "note"]
     return pd.DataFrame(rows, columns=["kind", "benchmark", "split", "metric", "variant", *names])
+
+
+def _interval(items_SI: np.ndarray) -> tuple[float, float]:
+    low, high = item_interval(items_SI)
+    if not np.isin(items_SI, (0, 1)).all():
+        return low, high
+    share, n = float(items_SI.mean()), items_SI.shape[1]
+    wilson_low, wilson_high = wilson(round(share * n), n)
+    return max(0.0, min(low, wilson_low)), min(1.0, max(high, wilson_high))
 
 
 def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:

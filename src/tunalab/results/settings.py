@@ -17,7 +17,7 @@ from tunalab.results.records import Record
 
 # Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
 _NOT_TOLD = ("seed", "variant", *NOT_IDENTITY)
-_OF_VARIANT = ("frontend.", "components.")
+OF_VARIANT = ("frontend.", "components.")
 Value = str | int | float | bool | None
 
 
@@ -56,7 +56,7 @@ def told_apart(records: Sequence[Record]) -> list[Setting]:
     seen: list[object] = [()] * len(records)
     for key in dict.fromkeys(key for settings in flat for key in settings):
         column: list[object] = [json.dumps(settings.get(key)) for settings in flat]
-        if _follows(column, seen) or (key.startswith(_OF_VARIANT) and _follows(column, variants)):
+        if _follows(column, seen) or (key.startswith(OF_VARIANT) and _follows(column, variants)):
             continue
         told.append(key)
         seen = list(zip(seen, column, strict=True))

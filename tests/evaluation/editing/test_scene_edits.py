@@ -46,6 +46,17 @@ def test_damage_elsewhere_is_seen_where_it_is():
         assert not verdict.kept and not verdict.success and verdict.outside_db < 25
 
 
+def test_what_goes_wrong_in_the_edited_place_does_not_count_as_damage_elsewhere():
+    """The thing that should change becomes something else than asked for: not happened, but the rest is kept."""
+    asked = edits("recolour", [1], 2 * COUNT, 32)
+    wrong_NHWC = np.stack([edit.target_HWC for edit in asked])
+    for edit, wrong_HWC in zip(asked, wrong_NHWC, strict=True):
+        wrong_HWC[changed(edit.source_HWC, edit.target_HWC)] = edit.source_HWC[0, 0]  # gone instead of recoloured, nearly
+    verdicts = judged(asked, wrong_NHWC)
+    assert not any(verdict.happened or verdict.success for verdict in verdicts)
+    assert sum(verdict.kept for verdict in verdicts) >= len(asked) - 2  # a corner pixel may be part of another thing
+
+
 def test_psnr_outside_counts_nothing_inside():
     (edit,) = edits("recolour", [1], 1, 32)
     region_HW = changed(edit.source_HWC, edit.target_HWC)

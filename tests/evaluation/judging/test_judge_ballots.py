@@ -32,6 +32,7 @@ def test_orders_are_shuffled_and_the_same_every_time():
         ("B", "B"),
         ("**C**", "C"),
         ("Candidate A", "A"),
+        ('{"best": "Candidate A"}', "A"),
         ('{"best": "D"}', None),  # there is no D
         ('{"best": ["A", "B"]}', None),
         ('{"worst": "A"}', None),

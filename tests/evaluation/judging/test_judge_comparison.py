@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from PIL import Image
 
 from tunalab.cli import main
 from tunalab.errors import UserError
+from tunalab.evaluation.judging.candidates import read_folder, unequal
 from tunalab.evaluation.judging.comparison import SMALLEST_SIDE, compare, picture
 from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint
-from tunalab.inference.files import save_image
+from tunalab.inference.files import read_settings, save_image
 
 NAMES = ["red", "green", "blue"]
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
@@ -54,12 +56,15 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(answer, int):
             self.reply(answer, {"error": {"message": "not today", "type": "x", "code": answer}})
             return
+        if answer.startswith("raw "):
+            self.reply(200, answer.removeprefix("raw "))
+            return
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
         usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
         self.reply(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
 
-    def reply(self, status: int, plain: dict) -> None:
-        body = json.dumps(plain).encode()
+    def reply(self, status: int, plain: dict | str) -> None:
+        body = (plain if isinstance(plain, str) else json.dumps(plain)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -146,6 +151,15 @@ def test_garbage_is_asked_again_then_counted_never_scored(server, endpoint):
         compare(endpoint, "quality", ["prompt 100", "prompt 101"], images, NAMES)
 
 
+@pytest.mark.parametrize(
+    "answer", ["raw <html>502</html>", "raw [1]", 'raw {"choices": [{}]}', 'raw {"choices": []}', "raw {", "", 400, 413]
+)
+def test_an_answer_that_is_none_is_a_failure_of_that_question(server, endpoint, answer):
+    server.judge = lambda text, pictures: answer if "prompt 0" in text else likes("red")(text, pictures)
+    outcome = compare(endpoint, "quality", PROMPTS[:3], images, NAMES)
+    assert outcome.failures == 1 and outcome.rates[0].value == 1 and outcome.rates[0].n == 2 and outcome.rates[0].items == []
+
+
 def test_a_server_that_is_busy_now_and_then_is_asked_again(server, endpoint):
     seen: dict[str, int] = {}
 
@@ -219,16 +233,20 @@ def test_the_command(server, folders, tmp_path, monkeypatch, capsys):
     server.judge = likes("blue")
     assert main(["judge", *folders, "--question", "quality", "--out", str(tmp_path / "judged")]) == 0
     assert "blue: 1.000, n 6" in capsys.readouterr().out
-    told = json.loads((tmp_path / "judged" / "judge.json").read_text())
+    told = json.loads((tmp_path / "judged" / "quality.json").read_text())
     assert told["usage"]["asked"] == 6 and len(told["votes"]) == 6 and all(vote["winner"] == 2 for vote in told["votes"])
     assert main(["judge", *folders, "--pairwise", "--out", str(tmp_path / "judged")]) == 0
-    rates = json.loads((tmp_path / "judged" / "judge.json").read_text())["rates"]
-    assert [(rate["benchmark"], rate["split"]) for rate in rates["red"]] == [
-        ("quality", "against green"),
-        ("quality", "against blue"),
-        ("diversity", "against green"),
-        ("diversity", "against blue"),
-    ]
+    for question in ("quality", "diversity"):
+        rates = json.loads((tmp_path / "judged" / f"{question}.json").read_text())["rates"]
+        assert [rate["split"] for rate in rates["red"]] == ["against green", "against blue"]
+
+
+def test_images_made_differently_are_told(folders, tmp_path):
+    for path in (tmp_path / "blue").iterdir():
+        settings = read_settings(path)
+        save_image(path, images(2, 0)[0], {**settings, "guidance": 4.0})
+    told = unequal(NAMES, [read_folder(Path(folder)) for folder in folders])
+    assert told == ["guidance differs: red None, green None, blue 4.0"]
 
 
 def test_mistakes_of_the_command(server, folders, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ import torch
 from tunalab.data.scenes.edits import EDITS, draw_edit
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import stream
-from tunalab.evaluation.editing.verdict import Verdict, judge, shares
+from tunalab.evaluation.editing.verdict import MOST_DB, Verdict, judge, shares
 from tunalab.evaluation.generation.parser import check_size, parse
 from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.mode import evaluation_mode
@@ -31,6 +31,7 @@ from tunalab.inference.prefix import device_of
 
 KIND = "editing"
 SPLIT = "test"
+NOTE = "chance: the source left as it is"
 SHOWN = 6  # edits of each type in the picture
 
 
@@ -49,16 +50,18 @@ def measure(subject: Subject, settings: EditingSettings) -> list[Measure]:
     check_size(subject.config.data.image_size)
     verdicts: dict[str, list[Verdict]] = {}
     ceilings: dict[str, list[Verdict]] = {}
+    untouched: dict[str, list[Verdict]] = {}
     for name in subject.progress(EDITS, KIND):
         asked = edits(name, settings.levels, settings.count, subject.config.data.image_size)
         edited_NHWC = _edited(subject, asked, subject.folder / f"{name}.npz")
         _draw(asked, edited_NHWC, subject.folder / f"{name}.png")
         verdicts[name] = judged(asked, edited_NHWC)
         ceilings[name] = judged(asked, _there_and_back(subject, [edit.target_HWC for edit in asked]))
+        untouched[name] = judged(asked, np.stack([edit.source_HWC for edit in asked]))
     everything = "all edits"
-    verdicts[everything] = [verdict for name in EDITS for verdict in verdicts[name]]
-    ceilings[everything] = [verdict for name in EDITS for verdict in ceilings[name]]
-    return [one for name in (everything, *EDITS) for one in _measures(name, verdicts[name], ceilings[name])]
+    for by_type in (verdicts, ceilings, untouched):
+        by_type[everything] = [verdict for name in EDITS for verdict in by_type[name]]
+    return [one for name in (everything, *EDITS) for one in _measures(name, verdicts[name], ceilings[name], untouched[name])]
 
 
 def edits(name: str, levels: Sequence[int], count: int, image_size: int) -> list[Edit]:
@@ -101,13 +104,13 @@ def _there_and_back(subject: Subject, images: Sequence[np.ndarray]) -> np.ndarra
         return to_pixels(model, model.frontend.to_space(image_NCHW))
 
 
-def _measures(name: str, verdicts: Sequence[Verdict], ceilings: Sequence[Verdict]) -> list[Measure]:
+def _measures(name: str, verdicts: list[Verdict], ceilings: list[Verdict], untouched: list[Verdict]) -> list[Measure]:
     found = []
     for metric in ("success", "happened", "kept"):
-        most = shares(ceilings, metric)
-        found.append(share(KIND, name, shares(verdicts, metric), metric=metric, split=SPLIT, ceiling=sum(most) / len(most)))
+        most, least = (float(np.mean(shares(some, metric))) for some in (ceilings, untouched))
+        found.append(share(KIND, name, shares(verdicts, metric), metric=metric, split=SPLIT, chance=least, ceiling=most, note=NOTE))
     outside, most_db = ([verdict.outside_db for verdict in some] for some in (verdicts, ceilings))
-    found.append(mean(KIND, name, outside, metric="PSNR outside", split=SPLIT, ceiling=sum(most_db) / len(most_db)))
+    found.append(mean(KIND, name, outside, metric="PSNR outside", split=SPLIT, chance=MOST_DB, ceiling=float(np.mean(most_db))))
     return found
 
 

@@ -18,17 +18,15 @@ MOST_DB = 60.0  # of a PSNR: what is left between images that differ in nothing 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``happened``: what the instruction names is as it asks. ``kept``: everything else is as it was. ``outside_db``: PSNR to the
-    target outside of what changes.
+    """``success``: the image shows what the target shows, no more and no less. ``happened``: what the instruction names is as it
+    asks. ``kept``: the background, and all in slots that the edit does not touch, are as they were. ``outside_db``: PSNR to
+    the target outside of what changes.
     """
 
+    success: bool
     happened: bool
     kept: bool
     outside_db: float
-
-    @property
-    def success(self) -> bool:
-        return self.happened and self.kept
 
 
 def judge(edited: Parsed, source: Parsed, target: Parsed, pixels: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Verdict:
@@ -37,12 +35,13 @@ def judge(edited: Parsed, source: Parsed, target: Parsed, pixels: tuple[np.ndarr
     A thing is its shape, colour, size and slot: one that was moved within its slot has stayed, one of another size has not.
     """
     seen, before, after = _things(edited), _things(source), _things(target)
-    gone, new, same = before - after, after - before, before & after
+    gone, new = before - after, after - before
     # Where the same thing was there before and is there after, it is no sign of the edit: only what is more or less of it.
     happened = all(seen[thing] >= after[thing] for thing in new) and all(seen[thing] <= after[thing] for thing in gone)
-    others = seen - new - gone
-    kept = edited.background == source.background and others == same
-    return Verdict(happened, kept, outside_db(*pixels))
+    touched = {slot for *_, slot in (*gone, *new)}
+    same_ground = edited.background == source.background
+    kept = same_ground and _elsewhere(seen, touched) == _elsewhere(before, touched)
+    return Verdict(same_ground and seen == after, happened, kept, outside_db(*pixels))
 
 
 def changed(source_HWC: np.ndarray, target_HWC: np.ndarray) -> np.ndarray:
@@ -65,6 +64,10 @@ def outside_db(edited_HWC: np.ndarray, source_HWC: np.ndarray, target_HWC: np.nd
 
 def _things(parsed: Parsed) -> Counter[tuple[str, str, str, str]]:
     return Counter((item.shape, item.colour, item.size, item.slot) for item in parsed.items)
+
+
+def _elsewhere(things: Counter[tuple[str, str, str, str]], touched: set[str]) -> Counter[tuple[str, str, str, str]]:
+    return Counter({thing: count for thing, count in things.items() if thing[-1] not in touched})
 
 
 def shares(verdicts: Sequence[Verdict], name: str) -> list[bool]:

@@ -61,11 +61,11 @@ def read_choice(answer: str, candidates: int) -> str | None:
             continue
         if isinstance(best, str):
             return _legal(best, letters)
-    return _legal(answer.strip().strip("\"'.*()`").removeprefix("Candidate "), letters)
+    return _legal(answer.strip().strip("\"'.*()`"), letters)
 
 
 def _legal(word: str, letters: str) -> str | None:
-    word = word.strip()
+    word = word.strip().removeprefix("Candidate ")
     if word.casefold() == TIE:
         return TIE
     return word.upper() if len(word) == 1 and word.upper() in letters else None

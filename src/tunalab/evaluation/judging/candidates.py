@@ -41,6 +41,17 @@ def matched(names: Sequence[str], folders: Sequence[dict[str, list[Path]]]) -> l
     return list(first)
 
 
+def unequal(names: Sequence[str], folders: Sequence[dict[str, list[Path]]]) -> list[str]:
+    """Settings in which candidates' images were made differently, a line each: a vote on them is not one on the models alone."""
+    made = [read_settings(next(iter(files.values()))[0]) or {} for files in folders]
+    lines = []
+    for key in ("size", "sampler", "steps", "guidance"):
+        values = [settings.get(key) for settings in made]
+        if any(value != values[0] for value in values):
+            lines.append(f"{key} differs: " + ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)))
+    return lines
+
+
 def read_images(paths: Sequence[Path]) -> np.ndarray:
     """RGB uint8 (N, H, W, 3). Raises UserError when they differ in size."""
     images = []

@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -95,7 +95,9 @@ def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str
         split = f"against {names[1 - candidate]}" if len(names) == 2 else ""
         values = [chance if vote.winner == -1 else float(vote.winner == candidate) for vote in counted]
         note = f"judge {judge}: a win counts 1, a tie {chance:.2f}; {ties} ties"
-        rates.append(mean(KIND, question, values, metric="win rate", split=split, chance=chance, failures=failures, note=note))
+        rate = mean(KIND, question, values, metric="win rate", split=split, chance=chance, failures=failures, note=note)
+        # Items are compared one by one with those of other votes, which they are not in line with when some are missing.
+        rates.append(replace(rate, items=[]) if failures else rate)
     return Outcome(rates, list(votes), ties, failures, [places[place] / max(1, len(wins)) for place in range(len(names))])
 
 

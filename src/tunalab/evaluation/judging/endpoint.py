@@ -8,15 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openai import (
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    InternalServerError,
-    OpenAI,
-    OpenAIError,
-    RateLimitError,
-)
+from openai import APIError, APIStatusError, APITimeoutError, InternalServerError, OpenAI, OpenAIError, RateLimitError
 
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
@@ -24,6 +16,7 @@ from tunalab.files import write_atomically
 URL, KEY, MODEL = "TUNALAB_JUDGE_URL", "TUNALAB_JUDGE_KEY", "TUNALAB_JUDGE_MODEL"
 # May be over by the next question; anything else (a wrong key, an unknown model, no server) is the same for every question.
 _PASSING = (APITimeoutError, RateLimitError, InternalServerError)
+_THIS_QUESTION = (400, 413, 422)  # refused for what it shows or for its size; another may pass
 
 
 class NoAnswer(Exception):
@@ -71,37 +64,52 @@ class Endpoint:
             name.update(caption.encode() + b"\0" + hashlib.sha256(png).digest())
         path = self.kept / f"{name.hexdigest()[:32]}.json"
         if path.exists():
-            self._count(kept=1)
-            return str(json.loads(path.read_text())["answer"])
-        answer, prompt_tokens, completion_tokens = self._request(text, images)
-        self._count(asked=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+            kept = json.loads(path.read_text())
+            self._count(kept=1, prompt_tokens=kept["prompt_tokens"], completion_tokens=kept["completion_tokens"])
+            return str(kept["answer"])
+        answer, tokens = self._request(text, images)
+        self._count(asked=1, **tokens)
+        if not answer:
+            raise NoAnswer("an answer without text")
         self.kept.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"model": self.model, "question": text, "answer": answer}, ensure_ascii=False) + "\n")
+        told = {"model": self.model, "question": text, "answer": answer, **tokens}
+        write_atomically(path, json.dumps(told, ensure_ascii=False) + "\n")
         return answer
 
-    def _request(self, text: str, images: Sequence[tuple[str, bytes]]) -> tuple[str, int, int]:
+    def _request(self, text: str, images: Sequence[tuple[str, bytes]]) -> tuple[str, dict[str, int]]:
         content: list[dict[str, object]] = [{"type": "text", "text": text}]
         for caption, png in images:
             url = "data:image/png;base64," + base64.b64encode(png).decode()
             content += [{"type": "text", "text": caption}, {"type": "image_url", "image_url": {"url": url}}]
         try:
-            completion = self._client.chat.completions.create(
+            answered = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content}],  # type: ignore[misc, list-item]
             )
         except _PASSING as error:
             raise NoAnswer(type(error).__name__) from error
-        except (APIConnectionError, APIStatusError, OpenAIError) as error:
+        except (APIError, OpenAIError) as error:
+            if isinstance(error, APIStatusError) and error.status_code in _THIS_QUESTION:
+                raise NoAnswer(f"status {error.status_code}") from error
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"the judge {self.model} at {self.url} cannot be asked: {reason}; answers so far are kept in {self.kept}"
             ) from error
-        if not completion.choices or not completion.choices[0].message.content:
-            raise NoAnswer("an answer without text")
-        usage = completion.usage
-        return completion.choices[0].message.content, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0
+        return _read(answered.text)
 
     def _count(self, **counts: int) -> None:
         with self._lock:
             for name, count in counts.items():
                 self.usage[name] += count
+
+
+def _read(body: str) -> tuple[str, dict[str, int]]:
+    """Text and tokens of an answer. What a server sends with status 200 need not be one. Raises NoAnswer."""
+    try:
+        answered = json.loads(body)
+        text = answered["choices"][0]["message"]["content"] or ""
+        usage = answered.get("usage") or {}
+        tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise NoAnswer(f"no answer of the protocol: {body[:80]!r}") from error
+    return str(text), tokens
