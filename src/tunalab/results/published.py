@@ -10,14 +10,21 @@ import pandas as pd
 
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
+from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
 
 COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
 MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are ablations
 
+GENEVAL = ("overall", "single_object", "two_object", "counting", "colors", "position", "color_attr")  # categories, as it calls them
+
 # Kind -> (benchmark, metric) of ours -> (benchmark, metric) of the published one whose skill it isolates.
 Key = tuple[str, str]
+SELF = {benchmark.title: benchmark.title for benchmark in PUBLISHED.values()}
 COUNTERPARTS: dict[str, dict[Key, Key]] = {
-    "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in SCENES.items()},
+    # Of scenes the skill is the same, and the published benchmarks themselves stand beside themselves.
+    "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in (SCENES | SELF).items()},
+    "generation": {("scene prompts", metric): ("GenEval", metric) for metric in GENEVAL}
+    | {("dense prompts", "overall"): ("DPG-Bench", "overall")},
     "reconstruction": {
         (ours, metric): ("ImageNet val 512 px", metric) for ours in ("scenes", "photographs") for metric in ("PSNR", "SSIM", "rFID")
     },

@@ -5,9 +5,11 @@ import pytest
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import RADIUS, SLOTS
 from tunalab.errors import UserError
+from tunalab.evaluation.generation.following import DENSE_PROMPTS, OVERALL, PROMPTS
 from tunalab.evaluation.generation.parser import Found, Parsed
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, prompts
 from tunalab.evaluation.generation.verdicts import direction, right, stands
+from tunalab.results.published import GENEVAL, counterpart
 
 
 def thing(shape: str, colour: str, slot: str, size: str = "large") -> Item:
@@ -94,3 +96,10 @@ def test_prompts_are_different_captions_of_the_split_and_isolate_their_skill(cat
 def test_too_many_prompts_are_refused_with_the_number_there_is() -> None:
     with pytest.raises(UserError, match="only [0-9]+ prompts of category 'single_object', 5000 are asked for"):
         prompts("single_object", "test", 5000)
+
+
+def test_categories_are_those_of_the_published_results() -> None:
+    assert GENEVAL == (OVERALL, *CATEGORIES)
+    assert counterpart("generation", PROMPTS, "test", "counting") == ("GenEval", "counting")
+    assert counterpart("generation", DENSE_PROMPTS, "test", OVERALL) == ("DPG-Bench", "overall")
+    assert counterpart("generation", PROMPTS, "round trip", OVERALL) is None
