@@ -99,7 +99,7 @@ def test_too_many_prompts_are_refused_with_the_number_there_is() -> None:
 
 
 def test_categories_are_those_of_the_published_results() -> None:
-    assert GENEVAL == (OVERALL, *CATEGORIES)
+    assert (OVERALL, *CATEGORIES) == GENEVAL
     assert counterpart("generation", PROMPTS, "test", "counting") == ("GenEval", "counting")
     assert counterpart("generation", DENSE_PROMPTS, "test", OVERALL) == ("DPG-Bench", "overall")
     assert counterpart("generation", PROMPTS, "round trip", OVERALL) is None
