@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 
 from tunalab.config import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, from_plain
 from tunalab.data.buckets import FRAME, TEXT_ROOM, Buckets, check_buckets
-from tunalab.data.documents import Document, Image, Reject, Text
+from tunalab.data.documents import Document, Image, Reject, Text, Unfit
 from tunalab.data.image_files import cover, decode_image, read_image
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import Step, TrainingStream, open_stream
@@ -72,14 +72,18 @@ def test_the_share_that_is_cropped_is_bounded_by_the_choice_of_buckets() -> None
 def test_the_limits_of_shape_and_size_are_rejects_with_reasons(tmp_path: Path) -> None:
     five = buckets(*PUBLISHED, max_crop=0.5, max_upscale=2.0)
     assert five.choose("a", 400, 1400) == (384, 672), "exactly half is kept: twice the widest bucket's ratio"
-    with pytest.raises(Reject, match=r"^a: 1401x400 would lose 50.0% .*384 high, 672 wide"):
+    with pytest.raises(Unfit, match=r"^a: 1401x400 would lose 50.0% .*384 high, 672 wide"):
         five.choose("a", 400, 1401)
     assert five.choose("a", 256, 256) == (512, 512)
-    with pytest.raises(Reject, match="enlarged 2.01 times"):
+    with pytest.raises(Unfit, match="enlarged 2.01 times"):
         five.choose("a", 255, 256)
+    for height, width in ((224, 224), (64, 512), (300, 1200)):
+        with pytest.raises(Unfit):
+            five.choose("a", height, width)
     for height, width in ((1, 5000), (5000, 1)):
-        with pytest.raises(Reject, match=r"a.png: .* longer than 32 times its short side"):
+        with pytest.raises(Reject, match=r"a.png: .* longer than 32 times its short side") as caught:
             read_image(png(tmp_path / "a.png", height, width), five)
+        assert not isinstance(caught.value, Unfit)
     # Without buckets nothing of this applies.
     square = Buckets.square(512)
     assert square.choose("a", 400, 1401) == square.choose("a", 16, 16) == (512, 512)

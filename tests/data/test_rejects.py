@@ -1,13 +1,15 @@
 """Counting, the limit, and a file that a resumed run continues without repeating itself."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reading import read
 
 from tunalab.data.documents import Document, Reject, Text
-from tunalab.data.rejects import RejectLog
+from tunalab.data.rejects import HOPELESS, MINIMUM, RejectLog, clearly_above
 from tunalab.errors import UserError
 
 
@@ -56,42 +58,85 @@ def test_other_errors_are_not_rejects(tmp_path: Path) -> None:
     assert (log.seen, log.rejected) == (0, 0)
 
 
-def test_limit_waits_for_the_minimum(tmp_path: Path) -> None:
-    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, minimum=100)
-    corpus = Bad({0, 1})
-    for index in range(99):
-        read(corpus, index, log)
-    with pytest.raises(UserError) as caught:  # an accepted document completes the count
-        read(corpus, 99, log)
+def test_many_broken_documents_stop_it_early(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01)
+    corpus = Bad(set(range(0, 1000, 2)))
+    with pytest.raises(UserError) as caught:
+        for index in range(1000):
+            read(corpus, index, log)
+    assert index == MINIMUM
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("bad", "2 of 100", "2.0%", "1.0%", "broken at 1", str(log.path)):
+    for part in ("bad", "51 of 101", "50.5%", "data.reject_share=1.0%", "broken at 100", str(log.path)):
         assert part in message
 
 
-def test_exactly_the_limit_is_allowed(tmp_path: Path) -> None:
-    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, minimum=100)
-    for index in range(100):
-        read(Bad({50}), index, log)
-    assert log.rejected == 1
+def test_a_share_just_above_the_limit_takes_longer(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01)
+    corpus = Bad(set(range(0, 10_000, 20)))
+    with pytest.raises(UserError, match="30 of 581"):
+        for index in range(10_000):
+            read(corpus, index, log)
 
 
-def test_limit_holds_after_the_minimum(tmp_path: Path) -> None:
-    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, minimum=100)
-    corpus = Bad(set(range(150, 200)))
-    for index in range(151):
+def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01)
+    corpus = Bad(set(range(0, 20_000, 100)))
+    for index in range(20_000):
         read(corpus, index, log)
-    with pytest.raises(UserError, match="2 of 152"):
-        read(corpus, 151, log)
+    assert log.rejected == 200
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(0.0, True), (1e-6, False)])
+def test_one_broken_document_is_above_no_limit_but_none(tmp_path: Path, limit: float, stops: bool) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=limit)
+    with pytest.raises(UserError, match="1 of 201") if stops else nullcontext():
+        for index in range(202):
+            read(Bad({200}), index, log)
+
+
+def test_many_lanes_run_on_when_a_few_documents_are_broken() -> None:
+    """1000 lanes, judged after every document: below the limit none stops, whatever its luck; above it all do."""
+    rng = np.random.default_rng(0)
+    seen = np.arange(1, 3001)
+
+    def stopped(share: float) -> np.ndarray:
+        rejected = np.cumsum(rng.random((1000, 3000)) < share, axis=1)
+        return (clearly_above(0.01, rejected, seen) & (seen >= MINIMUM)).any(axis=1)
+
+    for sound in (0.0005, 0.005, 0.01):
+        assert not stopped(sound).any()
+    assert stopped(0.05).all()
+
+
+def test_lanes_of_a_stream_judge_samples(tmp_path: Path) -> None:
+    """A lane of many sees a part of a short corpus: one broken document may come to it more often than its share."""
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, lengths={"short": 200})
+    log.alone = False
+    for _ in range(130):
+        log.accept("short")
+    for _ in range(4):
+        log.reject("short", 7, "broken")
+    for _ in range(66):
+        log.accept("short")
+    assert (log.seen, log.rejected) == (200, 4)
 
 
 def test_small_corpus_is_judged_when_seen_once(tmp_path: Path) -> None:
-    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, minimum=100)
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01)
     corpus = Bad({0}, length=10)
     for index in range(9):
         read(corpus, index, log)
     with pytest.raises(UserError, match="1 of 10"):
         read(corpus, 9, log)
+
+
+def test_where_in_an_epoch_a_document_comes_decides_nothing(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.1)
+    corpus = Bad({0}, length=10)
+    for index in (*range(10), *range(10), *reversed(range(10)), *range(10)):
+        read(corpus, index, log)
+    assert (log.seen, log.rejected) == (40, 4)
 
 
 def test_lengths_given_to_the_log(tmp_path: Path) -> None:
@@ -103,8 +148,39 @@ def test_lengths_given_to_the_log(tmp_path: Path) -> None:
         log.reject("small", 1, "no")
 
 
+def test_what_does_not_fit_is_written_and_no_fault(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.0)
+    for index in range(2000):
+        if index % 10:
+            log.reject("photos", index, "too small", fits=False)
+        else:
+            log.accept("photos")
+    assert (log.seen, log.rejected, log.unfit) == (2000, 0, 1800)
+    assert lines(log.path)[0] == {"corpus": "photos", "index": 1, "reason": "too small", "fits": False}
+    again = RejectLog(log.path, limit=0.0)
+    again.load_state_dict(log.state_dict())
+    assert again.state_dict() == log.state_dict() and again.unfit == 1800
+
+
+@pytest.mark.parametrize(("length", "alone", "most"), [(None, True, HOPELESS), (30, True, 30), (30, False, HOPELESS)])
+def test_a_corpus_of_which_nothing_fits_stops(tmp_path: Path, length: int | None, alone: bool, most: int) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", lengths={"icons": length})
+    log.alone = alone
+    with pytest.raises(
+        UserError, match=rf"icons: none of {most} documents can be used \(0 broken, {most} do not fit\).*too small$"
+    ):
+        for index in range(HOPELESS):
+            log.reject("icons", index, "too small", fits=False)
+
+
+def test_the_first_checkpoints_did_not_count_what_does_not_fit(tmp_path: Path) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl")
+    log.load_state_dict({"seen": {"a": 300}, "rejected": {"a": 2}, "last_reason": {"a": "no"}})
+    assert (log.seen, log.rejected, log.unfit) == (300, 2, 0)
+
+
 def test_a_broken_corpus_does_not_hide_in_a_mix(tmp_path: Path) -> None:
-    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01, minimum=100)
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.01)
     sound, broken = Bad(set(), name="sound"), Bad(set(range(5)), length=50, name="broken")
     for index in range(5000):
         read(sound, index, log)
@@ -167,7 +243,7 @@ def test_foreign_file_is_refused(tmp_path: Path, line: str) -> None:
         RejectLog(path)
 
 
-@pytest.mark.parametrize("settings", [{"limit": -0.1}, {"limit": 1.5}, {"minimum": 0}])
+@pytest.mark.parametrize("settings", [{"limit": -0.1}, {"limit": 1.5}])
 def test_settings_out_of_range(tmp_path: Path, settings: dict) -> None:
     with pytest.raises(UserError):
         RejectLog(tmp_path / "rejects.jsonl", **settings)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tunalab.config import DataConfig, StageConfig
-from tunalab.data.documents import Document, Image, Kind, Reject, Text
+from tunalab.data.documents import Document, Image, Kind, Reject, Text, Unfit
 from tunalab.data.packing import PackedBatch
 from tunalab.data.stream import Step, StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer
@@ -226,9 +226,27 @@ def test_documents_longer_than_a_row_are_rejected(make: Any, tmp_path: Path) -> 
     corpora["words"].document = lambda index: (  # type: ignore[method-assign]
         Document("text", (Text("A" * 100, target=True),)) if index % 10 == 0 else short(index)
     )
-    steps = list(make(corpora, data=dataclasses.replace(DATA, reject_share=0.5)))
+    stream = make(corpora, data=dataclasses.replace(DATA, reject_share=0.0))
+    steps = list(stream)
     assert all(int(batch.length_D.max()) <= 64 for step in steps for batch in step.batches)
-    assert "longer than a row of 64" in (tmp_path / "rejects.jsonl").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert lines and all("longer than a row of 64" in line["reason"] and line["fits"] is False for line in lines)
+    assert (stream.rejects.rejected, stream.rejects.unfit) == (0, len(lines))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_of_which_nothing_fits_stops_with_one_line(make: Any, workers: int) -> None:
+    corpora = sources()
+
+    def unfit(index: int) -> Document:
+        raise Unfit(f"number {index} is too small")
+
+    corpora["words"].document = unfit  # type: ignore[method-assign]
+    stages = {"only": StageConfig(tokens=1000, mix={"words": 1.0})}
+    stream = make(corpora, data=dataclasses.replace(DATA, workers=workers), stages=stages)
+    with pytest.raises(UserError, match=r"words: none of 1000 documents .*0 broken, 1000 do not fit.*too small$") as caught:
+        list(StepLoader(stream, workers))
+    assert "\n" not in str(caught.value)
 
 
 def test_data_that_changed_under_a_stopped_run_are_named(make: Any) -> None:

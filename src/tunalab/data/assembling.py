@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tunalab.data.conversations import PLACEHOLDER, check_text, read_turns, take_placeholder
-from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Reject, Text
+from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Reject, Text, Unfit
 
 Pixels = Callable[[], np.ndarray]
 CaptionKind = Literal["caption", "text_to_image"]
@@ -43,10 +43,11 @@ def conversation_document(conversations: Any, images: Sequence[Pixels] = ()) -> 
     """A conversation about ``images``, which stand before its text; without images a document of kind text.
 
     Raises:
-        Reject: the turns are no conversation (:func:`read_turns`), or there are too many images.
+        Reject: the turns are no conversation (:func:`read_turns`).
+        Unfit: there are too many images.
     """
     if len(images) > IMAGES_PER_DOCUMENT:
-        raise Reject(f"{len(images)} images, a document takes at most {IMAGES_PER_DOCUMENT}")
+        raise Unfit(f"{len(images)} images, a document takes at most {IMAGES_PER_DOCUMENT}")
     answers: list[Text] = []
     for prompt, answer in read_turns(conversations, len(images)):
         # The image alone may be the question, and an empty run of text is no segment.

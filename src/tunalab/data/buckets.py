@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tunalab.config import DataConfig, parse_size
-from tunalab.data.documents import Reject
+from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
@@ -66,7 +66,7 @@ class Buckets:
     def choose(self, where: str, height: int, width: int) -> Size:
         """The bucket of an image: in the largest tier whose bucket it covers without being enlarged, else in the smallest.
 
-        Raises Reject, naming ``where``: too much would be cropped (the limit of the aspect ratio), or it is too small.
+        Raises Unfit, naming ``where``: too much would be cropped (the limit of the aspect ratio), or it is too small.
         """
         for tier in reversed(self.tiers):
             size = min(tier, key=lambda size: (abs(math.log(size[1] * height / (size[0] * width))), size))
@@ -77,9 +77,9 @@ class Buckets:
         cropped = 1 - min(shapes) / max(shapes)
         shown, bucket = f"{where}: {width}x{height}", f"the nearest bucket ({size[0]} high, {size[1]} wide)"
         if cropped > self.max_crop:
-            raise Reject(f"{shown} would lose {cropped:.1%} to {bucket}, more than {self.max_crop:.1%}")
+            raise Unfit(f"{shown} would lose {cropped:.1%} to {bucket}, more than {self.max_crop:.1%}")
         if scale > self.max_upscale:
-            raise Reject(f"{shown} would be enlarged {scale:.3g} times for {bucket}, more than {self.max_upscale:g} times")
+            raise Unfit(f"{shown} would be enlarged {scale:.3g} times for {bucket}, more than {self.max_upscale:g} times")
         return size
 
 

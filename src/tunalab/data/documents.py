@@ -46,6 +46,10 @@ class Reject(Exception):
     """A document that cannot be built (broken line, unreadable image): counted, logged with this reason, skipped."""
 
 
+class Unfit(Reject):
+    """A sound document that these settings have no place for (too small an image, too long a text): it is nobody's fault."""
+
+
 class Corpus(Protocol):
     """A source of documents: a pure function of the index.
 

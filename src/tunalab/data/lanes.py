@@ -51,7 +51,7 @@ def deal_lanes(old: Sequence[Mapping[int, State]], world_size: int, workers: int
             "tokens": tokens,
             "stage_start": (stage, began),
             "stage_step": steps,
-            "rejects": _rejects(states) if lane == 0 else {"seen": {}, "rejected": {}, "last_reason": {}},
+            "rejects": _rejects(states) if lane == 0 else {"seen": {}, "rejected": {}, "unfit": {}, "last_reason": {}},
         }
         for lane in range(now)
     ]
@@ -77,10 +77,10 @@ def _steps(lanes: Mapping[int, State], stage: int) -> int:
 
 
 def _rejects(states: Mapping[int, State]) -> State:
-    merged: State = {"seen": {}, "rejected": {}, "last_reason": {}}
+    merged: State = {"seen": {}, "rejected": {}, "unfit": {}, "last_reason": {}}
     for state in states.values():
-        for name in ("seen", "rejected"):
-            for source, count in state["rejects"][name].items():
+        for name in ("seen", "rejected", "unfit"):  # the first checkpoints have no "unfit"
+            for source, count in state["rejects"].get(name, {}).items():
                 merged[name][source] = merged[name].get(source, 0) + count
         merged["last_reason"] |= state["rejects"]["last_reason"]
     return merged

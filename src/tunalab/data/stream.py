@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tunalab.config import DataConfig, RunConfig, StageConfig
 from tunalab.data.accumulation import micro_batches
 from tunalab.data.buckets import check_buckets
-from tunalab.data.documents import Corpus, Reject, fingerprint_of
+from tunalab.data.documents import Corpus, Reject, Unfit, fingerprint_of
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.rejects import RejectLog
@@ -63,7 +63,7 @@ class TrainingStream(IterableDataset[Step]):
     Every rank reads ``max(1, config.workers)`` lanes of the one stream. ``resume`` (lane -> the ``lane_state`` of its last
     trained step) and ``next_lane`` continue exactly: torch's loader always asks its first worker first, so lanes are rotated.
 
-    Iterating raises UserError when a source holds too many broken documents; read through a StepLoader.
+    Iterating raises UserError when a source holds too many broken documents, or none that fits; read through a StepLoader.
     """
 
     def __init__(
@@ -114,11 +114,12 @@ class TrainingStream(IterableDataset[Step]):
     def _steps(self) -> Iterator[Step]:
         worker = get_worker_info()
         lanes = worker.num_workers if worker else 1
+        self.rejects.alone = lanes * self.world_size == 1
         lane = ((worker.id if worker else 0) + self._next_lane) % lanes
         lengths = {name: source.length for name, source in self.sources.items()}
         self._mixer = Mixer(lengths, self.seed, self.rank * lanes + lane, lanes * self.world_size)
         self._waiting, self._picks, self._tokens, self._stage_start, self._stage_step = [], {}, 0, (0, 0), 0
-        self.rejects.load_state_dict({"seen": {}, "rejected": {}, "last_reason": {}})
+        self.rejects.load_state_dict({"seen": {}, "rejected": {}, "unfit": {}, "last_reason": {}})
         if lane in self._resume:
             self._restore(self._resume[lane])
         budgets = [stage.tokens // (lanes * self.world_size) for stage in self.stages.values()]
@@ -157,7 +158,7 @@ class TrainingStream(IterableDataset[Step]):
             try:
                 placed = self._place(pick)
             except Reject as reject:
-                self.rejects.reject(pick.source, pick.index, str(reject))
+                self.rejects.reject(pick.source, pick.index, str(reject), fits=not isinstance(reject, Unfit))
                 continue
             self.rejects.accept(pick.source)
             self._picks[pick.position] = pick
@@ -167,7 +168,7 @@ class TrainingStream(IterableDataset[Step]):
         document = self.sources[pick.source].document(pick.index)
         sequence = to_sequence(document, self.tokenizer, self.token_pixels, pick.uniform < self.config.caption_drop)
         if len(sequence.ids_L) > self.config.row_tokens:
-            raise Reject(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
+            raise Unfit(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
         return Placed(pick.position, sequence)
 
     def _place_again(self, pick: Pick) -> Placed:

@@ -7,7 +7,7 @@ import pytest
 from shard_files import FINEVISION, cell, colour, decode, encoded, refusal, shown, write_parquet
 
 from tunalab.config import FineVisionConfig
-from tunalab.data.documents import Reject
+from tunalab.data.documents import Reject, Unfit
 from tunalab.data.shards.corpus import ShardedCorpus
 from tunalab.data.shards.finevision import open_finevision
 
@@ -59,7 +59,6 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"images": [], "texts": [{"user": "<image> a", "assistant": "a"}]}, "<image> without an image"),
     ({"images": [None], "texts": [TURN]}, "image 1 has no bytes"),
     ({"images": [cell(1), {"bytes": None, "path": "2.png"}], "texts": [TURN]}, "image 2 has no bytes"),
-    ({"images": [cell(1)] * 9, "texts": [TURN]}, "9 images, a document takes at most 8"),
     ({"images": [{"bytes": b"no image"}], "texts": [TURN]}, "image 1: unreadable image"),
     ({"images": [{"bytes": encoded(1, size=(1, 5000))}], "texts": [TURN]}, "image 1: 1x5000 is longer than 32 times"),
 ]
@@ -71,3 +70,9 @@ def test_broken_rows_are_rejects(tmp_path: Path, broken: dict[str, Any], reason:
     message = refusal(lambda: corpus.document(1), Reject)
     assert message.startswith(f"{tmp_path}/a.parquet row 2: ") and reason in message
     assert corpus.document(0).kind == "vqa"
+
+
+def test_a_row_of_many_images_is_sound_and_does_not_fit(tmp_path: Path) -> None:
+    corpus = of(tmp_path, row(0), {"images": [cell(1)] * 9, "texts": [TURN]})
+    message = refusal(lambda: corpus.document(1), Unfit)
+    assert message == f"{tmp_path}/a.parquet row 2: 9 images, a document takes at most 8"

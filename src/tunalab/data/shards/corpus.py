@@ -83,4 +83,4 @@ class ShardedCorpus:
         try:
             return self._make(self._reader.read(row), Visit(row, epoch))
         except Reject as reject:
-            raise Reject(f"{self._reader.where(row)}: {reject}") from reject
+            raise type(reject)(f"{self._reader.where(row)}: {reject}") from reject
