@@ -40,7 +40,9 @@ def add(commands: "Commands") -> None:
     sub.add_argument(
         "--out", type=Path, required=True, metavar="FILE.json", help="measures; beside it what was found in every image"
     )
-    sub.add_argument("--run", type=Path, metavar="RUN", help="run directory of the model that made the images: into its record too")
+    sub.add_argument(
+        "--record", type=Path, metavar="RUN", help="run directory of the model that made the images: into its record too"
+    )
     sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
 
 
@@ -54,8 +56,8 @@ def score(arguments: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     made_by = makers(arguments.images)
-    if arguments.run is not None:
-        _check_run(arguments.run, arguments.images, made_by)
+    if arguments.record is not None:
+        _check_run(arguments.record, arguments.images, made_by)
     measures, scorer = SCORERS[arguments.benchmark](arguments, find_device(arguments.device))
     settings = {"scorer": scorer, "data": None if arguments.data is None else sha256(arguments.data)[:12]}
     of = origin(made_by[0]) if len(made_by) == 1 else {}
@@ -69,8 +71,8 @@ def score(arguments: argparse.Namespace) -> int:
         failed = f", {measure.failures} images not readable" if measure.failures else ""
         print(f"{measure.benchmark} {measure.metric}: {measure.value:.3f}{interval}, n {measure.n}{failed}")
     print(f"wrote {arguments.out}: {measures[0].note}")
-    if arguments.run is not None:
-        _record(arguments.run, result)
+    if arguments.record is not None:
+        _record(arguments.record, result)
     return 0
 
 
