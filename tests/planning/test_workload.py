@@ -37,6 +37,7 @@ DATA = DataConfig(
 )
 KIND_OF = {
     "scenes/edit": "edit",
+    "copy/webdataset/c": "edit",
     "easy_vqa/vqa": "vqa",
     "manifest/m": "caption",
     "manifest/g": "text_to_image",

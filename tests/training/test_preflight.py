@@ -16,6 +16,7 @@ from tunalab.errors import UserError
 from tunalab.training.preflight import check_run, open_data
 
 REPOSITORY = Path(__file__).parents[2]
+NO_EDITS = "stages.pretrain.mix.scenes/edit=0"
 
 
 def run(*settings: str, variant: str = "tuna2") -> RunConfig:
@@ -50,6 +51,7 @@ def test_a_sound_run_passes_and_no_component_is_read(variant: Path, tmp_path: Pa
         ("tuna", ["frontend.patch=3"], ["data.image_size=32", "vae_siglip", "24, 48"]),
         ("tuna2", ["evaluation.groups=380"], ["evaluation.groups=380", "ocr", "379"]),
         ("tuna2", ["data.row_tokens=39"], ["data.row_tokens=39", "40", "16 tokens"]),
+        ("tuna2", ["data.row_tokens=39", NO_EDITS, "stages.sft.mix.copy/scenes/vqa=1"], ["data.row_tokens=39", "40", "2 image(s)"]),
         ("tuna2", ["stages.sft.mix.scenes/vqas=1"], ["stages.sft.mix", "scenes/vqas", "scenes/vqa"]),
     ],
 )
