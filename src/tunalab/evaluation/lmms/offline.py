@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ def offline(snapshot: Path) -> Iterator[None]:
     constants.HF_HUB_OFFLINE = True  # the variable was read when the library was imported
     huggingface_hub.snapshot_download = lambda *_, **__: str(snapshot)  # type: ignore[assignment]
     try:
-        yield
+        with warnings.catch_warnings():  # it silences all of them
+            yield
     finally:
         constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download = known, fetch
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated  # its import lets damaged images pass everywhere

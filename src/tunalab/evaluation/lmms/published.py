@@ -7,7 +7,7 @@ the mean score of a judge (evaluation/judging/endpoint.py says how one is named)
 import json
 import os
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -58,7 +58,8 @@ def measure(subject: Subject, settings: PublishedSettings) -> list[Measure]:
 def _results(subject: Subject, settings: PublishedSettings, task: str, changes: dict[str, Any]) -> dict[str, Any]:
     """As ``simple_evaluate`` returns them. Raises UserError as :func:`measure`."""
     data = Path(settings.data)
-    with offline(data / task), redirect_stderr(StringIO() if subject.quiet else sys.stderr):  # lmms-eval's own bars
+    # What its tasks print, and in quiet evaluations its own bars.
+    with offline(data / task), redirect_stdout(StringIO()), redirect_stderr(StringIO() if subject.quiet else sys.stderr):
         from lmms_eval.evaluator import simple_evaluate
         from tenacity import RetryError
 
