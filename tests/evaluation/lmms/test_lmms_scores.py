@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.scores import mean_score, measures
 from tunalab.evaluation.parts import OPTIONAL, PARTS
+from tunalab.results.published import counterpart, read_published
 
 
 def results(task: str, values: list[Any], total: float, key: str | None = None) -> dict[str, Any]:
@@ -107,3 +109,11 @@ def test_the_mean_for_lmms_eval_leaves_failures_out():
 
 def test_published_benchmarks_are_measured_on_request_only():
     assert "published" in PARTS and "published" in OPTIONAL
+
+
+def test_each_stands_beside_its_own_published_results():
+    rows = read_published(Path(__file__).parents[3] / "results" / "published.csv")
+    published = set(rows[rows["kind"] == "understanding"]["benchmark"])
+    assert {benchmark.title for benchmark in BENCHMARKS.values()} == published
+    for title in published:
+        assert counterpart("understanding", title, "", "accuracy") == (title, "accuracy")
