@@ -13,17 +13,22 @@ from tunalab.results.records import CONFIG_FILE
 
 
 def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
-    """Raises UserError when the configuration that lives in ``run_dir`` computes something else."""
+    """Raises UserError when the configuration that lives in ``run_dir`` computes something else.
+
+    The limit of broken documents may change: it says when a run stops, not what it computes, and a run that it stopped goes on
+    with a larger one.
+    """
     path = run_dir / CONFIG_FILE
     if path.exists():
         there = from_plain(read_yaml(path))
+        there.data.reject_share = config.data.reject_share
         if config_hash(there) != config_hash(config):
             changed = _differences(to_plain(there), to_plain(config))
             raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(changed)}): choose another run directory")
 
 
 def claim(run_dir: Path, config: RunConfig) -> None:
-    """Write the resolved configuration: from here on the directory is this run's."""
+    """Write the resolved configuration: from here on the directory is this run's, with the limits of its latest start."""
     write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
