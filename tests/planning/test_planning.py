@@ -14,7 +14,7 @@ from tunalab.model.flops import flop_costs
 from tunalab.planning.activations import Activations
 from tunalab.planning.hardware import GPUS, Gpu, find_gpu
 from tunalab.planning.memory import Sharding, state_bytes
-from tunalab.planning.plan import make_plan, placement, step_micro_batches, vocabulary
+from tunalab.planning.plan import make_plan, placement, vocabulary
 from tunalab.planning.report import to_plain, to_text
 from tunalab.planning.workload import assumed
 
@@ -58,9 +58,11 @@ def test_steps_of_all_ranks() -> None:
     assert plan.step_tokens == pytest.approx(0.97 * plan.step_places)
     assert plan.stages["first"].steps == round(100_000 / plan.step_tokens)
     set_tokens = config_of(rows=1, row_tokens=512, step_tokens=8 * 512)
-    assert [step_micro_batches(set_tokens, gpus) for gpus in (1, 2, 8)] == [8, 4, 1]
-    with pytest.raises(UserError, match=r"data.step_tokens=4096 is no multiple of 1536 \(3 GPUs"):
+    assert [make_plan(set_tokens, SLOW, gpus=gpus).micro_batches for gpus in (1, 8)] == [8, 1]
+    with pytest.raises(UserError, match=r"data.step_tokens=4096 is not a multiple of 1536 \(3 ranks"):
         make_plan(set_tokens, SLOW, gpus=3)
+    with pytest.raises(UserError, match="data.accumulate=2 and data.step_tokens=4096 both set a step's size"):
+        make_plan(config_of(rows=1, row_tokens=512, step_tokens=8 * 512, accumulate=2), SLOW)
 
 
 def test_where_parameters_are_kept() -> None:

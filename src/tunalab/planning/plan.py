@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tunalab.config import RunConfig
+from tunalab.data.accumulation import micro_batches
 from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
 from tunalab.frontends.components.cache import folder_of, is_built
@@ -83,7 +84,8 @@ def make_plan(
     """No weights are read and nothing is computed. ``sample``: read the run's own data instead of assuming lengths of documents,
     which happens anyway when its sources are drawn.
 
-    Raises UserError: numbers out of range, a step that the ranks do not share out evenly, sources that cannot be opened.
+    Raises UserError: numbers out of range, a step that the ranks do not share out evenly or that two settings set, sources that
+    cannot be opened.
     """
     if gpus < 1:
         raise UserError(f"--gpus {gpus} is out of range (from 1)")
@@ -96,8 +98,8 @@ def make_plan(
     costs = model_costs(model, image_sizes(config.data))
     here = is_built(folder_of(components.root, "tokenizer", components.settings.tokenizer))
     tokenizer = components.tokenizer_for(config.decoder) if sample or (needs_no_files(config) and here) else None
-    micro_batches = step_micro_batches(config, gpus)
-    step_places = micro_batches * gpus * config.data.rows * config.data.row_tokens
+    accumulated = micro_batches(config.data, gpus)
+    step_places = accumulated * gpus * config.data.rows * config.data.row_tokens
     stages = {}
     fills = []
     for name, stage in config.stages.items():
@@ -115,7 +117,7 @@ def make_plan(
             documents=work.source,
         )
     counts, totals = parameters.parts(model), parameters.totals(model)
-    placed = placement(config, gpus, micro_batches, sharding)
+    placed = placement(config, gpus, accumulated, sharding)
     return Plan(
         experiment=config.experiment,
         variant=config.variant,
@@ -124,7 +126,7 @@ def make_plan(
         stages=stages,
         step_places=step_places,
         step_tokens=step_places * sum(fills) / sum(stage.tokens for stage in stages.values()),
-        micro_batches=micro_batches,
+        micro_batches=accumulated,
         sharding=placed,
         memory=_memory(config, model, totals, placed, token_pixels),
         checkpointing=config.activation_checkpointing,
@@ -140,19 +142,6 @@ def vocabulary(config: RunConfig) -> int:
     if config.decoder.pretrained or config.decoder.tokenizer:
         raise UserError("decoder.vocabulary=0: a plan reads no tokenizer, so the rows of the embedding table must be stated")
     return ComponentSettings().tokenizer.vocabulary
-
-
-def step_micro_batches(config: RunConfig, gpus: int) -> int:
-    """Micro-batches a rank in an optimiser step. Raises UserError when the step is no multiple of what all ranks take at a time."""
-    data = config.data
-    if not data.step_tokens:
-        return data.accumulate
-    at_once = gpus * data.rows * data.row_tokens
-    if data.step_tokens % at_once:
-        raise UserError(
-            f"data.step_tokens={data.step_tokens} is no multiple of {at_once} ({gpus} GPUs x data.rows x data.row_tokens)"
-        )
-    return data.step_tokens // at_once
 
 
 def placement(config: RunConfig, gpus: int, micro_batches: int, strategy: str | None) -> Sharding:
