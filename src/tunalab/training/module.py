@@ -158,8 +158,11 @@ class Harness(LightningModule):
             yield
 
     def _forget_unused(self, step: JointStep) -> None:
-        """What no document of the step used has no gradient, as on a single rank, where several make it zero: else the optimiser
-        would shrink such weights.
+        """A part that no document of the step could use has no gradient rather than one of zero, which several ranks would make of
+        it: else the optimiser's weight decay would shrink it there and not on a single rank.
+
+        Not so the mask token in a step with images of which none is masked: its gradient is zero on any number of ranks, and decay
+        shrinks it by a share of learning rate x ``weight_decay`` a step until masking begins.
         """
         unused: list[nn.Module] = []
         if not step.images:

@@ -25,8 +25,10 @@ from tunalab.training.blocks import blocks
 def shard(model: UnifiedModel, mesh: DeviceMesh, distribution: DistributionConfig, bf16: bool) -> None:
     """Shard in place, over the dimensions of ``mesh``.
 
-    ``bf16``: blocks are gathered in bfloat16, half the traffic. They would be cast to it anyway (autocast); the rest stays in
-    float32 and so does the residual stream, as without sharding. Gradients are summed in float32.
+    ``bf16``: blocks are gathered in bfloat16, half the traffic. Matrices and their biases would be cast to it anyway (autocast);
+    gains of norms would not, and are rounded here when they are used (what is optimised stays float32): to keep them, a block's
+    norms would have to be a unit of their own. Everything else stays in float32, and so does the residual stream, as without
+    sharding. Gradients are summed in float32.
     """
     cast = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks(model):
