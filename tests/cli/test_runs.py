@@ -1,11 +1,14 @@
 """`tunalab train`: a saved configuration is the same run again, and nothing else passes for one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tunalab.cli import main
 from tunalab.results.records import read_record
+from tunalab.training.ranks import Ranks
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *call: str) -> str:
@@ -51,3 +54,22 @@ def test_a_run_of_an_earlier_revision_is_refused(checkout: Path, trained: list[P
     saved = trained[0] / "config.yaml"
     saved.write_text("".join(line for line in saved.read_text().splitlines(True) if not line.startswith("revision:")))
     assert "revision=1" in refusal(capsys, "train", "--config", str(saved))
+
+
+def test_processes_wait_for_hours_while_one_of_them_indexes(
+    checkout: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+
+    @contextmanager
+    def together(self: Ranks, patient: bool = False) -> Iterator[None]:
+        waits.append("patient" if patient else "impatient")
+        yield
+        waits.append("done")
+
+    monkeypatch.setattr(Ranks, "together", together)
+    monkeypatch.setattr("tunalab.training.launching.several_started", lambda: True)
+    monkeypatch.setattr("tunalab.training.distribution.joined", lambda: nullcontext(Ranks()))
+    monkeypatch.setattr("tunalab.training.preflight.open_data", lambda config: waits.append("indexing"))
+    assert main(["train", "--experiment", "smoke"]) == 0
+    assert waits == ["patient", "indexing", "done"] and len(trained) == 1

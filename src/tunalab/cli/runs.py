@@ -45,7 +45,7 @@ def _train_together(arguments: argparse.Namespace) -> int:
 
     try:
         with joined() as ranks:
-            with ranks.together():
+            with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
             with lock:
                 return train_run(config, run_dir)

@@ -17,7 +17,7 @@ from tunalab.errors import UserError
 
 # A process that died is noticed at once, by its closed connections. Waiting finds the one that hangs, or whose machine is gone.
 PATIENCE = timedelta(minutes=30)
-LONG_PATIENCE = timedelta(hours=12)  # while the first rank evaluates
+LONG_PATIENCE = timedelta(hours=12)  # while the first rank evaluates, or shards are indexed
 T = TypeVar("T")
 
 

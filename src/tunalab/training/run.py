@@ -92,7 +92,7 @@ class Run:
 
     def go(self) -> int:
         resume = self.resuming.checkpoint = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
-        with self.ranks.together():
+        with self.ranks.together(patient=True):  # shards whose index cannot be kept are indexed once more
             if resume is None and self.store.steps():
                 raise UserError(f"every checkpoint in {self.store.folder} is damaged: remove that folder to start from scratch")
             loader = self._loader(resume)
