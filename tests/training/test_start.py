@@ -1,20 +1,26 @@
 """A run that starts from weights starts from exactly those, or says in one line why it cannot."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.checkpoints import edit_weights, save_kl, save_qwen
 from tests.official.golden import golden_checkpoint
 from tests.training.conftest import quick_config
 from tunalab.config import RunConfig, StartConfig
+from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import About, write_export
+from tunalab.exporting.parts import write_parts
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.origin import frozen_origin
 from tunalab.model.build import build_model
 from tunalab.model.unified import UnifiedModel
 from tunalab.official.configuration import official_config
@@ -30,10 +36,20 @@ def fresh(config: RunConfig) -> UnifiedModel:
     return build_model(config, Components(ComponentSettings.seeded(0)), VOCABULARY)
 
 
-def write(folder: Path, config: RunConfig, model: UnifiedModel, drop: str = "-") -> Path:
+def write(
+    folder: Path,
+    config: RunConfig,
+    model: UnifiedModel,
+    drop: str = "-",
+    tokenizer: Tokenizer | None = None,
+    frozen: dict[str, Any] | None = None,
+) -> Path:
+    """``frozen``: what is known of frozen parts, by default everything."""
+    settings = ComponentSettings.seeded(0)
     weights = {name: tensor for name, tensor in stored_once(config, learnt_state(model)).items() if drop not in name}
-    about = About({}, VOCABULARY, asdict(ComponentSettings.seeded(0)), {}, [])
-    write_export(folder, about, config, weights, None, lambda path: None)
+    known = frozen_origin(config, settings, model.frontend) if frozen is None else frozen
+    about = About({}, VOCABULARY, asdict(settings), known, [])
+    write_export(folder, about, config, weights, tokenizer, lambda path: write_parts(path, config, model.frontend))
     return folder
 
 
@@ -63,6 +79,63 @@ def test_what_may_be_missing_starts_from_scratch_and_is_named(tmp_path: Path) ->
     model, said = started(config, folder, ["head.blocks.*"])
     assert torch.equal(model.head.blocks[0].q.weight, fresh(config).head.blocks[0].q.weight)
     assert "from scratch: head.blocks.0.attention_norm.weight" in said[1]
+
+
+def test_what_is_missing_is_not_taken_from_a_pretrained_decoder(tmp_path: Path) -> None:
+    save_qwen(tmp_path / "qwen", tie_word_embeddings=True)
+    scratch = quick_config("tuna2", decoder__rope_theta=1e6)
+    pretrained = replace(scratch, decoder=replace(scratch.decoder, pretrained=str(tmp_path / "qwen")))
+    folder = write(tmp_path / "part", pretrained, fresh(replace(pretrained, seed=7)), drop="layers.1.")
+    model, said = started(pretrained, folder, ["decoder.model.layers.1.*"])
+    layer, expected, read = (one.decoder.model.layers[1].state_dict() for one in (model, fresh(scratch), fresh(pretrained)))
+    assert "from scratch: decoder.model.layers.1." in said[1]
+    for name, tensor in layer.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not torch.equal(layer["mlp.up_proj.weight"], read["mlp.up_proj.weight"])
+
+
+def test_latents_are_those_of_the_vae_it_learnt_with(tmp_path: Path) -> None:
+    vae, other = tmp_path / "vae", tmp_path / "other"
+    save_kl(vae)
+    shutil.copytree(vae, other)
+    edit_weights(other / "diffusion_pytorch_model.safetensors", **{"quant_conv.bias": torch.full((8,), 0.5)})
+    shutil.copytree(vae, tmp_path / "elsewhere")
+    tiny = quick_config("tuna")
+
+    def with_vae(name: Path) -> RunConfig:
+        return replace(tiny, frontend=replace(tiny.frontend, vae=str(name)))
+
+    config = with_vae(vae)
+    folder = write(tmp_path / "ours", config, fresh(config))
+    for same in (vae, tmp_path / "elsewhere", folder / "frozen/vae"):
+        started(with_vae(same), folder)
+    words = f"frontend.vae is {vae} .sha256 [0-9a-f]{{12}}. in the checkpoint, {other} .sha256 [0-9a-f]{{12}}. in the configuration"
+    with pytest.raises(UserError, match=words) as caught:
+        started(with_vae(other), folder)
+    assert "\n" not in str(caught.value)
+    # Of a name on the Hub no hash is known: another name is another VAE.
+    hub = write(tmp_path / "hub", config, fresh(config), frozen={"vae": {"name": "Wan-AI/Wan/vae", "sha256": {}}})
+    with pytest.raises(UserError, match=f"frontend.vae is Wan-AI/Wan/vae in the checkpoint, {other} .sha256"):
+        started(with_vae(other), hub)
+    started(with_vae(hub / "frozen/vae"), hub)
+
+
+def test_ids_mean_what_they_meant(tmp_path: Path) -> None:
+    config = quick_config("tuna2")
+    own = Components(ComponentSettings.seeded(0)).tokenizer
+    folder = write(tmp_path / "ours", config, fresh(config), tokenizer=own)
+    started(config, folder)
+    exchanged = replace(own.specials, boi=own.specials.eoi, eoi=own.specials.boi)
+    for name, tokenizer, words in (
+        ("words", train_tokenizer(["zebra quilt " * 9, "onyx jumble " * 9], 300), "token '.*' is [0-9]+ in the checkpoint"),
+        ("roles", Tokenizer(own.backend, exchanged, own.prefix_space), f"boi is {own.boi} in the checkpoint, {own.eoi} in the"),
+    ):
+        (tmp_path / name).mkdir()
+        tokenizer.save(tmp_path / name)
+        changed = replace(config, decoder=replace(config.decoder, tokenizer=str(tmp_path / name)))
+        with pytest.raises(UserError, match=words) as caught:
+            started(changed, folder)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tuna2", "tuna_r"])

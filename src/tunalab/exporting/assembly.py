@@ -11,10 +11,11 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from tunalab.config import RunConfig
-from tunalab.exporting.parts import RunParts, architecture_config
+from tunalab.exporting.parts import RunParts
 from tunalab.frontends.loading import check_fit
 from tunalab.model.build import build_model
 from tunalab.model.unified import UnifiedModel
+from tunalab.official.initial import architecture_config
 
 # With tied embeddings the output table is another name of the input table, stored once.
 TIED, TABLE = "decoder.lm_head.weight", "decoder.model.embed_tokens.weight"

@@ -11,19 +11,19 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tunalab.config import RunConfig, StartConfig
+from tunalab.config import StartConfig
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import learnt_state, stored_once
-from tunalab.exporting.export import frozen_origin
 from tunalab.exporting.folder import MAX_SHARD, About, check_tokenizer, write_export
 from tunalab.exporting.loading import load_weights
-from tunalab.exporting.parts import RunParts, architecture_config, write_parts
+from tunalab.exporting.parts import RunParts, write_parts
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.origin import frozen_origin
 from tunalab.model.build import build_model
-from tunalab.model.masking import MaskToken
 from tunalab.official.configuration import official_config, setting
 from tunalab.official.conversion import MASK_TOKEN, to_official, to_ours
 from tunalab.official.files import read_tensors, shorten, without_prefix
+from tunalab.official.initial import architecture_config, initial_weights
 from tunalab.official.layout import MODELS, detect, target_layout, without_vae
 from tunalab.training.checkpoints import write_whole
 
@@ -41,7 +41,7 @@ def convert_to_tunalab(
     """Write the official checkpoint ``source`` into ``folder``, in the layout of an export.
 
     Sizes are those of the shapes; experiment, variant and settings say the rest, and must not contradict them. What the settings
-    ``start.allow_missing`` let the checkpoint lack, and a mask token, start as :func:`build_model` starts them. ``say`` is told
+    ``start.allow_missing`` let the checkpoint lack, and a mask token, start from scratch. ``say`` is told
     which model it is and what was left out or initialised.
 
     Raises UserError, one line: not a checkpoint, no official layout, names missing or unexpected, sizes that contradict.
@@ -82,18 +82,6 @@ def convert_to_tunalab(
     weights = stored_once(config, {**converted.weights, **started})
     write_export(folder, about, config, weights, tokenizer, lambda fresh: write_parts(fresh, config, model.frontend))
     say(f"wrote {folder}")
-
-
-def initial_weights(config: RunConfig, parts: RunParts, vocabulary: int, names: Sequence[str]) -> dict[str, Tensor]:
-    """The values with which :func:`build_model` starts parameters, by name."""
-    if not names:
-        return {}
-    if list(names) == [MASK_TOKEN]:  # the first that it draws: no need to draw a whole model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return {MASK_TOKEN: MaskToken(config.decoder.width).token_D.detach()}
-    model = build_model(architecture_config(config), parts, vocabulary)
-    return {name: model.state_dict()[name] for name in names}
 
 
 def convert_to_official(source: Path, target: Path, say: Callable[[str], None] = print) -> None:

@@ -2,18 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from tunalab.config import RunConfig
 from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import About, write_export
 from tunalab.exporting.loading import load_run
 from tunalab.exporting.parts import write_parts
-from tunalab.files import sha256
-from tunalab.frontends.components.cache import components_root, folder_of
-from tunalab.frontends.components.handle import TINY
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.frontends.origin import frozen_origin
 
 
 def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
@@ -40,13 +35,3 @@ def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
         loaded.tokenizer,
         lambda fresh: write_parts(fresh, config, model.frontend),
     )
-
-
-def frozen_origin(config: RunConfig, settings: ComponentSettings, frontend: VisualFrontEnd) -> dict[str, Any]:
-    """Of each frozen part: its name in the configuration and, of a file that lies here, its hash."""
-    if not frontend.frozen_parts:
-        return {}
-    name = config.frontend.vae
-    folder = folder_of(components_root(), "vae", settings.vae) if name == TINY else Path(name)
-    files = sorted(folder.glob("*.safetensors"))
-    return {"vae": {"name": folder.name if name == TINY else name, "sha256": {file.name: sha256(file) for file in files}}}

@@ -1,7 +1,6 @@
 """The pretrained parts of a model that is read back: frozen ones with their weights, of the trained ones the architecture alone."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +109,3 @@ def settings_from_plain(plain: dict[str, Any]) -> ComponentSettings:
     tokenizer = TokenizerConfig(**plain["tokenizer"])
     encoder = EncoderConfig(**{**plain["encoder"], "tokenizer": tokenizer})
     return ComponentSettings(tokenizer=tokenizer, vae=VaeConfig(**plain["vae"]), encoder=encoder)
-
-
-def architecture_config(config: RunConfig) -> RunConfig:
-    """The same model, nothing of it read from where its pretrained parts once came from."""
-    return replace(
-        config,
-        frontend=replace(config.frontend, encoder_pretrained=False),
-        decoder=replace(config.decoder, pretrained=""),
-    )
