@@ -55,7 +55,7 @@ def test_a_perfect_model_gets_everything_right(perfect: Subject) -> None:
             assert one.value == 1 and one.ceiling in (1, None), (benchmark, split, metric)
     overall = found["scene prompts", "test", "overall"]
     assert overall.n == 18 and overall.chance is not None and 0 < overall.chance < 0.5
-    assert found["scene prompts", "test", "counting"].n == 6 and found["dense prompts", "test", "overall"].n == 3
+    assert found["scene prompts", "test", "counting"].n == 3 and found["dense prompts", "test", "overall"].n == 3
     assert found["parser", "clean", "images exact"].value == found["parser", "round trip", "images exact"].value == 1
     assert found["parser", "noise 0.2", "images exact"].value < 1
     pictures = {path.stem: Image.open(path) for path in perfect.folder.glob("*.png")}

@@ -3,8 +3,9 @@
 Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser (parser.py), whose own accuracy is
 measured beside it, clean, under noise and blur, and after the space that the model generates in.
 
-``scene prompts``: right images by category as GenEval decides (verdicts.py), four of every prompt; intervals are Wilson's, as if
-images of one prompt were independent. ``overall`` is the mean over categories, its interval from drawing prompts again within each.
+``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every prompt. ``overall`` is the mean
+over categories, its interval from drawing prompts again within each. Images of one prompt are not independent, so everywhere an
+item is a prompt, the mean of its images.
 ``dense prompts``: questions about the scene graph, a question counting 0 where one that it depends on is answered with no
 (dense.py): the mean over an image's questions, then over images; also by kind of question.
 
@@ -25,13 +26,15 @@ from tunalab.evaluation.generation.parser import Parsed, parse
 from tunalab.evaluation.generation.pictures import write_pictures
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt
 from tunalab.evaluation.generation.verdicts import right
-from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.measure import Measure, mean
 from tunalab.evaluation.settings import GenerationSettings
 from tunalab.evaluation.subject import Subject
 
 KIND = "generation"
 PROMPTS, DENSE_PROMPTS = "scene prompts", "dense prompts"  # benchmarks
 OVERALL = "overall"
+ITEM = "an item is a prompt, the mean of its images"
 _RESAMPLES = 2000
 _SEED = 0
 
@@ -83,9 +86,9 @@ def _categories(
         other = [right(category, prompts[n].scene, perfect[m]) for n in numbers for m in numbers if m != n]
         ceiling = float(np.mean([right(category, prompts[n].scene, perfect[n]) for n in numbers]))
         chance = float(np.mean(other)) if other else None
-        outcomes = [bool(verdict) for verdict in verdicts_PS.ravel()]
-        found.append(share(KIND, PROMPTS, outcomes, metric=category, split=split, chance=chance, ceiling=ceiling))
-        by_category.append(verdicts_PS.mean(axis=1))
+        shares_P = verdicts_PS.mean(axis=1)
+        found.append(by_prompt(PROMPTS, shares_P.tolist(), metric=category, split=split, chance=chance, ceiling=ceiling))
+        by_category.append(shares_P)
     low, high = resampled_mean(by_category)
     known = [one.chance for one in found if one.chance is not None]
     overall = Measure(
@@ -99,10 +102,21 @@ def _categories(
         high,
         float(np.mean(known)) if known else None,
         float(np.mean([one.ceiling for one in found])),
-        note="mean over the six categories; an item is a prompt, the mean of its images",
+        note=f"mean over the six categories; {ITEM}",
         items=[round(float(item), 6) for item in np.concatenate(by_category)],
     )
     return [*found, overall]
+
+
+def by_prompt(
+    benchmark: str, shares: list[float], *, metric: str, split: str, chance: float | None = None, ceiling: float | None = None
+) -> Measure:
+    """The mean of a share of every prompt. Where none or all are right nothing scatters, and the interval is Wilson's."""
+    one = mean(KIND, benchmark, shares, metric=metric, split=split, chance=chance, ceiling=ceiling, note=ITEM)
+    if one.low is None and one.value in (0, 1):
+        low, high = wilson(round(one.value * one.n), one.n)
+        return replace(one, low=low, high=high)
+    return one
 
 
 def resampled_mean(by_category: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -119,25 +133,22 @@ def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence
     other = [np.mean(dense.answers(questions, one)) for n, questions in enumerate(asked) for m, one in enumerate(perfect) if m != n]
     ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(asked, perfect, strict=True)]
     found = [
-        mean(
-            KIND,
+        by_prompt(
             DENSE_PROMPTS,
             [float(np.mean([np.mean(answers) for answers in images])) for images in given],
             metric=OVERALL,
             split=split,
             chance=float(np.mean(other)) if other else None,
             ceiling=float(np.mean(ceiling)),
-            note="an item is a prompt, the mean of its images",
         )
     ]
     for kind in dense.KINDS:
-        outcomes = [
-            answer
-            for questions, images in zip(asked, given, strict=True)
-            for answers in images
-            for question, answer in zip(questions, answers, strict=True)
-            if question.kind == kind
+        of_kind = [[n for n, question in enumerate(questions) if question.kind == kind] for questions in asked]
+        shares = [
+            float(np.mean([[answers[n] for n in chosen] for answers in images]))
+            for chosen, images in zip(of_kind, given, strict=True)
+            if chosen
         ]
-        if outcomes:
-            found.append(share(KIND, DENSE_PROMPTS, outcomes, metric=kind, split=split))
+        if shares:
+            found.append(by_prompt(DENSE_PROMPTS, shares, metric=kind, split=split))
     return found
