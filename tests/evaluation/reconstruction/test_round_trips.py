@@ -112,6 +112,16 @@ def test_the_model_sees_the_image_that_it_gives_back(
     assert found["scenes", "test", "rFID (network)"].low is not None, "40 pairs are enough for the jackknife"
 
 
+def test_missing_weights_of_inception_are_known_before_anything_is_sampled(
+    tiny_model: Callable[..., UnifiedModel], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = small_config()
+    subject = Subject(tiny_model("patch_embed", config=config), tokenizer, config, tmp_path, {"run": "tiny"}, quiet=True)
+    with pytest.raises(UserError, match="reconstruction.inception=nowhere.pth: no such file"):
+        measure(subject, ReconstructionSettings(scenes=4, inception="nowhere.pth"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_note_says_whether_copies_were_trained_on() -> None:
     config = small_config()
     config.stages["copying"] = StageConfig(tokens=1000, mix={"copy/scenes/caption": 1.0})

@@ -17,16 +17,18 @@ SHA256 = "6726825d"  # as far as the file's published name tells it
 _BATCH = 32
 
 
-@torch.no_grad()
-def inception_features(weights: Path, images_NHWC: np.ndarray, device: torch.device) -> Tensor:
-    """Features (N, D) float64, on the CPU, of uint8 images.
-
-    Raises UserError: there is no such file, or it is not the published one. A pickle that anyone may have written is not opened.
-    """
+def check_weights(weights: Path) -> None:
+    """Raises UserError: there is no such file, or it is not the published one: a pickle of unknown origin is not opened."""
     if not weights.is_file():
         raise UserError(f"reconstruction.inception={weights}: no such file (the official weights: {URL_INCEPTION_V3})")
     if not sha256(weights).startswith(SHA256):
         raise UserError(f"reconstruction.inception={weights} is not the file of the official weights ({URL_INCEPTION_V3})")
+
+
+@torch.no_grad()
+def inception_features(weights: Path, images_NHWC: np.ndarray, device: torch.device) -> Tensor:
+    """Features (N, D) float64, on the CPU, of uint8 images. Raises UserError as :func:`check_weights`."""
+    check_weights(weights)
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
     image_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2)
     return torch.cat([network(part_NCHW.to(device))[0].double().cpu() for part_NCHW in image_NCHW.split(_BATCH)])

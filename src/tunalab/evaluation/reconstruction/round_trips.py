@@ -31,7 +31,7 @@ from tunalab.evaluation.generation.features import LABELS, features
 from tunalab.evaluation.generation.fidelity import frechet, jackknife
 from tunalab.evaluation.measure import Measure, mean
 from tunalab.evaluation.mode import evaluation_mode
-from tunalab.evaluation.reconstruction.inception import inception_features
+from tunalab.evaluation.reconstruction.inception import check_weights, inception_features
 from tunalab.evaluation.reconstruction.originals import SPLIT, photographs, scenes
 from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import ReconstructionSettings
@@ -52,6 +52,8 @@ def measure(subject: Subject, settings: ReconstructionSettings) -> list[Measure]
 
     Raises UserError: the file of Inception's weights is missing or another.
     """
+    if settings.inception:
+        check_weights(Path(settings.inception))  # before anything is sampled
     size = subject.config.data.image_size
     found = []
     for name, original_NHWC in (("scenes", scenes(settings.scenes, size)), ("photographs", photographs(size))):
@@ -127,13 +129,18 @@ def _rfid(subject: Subject, inception: str, name: str, split: str, original_NHWC
     if inception:
         device = device_of(subject.model)
         before_ND, after_ND = (inception_features(Path(inception), some, device) for some in (original_NHWC, back_NHWC))
-        value, metric, note = frechet(before_ND, after_ND), "rFID", "rFID: features of Inception v3, its official weights"
+        value, metric, note = _distance(before_ND, after_ND), "rFID", "rFID: features of Inception v3, its official weights"
     else:
         before_ND, after_ND = features(NETWORK, original_NHWC), features(NETWORK, back_NHWC)
         pairs_N2D = torch.stack([before_ND, after_ND], dim=1)
-        value, low, high = jackknife(lambda _, flat: frechet(flat[0::2], flat[1::2]), before_ND, pairs_N2D)
+        value, low, high = jackknife(lambda _, flat: _distance(flat[0::2], flat[1::2]), before_ND, pairs_N2D)
         metric, note = f"rFID ({NETWORK})", f"rFID ({NETWORK}): features of {LABELS[NETWORK]}"
     return Measure(KIND, name, metric, value, len(before_ND), split, low, high, note=note)
+
+
+def _distance(before_ND: Tensor, after_ND: Tensor) -> float:
+    """Rounding takes that of equal sets a little below 0."""
+    return max(0.0, frechet(before_ND, after_ND))
 
 
 def _draw(path: Path, *columns_NHWC: np.ndarray) -> None:
