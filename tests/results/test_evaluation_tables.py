@@ -133,6 +133,20 @@ def test_a_share_that_is_always_right_is_not_certain(records):
         assert row["value"] == row["high"] == 1 and 0.9 < row["low"] < 0.93
 
 
+def test_distances_that_do_not_scatter_are_no_shares_and_shares_stay_within_0_and_1(records):
+    made = []
+    for record in records(seeds=2):
+        items = [0.0] * 10 + [0.25 * record.run.seed]
+        measures = [
+            mean("diversity", "renders", [1.0] * 12, metric="Vendi score"),
+            mean("generation", "prompts", items, metric="overall"),
+        ]
+        made.append(replace(record, evaluation=[Evaluated("x", {}, {}, 0.0, measures)]))
+    rows = means_table(sides(made)).to_dict("records")
+    assert all(row["low"] == row["high"] == 1 for row in rows if row["kind"] == "diversity")
+    assert all(0 <= row["low"] < row["value"] < row["high"] for row in rows if row["kind"] == "generation")
+
+
 def test_runs_of_unequal_length_or_settings_are_refused_or_told(made):
     def of(record, **origin):
         return replace(record, evaluation=[replace(record.evaluation[0], origin=origin)])

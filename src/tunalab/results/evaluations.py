@@ -117,7 +117,7 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
             low, high = first.low, first.high
             items_SI = side.items_of(side.seeds)
             if len(side.seeds) > 1:
-                low, high = (None, None) if items_SI is None else _interval(items_SI)
+                low, high = (None, None) if items_SI is None else _interval(items_SI, certain=first.low is None)
             value = float(np.mean([measure.value for measure in side.measures]))
             failures = sum(measure.failures for measure in side.measures)
             rows.append(
@@ -127,13 +127,16 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "benchmark", "split", "metric", "variant", *names])
 
 
-def _interval(items_SI: np.ndarray) -> tuple[float, float]:
+def _interval(items_SI: np.ndarray, certain: bool) -> tuple[float, float]:
+    """``certain``: one seed's measure has no interval, so that items which do not scatter are what they are, and no shares."""
     low, high = item_interval(items_SI)
-    if not np.isin(items_SI, (0, 1)).all():
+    if not ((items_SI >= 0) & (items_SI <= 1)).all():
         return low, high
-    share, n = float(items_SI.mean()), items_SI.shape[1]
-    wilson_low, wilson_high = wilson(round(share * n), n)
-    return max(0.0, min(low, wilson_low)), min(1.0, max(high, wilson_high))
+    if not certain and np.isin(items_SI, (0, 1)).all():
+        share, n = float(items_SI.mean()), items_SI.shape[1]
+        wilson_low, wilson_high = wilson(round(share * n), n)
+        low, high = min(low, wilson_low), max(high, wilson_high)
+    return max(0.0, low), min(1.0, high)
 
 
 def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
