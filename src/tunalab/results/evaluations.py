@@ -136,7 +136,7 @@ def _interval(items_SI: np.ndarray, certain: bool) -> tuple[float, float]:
         share, n = float(items_SI.mean()), items_SI.shape[1]
         wilson_low, wilson_high = wilson(round(share * n), n)
         low, high = min(low, wilson_low), max(high, wilson_high)
-    return max(0.0, low), min(1.0, high)
+    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
 def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
