@@ -189,6 +189,16 @@ def test_more_attention_is_not_better(records):
     assert "**" not in evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
 
 
+def test_attention_is_shown_in_brief(records):
+    made = []
+    for record in records(seeds=1):
+        measures = [share("attention", name, outcomes(0.5, 0), metric="pointing") for name in ("search", "all")]
+        made.append(replace(record, evaluation=[Evaluated("attention", {}, {}, 0.0, measures)]))
+    compared = sides(made)
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    assert "| all, pointing |" in text and "search, pointing" not in text and "Further rows stand in `evaluation.csv`" in text
+
+
 def test_no_evaluation_no_table(records, tmp_path):
     assert write_evaluation_tables(records(seeds=1), PUBLISHED, tmp_path, "make table") == []
 

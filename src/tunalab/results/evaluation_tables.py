@@ -24,6 +24,7 @@ for the number of rows. Settings in which the runs differ besides the front-end:
 models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared."""
 # A larger distance between images, or more attention, is not better by itself.
 HIGHER_IS_BETTER = ("understanding", "generation", "editing", "judge")
+BRIEF, ALL = ("attention",), "all"  # kinds of which the Markdown shows one benchmark
 NO_DIRECTION = ("accuracy without image",)
 KEY = ["kind", "benchmark", "split", "metric"]
 
@@ -65,7 +66,7 @@ def evaluation_markdown(
     for kind in kinds:
         lines += [f"## {kind}", "", markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
         shown = set()
-        for key, part in means[means["kind"] == kind].groupby(KEY, sort=False):
+        for key, part in means[_shown(means) & (means["kind"] == kind)].groupby(KEY, sort=False):
             theirs = counterpart(*map(str, key))
             shown.add(theirs)
             ahead = _ahead(differences, key) if kind in HIGHER_IS_BETTER and key[-1] not in NO_DIRECTION else set()
@@ -77,10 +78,18 @@ def evaluation_markdown(
         for theirs, _ in others:
             if theirs not in shown:
                 lines.append(markdown_row([""] * (4 + len(variants)) + _published(main, kind, theirs)))
-        lines += ["", *_notes(means[(means["kind"] == kind) & (means["note"] != "")]), ""]
+        lines += ["", *_notes(means[_shown(means) & (means["kind"] == kind) & (means["note"] != "")])]
+        if not _shown(means)[means["kind"] == kind].all():
+            lines.append("- Further rows stand in `evaluation.csv`.")
+        lines.append("")
     seeds = "/".join(str(count) for count in sorted(set(means["seeds"])))
     lines.append(NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none"))
     return "\n".join(lines) + "\n"
+
+
+def _shown(means: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows of the Markdown: of attention, which has a hundred for each variant, those over all questions."""
+    return ~means["kind"].isin(BRIEF) | means["benchmark"].eq(ALL)
 
 
 def _notes(rows: pd.DataFrame) -> list[str]:
