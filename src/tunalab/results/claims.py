@@ -66,7 +66,7 @@ def claims_markdown(records: Sequence[Record]) -> str:
     seeds = len({record.run.seed for record in records})
     note = (
         f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% bootstrap intervals; bold: 0 is excluded. "
-        "No correction for their number. Not seen is no refutation. Levels are those of scenes, means over the benchmarks of a level."
+        "No correction for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks."
     )
     return "\n".join([*lines, "", note]) + "\n"
 
