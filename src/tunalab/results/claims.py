@@ -65,8 +65,8 @@ def claims_markdown(records: Sequence[Record]) -> str:
             lines.append(markdown_row([claim, "not measured", "", ""]))
     seeds = len({record.run.seed for record in records})
     note = (
-        f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% bootstrap intervals; bold: 0 is excluded. "
-        "No correction for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks."
+        f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% bootstrap intervals; bold: 0 is "
+        "excluded. No correction for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks."
     )
     return "\n".join([*lines, "", note]) + "\n"
 
