@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,11 @@ def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, 
             else:
                 assert not row["leads"]
     assert 0 < bold < 7  # these records hold both a clear lead and a tie
+
+
+def test_runs_that_asked_nothing_have_costs_alone(tmp_path, records):
+    made = [replace(record, points=[replace(point, benchmarks={}) for point in record.points]) for record in records(seeds=1)]
+    assert [path.name for path in write_tables(made, tmp_path, "make table")] == ["cost.md", "cost.csv"]
 
 
 def test_mask_ratios_become_rows(tmp_path, records):

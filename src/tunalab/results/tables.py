@@ -27,19 +27,20 @@ from tunalab.results.statistics import paired_difference, pooled
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``accuracy.md``, ``accuracy.csv``, ``cost.md`` and ``cost.csv``; the first line of each names ``command``.
+    """Write ``accuracy.md``, ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``; the first line of each names
+    ``command``.
 
     Raises:
         UserError: the records share no point at equal tokens, or hold the same run twice.
     """
-    accuracy, cost = accuracy_table(records), cost_table(records)
-    left_out = len(records) - len(usable(records))
-    texts = {
-        "accuracy.md": f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out),
-        "accuracy.csv": f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g"),
-        "cost.md": f"<!-- made by: {command} -->\n\n" + cost_markdown(cost),
-        "cost.csv": f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g"),
-    }
+    texts = {}
+    if not usable(records) or any(point.benchmarks for record in usable(records) for point in record.points):
+        accuracy, left_out = accuracy_table(records), len(records) - len(usable(records))
+        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out)
+        texts["accuracy.csv"] = f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g")
+    cost = cost_table(records)
+    texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost)
+    texts["cost.csv"] = f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g")
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return [folder / name for name in texts]
