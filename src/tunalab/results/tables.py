@@ -27,8 +27,8 @@ from tunalab.results.statistics import paired_difference, pooled
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``accuracy.md``, ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``; the first line of each names
-    ``command``.
+    """Write ``accuracy.md`` and ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``; the first line of each
+    names ``command``.
 
     Raises:
         UserError: the records share no point at equal tokens, or hold the same run twice.
