@@ -167,6 +167,15 @@ def test_runs_of_unequal_length_or_settings_are_refused_or_told(made):
     assert unequal_settings(changed) == ["data.image_size"]
 
 
+def test_runs_that_start_from_their_own_checkpoints_are_compared(made):
+    def starts(record, seed):
+        return replace(record, config={**record.config, "start": {"checkpoint": f"exports/{record.run.variant}-seed{seed}"}})
+
+    assert sides([starts(record, record.run.seed) for record in made])
+    with pytest.raises(UserError, match="differ in more than the seed"):
+        sides([starts(record, 0) for record in made])
+
+
 def test_ceilings_and_notes_name_their_variant(records):
     made = []
     for record in records(seeds=1):

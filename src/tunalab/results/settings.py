@@ -17,6 +17,7 @@ from tunalab.results.records import Record
 
 # Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
 _NOT_TOLD = ("seed", "variant", *NOT_IDENTITY)
+_START = "start.checkpoint"
 OF_VARIANT = ("frontend.", "components.")
 Value = str | int | float | bool | None
 
@@ -74,6 +75,9 @@ def flat_settings(record: Record) -> dict[str, Value]:
     Beside the settings: the order of the stages, and the folders of the components (their names are hashes of how they were made).
     """
     flat = _flat(json.dumps({key: value for key, value in record.config.items() if key not in _NOT_TOLD}))
+    if flat.get(_START):  # a checkpoint of the run's own variant and seed, by one pattern for all
+        own = f"{record.run.variant}-seed{record.run.seed}"
+        flat = flat | {_START: str(flat[_START]).replace(own, "${variant}-seed${seed}")}
     folders = {name: part.get("folder") for name, part in record.components.items() if isinstance(part, dict)}
     return flat | {f"components.{name}": folder for name, folder in folders.items()}
 
