@@ -69,7 +69,7 @@ def test_prompts_are_the_beginnings_of_training_documents(tiny_model, tokenizer)
     ):
         sequence = to_sequence(document, tokenizer, 8)
         assert prompt.ids_L.tolist() == sequence.ids_L[: len(prompt.ids_L)].tolist()
-        for ours, theirs in zip(prompt.spans, sequence.spans, strict=False):
+        for ours, theirs in zip(prompt.spans, sequence.spans[: len(prompt.spans)], strict=True):
             assert (ours.offset, ours.length) == (theirs.offset, theirs.length) and ours.pixels_HWC is theirs.pixels_HWC
     unconditional = to_sequence(picture, tokenizer, 8, drop_prompt=True)
     assert image_prompt(tokenizer, space, "").ids_L.tolist() == unconditional.ids_L[:2].tolist()

@@ -37,7 +37,9 @@ class RangeReader:
         self._largest = largest
         counts = [max(0, index.length - 1) for index in indices]
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        inner = [np.arange(first, first + count, block or max(1, count)) for first, count in zip(self._first, counts, strict=False)]
+        inner = [
+            np.arange(first, first + count, block or max(1, count)) for first, count in zip(self._first[:-1], counts, strict=True)
+        ]
         self.starts = np.concatenate([*inner, self._first[-1:]])
         self._loaded: dict[int, np.ndarray] = {}
 

@@ -44,7 +44,7 @@ def deal(prompts: Sequence[str], candidates: int, seed: int = 0) -> list[Ballot]
     while len(dealt) < len(prompts):
         generator.shuffle(orders)
         dealt += orders
-    return [Ballot(prompt, order) for prompt, order in zip(prompts, dealt, strict=False)]
+    return [Ballot(prompt, order) for prompt, order in zip(prompts, dealt[: len(prompts)], strict=True)]
 
 
 def read_choice(answer: str, candidates: int) -> str | None:

@@ -94,7 +94,7 @@ def _answers(subject: Subject, questions: Sequence[Question], blind: dict[str, s
     with_image: list[tuple[np.ndarray | None, str]] = [(question.image_HWC, question.prompt) for question in questions]
     given = subject.answers([*with_image, *((None, prompt) for prompt in new)])
     blind |= zip(new, given[len(questions) :], strict=True)
-    answers = [(answer, blind[question.prompt]) for question, answer in zip(questions, given, strict=False)]
+    answers = [(answer, blind[question.prompt]) for question, answer in zip(questions, given[: len(questions)], strict=True)]
     rows = [[q.prompt, q.answer, *pair] for q, pair in zip(questions, answers, strict=True)]
     write_atomically(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     return answers
