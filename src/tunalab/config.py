@@ -102,7 +102,8 @@ class FrontEndConfig:
     name: str = "patch_embed"
     patch: int = 8  # cells of the target space per visual token along a side
     encoder: str = ""  # "tiny" (built by `make components`), or a pretrained one (frontends/pretrained_encoder.py)
-    encoder_pretrained: bool = True
+    encoder_pretrained: bool = True  # False: the same architecture from random weights
+    encoder_trained: bool = True  # False: it stays as it starts, and only what joins it to the decoder learns
     encoder_layer: int = -2  # the block whose output is used, counted from the end; later blocks are dropped
     encoder_antialias: bool = False  # position grid resized as timm does; else as transformers and the official models do
     vae: str = ""  # "tiny", a diffusers folder, or NAME/SUBFOLDER on the Hub

@@ -93,12 +93,14 @@ class VisualFrontEnd(nn.Module, ABC):
 
     Attributes: ``space``; ``width`` of the decoder; ``connector_parts``: names of the direct children that connect a
     pretrained encoder to the decoder (trained alone in the connector stage; empty when there is no such stage);
-    ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints; ``block_parts``: names of
-    lists of blocks, whose activations may be computed again in the backward pass instead of being kept.
+    ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints; ``fixed_parts``: of those that
+    an experiment keeps as they start, stored with the rest because other experiments train them; ``block_parts``: names of lists of
+    blocks, whose activations may be computed again in the backward pass instead of being kept.
     """
 
     connector_parts: tuple[str, ...] = ()
     frozen_parts: tuple[str, ...] = ()
+    fixed_parts: tuple[str, ...] = ()
     block_parts: tuple[str, ...] = ()
 
     def __init__(self, space: TargetSpace, width: int) -> None:
@@ -177,9 +179,10 @@ class VisualFrontEnd(nn.Module, ABC):
         return [block for name in self.block_parts for block in self.get_submodule(name).children()]
 
     def freeze(self) -> None:
-        """Put the frozen parts out of every optimiser's reach."""
-        for name in self.frozen_parts:
-            self.get_submodule(name).requires_grad_(False).eval()
+        """Put the frozen and the fixed parts out of every optimiser's reach."""
+        for name in (*self.frozen_parts, *self.fixed_parts):
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisualFrontEnd":
         super().train(mode)

@@ -9,8 +9,10 @@ from tunalab.frontends.contract import VisualFrontEnd
 
 # Name, which is also that of its file -> class. Files are imported when they are asked for: a patch embedding needs no timm.
 FRONTENDS: dict[str, str] = {
+    "bottleneck": "Bottleneck",
     "patch_embed": "PatchEmbed",
     "siglip": "Siglip",
+    "vae_patch_embed": "VaePatchEmbed",
     "vae_siglip": "VaeSiglip",
 }
 

@@ -22,14 +22,22 @@ DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
 
 
 class Siglip(VisualFrontEnd):
-    """The encoder keeps its patch embedding; all of it is trained."""
+    """The encoder keeps its patch embedding; all of it is trained, or with ``encoder_trained`` False none."""
 
     connector_parts = ("connector",)
     block_parts = ("encoder.blocks",)
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(self, vit: "TimmViT", width: int, patch: int, feature_layer: int = FEATURE_LAYER, antialias: bool = False) -> None:
+    def __init__(
+        self,
+        vit: "TimmViT",
+        width: int,
+        patch: int,
+        feature_layer: int = FEATURE_LAYER,
+        antialias: bool = False,
+        encoder_trained: bool = True,
+    ) -> None:
         """Raises UserError when ``patch`` is not the encoder's own patch size."""
         super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
         if tuple(vit.patch_embed.patch_size) != (patch, patch):
@@ -43,11 +51,13 @@ class Siglip(VisualFrontEnd):
         self.patch_embedding = vit.patch_embed.proj
         self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
         self.connector = connector(self.encoder.width, width)
+        self.fixed_parts = () if encoder_trained else ("patch_embedding", "encoder")
+        self.freeze()
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
         vit = components.encoder(config.encoder, config.encoder_pretrained)
-        return cls(vit, width, config.patch, config.encoder_layer, config.encoder_antialias)
+        return cls(vit, width, config.patch, config.encoder_layer, config.encoder_antialias, config.encoder_trained)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 from torch import Tensor, nn
 
 from tunalab.config import FrontEndConfig
-from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
 from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
+from tunalab.frontends.latent_frontend import LatentFrontEnd
 from tunalab.frontends.latents import LatentCodec
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from tunalab.frontends.encoder import TimmViT
 
 
-class VaeSiglip(VisualFrontEnd):
+class VaeSiglip(LatentFrontEnd):
     """Generates in normalised VAE latents. The patch embedding is new, so it is trained with the connector."""
 
     connector_parts = ("patch_embedding", "connector")
-    frozen_parts = ("vae",)
     block_parts = ("encoder.blocks",)
 
     def __init__(
@@ -32,31 +31,24 @@ class VaeSiglip(VisualFrontEnd):
         patch: int,
         feature_layer: int = FEATURE_LAYER,
         antialias: bool = False,
+        encoder_trained: bool = True,
     ) -> None:
-        super().__init__(TargetSpace(channels=vae.channels, stride=vae.stride, patch=patch), width)
-        self.vae = vae
+        super().__init__(vae, width, patch)
         self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
         self.patch_embedding = nn.Conv2d(vae.channels, self.encoder.width, kernel_size=patch, stride=patch)
         # Xavier on the flattened kernel: a convolution without overlap is a linear map of the patch.
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.encoder.width, -1))
         nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
         self.connector = connector(self.encoder.width, width)
+        self.fixed_parts = () if encoder_trained else ("encoder",)
         self.freeze()
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
         # The VAE first: parts that are drawn at random are drawn in this order.
-        vae = components.vae(config.vae)
-        if config.vae_statistics == "official":
-            vae.with_official_statistics()
+        vae = cls.codec(config, components)
         vit = components.encoder(config.encoder, config.encoder_pretrained)
-        return cls(vae, vit, width, config.patch, config.encoder_layer, config.encoder_antialias)
-
-    def encode(self, image_BCHW: Tensor) -> Tensor:
-        return self.vae.encode(image_BCHW)
-
-    def decode(self, x_BChw: Tensor) -> Tensor:
-        return self.vae.decode(x_BChw)
+        return cls(vae, vit, width, config.patch, config.encoder_layer, config.encoder_antialias, config.encoder_trained)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         tokens_BVhw = self.patch_embedding(x_BChw)

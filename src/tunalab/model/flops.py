@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tunalab.config import DataConfig, RunConfig
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.packing import PackedBatch
+from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.model.build import build_model
 from tunalab.model.objective import loss_counts
 from tunalab.model.unified import UnifiedModel
@@ -118,6 +119,9 @@ def model_costs(model: UnifiedModel, sizes: Sequence[Size]) -> FlopCosts:
         image = torch.zeros(1, 3, height, width, device=model.mask_token.token_D.device)
         x, to_space[height, width] = _count(model.frontend.to_space, image)
         _, embed[height, width] = _count(model.frontend.embed, x)
+        once, twice = _fixed(model.frontend, x)
+        embed[height, width] -= once + twice
+        to_space[height, width] += once + 2 * twice
     modulation = sum(_linear(m) for name, m in model.head.named_modules() if name.endswith("modulation"))
     head_linears = sum(_linear(m) for m in model.head.modules()) - modulation - _linear(model.head.output)
     qwen = model.decoder.config
@@ -133,6 +137,23 @@ def model_costs(model: UnifiedModel, sizes: Sequence[Size]) -> FlopCosts:
         decoder_pair=4.0 * qwen.hidden_size * qwen.num_hidden_layers,
         head_pair=sum(4.0 * block.heads * block.head_dim for block in head_blocks),
     )
+
+
+def _fixed(frontend: VisualFrontEnd, x: Tensor) -> tuple[float, float]:
+    """Forward FLOPs of the fixed parts: of those that are passed forward only, and of those that what is trained below them takes
+    gradients through (to their inputs, as much again; none to their weights).
+    """
+    costs = {False: 0.0, True: 0.0}
+    for name in frontend.fixed_parts:
+        part, given = frontend.get_submodule(name), []
+        handle = part.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs))
+        with torch.enable_grad():
+            frontend.embed(x)
+        handle.remove()
+        (inputs,) = given
+        _, flops = _count(lambda first, rest=inputs[1:], part=part: part(first, *rest), inputs[0].detach())
+        costs[inputs[0].requires_grad] += flops
+    return costs[False], costs[True]
 
 
 def _linear(module: nn.Module) -> float:

@@ -9,7 +9,13 @@ FIGURE_NAMES = ("figure6", "curves", "mask_ratio")
 
 MASK_RATIO = "objective.masking.ratio"
 
-VARIANTS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
+VARIANTS = {
+    "tuna": "Tuna",
+    "tuna_r": "Tuna-R",
+    "tuna2": "Tuna-2",
+    "vae_latents": "VAE latents, no encoder",
+    "bottleneck": "Tuna-2, bottleneck",
+}
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and in grey.
 _COLOURS = {"tuna": "#0072B2", "tuna_r": "#D55E00", "tuna2": "#009E73"}

@@ -1,4 +1,9 @@
-"""A sweep file into the list of its cells: experiment x variants x seeds x factors."""
+"""A sweep file into the list of its cells: experiment x variants x seeds x arms x factors.
+
+Factors are crossed with each other. Arms are settings by name, for what is no product: ``arms: {scratch: {variant: tuna_r,
+frontend.encoder_pretrained: false}, ...}``. An arm that names its variant is run with that one alone, others with every variant of
+the sweep (which may then be left out of the file).
+"""
 
 import json
 import math
@@ -16,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tunalab.errors import UserError
 from tunalab.results.labels import FIGURE_NAMES, last_words
 
-KEYS = ("experiment", "variants", "seeds", "factors", "overrides", "records", "figure")
+KEYS = ("experiment", "variants", "seeds", "arms", "factors", "overrides", "records", "figure")
+ARM_VARIANT = "variant"  # the key of an arm that is no setting
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Sweep:
     experiment: str
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     factors: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
     records: Path | None = None
@@ -36,7 +43,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. ``overrides`` are ``key=value`` settings, those of the sweep and this cell's factors; not the seed."""
+    """One run of a sweep. ``overrides`` are ``key=value`` settings: the sweep's, its arm's, its factors'; not the seed."""
 
     name: str
     sweep: str
@@ -62,10 +69,16 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
     experiments, variants = _names(root / "experiments"), _names(root / "variants")
     factors = _mapping(path, "factors", plain.get("factors"))
     overrides = _mapping(path, "overrides", plain.get("overrides"))
-    for key in [*factors, *overrides]:
-        if key == "seed" or (key in factors and key in overrides):
-            other = "seeds" if key == "seed" else "factors and overrides both"
-            raise UserError(f"{path}: key {key!r} is already set by {other}: a setting has one place")
+    arms = {name: _mapping(path, f"arms.{name}", arm) for name, arm in _mapping(path, "arms", plain.get("arms")).items()}
+    places = {
+        "factors": [*factors],
+        "overrides": [*overrides],
+        "arms": [*dict.fromkeys(key for arm in arms.values() for key in arm)],
+    }
+    for key in dict.fromkeys(key for keys in places.values() for key in keys):
+        where = ["seeds"] if key == "seed" else [place for place, keys in places.items() if key in keys]
+        if key == "seed" or len(where) > 1:
+            raise UserError(f"{path}: key {key!r} is already set by {' and '.join(where)}: a setting has one place")
     records = plain.get("records")
     if records is not None and not isinstance(records, str):
         raise UserError(f"{path}: key 'records' must be a folder, got {records!r}")
@@ -73,13 +86,20 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UserError(f"{path}: key 'seeds' must hold integers from 0, got {seed!r}")
+    listed = plain.get("variants")
+    if listed is None and arms and all(ARM_VARIANT in arm for arm in arms.values()):
+        listed = list(dict.fromkeys(arm[ARM_VARIANT] for arm in arms.values()))
+    chosen = tuple(_choice(path, "variants", name, variants) for name in _list(path, "variants", listed))
+    for name, arm in arms.items():
+        _choice(path, f"arms.{name}.{ARM_VARIANT}", arm.get(ARM_VARIANT, chosen[0]), chosen)
     figures = plain.get("figure")
     figures = [figures] if isinstance(figures, str) else figures
     return Sweep(
         name=path.stem,
         experiment=_choice(path, "experiment", plain.get("experiment"), experiments),
-        variants=tuple(_choice(path, "variants", name, variants) for name in _list(path, "variants", plain.get("variants"))),
+        variants=chosen,
         seeds=seeds,
+        arms=arms,
         factors={key: _list(path, f"factors.{key}", values) for key, values in factors.items()},
         overrides=overrides,
         records=None if records is None else root / records,
@@ -102,10 +122,15 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     variants = sweep.variants if variant is None else (variant,)
     labels = last_words(sweep.factors)
     cells = []
-    for seed, values, name in product(sweep.seeds, product(*sweep.factors.values()), variants):
+    for seed, values, (arm, told), name in product(
+        sweep.seeds, product(*sweep.factors.values()), (sweep.arms or {"": {}}).items(), variants
+    ):
+        if told.get(ARM_VARIANT, name) != name:
+            continue
         factors = dict(zip(sweep.factors, values, strict=True))
-        parts = [name, *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
-        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **factors}.items()]
+        of_arm = {key: value for key, value in told.items() if key != ARM_VARIANT}
+        parts = [name, *([arm] if arm else []), *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
+        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **of_arm, **factors}.items()]
         title = "-".join(parts)
         cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
     repeated = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
@@ -122,6 +147,8 @@ def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
     """
     file = f"sweeps/{sweep.name}.yaml"
     places = dict.fromkeys(sweep.factors, f"its values stand in {file} under 'factors'")
+    for arm, told in sweep.arms.items():
+        places |= dict.fromkeys((key for key in told if key != ARM_VARIANT), f"arm {arm} of {file} sets it")
     places["seed"] = f"its seeds stand in {file} under 'seeds'"
     places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
     for text in settings:

@@ -7,13 +7,14 @@ from tunalab.model.unified import UnifiedModel
 def set_trainable(model: UnifiedModel, train: str) -> None:
     """Switch gradients on for the parts that a stage trains: all | connector | without_encoder (see StageConfig).
 
-    A front-end without connector trains everything in every stage: its budget is spent, not skipped. Frozen parts never learn.
+    A front-end without connector trains everything in every stage: its budget is spent, not skipped. Frozen and fixed parts never
+    learn.
     """
     frontend = model.frontend
     whole = train == "all" or not frontend.connector_parts
     for name, parameter in model.named_parameters():
         part = name.split(".")[1] if name.startswith("frontend.") else None
-        if part in frontend.frozen_parts:
+        if part in (*frontend.frozen_parts, *frontend.fixed_parts):
             learns = False
         elif whole:
             learns = True

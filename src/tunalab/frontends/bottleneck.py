@@ -1,0 +1,18 @@
+"""JiT's patch embedding (arXiv 2511.13720, section 4): pixels -> patchify -> linear to few dimensions -> linear -> RMSNorm."""
+
+from torch import Tensor, nn
+
+from tunalab.frontends.contract import TargetSpace, VisualFrontEnd, patchify
+
+
+class Bottleneck(VisualFrontEnd):
+    """Tuna-2's embedding of lower rank: noise fills a patch, images hardly do, and the bottleneck keeps what they fill."""
+
+    def __init__(self, width: int, patch: int, rank: int = 32) -> None:
+        super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
+        self.down = nn.Linear(self.space.token_dim, rank, bias=False)
+        self.up = nn.Linear(rank, width)
+        self.norm = nn.RMSNorm(width)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        return self.norm(self.up(self.down(patchify(x_BChw, self.space.patch))))
