@@ -2,7 +2,7 @@
 
 Factors are crossed with each other. Arms are settings by name, for what is no product: ``arms: {scratch: {variant: tuna_r,
 frontend.encoder_pretrained: false}, ...}``. An arm that names its variant is run with that one alone, others with every variant of
-the sweep (which may then be left out of the file).
+the sweep; where all name theirs, the file lists no variants.
 """
 
 import json
@@ -129,7 +129,8 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
             continue
         factors = dict(zip(sweep.factors, values, strict=True))
         of_arm = {key: value for key, value in told.items() if key != ARM_VARIANT}
-        parts = [name, *([arm] if arm else []), *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
+        who = [arm] if ARM_VARIANT in told else [name, arm] if arm else [name]
+        parts = [*who, *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
         settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **of_arm, **factors}.items()]
         title = "-".join(parts)
         cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
