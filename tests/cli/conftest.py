@@ -65,6 +65,8 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 class InProcess:
     """A cell's command, carried out here: `python -m tunalab ...` without a second of imports."""
 
+    pid = 4711
+
     def __init__(self, argv: list[str], **_: object) -> None:
         from tunalab.cli import main
 

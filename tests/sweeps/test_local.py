@@ -16,7 +16,8 @@ from tunalab.errors import UserError
 from tunalab.results.records import write_record
 from tunalab.sweeps.cells import collect, finished_record, last_line, publish, take_lock
 from tunalab.sweeps.devices import visible_gpus
-from tunalab.sweeps.local import default_parallel, run_cells
+from tunalab.sweeps.launcher import Work
+from tunalab.sweeps.local import LocalLauncher, default_parallel
 
 
 def same_hash(_):
@@ -24,7 +25,9 @@ def same_hash(_):
 
 
 def run(cells, command, **options):
-    return run_cells(cells, command, options.pop("config_hash", same_hash), stream=options.pop("stream", io.StringIO()), **options)
+    work = {key: options.pop(key) for key in ("records", "total_tokens", "retries") if key in options}
+    launcher = LocalLauncher(stream=options.pop("stream", io.StringIO()), **options)
+    return launcher.run(Work(cells, command, {cell.name: "hash" for cell in cells}, **work))
 
 
 def states(result):
@@ -77,7 +80,7 @@ def test_failures_are_listed_with_their_last_line_and_log_and_the_others_go_on(c
         cells[2].name: "os.kill(os.getpid(), signal.SIGKILL)",
     }
     stream = io.StringIO()
-    result = run(cells, trains(lambda cell: bodies.get(cell.name, "")), stream=stream, parallel=1)
+    result = run(cells, trains(lambda cell: bodies.get(cell.name, "")), stream=stream, parallel=1, retries=0)
     assert states(result) == ["failed", "failed", "failed", "finished"] and result.exit_code == 1
     reasons = [outcome.reason for outcome in result.outcomes]
     assert reasons[0] == "ValueError: loss is nan at step 7"
@@ -90,32 +93,22 @@ def test_failures_are_listed_with_their_last_line_and_log_and_the_others_go_on(c
 
 
 def test_only_this_attempts_output_is_the_reason(cells, trains):
-    run(cells[:1], trains("raise ValueError('yesterday')"))
-    result = run(cells[:1], trains("sys.exit(2)"))
-    assert result.outcomes[0].reason == "exit code 2, no output"
+    run(cells[:1], trains("raise ValueError('yesterday')"), retries=0)
+    result = run(cells[:1], trains("sys.exit(2)"), retries=1)
+    assert result.outcomes[0].reason == "exit code 2, no output (2 times without getting further)"
     assert "yesterday" in (cells[0].run_dir / "log.txt").read_text()  # and the log keeps both
 
 
 def test_a_cell_that_leaves_no_record_or_does_not_start_has_failed(cells):
     result = run(cells[:2], lambda cell: [sys.executable, "-S", "-c", ""] if cell is cells[0] else ["/nowhere/python"])
     assert states(result) == ["failed", "failed"]
-    assert "without a finished record" in result.outcomes[0].reason and "does not start" in result.outcomes[1].reason
+    assert "without a finished record" in result.outcomes[0].reason
+    assert result.outcomes[1].reason == "does not start: /nowhere/python: No such file or directory"
 
 
 def test_exit_75_is_stopped_not_failed(cells, trains):
     result = run(cells[:2], trains(lambda cell: "sys.exit(75)" if cell is cells[0] else ""))
     assert states(result) == ["stopped", "finished"] and result.exit_code == 75
-
-
-def test_a_wrong_setting_ends_the_sweep_before_anything_runs(cells, trains):
-    def config_hash(cell):
-        if cell is cells[3]:
-            raise UserError("unknown key 'objective.mask'")
-        return "hash"
-
-    with pytest.raises(UserError, match="unknown key"):
-        run(cells, trains(), config_hash=config_hash)
-    assert not any((cell.run_dir / "log.txt").exists() for cell in cells)
 
 
 def test_never_more_than_parallel_at_a_time(cells, trains, tmp_path):
@@ -153,11 +146,13 @@ from conftest import make_record
 from pathlib import Path
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.devices import visible_gpus
-from tunalab.sweeps.local import run_cells
+from tunalab.sweeps.launcher import Work
+from tunalab.sweeps.local import LocalLauncher
 names = {names!r}
 cells = [Cell(name, "s", "scenes", "tuna", 0, {{}}, [], Path({runs!r}) / name) for name in names]
 commands = {commands!r}
-result = run_cells(cells, lambda cell: commands[cell.name], lambda cell: "hash", parallel={parallel}, line_seconds=0.5)
+work = Work(cells, lambda cell: commands[cell.name], dict.fromkeys(names, "hash"))
+result = LocalLauncher(parallel={parallel}, line_seconds=0.5).run(work)
 print(result.table())
 raise SystemExit(result.exit_code)
 """

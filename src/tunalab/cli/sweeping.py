@@ -39,7 +39,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import collect
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.devices import visible_gpus
-    from tunalab.sweeps.local import default_parallel, run_cells
+    from tunalab.sweeps.launcher import Work
+    from tunalab.sweeps.local import LocalLauncher, default_parallel
     from tunalab.training.preflight import open_data
 
     if arguments.parallel is not None and arguments.parallel < 1:
@@ -67,16 +68,8 @@ def sweep(arguments: argparse.Namespace) -> int:
             names = ["--experiment", cell.experiment, "--variant", cell.variant, "--run-dir", str(cell.run_dir)]
             return [sys.executable, "-m", "tunalab", "train", *names, *settings]
 
-        result = run_cells(
-            cells,
-            command,
-            plan.hash,
-            records=plan.sweep.records,
-            parallel=parallel,
-            threads=threads,
-            gpus=gpus,
-            total_tokens=lambda cell: budget(configs[cell.name]),
-        )
+        work = Work(cells, command, plan.hashes, plan.sweep.records, lambda cell: budget(configs[cell.name]))
+        result = LocalLauncher(parallel, threads, gpus).run(work)
         tracked.exit_code = result.exit_code
     print(result.table())
     if plan.sweep.records:

@@ -1,0 +1,173 @@
+"""The history of a cell's attempts, in its run directory: who trained it, when, and how that ended.
+
+A line of JSON for each event, appended in one write, never changed: a crash can tear the last line and nothing else. Whoever writes
+holds the run directory's lock. An attempt that began and has no end, while the lock is free, died without a word (kill -9, power
+cut): :func:`settle` says so at the next look.
+
+    {"event": "begun", "time": ..., "launcher": "local", "host": ..., "job": "4711"}
+    {"event": "ended", "time": ..., "how": "killed", "reason": ..., "tokens": ..., "saved": ...}
+    {"event": "retry", "time": ...}        what went before counts no more against the cell
+"""
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tunalab.results.status import read_status
+
+ATTEMPTS_FILE = "attempts.jsonl"
+How = Literal["finished", "failed", "stopped", "preempted", "killed"]
+RETRIES = 3
+SAME_FAILURE = 2  # so many errors of its own at one place, and a cell has failed: the next would be the same
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a cell. ``job``: process id, or a scheduler's id; times are Unix seconds, None where no line tells.
+
+    ``tokens``: consumed at the end, by the last status file. ``saved``: the step of the newest checkpoint then, what the next
+    attempt starts from.
+    """
+
+    began: float | None
+    launcher: str = ""
+    host: str = ""
+    job: str = ""
+    ended: float | None = None
+    how: How | None = None
+    reason: str = ""
+    tokens: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """All attempts, oldest first. ``counted_from``: those before it count no more. ``unreadable``: lines that are torn."""
+
+    attempts: Sequence[Attempt] = field(default_factory=tuple)
+    counted_from: int = 0
+    unreadable: int = 0
+
+    @property
+    def open(self) -> Attempt | None:
+        """The attempt that has begun and not ended: it runs, or it died without a word."""
+        return self.attempts[-1] if self.attempts and self.attempts[-1].how is None else None
+
+    def count(self, how: How) -> int:
+        return sum(attempt.how == how for attempt in self.attempts)
+
+    def in_vain(self) -> list[Attempt]:
+        """Attempts that were killed or failed since the last one that left a newer checkpoint than all before it.
+
+        Being stopped or preempted says nothing about a cell: such attempts are passed over.
+        """
+        found: list[Attempt] = []
+        furthest = 0
+        for attempt in self.attempts[self.counted_from :]:
+            if attempt.saved > furthest:
+                furthest, found = attempt.saved, []
+            if attempt.how in ("killed", "failed"):
+                found.append(attempt)
+        return found
+
+    def given_up(self, retries: int = RETRIES) -> str | None:
+        """Why the cell has failed and is not to be started again, None for one that may be.
+
+        It may be killed in vain and started again ``retries`` times; an error of its own at the same place once.
+        """
+        vain = self.in_vain()
+        own = sum(attempt.how == "failed" for attempt in vain)
+        if len(vain) <= retries and own < SAME_FAILURE:
+            return None
+        times = f" ({len(vain)} times without getting further)" if len(vain) > 1 else ""
+        return f"{vain[-1].reason}{times}"
+
+    def summary(self) -> dict[str, int]:
+        """How often it was started, and how often each kind of end came before the last."""
+        counts = {how: self.count(how) for how in get_args(How) if how != "finished"}
+        return {"starts": len(self.attempts), **{how: count for how, count in counts.items() if count}}
+
+
+def read_history(run_dir: Path) -> History:
+    """The history of a run directory, empty where there is none."""
+    try:
+        lines = (run_dir / ATTEMPTS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return History()
+    attempts: list[Attempt] = []
+    counted_from = unreadable = 0
+    for line in filter(None, lines):
+        try:
+            event = json.loads(line)
+            kind = event.pop("event")
+            at = float(event.pop("time"))
+            if kind == "begun":
+                attempts.append(Attempt(at, **event))
+            elif kind == "ended":
+                if not attempts or attempts[-1].how is not None:  # its first line is torn
+                    attempts.append(Attempt(None))
+                attempts[-1] = replace(attempts[-1], ended=at, **event)
+            elif kind == "retry":
+                counted_from = len(attempts)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable += 1
+    return History(tuple(attempts), counted_from, unreadable)
+
+
+def begin(run_dir: Path, launcher: str, job: str) -> None:
+    """Raises OSError: the disk is full or not writable."""
+    _append(run_dir, "begun", launcher=launcher, host=socket.gethostname(), job=job)
+
+
+def end(run_dir: Path, how: How, reason: str = "") -> None:
+    """The end of the attempt that has begun. Raises OSError: the disk is full or not writable."""
+    status = read_status(run_dir)
+    tokens = 0 if status is None else status.tokens
+    _append(run_dir, "ended", how=how, reason=reason[:1000], tokens=tokens, saved=newest_step(run_dir))
+
+
+def settle(run_dir: Path, finished: bool) -> History:
+    """The history, for one who holds the lock: an attempt without an end is over, and gets one.
+
+    ``finished``: whether its finished record is there. Raises OSError: the disk is full or not writable.
+    """
+    history = read_history(run_dir)
+    if history.open is None:
+        return history
+    if finished:
+        end(run_dir, "finished")
+    else:
+        end(run_dir, "killed", "ended without a word: killed, or the machine went down")
+    return read_history(run_dir)
+
+
+def forgive(run_dir: Path) -> None:
+    """From here on the cell counts as one that has not failed yet. Raises OSError: the disk is full or not writable."""
+    _append(run_dir, "retry")
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint, 0 without one. Only names are looked at: what is damaged is found when it is loaded."""
+    steps = [path.name.removeprefix("step-") for path in (run_dir / "checkpoints").glob("step-*")]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _append(run_dir: Path, event: str, **told: Any) -> None:
+    """One line in one write: with O_APPEND it lands whole behind all others."""
+    line = (json.dumps({"event": event, "time": round(time.time(), 3), **told}) + "\n").encode()
+    descriptor = os.open(run_dir / ATTEMPTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # behind a torn line, which stays one
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run_dir / ATTEMPTS_FILE))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
