@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from tunalab.evaluation.intervals import wilson
 
@@ -103,6 +102,8 @@ def mean(
         )
     low = high = None
     if len(array) > 1 and np.ptp(array) > _EQUAL * np.abs(array).max():
+        from scipy.stats import bootstrap  # here, not above: slow, and whoever reads records needs none of it
+
         batch = max(1, _BOOTSTRAP_VALUES // len(array))
         found = bootstrap((array,), np.mean, n_resamples=2000, batch=batch, rng=np.random.default_rng(_BOOTSTRAP_SEED))
         low, high = (float(bound) for bound in found.confidence_interval)
