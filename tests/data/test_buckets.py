@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_the_share_that_is_cropped_is_bounded_by_the_choice_of_buckets() -> None
     five = buckets(*PUBLISHED)
     rng = np.random.default_rng(0)
     shapes = sorted(width / height for height, width in five.sizes)
-    step = max(b / a for a, b in zip(shapes, shapes[1:], strict=False))
+    step = max(b / a for a, b in pairwise(shapes))
     for ratio in np.exp(rng.uniform(np.log(shapes[0]), np.log(shapes[-1]), 300)):
         height, width = five.choose("a", 10_000, round(10_000 * ratio))
         kept = min(ratio * height / width, width / height / ratio)

@@ -5,7 +5,7 @@ import pytest
 
 from tunalab.config import RunConfig, StageConfig
 from tunalab.data.copies import CopyCorpus
-from tunalab.data.documents import Image, Reject
+from tunalab.data.documents import Image, Unfit
 from tunalab.data.sequence import to_sequence
 from tunalab.data.sources import SourceSettings, build_source, check_sources
 from tunalab.data.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def test_training_shows_what_a_reconstruction_is_asked_with(tokenizer: Tokenizer
 
 
 def test_what_has_no_image_is_rejected_and_what_is_unknown_is_named() -> None:
-    with pytest.raises(Reject, match="scenes/text: document 0 has no image to copy"):
+    with pytest.raises(Unfit, match="scenes/text: document 0 has no image to copy"):
         build_source("copy/scenes/text", SETTINGS).document(0)
     with pytest.raises(UserError, match=r"unknown source 'scenes/copy'; choices: scenes/caption, .* or copy/NAME"):
         build_source("scenes/copy", SETTINGS)

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.evaluation.parts import PARTS, describe, find_parts, load_part
+from tunalab.evaluation.parts import DIVIDED, PARTS, describe, find_parts, load_part
 from tunalab.evaluation.settings import EvaluationSettings, keys, load_settings
 
 
@@ -13,7 +13,7 @@ def test_every_part_has_its_settings_and_says_what_it_measures() -> None:
     assert [entry.name for entry in fields(EvaluationSettings)] == list(PARTS)
     text = describe(load_settings([]))
     for name in PARTS:
-        assert callable(load_part(name).measure)
+        assert callable(getattr(load_part(name), "pieces" if name in DIVIDED else "measure"))
         (line,) = [line for line in text.splitlines() if line.startswith((f"{name}: ", f"{name} (on request): "))]
         assert len(line) > len(name) + 20
     assert all(f"    {key}=" in text for key in keys(EvaluationSettings))

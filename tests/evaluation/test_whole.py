@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -11,8 +12,9 @@ import pytest
 from tests.conftest import small_config
 
 from tunalab.errors import UserError
+from tunalab.evaluation import parts
 from tunalab.evaluation.measure import Measure, mean, share
-from tunalab.evaluation.parts import PARTS, find_parts
+from tunalab.evaluation.parts import PARTS, Piece, find_parts
 from tunalab.evaluation.subject import Subject
 from tunalab.evaluation.whole import Evaluated, evaluate_parts, read_evaluated, to_text
 
@@ -54,6 +56,15 @@ class Bench:
         subject = Subject(nothing, nothing, small_config(), self.folder, {"run": "tuna2", "tokens": tokens}, quiet=True)
         chosen = cast(Any, settings or Settings())
         return evaluate_parts(subject, chosen, NAMES, self.said.append, lambda result: self.done.append(result.part))
+
+    def pieces(self, settings: OfPart) -> list[Piece]:
+        """The second part, divided: its pieces differ in nothing but their names."""
+        if "second" in self.fail:
+            raise self.fail["second"]
+        return [
+            Piece(f"second-{name}", {"groups": 3}, partial(lambda name, subject: self.measure(name, subject, settings), name))
+            for name in "abc"
+        ]
 
     def result(self, name: str) -> Path:
         (path,) = self.folder.glob(f"{name}-*/result.json")
@@ -97,6 +108,21 @@ def test_a_part_that_cannot_be_measured_keeps_the_others(bench: Bench) -> None:
     del bench.fail["second"]
     results, errors = bench.evaluate()
     assert len(results) == 3 and not errors and bench.calls == [*NAMES, "second"]
+
+
+def test_the_pieces_of_a_divided_part_are_measured_kept_and_fail_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "DIVIDED", frozenset({"second"}))
+    monkeypatch.setattr(sys.modules["part_second"], "pieces", bench.pieces, raising=False)
+    bench.fail["b"] = UserError("item 7 is unreadable")
+    results, errors = bench.evaluate()
+    assert bench.done == [result.part for result in results] == ["first", "second-a", "second-c", "third"]
+    assert errors == {"second-b": "item 7 is unreadable"}
+    del bench.fail["b"]
+    results, errors = bench.evaluate(Settings(second=OfPart(5)))  # a setting that no piece hangs on
+    assert bench.calls == ["first", "a", "b", "c", "third", "b"] and len(results) == 5 and not errors
+    bench.fail["second"] = UserError("no data at all")
+    results, errors = bench.evaluate()
+    assert [result.part for result in results] == ["first", "third"] and errors == {"second": "no data at all"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("a bug")])

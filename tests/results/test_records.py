@@ -67,6 +67,15 @@ def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, rec
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_of_published_benchmarks_each_stands_by_itself(tmp_path, record):
+    file = tmp_path / "record.json"
+    write_record(file, record())
+    add_evaluation(file, [evaluated("published-gqa"), evaluated("published-mmvp")])
+    add_evaluation(file, [evaluated("published-gqa", value=7), evaluated("published-ai2d")])
+    names = ["published-mmvp", "published-gqa", "published-ai2d"]
+    assert [result.part for result in read_record(file).evaluation] == names
+
+
 def test_evaluations_added_at_the_same_time_are_all_kept(tmp_path, record):
     file = tmp_path / "record.json"
     write_record(file, record())

@@ -5,13 +5,13 @@
 What a model is fine-tuned on before its reconstructions are measured.
 """
 
-from tunalab.data.documents import Corpus, Document, Image, Reject, fingerprint_of
+from tunalab.data.documents import Corpus, Document, Image, Unfit, fingerprint_of
 
 PREFIX = "copy/"  # of the name of a source whose images are copied
 
 
 class CopyCorpus:
-    """The first image of every document of another corpus, under its name behind ``copy/``. Raises Reject for one without image."""
+    """The first image of every document of another corpus, under its name behind ``copy/``. Raises Unfit for one without image."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.name = f"{PREFIX}{corpus.name}"
@@ -26,4 +26,4 @@ class CopyCorpus:
         for segment in self._corpus.document(index).segments:
             if isinstance(segment, Image):
                 return Document("edit", (Image(segment.pixels_HWC), Image(segment.pixels_HWC, generate=True)))
-        raise Reject(f"{self._corpus.name}: document {index} has no image to copy")
+        raise Unfit(f"{self._corpus.name}: document {index} has no image to copy")

@@ -1,12 +1,14 @@
 """The parts of an evaluation, by name: each measures one kind of skill of a trained model, on its own and resumably.
 
 A part is a module with a function ``measure(subject, settings) -> list[Measure]``; its settings are the field of the same name
-in evaluation/settings.py. A new one: one module, one line here, one dataclass there.
+in evaluation/settings.py. A new one: one module, one line here, one dataclass there. A part of several benchmarks that have nothing
+to do with one another is divided: its module has a function ``pieces(settings) -> list[Piece]`` instead.
 """
 
 import ast
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,11 +34,30 @@ PARTS: dict[str, str] = {
 }
 # Only on request: they need data, weights or a service that the package does not bring.
 OPTIONAL: frozenset[str] = frozenset({"published"})
+DIVIDED: frozenset[str] = frozenset({"published"})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is measured at a time: a part, or a benchmark of a divided one. It has a folder of its own and is replaced as a whole.
+
+    ``settings``, plain: all that its result hangs on besides the model, and nothing else.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    measure: "Callable[[Subject], list[Measure]]"
 
 
 class Part(Protocol):
     def measure(self, subject: "Subject", settings: Any) -> "list[Measure]":
         """Measure a skill. Raises UserError, one line, when something it needs is missing."""
+        ...
+
+
+class Divided(Protocol):
+    def pieces(self, settings: Any) -> list[Piece]:
+        """Raises UserError, one line, when something is missing that all of them need."""
         ...
 
 
@@ -50,6 +71,13 @@ def find_parts(names: Sequence[str] | None) -> list[str]:
 
 def load_part(name: str) -> Part:
     return cast(Part, import_module(PARTS[name]))
+
+
+def pieces_of(name: str, settings: Any) -> list[Piece]:
+    """The part itself, or what it is divided into. Raises UserError as :class:`Divided`."""
+    if name in DIVIDED:
+        return cast(Divided, import_module(PARTS[name])).pieces(settings)
+    return [Piece(name, asdict(settings), partial(load_part(name).measure, settings=settings))]
 
 
 def describe(settings: EvaluationSettings) -> str:

@@ -65,17 +65,11 @@ class Subject:
         with evaluation_mode(self.model):
             return answer(self.model, self.tokenizer, questions, max_tokens or self.config.evaluation.max_answer_tokens)
 
-    def images(
-        self,
-        texts: Sequence[str],
-        seeds: Sequence[int],
-        size: tuple[int, int] | None = None,
-        sampling: SamplingConfig | None = None,
-    ) -> np.ndarray:
-        """An image for every text and seed, uint8 (N, H, W, 3); size and sampling are the run's unless given."""
+    def images(self, texts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        """An image for every text and seed, of the run's size, uint8 (N, H, W, 3)."""
         prompts = [image_prompt(self.tokenizer, self.model.frontend.space, text) for text in texts]
         side = self.config.data.image_size
-        return self._sample(prompts, seeds, size or (side, side), sampling)
+        return self._sample(prompts, seeds, (side, side), self.config.sampling)
 
     def edited(
         self,
@@ -84,15 +78,15 @@ class Subject:
         seeds: Sequence[int],
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
-        """Every source image, all of one size, after its instruction, uint8 (N, H, W, 3)."""
+        """Every source image, all of one size, after its instruction, uint8 (N, H, W, 3); sampled as the run says unless told."""
         pairs = zip(sources_NHWC, instructions, strict=True)
         prompts = [edit_prompt(self.tokenizer, self.model.frontend.space, source, text) for source, text in pairs]
         ((height, width, _),) = {source.shape for source in sources_NHWC}
-        return self._sample(prompts, seeds, (height, width), sampling)
+        return self._sample(prompts, seeds, (height, width), sampling or self.config.sampling)
 
     def _sample(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], size: tuple[int, int], sampling: SamplingConfig | None
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], size: tuple[int, int], sampling: SamplingConfig
     ) -> np.ndarray:
         nothing = image_prompt(self.tokenizer, self.model.frontend.space, "")  # what guidance starts from, of edits too
         with evaluation_mode(self.model):
-            return sample_images(self.model, prompts, nothing, size, sampling or self.config.sampling, self.config.objective, seeds)
+            return sample_images(self.model, prompts, nothing, size, sampling, self.config.objective, seeds)

@@ -5,20 +5,26 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.parts import load_part
+from tunalab.evaluation.parts import Piece, pieces_of
 from tunalab.evaluation.settings import EvaluationSettings
-from tunalab.evaluation.subject import Subject, identity
 from tunalab.files import write_atomically
+
+if TYPE_CHECKING:  # records hold what is defined here, and are read without a model
+    from tunalab.evaluation.subject import Subject
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One part of an evaluation of one model: ``settings`` and ``origin`` say of what, ``seconds`` how long it took."""
+    """One part of an evaluation of one model, or a piece of one: ``settings`` and ``origin`` say of what, ``seconds`` how long it
+    took."""
 
     part: str
     settings: dict[str, Any]
@@ -28,45 +34,54 @@ class Evaluated:
 
 
 def evaluate_parts(
-    subject: Subject,
+    subject: "Subject",
     settings: EvaluationSettings,
     parts: Sequence[str],
     say: Callable[[str], None] = print,
     done: Callable[[Evaluated], None] = lambda result: None,
 ) -> tuple[list[Evaluated], dict[str, str]]:
-    """Results by part, and the errors of those that could not be measured.
+    """Results of the parts, of a divided one those of its pieces; and by name the errors of what could not be measured.
 
-    ``subject.folder`` gets a folder a part; there ``result.json`` holds what was measured, and a part that has one of the same
+    ``subject.folder`` gets a folder a piece; there ``result.json`` holds what was measured, and a piece that has one of the same
     model and settings is not measured again. ``done`` gets each result at once: what follows may be interrupted.
     """
-    results, errors = [], {}
-    for number, name in enumerate(parts, start=1):
-        say(f"{name} ({number} of {len(parts)})")
+    results: list[Evaluated] = []
+    errors: dict[str, str] = {}
+
+    def attempt(name: str, action: Callable[[], T]) -> T | None:
         try:
-            result = _evaluate_part(subject, name, getattr(settings, name), say)
+            return action()
         except UserError as error:
             errors[name] = str(error)
             say(f"error: {name}: {error}")
-            continue
-        results.append(result)
-        done(result)
+            return None
+
+    for number, name in enumerate(parts, start=1):
+        say(f"{name} ({number} of {len(parts)})")
+        for piece in attempt(name, partial(pieces_of, name, getattr(settings, name))) or []:
+            result = attempt(piece.name, partial(_evaluate, subject, piece, say))
+            if result is not None:
+                results.append(result)
+                done(result)
     return results, errors
 
 
-def _evaluate_part(subject: Subject, name: str, settings: Any, say: Callable[[str], None]) -> Evaluated:
-    # What is kept in the folder of a part is of one model and one set of settings.
-    of_part = subject.of_part(f"{name}-{identity(subject.origin, asdict(settings))}")
+def _evaluate(subject: "Subject", piece: Piece, say: Callable[[str], None]) -> Evaluated:
+    from tunalab.evaluation.subject import identity
+
+    # What is kept in the folder of a piece is of one model and one set of settings.
+    of_part = subject.of_part(f"{piece.name}-{identity(subject.origin, piece.settings)}")
     path = of_part.folder / "result.json"
     if path.exists():
         kept = read_evaluated(path)
         say(f"measured already: {path}")
         return kept
     began = time.perf_counter()
-    measures = load_part(name).measure(of_part, settings)
+    measures = piece.measure(of_part)
     twice = [key for key, count in Counter(measure.key for measure in measures).items() if count > 1]
     if twice:
-        raise ValueError(f"{name} measures twice: {twice}")
-    result = Evaluated(name, asdict(settings), subject.origin, time.perf_counter() - began, measures)
+        raise ValueError(f"{piece.name} measures twice: {twice}")
+    result = Evaluated(piece.name, piece.settings, subject.origin, time.perf_counter() - began, measures)
     write_atomically(path, to_text(result))
     return result
 

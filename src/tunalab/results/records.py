@@ -121,7 +121,8 @@ def read_record(path: Path) -> Record:
 
 
 def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
-    """Put what was measured of a run's model into its record, in the place of earlier results of the same parts.
+    """Put what was measured of a run's model into its record, in the place of earlier results of the same parts or pieces of parts:
+    of published benchmarks every one stands by itself.
 
     Results of another state of the run (it was trained further) go. Several processes may add at a time.
     """

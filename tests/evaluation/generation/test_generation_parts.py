@@ -114,8 +114,11 @@ def test_images_are_sampled_once_for_all_parts_and_an_interruption_costs_a_chunk
     assert first.images_PSHWC.shape == (21, 2, 32, 32, 3) and not np.array_equal(*first.images_PSHWC[0])
     # Seeds go with prompts: other numbers of prompts change no image.
     fewer = images.generated(subject, GenerationSettings(prompts=1, dense=1, samples=2, parser_scenes=0))
-    prompts, of_category = first.of("counting")
-    assert np.array_equal(fewer.of("counting")[1][0], of_category[0]) and caption(prompts[0].scene) == prompts[0].text
+    (of_first, one), (of_fewer, same) = (
+        next((images_SHWC, prompt) for images_SHWC, prompt in zip(made.images_PSHWC, made.prompts) if prompt.category == "counting")
+        for made in (first, fewer)
+    )
+    assert np.array_equal(of_fewer, of_first) and one == same and caption(one.scene) == one.text
 
 
 def test_the_interval_of_the_overall_score_comes_from_prompts() -> None:

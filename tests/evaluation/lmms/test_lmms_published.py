@@ -16,12 +16,13 @@ from tunalab.errors import UserError
 from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint, NoAnswer
 from tunalab.evaluation.lmms import asking
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
-from tunalab.evaluation.lmms.published import measure
+from tunalab.evaluation.lmms.published import pieces
 from tunalab.evaluation.lmms.ready import write_ready
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.settings import PublishedSettings
+from tunalab.evaluation.settings import EvaluationSettings, PublishedSettings
 from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.whole import evaluate_parts
 
 pytestmark = pytest.mark.lmms
 
@@ -77,7 +78,8 @@ def judged_by(monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], str]) -> Non
 
 
 def one(subject: Subject, data: Path, task: str, **settings: Any) -> Measure:
-    return measure(subject, PublishedSettings(data=str(data), tasks=[task], **settings))[0]
+    (piece,) = pieces(PublishedSettings(data=str(data), tasks=[task], **settings))
+    return piece.measure(subject)[0]
 
 
 # Task, tokens of a reply, then a reply an item (right, wrong, malformed) and what it counts.
@@ -115,14 +117,30 @@ def test_a_tiny_model_end_to_end(subject, copy, monkeypatch, task):
     judged_by(monkeypatch, lambda text: "0.0")
     found = one(subject, copy(task), task)
     assert found.n == len(rows().get(task, "AC")) and 0 <= found.value <= 1 and found.failures == 0
-    again = one(subject, copy_is_gone(subject, task), task)  # from what is kept
-    assert again == found
 
 
-def copy_is_gone(subject: Subject, task: str) -> Path:
-    data = subject.folder.parent / "gone"
-    (data / task).mkdir(parents=True)
-    return data
+def test_a_task_that_fails_costs_no_other_and_is_measured_when_it_can_be(subject, copy, says):
+    data = copy("ai2d")
+    copy("mmvp")
+    replies = says("B. root", "leaf")
+    settings = EvaluationSettings(published=PublishedSettings(data=str(data), tasks=["gqa", "ai2d"]))
+    recorded: list[str] = []
+
+    def evaluate() -> tuple[list[str], dict[str, str]]:
+        results, errors = evaluate_parts(
+            subject, settings, ["published"], lambda text: None, lambda result: recorded.append(result.part)
+        )
+        return [result.part for result in results], errors
+
+    done, errors = evaluate()
+    assert (
+        done == recorded == ["published-ai2d"]
+        and list(errors) == ["published-gqa"]
+        and "has no folder gqa" in errors["published-gqa"]
+    )
+    settings.published.tasks = ["ai2d", "mmvp"]
+    says(*"ABAA")
+    assert evaluate() == (["published-ai2d", "published-mmvp"], {}) and len(replies) == 2, "ai2d is not asked again"
 
 
 def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monkeypatch):
@@ -136,7 +154,7 @@ def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monke
 
     judged_by(monkeypatch, ask)
     found = one(subject, copy("mmvet"), "mmvet")
-    assert found.items == [0.5] and found.n == 1 and found.failures == 2 and found.note == "judged by judge"
+    assert found.value == 0.5 and found.n == 1 and found.failures == 2 and found.note == "judged by judge"
     assert asked[0][1] == 1024 and asked[0][0].endswith("What is x?")
 
 
@@ -156,7 +174,8 @@ def test_a_judge_that_cannot_be_asked_is_one_line(subject, copy, says, monkeypat
 
 def test_limit_and_pairs(subject, copy, says):
     says("A", "B", "?")
-    questions, pairs = measure(subject, PublishedSettings(data=str(copy("mmvp")), tasks=["mmvp"], limit=3))
+    (piece,) = pieces(PublishedSettings(data=str(copy("mmvp")), tasks=["mmvp"], limit=3))
+    questions, pairs = piece.measure(subject)
     assert questions.items == [1, 1, 0] and pairs.items == [1]
 
 
@@ -237,7 +256,7 @@ def test_the_program_of_lmms_eval_runs_the_ready_files_on_a_model_by_name(subjec
     assert get_model("tunalab") is lmms.TrainedModel  # through the entry point
     loaded = SimpleNamespace(model=subject.model, tokenizer=subject.tokenizer, config=subject.config, origin={})
     monkeypatch.setattr(lmms, "load", lambda path, device: loaded)
-    write_ready(copy("countbench"), ["countbench"], tmp_path / "tasks")
+    write_ready(copy("countbench"), "countbench", tmp_path / "tasks")
     manager = TaskManager(include_path=str(tmp_path / "tasks"))  # beside the stock tasks, as the program does it
     says("five", "3")
     found = simple_evaluate(

@@ -12,6 +12,8 @@ Distances in one are not comparable with distances in the other, nor with publis
 Shapes: N images, C H W channels and pixels, D features.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class RandomNetwork(nn.Module):
         # The one generator whose stream numpy promises never to change.
         draws = np.random.RandomState(_SEED)
         layers: list[nn.Module] = []
-        for number, (wide_in, wide_out) in enumerate(zip(_WIDTHS, _WIDTHS[1:], strict=False)):
+        for number, (wide_in, wide_out) in enumerate(pairwise(_WIDTHS)):
             layers += [_fixed(draws, nn.Conv2d(wide_in, wide_out, 3, stride=1 if number == 0 else 2, padding=1)), nn.ReLU()]
         layers += [nn.AdaptiveAvgPool2d(GRID), _fixed(draws, nn.Conv2d(_WIDTHS[-1], _CHANNELS, 1)), nn.Flatten()]
         self.layers = nn.Sequential(*layers).requires_grad_(False).eval()

@@ -31,11 +31,6 @@ class Generated:
     prompts: tuple[Prompt, ...]
     images_PSHWC: np.ndarray
 
-    def of(self, category: str) -> tuple[tuple[Prompt, ...], np.ndarray]:
-        """The prompts of a category and their images."""
-        chosen = [number for number, prompt in enumerate(self.prompts) if prompt.category == category]
-        return tuple(self.prompts[number] for number in chosen), self.images_PSHWC[chosen]
-
 
 def chosen_prompts(settings: PromptSettings, series: int = 0) -> tuple[Prompt, ...]:
     """Raises UserError when there are not so many, or none is asked for."""

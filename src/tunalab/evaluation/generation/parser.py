@@ -47,10 +47,6 @@ class Found:
     item: Item
     match: float
 
-    @property
-    def clear(self) -> bool:
-        return self.item.shape != UNCLEAR and self.item.colour != UNCLEAR
-
 
 @dataclass(frozen=True)
 class Parsed:

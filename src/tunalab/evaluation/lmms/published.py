@@ -2,61 +2,69 @@
 
 One image a question, stretched to the nearest image size of the run; greedy answers. Accuracy is each benchmark's own; MMVet's is
 the mean score of a judge (evaluation/judging/endpoint.py says how one is named), and what it did not score is a failure.
+
+Every task is a piece of its own (``published-gqa``): it is kept, recorded and replaced alone, and where it fails it costs no other.
 """
 
-import json
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from tunalab.errors import UserError
-from tunalab.evaluation.judging.endpoint import Endpoint
+from tunalab.evaluation.judging.endpoint import MODEL, Endpoint
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.items import mmvet
 from tunalab.evaluation.lmms.offline import offline
-from tunalab.evaluation.lmms.ready import check_data, load, manager, stock, write_ready
+from tunalab.evaluation.lmms.ready import check_data, copy_identity, load, manager, stock, write_ready
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.parts import Piece
 from tunalab.evaluation.settings import PublishedSettings
 from tunalab.evaluation.subject import Subject
-from tunalab.files import write_atomically
 
 _SEED = 0  # MMMU's rules guess where no choice can be read
 _JUDGED_AT_ONCE = 8
 _JUDGE_SECONDS, _JUDGE_RETRIES = 60.0, 3
 
 
-def measure(subject: Subject, settings: PublishedSettings) -> list[Measure]:
-    """``subject.folder`` keeps the replies, the judge's answers, and the measures of every task that is done.
-
-    Raises UserError, one line: lmms-eval, data or the judge is missing, or a task cannot read its data.
-    """
+def pieces(settings: PublishedSettings) -> list[Piece]:
+    """A piece a task. Raises UserError: lmms-eval or the folder of the data is missing."""
     stock()
     if not settings.data:
         raise UserError("published.data=FOLDER says where the benchmarks are, a folder a task (see published.tasks)")
-    data, tasks = Path(settings.data), list(dict.fromkeys(settings.tasks))
-    check_data(data, tasks)
-    changes: dict[str, dict[str, Any]] = {}
-    if "mmvet" in tasks:
+    if not Path(settings.data).is_dir():
+        raise UserError(f"published.data={settings.data}: no such folder (it holds a folder a task, see published.tasks)")
+    return [_piece(task, settings) for task in dict.fromkeys(settings.tasks)]
+
+
+def _piece(task: str, settings: PublishedSettings) -> Piece:
+    about: dict[str, Any] = {"limit": settings.limit, "data": copy_identity(Path(settings.data) / task)}
+    if BENCHMARKS[task].judged:
+        about["judge"] = os.environ.get(MODEL)
+    return Piece(f"published-{task}", about, partial(_measure, task=task, settings=settings))
+
+
+def _measure(subject: Subject, task: str, settings: PublishedSettings) -> list[Measure]:
+    """``subject.folder`` keeps the replies and the judge's answers.
+
+    Raises UserError, one line: data or the judge is missing, or the task cannot read its data.
+    """
+    data = Path(settings.data)
+    check_data(data, task)
+    changes: dict[str, Any] = {}
+    if task == "mmvet":
         judge = Endpoint.from_environment(os.environ, subject.folder / "judge", _JUDGE_SECONDS, _JUDGE_RETRIES)
-        changes["mmvet"] = {"process_results": mmvet(judge)}
-    write_ready(data, tasks, subject.folder / "tasks")
-    found: list[Measure] = []
-    for task in tasks:
-        path = subject.folder / f"{task}.json"
-        if not path.exists():
-            new = measures(_results(subject, settings, task, changes.get(task, {})))
-            write_atomically(path, json.dumps([asdict(one) for one in new], allow_nan=False))
-        found += [Measure(**plain) for plain in json.loads(path.read_text())]
-    return found
+        changes["process_results"] = mmvet(judge)
+    write_ready(data, task, subject.folder / "tasks")
+    return measures(_results(subject, settings, task, changes))
 
 
 def _results(subject: Subject, settings: PublishedSettings, task: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """As ``simple_evaluate`` returns them. Raises UserError as :func:`measure`."""
+    """As ``simple_evaluate`` returns them. Raises UserError as :func:`_measure`."""
     data = Path(settings.data)
     # What its tasks print, and in quiet evaluations its own bars.
     with offline(data / task), redirect_stdout(StringIO()), redirect_stderr(StringIO() if subject.quiet else sys.stderr):

@@ -1,6 +1,5 @@
 """The ready task files (tasks/), pointed at local copies of the data, and tasks made of them."""
 
-from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from tunalab.config import digest
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS, LOCAL
 from tunalab.files import write_atomically
@@ -22,19 +22,33 @@ def stock() -> Path:
     return Path(found.origin).parent / "tasks"
 
 
-def check_data(data: Path, tasks: Sequence[str]) -> None:
-    """Raises UserError, one line: a task without a folder of its name."""
-    missing = [f"{task} (a copy of {BENCHMARKS[task].source})" for task in tasks if not (data / task).is_dir()]
-    if missing:
-        raise UserError(f"{data} has no folder {', '.join(missing)}: put it there, or name other tasks in published.tasks")
+def check_data(data: Path, task: str) -> None:
+    """Raises UserError, one line: the task has no folder of its name."""
+    if not (data / task).is_dir():
+        copy = f"{task} (a copy of {BENCHMARKS[task].source})"
+        raise UserError(f"{data} has no folder {copy}: put it there, or name other tasks in published.tasks")
 
 
-def write_ready(data: Path, tasks: Sequence[str], folder: Path) -> None:
-    """Task files into ``folder``, with the paths of the data and of the stock files that they include."""
+def copy_identity(folder: Path) -> str:
+    """Twelve hex digits of the names and sizes of a copy's files, wherever it lies: a smaller copy is another benchmark.
+
+    What libraries put beside the data (hidden files, cached tables) is no part of it.
+    """
+    sizes = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return digest(
+        sorted(
+            (name.as_posix(), size)
+            for name, size in sizes.items()
+            if not name.name.startswith("cache-") and not any(part.startswith(".") for part in name.parts)
+        )
+    )
+
+
+def write_ready(data: Path, task: str, folder: Path) -> None:
+    """A task's file into ``folder``, with the paths of the data and of the stock files that it includes."""
     places = {"data": str(data.resolve()), "stock": str(stock())}
-    for task in tasks:
-        text = files(__package__).joinpath("tasks", f"{task}.yaml").read_text()
-        write_atomically(folder / f"{task}.yaml", f"task: {task}{LOCAL}\n{Template(text).substitute(places)}")
+    text = files(__package__).joinpath("tasks", f"{task}.yaml").read_text()
+    write_atomically(folder / f"{task}.yaml", f"task: {task}{LOCAL}\n{Template(text).substitute(places)}")
 
 
 def manager(folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """From the results of lmms-eval to measures: shares between 0 and 1, with an interval over the items it logged."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,9 @@ def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], sample
         raise UserError(f"{task}: none of {len(outcomes)} replies was scored (is the judge reachable?)")
     failures = len(outcomes) - len(scored)
     if benchmark.judged:
-        return [mean(KIND, benchmark.title, scored, metric="accuracy", failures=failures, note=_judges(values))]
+        judged = mean(KIND, benchmark.title, scored, metric="accuracy", failures=failures, note=_judges(values))
+        # What was not scored differs from model to model: the others' items would stand in each other's places.
+        return [replace(judged, items=[]) if failures else judged]
     total = _total(benchmark, totals)
     if total is not None and abs(total - sum(scored) / len(scored)) > _ROUNDING:
         raise UserError(

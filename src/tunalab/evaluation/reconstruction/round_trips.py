@@ -132,8 +132,7 @@ def _rfid(subject: Subject, inception: str, name: str, split: str, original_NHWC
         value, metric, note = _distance(before_ND, after_ND), "rFID", "rFID: features of Inception v3, its official weights"
     else:
         before_ND, after_ND = features(NETWORK, original_NHWC), features(NETWORK, back_NHWC)
-        pairs_N2D = torch.stack([before_ND, after_ND], dim=1)
-        value, low, high = jackknife(lambda _, flat: _distance(flat[0::2], flat[1::2]), before_ND, pairs_N2D)
+        value, low, high = jackknife(_distance, before_ND[:, None], after_ND[:, None])
         metric, note = f"rFID ({NETWORK})", f"rFID ({NETWORK}): features of {LABELS[NETWORK]}"
     return Measure(KIND, name, metric, value, len(before_ND), split, low, high, note=note)
 
