@@ -5,8 +5,8 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Literal, TextIO
@@ -18,6 +18,7 @@ from tunalab.sweeps.devices import GPU_VARIABLE
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Outcome, Result, State, Work
 from tunalab.sweeps.progress import Progress
+from tunalab.sweeps.signals import stop_signals
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -57,7 +58,7 @@ class LocalLauncher:
     def run(self, work: Work) -> Result:
         queue = _Queue(work, self.threads, self.gpus)
         progress = Progress(work.cells, work.total_tokens, self.stream, self.line_seconds)
-        with _stop_signals() as signals:
+        with stop_signals() as signals:
             try:
                 queue.work_off(self.parallel or default_parallel(self.threads, self.gpus), progress, signals)
             finally:
@@ -208,23 +209,3 @@ class _Queue:
             self._killed = True
             for run in self.running:
                 os.killpg(run.process.pid, signal.SIGKILL)  # with its loader processes
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills with the stop signals received; handlers only take note, the loop acts.
-
-    Outside the main thread Python allows no handlers: signals then keep their usual meaning.
-    """
-    received: list[int] = []
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda which, _: received.append(which))
-    except ValueError:
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
