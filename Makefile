@@ -5,6 +5,7 @@ VENV    ?= .venv
 BIN     := $(VENV)/bin
 VARIANT ?= all
 SWEEP   ?= mask_ratio
+RECORDS ?= results/figure6
 ARGS    ?=
 # What `make evaluate` measures, one or several: run directories, exported folders.
 RUN     ?= $(wildcard runs/figure6/*-seed*)
@@ -50,6 +51,9 @@ table: install ## write the tables of the committed records
 evaluate: components ## measure trained models: RUN=runs/figure6/tuna2-seed0 (default all of Figure 6), ARGS="--parts NAME" or part.key=value
 	$(BIN)/tunalab evaluate $(RUN) $(ARGS)
 
+report: install ## one HTML page, and its Markdown, of the records in RECORDS (default results/figure6)
+	$(BIN)/tunalab report --records $(RECORDS) $(ARGS)
+
 dashboard: install ## open MLflow's page on the runs
 	$(BIN)/tunalab dashboard $(ARGS)
 
@@ -76,6 +80,9 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
 
+test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
+	$(BIN)/pytest -m plans
+
 gpu: ## all that needs a CUDA device, the most wanted figures first: bench-gpu, then test-gpu
 	@status=0; $(MAKE) bench-gpu || status=$$?; $(MAKE) test-gpu || status=$$?; exit $$status
 
@@ -84,4 +91,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate dashboard bench bench-gpu lint types test test-gpu test-lmms gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-plans gpu check clean
