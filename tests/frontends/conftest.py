@@ -1,12 +1,9 @@
 """Components trained for two steps, and every front-end built on them."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from readme_example import register
 from stand_ins import TINY, WIDTH, noise_captions, noise_texts
 from tests.variants import SETTINGS
 
@@ -16,8 +13,6 @@ from tunalab.frontends.components.handle import Components
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.registry import build_frontend
 
-README = "the README's example"
-
 
 @pytest.fixture(scope="session")
 def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
@@ -25,15 +20,10 @@ def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
     return build_components(TINY, lambda line: None, root, noise_captions, noise_texts)
 
 
-@pytest.fixture(params=[*SETTINGS, README])
-def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FrontEndConfig]:
-    """Those of every file in variants/, and of a front-end that somebody adds as the README says."""
-    if request.param != README:
-        yield FrontEndConfig(**SETTINGS[request.param])
-        return
-    added = register(tmp_path, monkeypatch)
-    yield added
-    sys.modules.pop(f"tunalab.frontends.{added.name}", None)
+@pytest.fixture(params=SETTINGS)
+def settings(request: pytest.FixtureRequest) -> FrontEndConfig:
+    """Those of every file in variants/."""
+    return FrontEndConfig(**SETTINGS[request.param])
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_parts_of_the_forward_pass_are_what_torch_counts(
     head = linear(counter, *blocks, "head.final_modulation", "head.output")
     assert ours["flow head"] == pytest.approx(head - idle, rel=1e-12)
     front_end = linear(counter) - linear(counter, *layers, "decoder.lm_head", "time") - head
-    encoder = [f"frontend.encoder.blocks.{n}" for n in range(2)] if name != "patch_embed" else []
+    encoder = [f"frontend.encoder.blocks.{n}" for n in range(2)] if hasattr(model.frontend, "encoder") else []
     assert ours["front-end"] == pytest.approx(front_end + attention(counter, encoder), rel=1e-12)
     # torch counts every pair of a row, however few the mask lets through: those are counted below.
     share = work.pairs / batch.tokens**2
@@ -99,7 +99,8 @@ def test_the_backward_pass_doubles_the_forward_pass(name: str, dense: Callable[[
     model = dense(name)
     batch = full_row("cvgetg", tokenizer)
     forward, both = count(model, batch, backward=False), count(model, batch, backward=True)
-    first = linear(forward, "time.mlp.0", "frontend.projection" if name == "patch_embed" else "frontend.patch_embedding")
+    embedding = next(part for part in ("projection", "patch_embedding", "down") if hasattr(model.frontend, part))
+    first = linear(forward, "time.mlp.0", f"frontend.{embedding}")
     assert linear(both) == FORWARD_AND_BACKWARD * linear(forward) - first
 
 
@@ -109,6 +110,29 @@ def test_frozen_parts_are_passed_forward_only(dense: Callable[[str], UnifiedMode
     with FlopCounterMode(display=False) as counter:
         to_space(model, batch)
     assert model_costs(model, SIZES).parts(Work.of(batch))["frozen front-end"] == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("name", ["siglip", "vae_siglip"])
+def test_a_fixed_encoder_costs_no_gradients_of_its_weights(
+    name: str, dense: Callable[[str], UnifiedModel], tokenizer: Tokenizer
+) -> None:
+    """Below Tuna's something is trained, so gradients pass through it; below Tuna-R's nothing is."""
+    model = dense(name)
+    model.frontend.fixed_parts = ("encoder",) if name == "vae_siglip" else ("patch_embedding", "encoder")
+    model.frontend.freeze()
+    batch = full_row("cvgetg", tokenizer)
+    fixed = [f"frontend.{part}" for part in model.frontend.fixed_parts]
+    forward, both = count(model, batch, backward=False), count(model, batch, backward=True)
+    passes = 2 if name == "vae_siglip" else 1
+    assert linear(both, *fixed) == passes * linear(forward, *fixed)
+    with FlopCounterMode(display=False) as counter:
+        to_space(model, batch)
+    parts = model_costs(model, SIZES).parts(Work.of(batch))
+    once, whole = (
+        sum(sum(forward.get_flop_counts()[f"UnifiedModel.{part}"].values()) for part in of) for of in (fixed, ["frontend"])
+    )
+    assert parts["frozen front-end"] == counter.get_total_flops() + passes * once
+    assert parts["front-end"] == FORWARD_AND_BACKWARD * (whole - once)
 
 
 def test_a_batch_of_text_costs_the_decoder_alone(dense: Callable[[str], UnifiedModel], tokenizer: Tokenizer) -> None:

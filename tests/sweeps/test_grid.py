@@ -38,6 +38,33 @@ def test_a_sweep_without_factors_and_one_with_two_that_share_a_word(sweep_file):
     ]
 
 
+def test_arms_are_crossed_with_variants_unless_they_name_theirs(sweep_file):
+    text = sweep_file.read_text().replace("factors: {objective.masking.ratio: [0.0, 0.25]}", "ARMS")
+    sweep_file.write_text(
+        text.replace("ARMS", "arms: {none: {}, late: {objective.masking.start: 0.9}, frozen: {variant: tuna, a.b: x}}")
+    )
+    cells = [cell for cell in expand(load_sweep(sweep_file)) if cell.seed == 0]
+    assert [cell.name for cell in cells] == [
+        "tuna-none-seed0",
+        "tuna2-none-seed0",
+        "tuna-late-seed0",
+        "tuna2-late-seed0",
+        "frozen-seed0",
+    ]
+    assert cells[3].overrides == ["budget.tokens=1000", "objective.masking.start=0.9"]
+    assert (cells[4].variant, cells[4].overrides) == ("tuna", ["budget.tokens=1000", "a.b=x"])
+    sweep_file.write_text(
+        text.replace("ARMS", "arms: {a: {variant: tuna_r}, b: {variant: tuna, x: 1}}").replace("variants: [tuna, tuna2]\n", "")
+    )
+    assert [cell.name for cell in expand(load_sweep(sweep_file))] == ["a-seed0", "b-seed0", "a-seed1", "b-seed1"]
+    sweep_file.write_text(text.replace("ARMS", "arms: {a: {variant: tuna_r}}"))
+    with pytest.raises(UserError, match=r"key 'arms.a.variant' has unknown value 'tuna_r', choices: tuna, tuna2"):
+        load_sweep(sweep_file)
+    sweep_file.write_text(text.replace("ARMS", "arms: {a: {budget.tokens: 1}}"))
+    with pytest.raises(UserError, match="'budget.tokens' is already set by overrides and arms"):
+        load_sweep(sweep_file)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -5,17 +5,19 @@ import pytest
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
 from tunalab.config import MaskingConfig, OptimizerConfig, StageConfig
+from tunalab.evaluation.schedule import evaluation_tokens
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.registry import frontend_class
 from tunalab.model.build import build_model
-from tunalab.training.evaluating import evaluation_tokens
 from tunalab.training.stages import learning_rate, masks, set_trainable
 
 
-def learning(variant: str, train: str) -> set[str]:
+def learning(variant: str, train: str, encoder_trained: bool = True) -> set[str]:
     """The parts of the model that learn: front-end parts by name, everything else by child."""
-    model = build_model(quick_config(variant), Components(ComponentSettings.seeded(0)), 400)
+    config = quick_config(variant)
+    config.frontend.encoder_trained = encoder_trained
+    model = build_model(config, Components(ComponentSettings.seeded(0)), 400)
     set_trainable(model, train)
     names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {"/".join(name[:2] if name[0] == "frontend" else name[:1]) for name in names}
@@ -38,6 +40,12 @@ REST = {"mask_token", "time", "decoder", "head"}
 )
 def test_what_learns(variant: str, train: str, parts: set[str]) -> None:
     assert learning(variant, train) == parts
+
+
+@pytest.mark.parametrize("train", ["all", "without_encoder"])
+def test_an_encoder_that_stays_as_it_starts(train: str) -> None:
+    assert learning("tuna_r", train, encoder_trained=False) == REST | {"frontend/connector"}
+    assert learning("tuna", train, encoder_trained=False) == REST | {"frontend/connector", "frontend/patch_embedding"}
 
 
 def test_what_learns_follows_from_what_a_front_end_says_of_itself(variant: str) -> None:
