@@ -4,6 +4,7 @@ A launcher starts ``work.command(cell)`` for every cell that :meth:`Work.settled
 attempt (attempts.py): ``begin`` when it starts, ``end`` when it ended. Whether an attempt may be repeated, the history decides.
 """
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from tunalab.sweeps.cells import LOG_FILE, finished_record
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.plan import align
 
-State = Literal["finished", "skipped", "failed", "stopped", "not started"]
+State = Literal["finished", "skipped", "failed", "stopped", "queued", "not started"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one cell ended. ``reason``: the last line of the error, or why there is none."""
+    """How one cell ended, or that it is ``queued`` and goes on without its driver. ``reason``: the last line of the error, or why
+    there is none.
+    """
 
     cell: Cell
     state: State
@@ -43,15 +46,15 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """75 if the sweep was stopped; else 1 if a cell failed, 75 if one stopped, 0 if all are finished."""
+        """75 if the sweep was stopped; else 1 if a cell failed, 75 if one stopped or is queued, 0 if all are finished."""
         states = {outcome.state for outcome in self.outcomes}
         if self.interrupted:
             return EXIT_STOPPED
-        return 1 if "failed" in states else EXIT_STOPPED if "stopped" in states else 0
+        return 1 if "failed" in states else EXIT_STOPPED if states & {"stopped", "queued"} else 0
 
     def table(self) -> str:
         """A row per cell, the failed ones last with their error and log, where the eye is after a long sweep."""
-        order: list[State] = ["skipped", "finished", "not started", "stopped", "failed"]
+        order: list[State] = ["skipped", "finished", "queued", "not started", "stopped", "failed"]
         ranked = sorted(self.outcomes, key=lambda outcome: order.index(outcome.state))
         rows = [["run", "state", "minutes"]]
         rows += [[outcome.cell.name, outcome.state, f"{outcome.seconds / 60:.1f}" if outcome.seconds else ""] for outcome in ranked]
@@ -104,3 +107,12 @@ class Launcher(Protocol):
         Cells that another driver holds are waited for, and skipped if they were finished there.
         """
         ...
+
+
+def failure(code: int, line: str) -> tuple[Literal["failed", "killed"], str]:
+    """How a process ended that neither finished nor saved, and why. ``code``: negative for a signal; ``line``: its last words."""
+    if code > 0:
+        return "failed", line or f"exit code {code}, no output"
+    how = f"killed by signal {-code} ({signal.strsignal(-code)})"
+    how += ", out of memory?" if code == -signal.SIGKILL else ""
+    return "killed", f"{how}, last line: {line}" if line else how

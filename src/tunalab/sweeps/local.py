@@ -16,7 +16,7 @@ from tunalab.sweeps.attempts import begin, end, read_history
 from tunalab.sweeps.cells import LOG_FILE, last_line, take_lock
 from tunalab.sweeps.devices import GPU_VARIABLE
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.launcher import Outcome, Result, State, Work
+from tunalab.sweeps.launcher import Outcome, Result, State, Work, failure
 from tunalab.sweeps.progress import Progress
 from tunalab.sweeps.signals import stop_signals
 
@@ -192,11 +192,7 @@ class _Queue:
             return "stopped", "stopped while starting"
         if self._killed and code < 0:
             return "killed", "killed before it had saved, goes on from its last checkpoint"
-        if code > 0:
-            return "failed", line or f"exit code {code}, no output"
-        how = f"killed by signal {-code} ({signal.strsignal(-code)})"
-        how += ", out of memory?" if code == -signal.SIGKILL else ""
-        return "killed", f"{how}, last line: {line}" if line else how
+        return failure(code, line)
 
     def _serve(self, signals: list[int], progress: Progress) -> None:
         """Pass stop signals on, each stage once."""
