@@ -27,6 +27,7 @@ FAMILIES = (
     "evaluation",
     "judging",
     "attention",
+    "reporting",
 )
 
 

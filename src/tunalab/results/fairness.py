@@ -1,0 +1,179 @@
+"""Whether runs may be compared: what they do not share, and whether that breaks the comparison or leaves a doubt.
+
+Everything is read from the records. What a front-end brings by itself (parameters, FLOPs, its own components) is no inequality; it
+stands in tables of cost.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunalab.config import digest
+from tunalab.results.labels import value_label
+from tunalab.results.records import Record
+from tunalab.results.settings import OF_VARIANT, flat_settings, told_apart
+
+TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Unequal:
+    """Something that runs should share and do not. ``values``: what is had -> names of the runs that have it.
+
+    ``breaks``: the runs differ in what decides a result; else it is a doubt: the same up to rounding, or nobody can tell.
+    ``asked``: it goes with a setting that the runs vary, so it may be what the comparison is about.
+    """
+
+    what: str
+    values: dict[str, tuple[str, ...]]
+    why: str
+    breaks: bool
+    asked: bool = False
+
+
+def unequal(records: Sequence[Record]) -> list[Unequal]:
+    """What the runs do not share, what breaks a comparison first. Runs of one seed should be equal in all, of several but for it."""
+    found = [*_settings(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
+    return sorted(found, key=lambda one: (not one.breaks, one.asked))
+
+
+def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
+    """Settings besides the front-end's that variants do not have in common: then more than front-ends is compared."""
+    by_variant: dict[str, list[Record]] = {}
+    for record in records:
+        by_variant.setdefault(record.run.variant, []).append(record)
+    if len(by_variant) < 2:
+        return
+    flat = {variant: [flat_settings(record) for record in group] for variant, group in by_variant.items()}
+    keys = dict.fromkeys(key for group in flat.values() for settings in group for key in settings)
+    for key in keys:
+        if key.startswith(OF_VARIANT):
+            continue
+        had = {name: {json.dumps(settings.get(key)) for settings in group} for name, group in flat.items()}
+        if len({frozenset(values) for values in had.values()}) > 1:
+            values: dict[str, tuple[str, ...]] = {}
+            for variant, group in flat.items():
+                text = ", ".join(dict.fromkeys(value_label(settings.get(key)) for settings in group))
+                values[text] = (*values.get(text, ()), variant)
+            yield Unequal(f"setting {key}", values, "variants differ in more than the front-end", breaks=True)
+
+
+def _budget(records: Sequence[Record]) -> Iterable[Unequal]:
+    yield from _of(records, "finished", lambda r: "yes" if r.run.finished else "no", "a part of a run is no run", breaks=True)
+    tokens = [record.totals.tokens for record in records]
+    if max(tokens) > min(tokens) * (1 + TOLERANCE):
+        yield from _of(records, "tokens", lambda r: f"{r.totals.tokens:,}", "unequal budgets", breaks=True)
+    arms: dict[tuple[str, str], set[int]] = {}
+    for record, setting in zip(records, told_apart(records), strict=True):
+        arms.setdefault((record.run.variant, setting.label), set()).add(record.run.seed)
+    if len({frozenset(seeds) for seeds in arms.values()}) > 1:
+        values: dict[str, tuple[str, ...]] = {}
+        for (variant, label), seeds in arms.items():
+            text = ", ".join(map(str, sorted(seeds)))
+            values[text] = (*values.get(text, ()), f"{variant} {label}".strip())
+        yield Unequal("seeds", values, "means over other seeds are of other documents and draws", breaks=True)
+
+
+def _order(records: Sequence[Record]) -> Iterable[Unequal]:
+    """Of runs of one seed: the settings that decide it, and what can be seen of it, the counts at every point."""
+    for seed in sorted({record.run.seed for record in records}):
+        same = [record for record in records if record.run.seed == seed]
+        why = "settings that decide which documents come when differ"
+        by_settings = list(_of(same, f"data order of seed {seed}", data_order, why, breaks=True))
+        yield from by_settings
+        if not by_settings and not counts_agree(same):
+            why = "equal settings, but other numbers of steps or images at equal tokens: other documents or other packing"
+            yield from _of(same, f"documents of seed {seed}", lambda r: f"{r.totals.images:,} images", why, breaks=True)
+
+
+def data_order(record: Record) -> str:
+    """Twelve hex digits of all that decides which documents a run sees in which order: seed, data, mixes, budgets, tokenizer,
+    number of processes.
+    """
+    decides = ("data.", "stages", "decoder.tokenizer", "decoder.pretrained", "revision")
+    held = {key: value for key, value in flat_settings(record).items() if key.startswith(decides)}
+    held = {key: value for key, value in held.items() if not key.endswith((".lr", ".train", ".masking"))}
+    processes = record.environment.get("processes", 1)
+    return digest([record.run.seed, held, used_components(record).get("tokenizer"), processes])
+
+
+def counts_agree(records: Sequence[Record]) -> bool:
+    """Whether runs that reached the same number of tokens had taken as many steps and seen as many images by then."""
+    seen: dict[int, tuple[int, int]] = {}
+    for record in records:
+        for point in record.points:
+            if seen.setdefault(point.tokens, (point.steps, point.images)) != (point.steps, point.images):
+                return False
+    ends = [record.points[-1].tokens for record in records if record.points]
+    return len(set(ends)) < 2 or max(ends) > min(ends) * (1 + TOLERANCE)  # unequal budgets are told as such
+
+
+def _components(records: Sequence[Record]) -> Iterable[Unequal]:
+    """Of the runs that use a component: which one it is. Two runs with a tiny encoder should have the same."""
+    used = {id(record): used_components(record) for record in records}
+    for part in dict.fromkeys(part for parts in used.values() for part in parts):
+        having = [record for record in records if part in used[id(record)]]
+        folder = lambda record, part=part: used[id(record)][part]  # noqa: E731
+        yield from _of(having, f"component {part}", folder, "pretrained another time, or with other settings", breaks=True)
+
+
+def used_components(record: Record) -> dict[str, str]:
+    """Part -> folder (named after the hash of its settings) of the tiny components that this run's model has."""
+    config = record.config
+    frontend, decoder = config.get("frontend", {}), config.get("decoder", {})
+    used = {part for part in ("vae", "encoder") if frontend.get(part) == TINY}
+    if not (decoder.get("tokenizer") or decoder.get("pretrained")):
+        used.add("tokenizer")
+    parts = {name: part.get("folder") for name, part in record.components.items() if isinstance(part, dict)}
+    return {name: folder for name, folder in parts.items() if name in used and folder}
+
+
+def _made(records: Sequence[Record]) -> Iterable[Unequal]:
+    """Code, versions and machine."""
+    yield from _of(records, "precision", precision, "results differ by more than rounding", breaks=True)
+    yield from _of(records, "code", commit, "another revision of the code may compute something else")
+    modified = [record for record in records if record.environment.get("dirty")]
+    if modified:
+        values = {f"{commit(record)}, modified": () for record in modified}
+        for record in modified:
+            values[f"{commit(record)}, modified"] += (record.run.name,)
+        yield Unequal("checkout", values, "what had been modified is not on record", breaks=False)
+    for name in dict.fromkeys(name for record in records for name in versions(record)):
+        version = lambda record, name=name: versions(record).get(name) or "none"  # noqa: E731
+        yield from _of(records, f"version of {name}", version, "rounding, or a changed default")
+    yield from _of(records, "machine", machine, "rounding; minutes do not compare")
+    yield from _of(records, "threads", lambda r: str(r.environment.get("threads")), "the order of sums; minutes do not compare")
+
+
+def precision(record: Record) -> str:
+    """What ``auto`` came to where it is set."""
+    chosen = str(record.config.get("precision", "auto"))
+    return chosen if chosen != "auto" else "bf16" if record.environment.get("accelerator") else "fp32"
+
+
+def commit(record: Record) -> str:
+    return str(record.environment.get("commit") or "unknown")[:12]
+
+
+def versions(record: Record) -> Mapping[str, str]:
+    """Of Python and of the packages whose versions a record holds."""
+    packages: dict[str, Any] = record.environment.get("packages") or {}
+    return {"python": str(record.environment.get("python")), **{name: str(version) for name, version in packages.items()}}
+
+
+def machine(record: Record) -> str:
+    return str(record.environment.get("accelerator") or record.environment.get("cpu"))
+
+
+def _of(records: Sequence[Record], what: str, value: Callable[[Record], str], why: str, breaks: bool = False) -> Iterable[Unequal]:
+    """One inequality where ``value`` differs between the runs, none where it does not."""
+    values: dict[str, tuple[str, ...]] = {}
+    for record in records:
+        values[value(record)] = (*values.get(value(record), ()), record.run.name)
+    if len(values) < 2:
+        return
+    settings = [setting.label for setting in told_apart(records)]
+    follows = len(set(zip(settings, (value(record) for record in records), strict=True))) == len(set(settings)) > 1
+    yield Unequal(what, values, why, breaks, asked=breaks and follows)
