@@ -29,13 +29,26 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
     for name in plain:
         if name not in hints:
             raise Mismatch(_join(where, name), f"one of {', '.join(hints)}", name)
-    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
-        inside = _join(where, entry.name)
-        if entry.name in plain:
-            values[entry.name] = _value(hints[entry.name], plain[entry.name], inside)
-        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-            raise Mismatch(inside, "present", "nothing")
+    for name, required in _entries(cls):  # type: ignore[arg-type]
+        if name not in plain:
+            if required:
+                raise Mismatch(_join(where, name), "present", "nothing")
+            continue
+        value, hint = plain[name], hints[name]
+        values[name] = value if _plainly(hint, value) else _value(hint, value, _join(where, name))
     return cls(**values)
+
+
+def _plainly(hint: Any, value: Any) -> bool:
+    """Whether the value is a number or a text of just this type: most are, and a thousand records hold a million of them."""
+    return type(value) is hint and (hint in (int, str, bool) or (hint is float and math.isfinite(value)))
+
+
+@cache
+def _entries(cls: Any) -> list[tuple[str, bool]]:
+    """Fields by name, and whether they have to be there."""
+    missing = dataclasses.MISSING
+    return [(entry.name, entry.default is missing and entry.default_factory is missing) for entry in dataclasses.fields(cls)]
 
 
 @cache
@@ -55,15 +68,17 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         (inner,) = [choice for choice in get_args(hint) if choice is not type(None)]
-        return _value(inner, value, where)
+        return value if _plainly(inner, value) else _value(inner, value, where)
     if origin is list:
         if not isinstance(value, list):
             raise Mismatch(where, "a list", value)
-        return [_value(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+        (inner,) = get_args(hint)
+        return [item if _plainly(inner, item) else _value(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise Mismatch(where, "an object", value)
-        return {key: _value(get_args(hint)[1], item, _join(where, key)) for key, item in value.items()}
+        inner = get_args(hint)[1]
+        return {key: item if _plainly(inner, item) else _value(inner, item, _join(where, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     return _scalar(hint, value, where)

@@ -1,6 +1,7 @@
 """Records into one tidy table: a row per run, evaluation and benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ COLUMNS = [
     *("variant", "seed", "setting", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
     *("correct", "steps", "images", "flops", "seconds", "mask_ratio", "identity", "run"),
 ]
+T = TypeVar("T", int, float)
 RUN = ["variant", "seed", "setting"]
 
 
@@ -50,20 +52,26 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def joined(values: Iterable[T], tolerance: float = 0.02) -> dict[T, T]:
+    """Each value -> the largest of those that count as one place with it: within ``tolerance`` above the smallest of them."""
+    where: dict[T, T] = {}
+    group: list[T] = []
+    for value in [*sorted(set(values)), None]:
+        if group and (value is None or value > group[0] * (1 + tolerance)):
+            where |= {member: group[-1] for member in group}
+            group = []
+        if value is not None:
+            group.append(value)
+    return where
+
+
 def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:
     """The same table with token counts that differ by less than ``tolerance`` set to their largest.
 
     An evaluation happens at the end of the batch that reaches its threshold, and batches hold different numbers of tokens,
     so that seeds reach "the same" point some tokens apart. Of two points of one run that fall together the later stays.
     """
-    where: dict[int, int] = {}
-    group: list[int] = []
-    for tokens in [*sorted(set(frame["tokens"].tolist())), None]:
-        if group and (tokens is None or tokens > group[0] * (1 + tolerance)):
-            where |= {member: group[-1] for member in group}
-            group = []
-        if tokens is not None:
-            group.append(tokens)
+    where = joined(frame["tokens"].tolist(), tolerance)
     order = frame.sort_values("tokens", kind="stable")
     aligned = order.assign(tokens=order["tokens"].map(where))
     aligned = aligned.drop_duplicates([*RUN, "benchmark", "tokens"], keep="last")
