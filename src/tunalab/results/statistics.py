@@ -116,8 +116,13 @@ def item_interval(value_SI: np.ndarray, resamples: int = 2000, seed: int = 0) ->
 
     Resampled as in :func:`paired_difference`: items, the same draw for all seeds, then seeds where there are several.
     """
+    return joint_interval([value_SI], resamples, seed)
+
+
+def joint_interval(values_SI: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """As :func:`item_interval`, of the mean over several benchmarks, each with items of its own and all with the same seeds."""
     generator = np.random.default_rng(seed)
-    mean_RS = _resample_items(generator, value_SI, resamples)
+    mean_RS = np.mean([_resample_items(generator, value_SI, resamples) for value_SI in values_SI], axis=0)
     low, high = np.quantile(_resample_seeds(generator, mean_RS), [0.025, 0.975])
     return float(low), float(high)
 
