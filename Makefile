@@ -6,6 +6,8 @@ BIN     := $(VENV)/bin
 VARIANT ?= all
 SWEEP   ?= mask_ratio
 RECORDS ?= results/figure6
+# Where a sweep runs: a file of sweeps/launch/.
+LAUNCH  ?= local
 ARGS    ?=
 # What `make evaluate` measures, one or several: run directories, exported folders.
 RUN     ?= $(wildcard runs/figure6/*-seed*)
@@ -80,6 +82,9 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
 
+test-slurm: components ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
+	$(BIN)/pytest -m slurm tests/slurm
+
 test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
 	$(BIN)/pytest -m plans
 
@@ -91,4 +96,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-plans gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-slurm test-plans gpu check clean
