@@ -1,11 +1,11 @@
 """A plan as text, and as plain numbers for programs."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from tunalab.planning.memory import WITH, WITHOUT
 from tunalab.planning.plan import Plan
+from tunalab.results.columns import columns
 
 LIMITS = "Not counted: CUDA context, communication buffers, fragmentation, workspace of a frozen VAE (leave a tenth)."
 
@@ -31,7 +31,7 @@ def _parameters(plan: Plan) -> str:
     rows = [["parameters", "trained", "frozen"]]
     rows += [[name, _count(count.trained), _count(count.frozen)] for name, count in plan.parameters.items()]
     rows.append(["total", _count(plan.totals.trained), _count(plan.totals.frozen)])
-    return _table(rows)
+    return columns(rows)
 
 
 def _flops(plan: Plan) -> str:
@@ -45,7 +45,7 @@ def _flops(plan: Plan) -> str:
             rows.append([part, *(f"{value / scale:.3g}" for value in values)])
     rows.append(["total", *(f"{sum(stage.flops_per_token.values()) / scale:.3g}" for stage in plan.stages.values())])
     sources = sorted({stage.documents for stage in plan.stages.values()})
-    return _table(rows) + f"\naverages over each stage's mix, from {' and '.join(sources)}"
+    return columns(rows) + f"\naverages over each stage's mix, from {' and '.join(sources)}"
 
 
 def _stages(plan: Plan) -> str:
@@ -58,7 +58,7 @@ def _stages(plan: Plan) -> str:
     gpus = f"{plan.sharding.ranks} x {plan.gpu.name}"
     step = f"a step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) a GPU"
     rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s"
-    return f"{_table(rows)}\n{step}\n{rate}; recomputed FLOPs do not count, so checkpointing lowers what is reached"
+    return f"{columns(rows)}\n{step}\n{rate}; recomputed FLOPs do not count, so checkpointing lowers what is reached"
 
 
 def _memory(plan: Plan) -> str:
@@ -76,22 +76,12 @@ def _memory(plan: Plan) -> str:
     verdict = f"this run, {WITH if plan.checkpointing else WITHOUT}: {show(plan.bytes_needed)} {unit}"
     if plan.gpu.memory is not None:
         verdict += f" of {plan.gpu.name}'s {show(plan.gpu.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
-    return f"{_table(rows)}\n{verdict}\n{LIMITS}"
+    return f"{columns(rows)}\n{verdict}\n{LIMITS}"
 
 
 def _fullest(plan: Plan) -> str:
     """The kinds of document whose rows need most, without and with checkpointing."""
     return " / ".join(dict.fromkeys(kind.replace("_", " ") for kind in (plan.memory.row[WITHOUT], plan.memory.row[WITH])))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for name, *cells in rows:
-        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
-    return "\n".join(lines)
 
 
 def _count(number: int) -> str:

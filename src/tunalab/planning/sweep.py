@@ -1,0 +1,165 @@
+"""`tunalab plan SWEEP`: GPU-hours, storage and price of a grid before anything is downloaded or trained."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tunalab.config import RunConfig, digest, to_plain
+from tunalab.errors import UserError
+from tunalab.planning.hardware import GIB, Gpu
+from tunalab.planning.plan import Plan, make_plan
+from tunalab.planning.storage import Storage, downloads, storage
+from tunalab.results.columns import columns
+
+# Dollars a GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
+PRICE = 2.5
+LIMITS = (
+    "Not counted: the data and reading it, evaluations, writing checkpoints, starts, failures and what they repeat.\n"
+    "Memory leaves out what `tunalab plan EXPERIMENT VARIANT` names. Days are at the stated utilisation, which is not measured."
+)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A run of the sweep. ``gpu_hours``: of all its GPUs together; ``price``: dollars."""
+
+    variant: str
+    seed: int
+    plan: Plan
+    storage: Storage
+    gpu_hours: float
+    price: float
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """``cells``: by name; ``downloads``: bytes of pretrained weights by name, fetched once for all runs."""
+
+    sweep: str
+    cells: dict[str, CellPlan]
+    downloads: dict[str, int]
+    hourly: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(cell.gpu_hours for cell in self.cells.values())
+
+    @property
+    def price(self) -> float:
+        return sum(cell.price for cell in self.cells.values())
+
+    @property
+    def stored(self) -> int:
+        """Bytes, with every run at its fullest."""
+        return sum(cell.storage.total for cell in self.cells.values())
+
+
+def plan_sweep(
+    sweep: str,
+    configs: Mapping[str, RunConfig],
+    gpu: Gpu,
+    gpus: int = 1,
+    utilisation: float = 0.4,
+    sharding: str | None = None,
+    sample: bool = False,
+    hourly: float = PRICE,
+) -> SweepPlan:
+    """The plan of every cell (name -> its settings), each on ``gpus`` GPUs. Seeds share a plan: it does not depend on them.
+
+    Raises UserError: the price is negative, or as :func:`tunalab.planning.plan.make_plan`.
+    """
+    if not 0 <= hourly < float("inf"):
+        raise UserError(f"--price {hourly} is out of range (from 0)")
+    made: dict[str, Plan] = {}
+    cells: dict[str, CellPlan] = {}
+    fetched: dict[str, int] = {}
+    for name, config in configs.items():
+        key = digest(to_plain(replace(config, seed=0)))
+        if key not in made:
+            made[key] = make_plan(config, gpu, gpus, utilisation, sharding, sample)
+        plan = made[key]
+        for part, size in downloads(config, plan.parameters).items():
+            fetched[part] = max(size, fetched.get(part, 0))
+        hours = plan.days * 24 * gpus
+        cells[name] = CellPlan(config.variant, config.seed, plan, storage(config, plan.totals), hours, hours * hourly)
+    return SweepPlan(sweep, cells, fetched, hourly)
+
+
+def to_plain_sweep(planned: SweepPlan) -> dict[str, Any]:
+    """For programs: a row a cell without the plan's details (`tunalab plan EXPERIMENT VARIANT --json` has them), and the sums."""
+    cells = {}
+    for name, cell in planned.cells.items():
+        plan = cell.plan
+        held = {"experiment": plan.experiment, "gpu": plan.gpu.name, "gpus": plan.sharding.ranks, "sharding": asdict(plan.sharding)}
+        held |= {"utilisation": plan.utilisation, "micro_batches": plan.micro_batches, "bytes_needed": plan.bytes_needed}
+        held |= {"fits": plan.fits, "tokens": plan.tokens, "flops": plan.flops, "days": plan.days}
+        kept = {"gpu_hours": cell.gpu_hours, "price": cell.price, "storage": asdict(cell.storage)}
+        cells[name] = {"variant": cell.variant, "seed": cell.seed, **held, **kept}
+    sums = {"gpu_hours": planned.gpu_hours, "price": planned.price, "stored": planned.stored}
+    return {"sweep": planned.sweep, "cells": cells, "downloads": planned.downloads, "hourly": planned.hourly, **sums}
+
+
+def to_text_sweep(planned: SweepPlan) -> str:
+    plans = [cell.plan for cell in planned.cells.values()]
+    first = plans[0]
+    each = f"{first.sharding.ranks} x {first.gpu.name} at {first.utilisation:.0%} of {first.gpu.flops / 1e12:,.4g} TFLOP/s"
+    head = f"{planned.sweep}: {len(plans)} runs of {first.experiment}, each on {each}, ${planned.hourly:,.4g} a GPU-hour"
+    longest = max(plan.days for plan in plans)
+    time = (
+        f"one after another {_days(sum(plan.days for plan in plans))}; all at once {_days(longest)} on "
+        f"{len(plans) * first.sharding.ranks:,} GPUs"
+    )
+    return "\n\n".join([head, f"{_cells(planned)}\n{time}", _storage(planned), LIMITS])
+
+
+def _cells(planned: SweepPlan) -> str:
+    rows = [["run", "sharding", "micro-batches", "GiB a GPU", "fits", "tokens", "FLOPs", "days", "GPU-hours", "price"]]
+    for name, cell in planned.cells.items():
+        plan = cell.plan
+        over = f" over {plan.sharding.shards}" if plan.sharding.shards > 1 else ""
+        fits = {True: "yes", False: "NO", None: "unknown"}[plan.fits]
+        room = f" of {plan.gpu.memory / GIB:.1f}" if plan.gpu.memory else ""
+        rows.append(
+            [name, f"{plan.sharding.strategy}{over}", str(plan.micro_batches), f"{plan.bytes_needed / GIB:.1f}{room}", fits]
+            + [f"{plan.tokens:.3g}", f"{plan.flops:.3g}", f"{plan.days:,.2f}", _amount(cell.gpu_hours), f"${_amount(cell.price)}"]
+        )
+    tokens, flops, days = (sum(getattr(c.plan, name) for c in planned.cells.values()) for name in ("tokens", "flops", "days"))
+    sums = [f"{tokens:.3g}", f"{flops:.3g}", f"{days:,.2f}", _amount(planned.gpu_hours), f"${_amount(planned.price)}"]
+    return columns([*rows, [f"{len(planned.cells)} runs", "", "", "", "", *sums]])
+
+
+def _storage(planned: SweepPlan) -> str:
+    kinds = {
+        "checkpoints": lambda kept: kept.checkpoints,
+        "records": lambda kept: kept.record,
+        "samples, at most": lambda kept: kept.samples,
+        "all": lambda kept: kept.total,
+    }
+    rows = [["on the disk", "a run, at most", "all runs"]]
+    for kind, size in kinds.items():
+        sizes = [size(cell.storage) for cell in planned.cells.values()]
+        rows.append([kind, _bytes(max(sizes)), _bytes(sum(sizes))])
+    largest = max((cell.storage for cell in planned.cells.values()), key=lambda kept: kept.checkpoint)
+    number = round(largest.checkpoints / largest.checkpoint)
+    size = _bytes(largest.checkpoint)
+    note = f"{number} checkpoints a run: {number - 1} are kept (keep_checkpoints), one is written; at most {size} each"
+    text = f"{columns(rows)}\n{note}"
+    if planned.downloads:
+        rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]
+        text += "\n\n" + columns([*rows, ["all", _bytes(sum(planned.downloads.values()))]])
+    return text
+
+
+def _days(days: float) -> str:
+    return f"{days:,.1f} days" if days >= 1 else f"{days * 24:,.2g} hours"
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.3g} {unit}"
+    return f"{size:.0f} B"
