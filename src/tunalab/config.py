@@ -4,6 +4,7 @@ Precedence: defaults <- experiment YAML <- variant YAML <- command line ``key=va
 unknown keys and wrong types; :func:`check` refuses values out of range. Every refusal is one line (UserError).
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -225,6 +226,7 @@ class EvaluationConfig:
 class TrackingConfig:
     enabled: bool = True
     uri: str = ""  # empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db
+    system_metrics: bool = True  # load of processor, memory, disk, network and GPUs, every ten seconds
     experiment: str = "tunalab"
     parent_run: str = ""  # set by the sweep driver
     sweep: str = ""
@@ -294,18 +296,21 @@ _TREE = RunConfig(
 )
 
 
+_DEFAULTS = OmegaConf.structured(RunConfig)
+
+
 def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
     """Lay experiment file, variant file and command line (layers.py) over the defaults and check the result.
 
     Raises UserError, one line, naming the key or the file and the choices.
     """
-    merged = OmegaConf.structured(RunConfig)
+    merged = _defaults()
     for layer in settings_layers(experiment, variant, overrides):
         for stage in layer.new_mixes:
             if stage in merged.stages:
                 merged.stages[stage].mix = {}
         merged = _merge(merged, layer.settings, layer.source)
-    return from_plain(OmegaConf.to_container(merged))
+    return _checked(merged)
 
 
 def from_plain(plain: Any) -> RunConfig:
@@ -315,7 +320,14 @@ def from_plain(plain: Any) -> RunConfig:
     """
     if isinstance(plain, dict):
         plain = {"revision": 1, **plain}
-    merged = _merge(OmegaConf.structured(RunConfig), plain, source="config")
+    return _checked(_merge(_defaults(), plain, source="config"))
+
+
+def _defaults() -> Any:
+    return copy.deepcopy(_DEFAULTS)
+
+
+def _checked(merged: Any) -> RunConfig:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # a reference ${key} to nothing, or to a value of another type
@@ -332,6 +344,27 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def completed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration of an earlier version as today's would be: settings that were added since, at their defaults.
+
+    Nothing is checked: what today's settings refuse stays as it is.
+    """
+    return _completed({"revision": 1, **plain}, _TREE, to_plain(RunConfig()))
+
+
+def _completed(plain: Any, node: Any, defaults: Any) -> Any:
+    """``node``: of _TREE, knows the settings of members that users name; ``defaults``: a run's, which has no such members."""
+    if not isinstance(plain, dict) or not (is_dataclass(node) or isinstance(node, dict)):
+        return plain
+    if isinstance(node, dict):
+        member = node[""]
+        return {
+            name: _completed(inside, member, to_plain(member) if is_dataclass(member) else None) for name, inside in plain.items()
+        }
+    filled = {name: _completed(inside, getattr(node, name, None), defaults.get(name)) for name, inside in plain.items()}
+    return {**defaults, **filled}
+
+
 def budget(config: RunConfig) -> int:
     """Tokens of all stages."""
     return sum(stage.tokens for stage in config.stages.values())
@@ -339,9 +372,14 @@ def budget(config: RunConfig) -> int:
 
 def config_hash(config: RunConfig) -> str:
     """Twelve hex digits that identify what a run computes (where it reports to does not enter)."""
-    plain = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
-    plain["stages"] = list(plain["stages"].items())  # their order is part of what a run computes
-    return digest(plain)
+    return plain_hash(to_plain(config))
+
+
+def plain_hash(plain: dict[str, Any]) -> str:
+    """:func:`config_hash` of a configuration in the form that :func:`to_plain` gives."""
+    entering = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    entering["stages"] = list(entering["stages"].items())  # their order is part of what a run computes
+    return digest(entering)
 
 
 def digest(plain: Any) -> str:
@@ -395,7 +433,7 @@ def _merge(base: Any, layer: Any, source: str) -> Any:
     if misfit is not None:
         raise UserError(f"{source}: {misfit}")
     try:
-        return OmegaConf.merge(base, plain)
+        return OmegaConf.unsafe_merge(base, plain)  # into base itself: a copy of everything for every layer would be slow
     except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
         raise UserError(f"{source}: {getattr(error, 'full_key', None) or '?'}: {first_line(error)}") from error
 

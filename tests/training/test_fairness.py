@@ -22,6 +22,7 @@ from tunalab.data.stream import Step, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.benchmarks import benchmarks
 from tunalab.evaluation.held_out import held_out, pack, prompt_of
+from tunalab.evaluation.schedule import evaluation_tokens
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.generation import noise_of
@@ -30,7 +31,6 @@ from tunalab.layers import read_experiment
 from tunalab.model.build import build_model
 from tunalab.model.objective import Draws, draw, loss_counts
 from tunalab.model.unified import UnifiedModel
-from tunalab.training.evaluating import evaluation_tokens
 from tunalab.training.stages import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,10 +13,18 @@ import torch
 from tests.training.conftest import quick_config
 from tunalab.config import RunConfig
 from tunalab.errors import EXIT_STOPPED
+from tunalab.results import training_log
+from tunalab.results.training_log import read_rows
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.run import train
 from tunalab.training.state import TENSORS, read_saved, read_whole
+
+
+@pytest.fixture(autouse=True)
+def rows_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that runs are stopped and killed in the middle of a row."""
+    monkeypatch.setattr(training_log, "ROWS", 4)
 
 
 class Killed(BaseException):
@@ -39,7 +47,9 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
 
 
 def final(run_dir: Path) -> dict[str, Any]:
-    """Everything that must be equal: the last checkpoint's tensors and numbers, and the record's points, without seconds."""
+    """Everything that must be equal: the last checkpoint's tensors and numbers, the record's points and the training log, without
+    seconds.
+    """
     newest = CheckpointStore(run_dir / "checkpoints").newest_valid()
     assert newest is not None
     saved = read_saved(newest)
@@ -47,7 +57,8 @@ def final(run_dir: Path) -> dict[str, Any]:
     for timed in (saved.progress, *saved.progress["points"], *points):
         for name in ("seconds", "peak_memory"):  # a matter of the machine, not of the run
             timed.pop(name, None)
-    return {"tensors": read_whole(newest, ""), "saved": asdict(saved), "record": points}
+    rows = [[row.tokens, row.metrics] for row in read_rows(run_dir)]
+    return {"tensors": read_whole(newest, ""), "saved": asdict(saved), "record": points, "rows": rows}
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:

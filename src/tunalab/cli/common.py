@@ -17,8 +17,8 @@ LOCK_HELD = "TUNALAB_RUN_LOCK_HELD"  # set by the sweep driver, whose lock on th
 
 
 def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    """A sub-command named after the function that carries it out."""
-    sub = commands.add_parser(run.__name__, help=text, description=text)
+    """A sub-command named after the function that carries it out, underscores as dashes."""
+    sub = commands.add_parser(run.__name__.replace("_", "-"), help=text, description=text)
     sub.set_defaults(run=run)
     return sub
 
@@ -34,20 +34,31 @@ def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig
         UserError: a file, a key or a value is wrong.
     """
     from tunalab.config import load_config
-    from tunalab.layers import read_yaml
 
-    for setting in settings:
-        if setting.split("=")[0] in ("experiment", "variant"):
-            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
-    files = yaml_path("experiments", experiment), yaml_path("variants", variant)
-    for path in files:
-        if {"experiment", "variant"} & read_yaml(path).keys():
-            raise UserError(f"{path} is the saved configuration of a run: replay it with `tunalab train --config {path}`")
-    config = load_config(*files, settings)
+    check_named(settings)
+    config = load_config(*config_files(experiment, variant), settings)
     from tunalab.training.preflight import check_run  # here: it takes seconds, and a mistyped setting should be told at once
 
     check_run(config)
     return config
+
+
+def check_named(settings: list[str]) -> None:
+    """Raises UserError: a setting would give a run the name of another experiment or variant."""
+    for setting in settings:
+        if setting.split("=")[0] in ("experiment", "variant"):
+            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
+
+
+def config_files(experiment: str, variant: str) -> tuple[Path, Path]:
+    """The files of an experiment and a variant. Raises UserError: there is no such file, or it is something else."""
+    from tunalab.layers import read_yaml
+
+    files = yaml_path("experiments", experiment), yaml_path("variants", variant)
+    for path in files:
+        if {"experiment", "variant"} & read_yaml(path).keys():
+            raise UserError(f"{path} is the saved configuration of a run: replay it with `tunalab train --config {path}`")
+    return files
 
 
 def yaml_path(folder: str, name: str) -> Path:

@@ -86,7 +86,7 @@ def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out:
     def keep(result: "Evaluated") -> None:
         if record.is_file():
             add_evaluation(record, [result])
-            _track(path, loaded, result, record)
+            _track(path, loaded, result, record, sorted(folder.glob(f"{result.part}-*/*.png")))
 
     subject = Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin, quiet)
     with mixed(precision(loaded.config, device), device):
@@ -96,11 +96,12 @@ def _evaluate(path: Path, settings: "EvaluationSettings", parts: list[str], out:
     return [f"{path}: {name}: {error}" for name, error in errors.items()]
 
 
-def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path) -> None:
+def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path, pictures: list[Path]) -> None:
     """Into the run's own run in MLflow, if it has one."""
-    from tunalab.results.tracking import RUN_ID, log_evaluation
+    from tunalab.results.logged_evaluation import log_evaluation
+    from tunalab.results.tracking import RUN_ID
 
     known = run_dir / RUN_ID
     if loaded.config.tracking.enabled and known.is_file():
         uri = tracking_uri(loaded.config.tracking)
-        log_evaluation(uri, known.read_text().strip(), result, int(loaded.origin.get("tokens") or 0), record)
+        log_evaluation(uri, known.read_text().strip(), result, int(loaded.origin.get("tokens") or 0), record, pictures)

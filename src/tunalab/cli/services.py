@@ -1,11 +1,12 @@
-"""Commands around the runs: `tunalab components`, `tunalab dashboard` and `tunalab bench`."""
+"""Commands around the runs: `tunalab components`, `tunalab dashboard`, `tunalab mlflow-sync` and `tunalab bench`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.bench import GPU_PARTS, PARTS
-from tunalab.cli.common import add_command, build_components
+from tunalab.cli.common import RUNS, add_command, build_components
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     sub = add_command(commands, components, "build the tiny tokenizer, VAE and encoder that are not built yet")
     sub.add_argument("--seed", type=int, default=0)
-    sub = add_command(commands, dashboard, "open MLflow's page on the runs")
-    sub.add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    default = "default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    sub = add_command(commands, dashboard, "open MLflow's page on a comparison of the runs")
+    sub.add_argument("--uri", help=default)
     sub.add_argument("--port", type=int, default=5000)
+    sub = add_command(commands, mlflow_sync, "bring to MLflow what it lacks of runs that trained without it")
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help=f"default: every run directory below {RUNS}/")
+    sub.add_argument("--records", type=Path, metavar="FOLDER", help="instead: the records (*.json) of a folder, made anywhere")
+    sub.add_argument("--uri", help=default)
+    sub.add_argument("--experiment", help="in MLflow; default: that of each run's settings")
     sub = add_command(commands, bench, "measure training and generation against their slow references, and what the sweep took")
     sub.add_argument("--gpu", action="store_true", help="instead: a training step at full scale on a CUDA device")
     sub.add_argument("--only", metavar="PART", help=f"of: {', '.join(PARTS)}; with --gpu: {', '.join(GPU_PARTS)}")
@@ -37,6 +44,40 @@ def dashboard(arguments: argparse.Namespace) -> int:
     from tunalab.results.mlflow_client import default_uri
 
     return serve(arguments.uri or default_uri(), arguments.port)
+
+
+def mlflow_sync(arguments: argparse.Namespace) -> int:
+    from tunalab.results.mlflow_client import default_uri
+    from tunalab.results.sync import Kept, check_answer, run_directories, sync
+    from tunalab.sweeps.cells import take_lock
+
+    if arguments.records is not None and arguments.runs:
+        raise UserError(f"--records {arguments.records} or run directories ({arguments.runs[0]}), not both")
+    paths = arguments.runs or run_directories(RUNS)
+    if arguments.records is not None:
+        paths = sorted(arguments.records.glob("*.json"))
+    if not paths:
+        raise UserError(f"no records (*.json) in {arguments.records}" if arguments.records else f"no run directory below {RUNS}/")
+    uri, wrong = arguments.uri or default_uri(), 0
+    check_answer(uri)
+    for path in paths:
+        try:
+            if arguments.records is not None:
+                added = sync(uri, arguments.experiment, Kept.of_record(path))
+            else:
+                kept = Kept.of_run_dir(path)
+                lock = take_lock(path)
+                if lock is None:
+                    print(f"{path}: is being trained and logs itself")
+                    continue
+                with lock:
+                    added = sync(uri, arguments.experiment, kept)
+        except UserError as error:
+            wrong += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        print(f"{path}: {added} added" if added else f"{path}: nothing to add")
+    return int(wrong > 0)
 
 
 def bench(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The MLflow UI on the runs of this folder."""
+"""The MLflow UI on the runs of this folder, opened on a comparison that is set up."""
 
 import os
 import subprocess
@@ -9,20 +9,23 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from tunalab.errors import UserError
-from tunalab.results.mlflow_client import database_path, quiet_environment
+from tunalab.results.mlflow_client import database_path, quiet_environment, survive
+from tunalab.results.views import set_up_views
 
 START_SECONDS = 90
 
 
 def serve(uri: str, port: int = 5000) -> int:
-    """Serve the UI until Ctrl-C and return the exit code; print its URL once it answers. A remote server is only pointed at.
+    """Serve the UI until Ctrl-C and return the exit code; once it answers, print the URLs of the comparisons, the newest first.
+
+    A server that runs elsewhere gets the comparisons too, and is pointed at.
 
     Raises:
         UserError: there is no database yet, or the server did not come up.
     """
     if urlparse(uri).scheme in ("http", "https"):
         print(f"the runs are on the tracking server: {uri}")
-        return 0
+        return 0 if _print_views(uri, uri.rstrip("/")) else 1
     database = database_path(uri)
     if database is not None and not database.exists():
         raise UserError(f"no MLflow database at {database}: train a run or a sweep first, or set MLFLOW_TRACKING_URI")
@@ -30,7 +33,8 @@ def serve(uri: str, port: int = 5000) -> int:
     server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ))
     try:
         _wait_until_it_answers(server, address)
-        print(f"dashboard: {address}  (Ctrl-C stops it)", flush=True)
+        _print_views(uri, address)
+        print(f"all of MLflow: {address}  (Ctrl-C stops it)", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -40,6 +44,14 @@ def serve(uri: str, port: int = 5000) -> int:
             server.wait(timeout=10)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+def _print_views(uri: str, address: str) -> bool:
+    """Whether the store answered."""
+    fine, views = survive(uri, lambda: set_up_views(uri))
+    for view in views or ():
+        print(f"{view.name}: {address}/{view.url}", flush=True)
+    return fine
 
 
 def server_command(uri: str, port: int) -> list[str]:

@@ -17,17 +17,16 @@ from urllib.request import urlopen
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ANSWER_SECONDS = 5
 
-# MLflow's own patience with a server that is gone is many minutes, and its ten writing threads only queue up at one SQLite file.
+# MLflow's own patience with a server that is gone is many minutes.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -76,13 +75,32 @@ def database_path(uri: str) -> Path | None:
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     """The id of an experiment, created if need be (call it under ``creation_lock``)."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     database = database_path(uri)
     # Beside the database: MLflow's default is the working folder of whichever process came first.
     location = (database.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if database else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # no lock reaches other machines: somebody there was first
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def is_missing(error: "MlflowException") -> bool:
+    """The store answered, and has nothing of this id."""
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def is_refused(error: "MlflowException") -> bool:
+    """The store answered, and will not take it however often it is sent."""
+    status = error.get_http_status_code()
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 @contextmanager
@@ -102,7 +120,7 @@ def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
     """Run ``action``; a failure becomes one warning line per process and (False, None).
 
     Every exception is meant: what a store throws reaches from sockets over SQL to the operating system, and no picture of a
-    run is worth the run. Nothing is lost by it, the record on disk holds every number.
+    run is worth the run. Nothing is lost by it, the run directory holds every number.
     """
     try:
         return True, action()
@@ -110,10 +128,15 @@ def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
         if uri not in _warned:
             _warned.add(uri)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            where = re.sub(r"//[^/@]*@", "//", uri)  # no password in a log
-            text = f"warning: MLflow at {where} failed ({reason}); going on without it, records stay in the run folder"
+            where, kept = without_password(uri), "run directories keep everything"
+            text = f"warning: MLflow at {where} failed ({reason}); going on without it, {kept}"
             print(text, file=sys.stderr, flush=True)
         return False, None
+
+
+def without_password(uri: str) -> str:
+    """For logs."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _knock(uri: str) -> None:

@@ -1,20 +1,24 @@
-"""Runs in MLflow, kept thin and at arm's length: a copy of what the records hold, which may fail without harm."""
+"""Runs in MLflow, kept thin and at arm's length: a copy of what the run directories hold, which may fail without harm."""
 
-import re
+import sys
 import time
-from collections.abc import Callable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tunalab.evaluation.whole import Evaluated, to_text
-from tunalab.results.mlflow_client import connect, creation_lock, experiment_id, survive
+from tunalab.files import write_atomically
+from tunalab.results.mlflow_client import connect, creation_lock, experiment_id, is_missing, is_refused, survive
+from tunalab.results.names import flatten, legal_name, plain_tags
+from tunalab.results.sender import Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 RUN_ID = "mlflow_run_id"  # file of a run directory
-PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
+SYSTEM = "system/"  # metrics of MLflow's own monitor begin with it
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # as many as a server takes
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -32,18 +36,26 @@ def start_sweep(uri: str, experiment: str, sweep: str) -> str | None:
     """The id of a sweep's parent run, the same one when the sweep is started again; None where no server answers."""
 
     def start() -> str:
-        with creation_lock(uri):
-            client = connect(uri)
-            experiment_number = experiment_id(client, uri, experiment)
-            name = sweep.replace("'", "")
-            found = client.search_runs([experiment_number], f"tags.sweep = '{name}' and tags.role = 'sweep'", max_results=1)
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                return str(found[0].info.run_id)
-            tags = {"sweep": name, "experiment": experiment, "role": "sweep"}
-            return str(client.create_run(experiment_number, tags=tags, run_name=sweep).info.run_id)
+        run_id = sweep_parent(uri, experiment, sweep)
+        connect(uri).update_run(run_id, status="RUNNING")
+        return run_id
 
     return survive(uri, start)[1]
+
+
+def sweep_parent(uri: str, experiment: str, sweep: str) -> str:
+    """The id of a sweep's parent run, made if there is none, its status as it was."""
+    with creation_lock(uri):
+        client = connect(uri)
+        experiment_number = experiment_id(client, uri, experiment)
+        name = sweep.replace("'", "")
+        found = client.search_runs([experiment_number], f"tags.sweep = '{name}' and tags.role = 'sweep'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {"sweep": name, "experiment": experiment, "role": "sweep"}
+        run_id = str(client.create_run(experiment_number, tags=tags, run_name=sweep).info.run_id)
+        client.set_terminated(run_id)
+        return run_id
 
 
 def end_sweep(uri: str, run_id: str | None, status: End) -> None:
@@ -52,175 +64,241 @@ def end_sweep(uri: str, run_id: str | None, status: End) -> None:
         survive(uri, lambda: connect(uri).set_terminated(run_id, status=status))
 
 
-def log_evaluation(uri: str, run_id: str, result: Evaluated, tokens: int, record: Path) -> None:
-    """Every measure of a part as a metric ``evaluation/<kind>/<benchmark>/<split>/<metric>`` of a run that has ended.
-
-    Its record is logged anew. A result that is logged already, as the tag ``evaluation.<part>`` knows, is left alone.
-    """
+def log_files(uri: str, run_id: str | None, paths: Sequence[Path], folder: str | None = None) -> None:
+    """Copy files into the artifacts of a run that has ended, such as the figures of a sweep into its parent run."""
 
     def log() -> None:
-        from mlflow.entities import Metric
+        client = connect(uri)
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)
 
-        client, now = connect(uri), int(time.time() * 1000)
-        tag, stamp = f"evaluation.{result.part}", sha256(to_text(result).encode()).hexdigest()[:16]
-        if client.get_run(run_id).data.tags.get(tag) == stamp:
-            return
-        names = {legal_name("/".join(["evaluation", *filter(None, one.key)])): one.value for one in result.measures}
-        metrics = [Metric(name, value, now, tokens) for name, value in names.items()]
-        for first in range(0, len(metrics), 1000):  # as many as a batch may hold
-            client.log_batch(run_id, metrics=metrics[first : first + 1000])
-        client.log_artifact(run_id, str(record))
-        client.set_tag(run_id, tag, stamp)  # last: an interrupted one is logged again
+    if run_id is not None:
+        survive(uri, log)
 
-    survive(uri, log)
+
+class Number(NamedTuple):
+    """``time``: Unix seconds."""
+
+    name: str
+    value: float
+    tokens: int
+    time: float
+
+
+class Parameter(NamedTuple):
+    name: str
+    value: str
+
+
+class Artifact(NamedTuple):
+    path: Path
+    folder: str | None
+
+
+class Closing(NamedTuple):
+    """``time``: Unix seconds."""
+
+    status: End
+    time: float | None
+
+
+Entry = Number | Parameter | Artifact | Closing
+
+
+class Source(NamedTuple):
+    """What a run reads: ``digest`` changes when its content does."""
+
+    name: str
+    digest: str
 
 
 class Tracker:
-    """One run in MLflow. After the first failure it is silent: one warning line, and the run goes on with its local record.
+    """One run in MLflow. Nothing here waits for a server: a thread carries entries there and tries again after a failure.
 
-    Use it from one process of a run only (rank 0).
+    What never arrives costs a warning line, and `tunalab mlflow-sync` makes up for it from the run directory. What the run in the
+    store holds already is not logged again: numbers are known by name and step. Use it from one process of a run only (rank 0).
     """
 
-    def __init__(self, uri: str, run_id: str | None) -> None:
-        self.uri = uri
-        self.run_id = run_id
-        self._client: MlflowClient | None = None
-        self._pending: list[Any] = []
-        self._logged_until: dict[str, int] = {}  # metric -> the last step that is logged
-        self._parameters: set[str] = set()
-
-    @classmethod
-    def start(
-        cls,
+    def __init__(
+        self,
         uri: str,
         experiment: str,
-        run_name: str,
+        name: str,
         tags: Mapping[str, object],
-        parent_run_id: str | None = None,
+        *,
+        id_file: Path | None = None,
         run_id: str | None = None,
-    ) -> "Tracker":
-        """Start a run, or go on with ``run_id``: its status returns to RUNNING, what it holds is not logged again.
+        parent_run_id: str | None = None,
+        sources: Sequence[Source] = (),
+        system_metrics: bool = False,
+        reopen: bool = True,
+        start_time: float | None = None,
+    ) -> None:
+        """Start a run, or go on with that of ``run_id`` (else of the id in ``id_file``).
 
-        A ``run_id`` that the store does not know (a new database) becomes a new run: look at the tracker's ``run_id`` and keep
-        that. ``tags`` should hold sweep, experiment, variant, mask_ratio and seed: nested runs are hidden in charts until
-        expanded, tags can always be grouped by.
+        An id that the store does not know (a new database) becomes a new run; ``id_file`` always gets the id. ``tags`` should hold
+        sweep, experiment, variant, mask_ratio and seed: nested runs are hidden in charts until expanded, tags can always be
+        grouped by. ``reopen``: the status of a run that goes on returns to RUNNING. ``start_time``: of a new run, Unix seconds.
         """
-        tracker = cls(uri, run_id)
-
-        def begin() -> None:
-            with creation_lock(uri):
-                client = connect(uri)
-                experiment_number = experiment_id(client, uri, experiment)
-            if run_id is None or not tracker._resume(client, run_id):
-                parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-                tracker.run_id = str(client.create_run(experiment_number, tags=_tags(tags) | parent, run_name=run_name).info.run_id)
-            tracker._client = client
-
-        survive(uri, begin)
-        return tracker
+        self.uri, self.experiment, self.name, self.tags = uri, experiment, name, plain_tags(tags)
+        self.id_file = id_file
+        self.run_id = run_id or (id_file.read_text().strip() if id_file is not None and id_file.exists() else None)
+        self.sources, self.system_metrics, self.reopen = sources, system_metrics, reopen
+        self.start_time = time.time() if start_time is None else start_time
+        self.added = 0  # entries that were new to the store
+        self.lost = 0  # entries that the server refused
+        if parent_run_id:
+            self.tags["mlflow.parentRunId"] = parent_run_id
+        self._client: MlflowClient | None = None
+        self._monitor: SystemMetricsMonitor | None = None
+        self._steps: dict[str, set[int]] = {}  # of each metric, those that are logged
+        self._parameters: set[str] = set()
+        self._status = "RUNNING"
+        began = survive(uri, self._begin)[0]
+        self._sender = Sender(uri, self._deliver, failed_at_start=not began)
 
     @property
     def active(self) -> bool:
-        """False after a failure: everything is local only from there on."""
-        return self._client is not None
+        """Whether everything so far has arrived or is on its way."""
+        return not (self._sender.failing or self.lost)
 
     def log_params(self, config: Mapping[str, Any]) -> None:
         """Log a nested configuration as ``objective.masking.ratio`` and the like, each key once, values cut to a safe length."""
-        if not self.active:
-            return
-        from mlflow.entities import Param
+        for name, value in flatten(config).items():
+            self._sender.put(Parameter(name, value))
 
-        new = {key: value for key, value in flatten(config).items() if key not in self._parameters}
-        self._parameters |= set(new)
-        entries = [Param(key, value) for key, value in new.items()]
-        for start in range(0, len(entries), 100):  # as many as a batch may hold
-            self._send(params=entries[start : start + 100])
-
-    def log_metrics(self, metrics: Mapping[str, float], tokens: int) -> None:
-        """Log numbers at step = tokens consumed, in the background; a step that is already logged is left alone.
+    def log_metrics(self, metrics: Mapping[str, float], tokens: int, at: float | None = None) -> None:
+        """Log numbers at step = tokens consumed; a step that is already logged is left alone. ``at``: Unix seconds (now).
 
         Names with a slash (``benchmark/count``) are grouped in the UI.
         """
-        if not self.active:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        new = {legal_name(name): float(value) for name, value in metrics.items()}
-        new = {name: value for name, value in new.items() if tokens > self._logged_until.get(name, -1)}
-        self._logged_until |= dict.fromkeys(new, tokens)
-        if new:
-            self._send(metrics=[Metric(name, value, now, tokens) for name, value in new.items()])
+        now = time.time() if at is None else at
+        for name, value in metrics.items():
+            self._sender.put(Number(legal_name(name), float(value), tokens, now))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts."""
-        self._guard(lambda client, run: client.log_artifact(run, str(path), folder))
+        """Copy a file into the run's artifacts, as it is when its turn comes."""
+        self._sender.put(Artifact(path, folder))
 
-    def finish(self, status: End = "FINISHED") -> None:
-        """Wait until everything logged has arrived, then close the run."""
-        for operation in self._pending:
-            self._guard(lambda _, __, sent=operation: sent.wait())  # type: ignore[misc]
-        self._pending = []
-        self._guard(lambda client, run: client.set_terminated(run, status=status))
+    def finish(self, status: End = "FINISHED", at: float | None = None) -> None:
+        """Close the run when everything logged has arrived; says so in a line where it has not. ``at``: Unix seconds (now)."""
+        self._sender.put(Closing(status, at))
+        missing = self._sender.close() + self.lost
+        if missing:
+            where = self.id_file.parent if self.id_file else "RUN_DIR"
+            print(
+                f"warning: {missing} entries of {self.name} are not in MLflow: `tunalab mlflow-sync {where}` adds them later",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def _resume(self, client: "MlflowClient", run_id: str) -> bool:
-        """Go on with a run of the store; False if it has none of this id."""
+    def _begin(self) -> "MlflowClient":
+        with creation_lock(self.uri):
+            client = connect(self.uri)
+            number = experiment_id(client, self.uri, self.experiment)
+        known = self._known(client)
+        if known is None:
+            known = client.create_run(number, int(self.start_time * 1000), tags=self.tags, run_name=self.name)
+            self.run_id = str(known.info.run_id)
+            if self.id_file is not None:
+                write_atomically(self.id_file, self.run_id + "\n")
+        else:
+            self._take_up(client, known)
+        run_id = str(known.info.run_id)
+        if self.sources and not known.inputs.dataset_inputs:
+            client.log_inputs(run_id, _inputs(self.sources))
+        if self.system_metrics:
+            self._monitor = _monitor(self.uri, run_id)
+        self._client = client
+        return client
+
+    def _known(self, client: "MlflowClient") -> "Run | None":
+        if self.run_id is None:
+            return None
         from mlflow.exceptions import MlflowException
 
         try:
-            run = client.get_run(run_id)
+            return client.get_run(self.run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
+            if is_missing(error):
+                return None
             raise
-        client.update_run(run_id, status="RUNNING")
+
+    def _take_up(self, client: "MlflowClient", run: "Run") -> None:
+        self._status, self.start_time = run.info.status, run.info.start_time / 1000
+        if self.reopen and self._status != "RUNNING":
+            client.update_run(self.run_id, status="RUNNING")
+            self._status = "RUNNING"
         self._parameters = set(run.data.params)
         for name in run.data.metrics:
-            self._logged_until[name] = max(metric.step for metric in client.get_metric_history(run_id, name))
-        return True
+            if not name.startswith(SYSTEM):
+                self._steps[name] = {metric.step for metric in client.get_metric_history(self.run_id, name)}
 
-    def _send(self, **entities: list[Any]) -> None:
-        # Sent batches are looked at here, so that a server that died is noticed at the next call and not at the end.
-        still_going = []
-        for operation in self._pending:
-            if all(future.done() for future in operation._operation_futures):
-                self._guard(lambda _, __, sent=operation: sent.wait())  # type: ignore[misc]
-            else:
-                still_going.append(operation)
-        self._pending = still_going
-        operation = self._guard(lambda client, run: client.log_batch(run, synchronous=False, **entities))
-        if operation is not None:
-            self._pending.append(operation)
+    def _deliver(self, unsent: list[Entry]) -> None:
+        """In the sender's thread. Raises what a store raises; what has arrived by then is gone from the list."""
+        from mlflow.exceptions import MlflowException
 
-    def _guard(self, action: "Callable[[MlflowClient, str], Any]") -> Any:
-        """``action`` with the client and the run's id; nothing after the first failure."""
-        client, run_id = self._client, self.run_id
-        if client is None or run_id is None:
-            return None
-        fine, value = survive(self.uri, lambda: action(client, run_id))
-        if not fine:
-            self._client = None
-        return value
+        client = self._client or self._begin()
+        while unsent:
+            batch = _batch(unsent)
+            try:
+                self._send(client, batch)
+            except MlflowException as error:
+                if not is_refused(error):
+                    raise
+                survive(self.uri, lambda error=error: _raise(error))  # type: ignore[misc]
+                self.lost += len(batch)
+            del unsent[: len(batch)]
+
+    def _send(self, client: "MlflowClient", batch: list[Entry]) -> None:
+        from mlflow.entities import Metric, Param
+
+        run_id = str(self.run_id)
+        first = batch[0]
+        if isinstance(first, Closing):
+            if self._monitor is not None:
+                self._monitor.finish()
+            if self._status != first.status:
+                client.set_terminated(run_id, first.status, None if first.time is None else int(first.time * 1000))
+        elif isinstance(first, Artifact):
+            if first.path.exists():
+                client.log_artifact(run_id, str(first.path), first.folder)
+        else:
+            numbers = {(one.name, one.tokens): one for one in batch if isinstance(one, Number)}
+            new = [one for (name, step), one in numbers.items() if step not in self._steps.get(name, ())]
+            parameters = {one.name: one.value for one in batch if isinstance(one, Parameter) and one.name not in self._parameters}
+            metrics = [Metric(one.name, one.value, int(one.time * 1000), one.tokens) for one in new]
+            if new or parameters:
+                client.log_batch(run_id, metrics, [Param(name, value) for name, value in parameters.items()])
+            for one in new:
+                self._steps.setdefault(one.name, set()).add(one.tokens)
+            self._parameters |= set(parameters)
+            self.added += len(new) + len(parameters)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names with text values. A long value is cut and says so; lists stay one value."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = legal_name(f"{prefix}{key}")
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-            continue
-        text = str(value)
-        flat[name] = text if len(text) <= PARAMETER_LIMIT else f"{text[: PARAMETER_LIMIT - 20]}... ({len(text)} long)"
-    return flat
+def _batch(unsent: list[Entry]) -> list[Entry]:
+    """The first entries, as many as travel together."""
+    kind = type(unsent[0])
+    most = {Number: METRICS_A_BATCH, Parameter: PARAMS_A_BATCH}.get(kind, 1)
+    alike = next((index for index, entry in enumerate(unsent[:most]) if type(entry) is not kind), most)
+    return unsent[:alike]
 
 
-def legal_name(name: str) -> str:
-    """A name that MLflow accepts: other characters become underscores, and a path may not leave its folder."""
-    clean = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
-    return re.sub(r"/+", "/", clean.replace("..", "__")).strip("/")[:250] or "_"
+def _raise(error: Exception) -> None:
+    raise error
 
 
-def _tags(tags: Mapping[str, object]) -> dict[str, str]:
-    return {name: "" if value is None else str(value) for name, value in tags.items()}
+def _inputs(sources: Sequence[Source]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tags = [InputTag("mlflow.data.context", "training")]
+    return [DatasetInput(Dataset(one.name, one.digest[:36], "tunalab", one.name), tags) for one in sources]
+
+
+def _monitor(uri: str, run_id: str) -> "SystemMetricsMonitor":
+    """MLflow's own: CPU, memory, disk, network, and GPUs where their library is installed."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor

@@ -1,23 +1,12 @@
 """Evaluation inside a run, at log-spaced token counts, on EMA weights; its points make the run's curve."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from lightning import Callback, Trainer
 
-from tunalab.config import EvaluationConfig
 from tunalab.training.checkpointing import Checkpointing
 from tunalab.training.module import Harness, Progress
-
-
-def evaluation_tokens(evaluation: EvaluationConfig, budget: int) -> list[int]:
-    """Token counts, log-spaced from ``first`` (a share of the budget) to the budget: the same for every variant."""
-    if evaluation.points == 1:
-        return [budget]
-    first = math.log(evaluation.first)
-    shares = [math.exp(first * (1 - k / (evaluation.points - 1))) for k in range(evaluation.points)]
-    return sorted({max(1, round(share * budget)) for share in shares})
 
 
 class Evaluating(Callback):

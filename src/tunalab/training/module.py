@@ -33,7 +33,8 @@ class NonFiniteLoss(Exception):
 class Progress:
     """How far a run is, all ranks together. ``seconds`` is training time without evaluation; ``points`` the curve so far;
     ``peak_memory`` in bytes, the most of all starts of the run and, as of a checkpoint, of all ranks. ``lanes`` (as
-    TrainingStream's ``resume``) and ``next_lane`` are this rank's own.
+    TrainingStream's ``resume``) and ``next_lane`` are this rank's own. ``window``: sums of losses over the ``window_steps`` since
+    the last row of the training log.
     """
 
     tokens: int = 0
@@ -46,6 +47,8 @@ class Progress:
     next_lane: int = 0
     peak_memory: int = 0
     points: list[dict[str, Any]] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
 
 
 class Harness(LightningModule):

@@ -1,4 +1,4 @@
-"""How a run tells where it is: a progress bar or log lines, the status file, and the tracker's training curves."""
+"""How a run tells where it is: a progress bar or log lines, the status file, the training log and its copy in MLflow."""
 
 import sys
 import time
@@ -10,11 +10,15 @@ from tqdm import tqdm
 
 from tunalab.results.status import Status, write_status
 from tunalab.results.tracking import Tracker
-from tunalab.training.module import Harness
+from tunalab.results.training_log import Row, append_row, is_due
+from tunalab.training.module import Harness, Progress
 
 
 class Reporting(Callback):
-    """Averages the training losses between reports, so that a report is not one lucky step."""
+    """Averages the training losses between reports, so that a report is not one lucky step.
+
+    What people watch comes by the clock, rows of the training log by tokens: these must be the same in a run that was interrupted.
+    """
 
     status_seconds = 3.0
     line_seconds = 30.0
@@ -28,13 +32,18 @@ class Reporting(Callback):
         self._count = 0
         self._last_status = self._last_line = 0.0
         self._began: tuple[float, int] | None = None
+        self._before = 0  # tokens at the start of the step
 
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         self._began = (time.monotonic(), pl_module.progress.tokens)
         if sys.stderr.isatty():
             self._bar = tqdm(total=self.budget, initial=pl_module.progress.tokens, unit="tok", unit_scale=True, smoothing=0.05)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Harness, *_: Any) -> None:  # type: ignore[override]
+        self._before = pl_module.progress.tokens
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Harness, outputs: Any, *_: Any) -> None:  # type: ignore[override]
+        self._log(pl_module.progress, outputs)
         for name, value in outputs.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
@@ -45,8 +54,6 @@ class Reporting(Callback):
         means = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         self.status(pl_module, pl_module.progress.stage)
-        if self.tracker is not None:
-            self.tracker.log_metrics({f"train/{name}": value for name, value in means.items()}, tokens)
         text = "  ".join(f"{name} {means[name]:.3f}" for name in ("text", "flow") if name in means)
         if self._bar is not None:
             self._bar.update(tokens - self._bar.n)
@@ -55,6 +62,19 @@ class Reporting(Callback):
             self._last_line = now
             speed, left = self._speed(tokens)
             print(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}", flush=True)
+
+    def _log(self, progress: Progress, outputs: dict[str, float]) -> None:
+        for name, value in outputs.items():
+            progress.window[name] = progress.window.get(name, 0.0) + float(value)
+        progress.window_steps += 1
+        if not is_due(self._before, progress.tokens, self.budget):
+            return
+        means = {f"train/{name}": value / progress.window_steps for name, value in progress.window.items()}
+        progress.window, progress.window_steps = {}, 0
+        row = Row(progress.tokens, time.time(), means)
+        append_row(self.run_dir, row)
+        if self.tracker is not None:
+            self.tracker.log_metrics(row.metrics, row.tokens, row.time)
 
     def status(self, module: Harness, phase: str) -> None:
         speed, left = self._speed(module.progress.tokens)

@@ -12,24 +12,27 @@ import torch
 from tunalab.config import RunConfig, budget, config_hash, to_plain
 from tunalab.data.lanes import deal_lanes
 from tunalab.data.stream import StepLoader, open_stream
+from tunalab.data.versions import data_versions
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.samples import sample_grid
+from tunalab.evaluation.schedule import evaluation_tokens
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.suite import evaluate
-from tunalab.files import write_atomically
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
+from tunalab.results.logged import data_sources, point_metrics, run_tags
 from tunalab.results.mlflow_client import default_uri
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.results.tracking import RUN_ID, Tracker
+from tunalab.results.training_log import rewind
 from tunalab.training.checkpointing import Checkpointing, Resuming
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.claiming import check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
-from tunalab.training.evaluating import Evaluating, evaluation_tokens
+from tunalab.training.evaluating import Evaluating
 from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.reporting import Reporting
@@ -103,7 +106,7 @@ class Run:
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
                 claim(self.run_dir, self.config)
-                self.tracker = self.reporting.tracker = self._tracker()
+                self.tracker = self.reporting.tracker = self._tracker(resume)
         try:
             with self.stop.handlers_restored():
                 trainer.fit(self.module, loader)
@@ -175,6 +178,8 @@ class Run:
             resume=self.resuming.lanes,
             next_lane=self.resuming.next_lane,
         )
+        if ranks.first:
+            self.environment["data"] = data_versions(stream.sources, config.data, config.revision)
         return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), self.costs, ranks)
 
     def _find_lanes(self, resume: Path) -> None:
@@ -194,30 +199,25 @@ class Run:
                 "distribution.other_world=true to go on in another order, without reading a document twice"
             )
 
-    def _tracker(self) -> Tracker | None:
+    def _tracker(self, resume: Path | None) -> Tracker | None:
+        rows = rewind(self.run_dir, 0 if resume is None else read_saved(resume).progress["tokens"])
         tracking = self.config.tracking
         if not tracking.enabled:
             return None
-        known = self.run_dir / RUN_ID
-        tags = {
-            "sweep": tracking.sweep,
-            "experiment": self.config.experiment,
-            "variant": self.config.variant,
-            "mask_ratio": self.config.objective.masking.ratio,
-            "seed": self.config.seed,
-        }
-        tracker = Tracker.start(
+        tracker = Tracker(
             tracking.uri or default_uri(),
             tracking.experiment,
             self.run_dir.name,
-            tags,
+            run_tags(self.run_dir.name, self.plain, self.hash, self.environment),
+            id_file=self.run_dir / RUN_ID,
             parent_run_id=tracking.parent_run or None,
-            run_id=known.read_text().strip() if known.exists() else None,
+            sources=data_sources(self.environment),
+            system_metrics=tracking.system_metrics,
         )
-        if tracker.run_id:
-            write_atomically(known, tracker.run_id + "\n")
         tracker.log_params(self.plain)
         tracker.log_artifact(self.run_dir / CONFIG_FILE)
+        for row in rows:  # what a killed process had not sent yet
+            tracker.log_metrics(row.metrics, row.tokens, row.time)
         return tracker
 
     def _evaluate(self, module: Harness) -> dict[str, Any]:
@@ -237,14 +237,13 @@ class Run:
 
     def _on_point(self, module: Harness) -> None:
         self._write_record(finished=False)
-        if self.tracker is None:
-            return
-        point = module.progress.points[-1]
-        metrics = {f"benchmark/{name}": score["accuracy"] for name, score in point["benchmarks"].items()}
-        metrics |= {f"heldout/{name}": value for name, value in point["losses"].items()}
-        metrics |= {f"one_step_psnr/t{t}": value for t, value in point["one_step_psnr"].items()}
-        metrics |= {f"cost/{name}": float(point[name]) for name in ("steps", "images", "flops", "seconds")}
-        self.tracker.log_metrics(metrics, point["tokens"])
+        self._log_points()
+
+    def _log_points(self) -> None:
+        """All of them: what the tracker has logged it knows, and what a killed process had not sent yet is made up for."""
+        if self.tracker is not None:
+            for _, tokens, metrics in point_metrics([_point(point) for point in self.module.progress.points], self.plain):
+                self.tracker.log_metrics(metrics, tokens)
 
     def _write_record(self, finished: bool) -> None:
         self.module.note_memory()
@@ -271,6 +270,7 @@ class Run:
 
     def _close(self, status: Any) -> None:
         if self.tracker is not None:
+            self._log_points()
             if (self.run_dir / RECORD_FILE).exists():
                 self.tracker.log_artifact(self.run_dir / RECORD_FILE)
             self.tracker.finish(status)
