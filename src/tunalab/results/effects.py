@@ -130,9 +130,8 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
     for index, factor in enumerate(factors):
         reference, *others = levels[index]
         for level in others:
-            pairs = [
-                (a, b) for a, b in product(_at(cells, {index: level}), _at(cells, {index: reference})) if _equal_but(a, b, {index})
-            ]
+            at, against = ([cell for cell in cells if cell.levels[index] == one] for one in (level, reference))
+            pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
             if pairs:
                 signs = [(cell, sign / len(pairs)) for pair in pairs for cell, sign in zip(pair, (1, -1), strict=True)]
                 yield Contrast(factor.name, level, reference, "", _summed(signs), len(pairs))
@@ -146,11 +145,8 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
                 ((reference_i, reference_j), 1),
             ]
             found = [_at(cells, {i: a, j: b}) for (a, b), _ in corners]
-            squares = [
-                square
-                for square in product(*found)
-                if all(_equal_but(one, square[0], {i, j}) for one in square[1:]) and len(set(square)) > 2
-            ]
+            alike = (square for square in product(*found) if all(_equal_but(one, square[0], {i, j}) for one in square[1:]))
+            squares = [square for square in alike if len(set(square)) > 2]  # of two cells it is a main effect, or nothing
             if squares:
                 signs = [(cell, sign / len(squares)) for square in squares for cell, (_, sign) in zip(square, corners, strict=True)]
                 other = f"{second.name}: {level_label(level_j)} instead of {level_label(reference_j)}"
