@@ -15,6 +15,7 @@ def add(commands: "Commands") -> None:
     sub = add_command(commands, figure, "draw a figure from records")
     sub.add_argument("name", help="figure6 | curves | mask_ratio")
     sub.add_argument("--records", type=Path, required=True)
+    sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
     sub.add_argument("--out", type=Path, help="folder; default: the one above the records")
     sub = add_command(commands, table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True)
@@ -24,14 +25,18 @@ def add(commands: "Commands") -> None:
 
 
 def figure(arguments: argparse.Namespace) -> int:
+    from tunalab.results.axes import axis_named
     from tunalab.results.figures import draw
     from tunalab.results.labels import FIGURE_NAMES
     from tunalab.results.records import read_records
 
+    axis_named(arguments.x)
     if arguments.name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
     command = f"tunalab figure {arguments.name} --records {arguments.records}"
-    for path in draw(arguments.name, read_records(arguments.records), arguments.out or arguments.records.parent, command):
+    command += f" --x {arguments.x}" if arguments.x != "tokens" else ""
+    records, folder = read_records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
+    for path in draw(arguments.name, records, folder, command, arguments.x):
         print(f"wrote {path}")
     return 0
 

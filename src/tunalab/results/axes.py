@@ -43,6 +43,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
+# Of a clock: 10 s, 30 s, 1 min, ... 300 d.
+DURATIONS = [
+    count * unit
+    for unit, counts in ((1, (10, 30)), (60, (1, 3, 10, 30)), (3600, (1, 3, 10)), (86_400, (1, 3, 10, 30, 100, 300)))
+    for count in counts
+]
+
+
 def _trainable(record: Record) -> int:
     if record.parameters.get("trainable", 0) <= 0:
         raise UserError(f"{record.run.name}: the record holds no count of trainable parameters, which the axis `parameters` needs")

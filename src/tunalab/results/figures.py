@@ -1,10 +1,11 @@
 """The figures, drawn from records alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise, product
-from math import ceil, log10
+from math import ceil, inf, log10
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tunalab.errors import UserError
+from tunalab.files import write_atomically
+from tunalab.results.axes import DURATIONS, Axis, axis_named, short
+from tunalab.results.crossing import Crossing, crossings
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
 from tunalab.results.labels import (
     FIGURE_NAMES,
@@ -28,6 +32,7 @@ from tunalab.results.labels import (
     variant_label,
 )
 from tunalab.results.records import Record
+from tunalab.results.resampling import Band, Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines
 from tunalab.results.settings import Setting, told_apart
 from tunalab.results.statistics import pooled
 
@@ -36,32 +41,41 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
-class Series:
-    """One line of a figure: which rows of the table it shows, and how."""
+class Style:
+    """How a line of a figure is named and drawn."""
 
     label: str
     colour: str
-    rows: pd.DataFrame
-    style: Any = "-"
+    dashes: Any = "-"
 
 
-def draw(name: str, records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Draw a figure of ``FIGURES`` into ``folder`` and return its files; the command stands in each PNG's description.
+def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: str = "tokens") -> list[Path]:
+    """Draw a figure of ``FIGURE_NAMES`` into ``folder`` and return its files; the command stands in each of them.
 
-    Curves of several variants, each at several settings, are one file a variant.
+    Curves of several variants, each at several settings, are one file a variant. Figure 6 is also a page that opens from disk.
 
     Raises:
-        UserError: unknown figure, or records that cannot stand in one picture.
+        UserError: unknown figure or axis, or records that cannot stand in one picture.
     """
-    if name not in FIGURES:
-        raise UserError(f"unknown figure {name!r}, choices: {', '.join(FIGURES)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if name not in FIGURE_NAMES:
+        raise UserError(f"unknown figure {name!r}, choices: {', '.join(FIGURE_NAMES)}")
+    axis = axis_named(x)
+    if name == "mask_ratio" and x != "tokens":
+        raise UserError(f"figure mask_ratio has its own x axis, not {x!r}")
     written = []
     for variant, part in ({"": records} if name == "mask_ratio" else _pictures(records)).items():
-        path = folder / (f"{name}-{variant}.png" if variant else f"{name}.png")
+        stem = "-".join(word for word in (name, variant, "" if x == "tokens" else x) if word)
+        path = folder / f"{stem}.png"
+        figure = mask_ratio(part) if name == "mask_ratio" else figure6(part, axis)
+        folder.mkdir(parents=True, exist_ok=True)
         # No software version in the file: the same records give the same bytes until the picture itself changes.
-        FIGURES[name](part).savefig(path, dpi=160, metadata={"Software": None, "Description": f"made by: {command}"})
+        figure.savefig(path, dpi=160, metadata={"Software": None, "Description": f"made by: {command}"})
         written.append(path)
+        if name == "figure6" and x == "tokens":  # the page has all axes
+            from tunalab.results.interactive import page
+
+            write_atomically(path.with_suffix(".html"), page(part, command))
+            written.append(path.with_suffix(".html"))
     return written
 
 
@@ -75,31 +89,73 @@ def _pictures(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: [record for record in shown if record.run.variant == name] for name in variants}
 
 
-def figure6(records: Sequence[Record]) -> Figure:
-    """Accuracy against tokens consumed, a panel a benchmark, a line a variant (or, for one variant, a line a setting).
+def figure6(records: Sequence[Record], axis: Axis | None = None) -> Figure:
+    """Accuracy against tokens consumed or another axis, a panel a benchmark, a line a variant (or, of one variant, a setting).
 
     Raises:
-        UserError: nothing was evaluated.
+        UserError: nothing was evaluated, or a run does not move along the axis.
     """
-    table = align_tokens(_table(records))
-    lines = _series(table, _ordered_settings(records))
-    means = [pooled(line.rows) for line in lines]
-    figure, panels = _grid(ordered_benchmarks(table["benchmark"]), lines, "tokens consumed")
-    for benchmark, axes in panels.items():
-        for line, mean in zip(lines, means, strict=True):
-            seeds = line.rows[line.rows["benchmark"] == benchmark]
-            mean = mean[mean["benchmark"] == benchmark].sort_values("tokens")
-            axes.fill_between(mean["tokens"], mean["low"], mean["high"], color=line.colour, alpha=0.16, linewidth=0)
-            mark = "o" if len(mean) == 1 else ""  # a line of one point would not be seen
-            axes.plot(mean["tokens"], mean["accuracy"], mark + "-", color=line.colour, linewidth=1.8, label=line.label)
-            axes.plot(seeds["tokens"], seeds["accuracy"], ".", color=line.colour, markersize=4, alpha=0.7, markeredgewidth=0)
-        _finish(axes, benchmark, table)
+    axis, draws, shown = axis or axis_named("tokens"), Draws(), lines(records)
+    names = ordered_benchmarks(benchmarks(records))
+    if not names:
+        raise UserError("no evaluated benchmark in these records")
+    looks = styles(shown)
+    figure, panels = _grid(names, list(looks.values()), axis.label)
+    numbers, passed = set(), False
+    for name, axes in panels.items():
+        learning = learning_curves(shown, name, draws)
+        for curve in learning:
+            found = band(curve, axis, draws)
+            _draw_curve(axes, curve, found, axis, looks[curve.line])
+            numbers.add(len(curve.runs))
+        _finish(axes, name, max(curve.chance for curve in learning))
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=_subs(table), numticks=12))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        places = [x for curve in learning for run in curve.runs.values() for x in run.places(axis).tolist()]
+        axes.xaxis.set_major_locator(_locator(axis, min(places), max(places)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    _caption(figure, "Line: mean over seeds. Shade: 95% interval, questions and seeds. Dots: single seeds.")
+        for one in crossings(learning, axis, draws):
+            if one.seen:
+                _draw_crossing(axes, one, looks)
+                passed = True
+    mark = (
+        " Diamond: its colour passes its edge's for good, bar: 95% interval; only where both leads exclude zero." if passed else ""
+    )
+    shade = f"Line: mean over seeds. Shade: 95% bootstrap interval ({covers(numbers)}). Dots: single seeds."
+    _caption(figure, " ".join(part for part in (shade + mark, axis.note) if part))
     return figure
+
+
+def styles(shown: Sequence[Line]) -> dict[Line, Style]:
+    """In the variants' colours where each has one setting, else in shades along the settings."""
+    variants = {line.variant for line in shown}
+    if len(shown) == len(variants):
+        palette = [colours(variants)[line.variant] for line in shown]
+    else:
+        palette = [to_hex(colormaps["viridis"](0.1 + 0.75 * i / (len(shown) - 1))) for i in range(len(shown))]
+    return {line: Style(_named(line.variant, line.setting.label), colour) for line, colour in zip(shown, palette, strict=True)}
+
+
+def _draw_curve(axes: Axes, curve: Curve, found: Band | None, axis: Axis, look: Style) -> None:
+    if found is not None:
+        axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
+        mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
+        axes.plot(found.x_G, found.mean_G, mark + "-", color=look.colour, linewidth=1.8, label=look.label)
+    for run in curve.runs.values():
+        dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
+        axes.plot(run.places(axis), run.accuracy_P, ".", **dot)
+
+
+def _draw_crossing(axes: Axes, found: Crossing, looks: dict[Line, Style]) -> None:
+    """At the bottom of the panel: where, and the interval; arrowheads where it is open."""
+    leader, other = looks[found.leader.line], looks[found.other.line]
+    bottom: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": leader.colour, "zorder": 4}
+    ends = (found.first if found.low in (None, -inf) else found.low, found.last if found.high in (None, inf) else found.high)
+    axes.plot(ends, [0.03, 0.03], linewidth=1.4, alpha=0.8, **bottom)
+    for end, arrow, is_open in zip(ends, "<>", (found.low == -inf, found.high == inf), strict=True):
+        if is_open:
+            axes.plot([end], [0.03], arrow, markersize=4, markeredgewidth=0, **bottom)
+    axes.plot([found.at], [0.03], "D", mec=other.colour, mew=1.4, ms=6, **bottom | {"zorder": 5})
 
 
 def mask_ratio(records: Sequence[Record]) -> Figure:
@@ -113,36 +169,33 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     rest = {setting.label: setting.without(MASK_RATIO).label for setting in _ordered_settings(records)}
     others = list(dict.fromkeys(rest.values()))
     palette = colours(table["variant"])
-    lines = []
+    shown: list[tuple[Style, pd.DataFrame]] = []
     for name, (style, other) in product(ordered_variants(table["variant"]), zip(cycle(_DASHES), others)):
         rows = table[(table["variant"] == name) & (table["setting"].map(rest) == other)]
         if not rows.empty:
-            lines.append(Series(_named(name, other), palette[name], rows, style))
+            shown.append((Style(_named(name, other), palette[name], style), rows))
     ratio_of = dict(zip(table["setting"], table["mask_ratio"], strict=True))
     ratios = sorted(set(ratio_of.values()))
     gap = min((b - a for a, b in pairwise(ratios)), default=1.0)
-    figure, panels = _grid(ordered_benchmarks(table["benchmark"]), lines, "mask ratio")
+    figure, panels = _grid(ordered_benchmarks(table["benchmark"]), [look for look, _ in shown], "mask ratio")
     for benchmark, axes in panels.items():
-        for index, line in enumerate(lines):
-            shift = (index - (len(lines) - 1) / 2) * 0.1 * gap  # side by side, or the bars of three variants cover each other
-            seeds = line.rows[line.rows["benchmark"] == benchmark]
+        for index, (look, rows) in enumerate(shown):
+            shift = (index - (len(shown) - 1) / 2) * 0.1 * gap  # side by side, or the bars of three variants cover each other
+            seeds = rows[rows["benchmark"] == benchmark]
             mean = pooled(seeds)
             mean = mean.assign(mask_ratio=mean["setting"].map(ratio_of)).sort_values("mask_ratio")
             bars = [mean["accuracy"] - mean["low"], mean["high"] - mean["accuracy"]]
-            bar: dict[str, Any] = {"linestyle": line.style, "linewidth": 1.6, "elinewidth": 1.1, "marker": "o", "markersize": 4}
-            axes.errorbar(mean["mask_ratio"] + shift, mean["accuracy"], bars, color=line.colour, label=line.label, **bar)
-            circle: dict[str, Any] = {"mfc": "white", "mec": line.colour, "ms": 2.6, "mew": 0.8}
+            bar: dict[str, Any] = {"linestyle": look.dashes, "linewidth": 1.6, "elinewidth": 1.1, "marker": "o", "markersize": 4}
+            axes.errorbar(mean["mask_ratio"] + shift, mean["accuracy"], bars, color=look.colour, label=look.label, **bar)
+            circle: dict[str, Any] = {"mfc": "white", "mec": look.colour, "ms": 2.6, "mew": 0.8}
             axes.plot(seeds["mask_ratio"] + shift, seeds["accuracy"], "o", **circle)
-        _finish(axes, benchmark, table)
+        _finish(axes, benchmark, float(table.loc[table["benchmark"] == benchmark, "chance"].mean()))
         axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     _caption(
         figure,
-        f"At {_short(tokens)} tokens. Dot: mean over seeds. Bar: 95% interval, questions and seeds. Circles: single seeds.",
+        f"At {short(tokens)} tokens. Dot: mean over seeds. Bar: 95% interval, questions and seeds. Circles: single seeds.",
     )
     return figure
-
-
-FIGURES: dict[str, Callable[[Sequence[Record]], Figure]] = dict(zip(FIGURE_NAMES, (figure6, figure6, mask_ratio), strict=True))
 
 
 def _table(records: Sequence[Record]) -> pd.DataFrame:
@@ -156,54 +209,37 @@ def _ordered_settings(records: Sequence[Record]) -> list[Setting]:
     return sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
 
 
-def _series(table: pd.DataFrame, settings: list[Setting]) -> list[Series]:
-    """A line a variant and setting: in the variants' colours where each has one setting, else in shades along the settings."""
-    present = set(zip(table["variant"], table["setting"], strict=True))
-    pairs = [(name, s.label) for s in settings for name in ordered_variants(table["variant"]) if (name, s.label) in present]
-    variants = ordered_variants(name for name, _ in pairs)
-    pairs.sort(key=lambda pair: variants.index(pair[0]))
-    if len(pairs) == len(variants):
-        palette = [colours(variants)[name] for name, _ in pairs]
-    else:
-        palette = [to_hex(colormaps["viridis"](0.1 + 0.75 * i / (len(pairs) - 1))) for i in range(len(pairs))]
-    return [
-        Series(_named(name, setting), colour, table[(table["variant"] == name) & (table["setting"] == setting)])
-        for (name, setting), colour in zip(pairs, palette, strict=True)
-    ]
-
-
 def _named(variant: str, setting: str) -> str:
     return f"{variant_label(variant)}, {setting}" if setting else variant_label(variant)
 
 
-def _grid(benchmarks: list[str], lines: list[Series], xlabel: str) -> tuple[Figure, dict[str, Axes]]:
+def _grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure, dict[str, Axes]]:
     """Small multiples with one legend above them."""
-    columns = min(4, len(benchmarks)) if len(benchmarks) != 6 else 3
-    rows = ceil(len(benchmarks) / columns)
+    columns = min(4, len(names)) if len(names) != 6 else 3
+    rows = ceil(len(names) / columns)
     layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
     figure = Figure(figsize=(max(3.0 * columns, 6.0), 2.55 * rows + 0.9), layout=layout)
-    panels = {name: figure.add_subplot(rows, columns, index + 1) for index, name in enumerate(benchmarks)}
+    panels = {name: figure.add_subplot(rows, columns, index + 1) for index, name in enumerate(names)}
     for index, axes in enumerate(panels.values()):
-        if index + columns >= len(benchmarks):  # nothing below it
+        if index + columns >= len(names):  # nothing below it
             axes.set_xlabel(xlabel, color=INK, fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("accuracy", color=INK, fontsize=9)
-    handles = [Line2D([], [], color=line.colour, linestyle=line.style, linewidth=2.4, label=line.label) for line in lines]
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=2.4, label=look.label) for look in looks]
     handles.append(Line2D([], [], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), label="chance"))
     style: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.8}
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(panels) < 3 else 6), **style)
     return figure, panels
 
 
-def _finish(axes: Axes, benchmark: str, table: pd.DataFrame) -> None:
+def _finish(axes: Axes, benchmark: str, chance: float) -> None:
     """Title, chance line, quiet frame. Each panel has its own range: benchmarks differ more than variants do."""
-    chance = float(table.loc[table["benchmark"] == benchmark, "chance"].mean())
     axes.axhline(chance, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_title(benchmark_label(benchmark), fontsize=10.5, color=INK, loc="left")
     low, high = axes.get_ylim()
     if high - low < 0.1:  # or noise would fill the panel
         low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
-    axes.set_ylim(max(-0.02, low), min(1.02, high))
+    axes.set_ylim(max(-0.04 * (high - low), low), min(1.02, high))  # a little room for a line at 0, no tick below it
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # no steps of 2.5: ticks are whole percents
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.spines[["top", "right"]].set_visible(False)
@@ -215,18 +251,13 @@ def _finish(axes: Axes, benchmark: str, table: pd.DataFrame) -> None:
 
 
 def _caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=8, color=FAINT)
+    figure.supxlabel(fill(text, int(14 * figure.get_figwidth())), fontsize=8, color=FAINT)
 
 
-def _subs(table: pd.DataFrame) -> tuple[float, ...]:
-    """Ticks within a decade of tokens: few decades need more of them."""
-    decades = log10(table["tokens"].max() / max(table["tokens"].min(), 1))
-    return (1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.5 else (1,)
-
-
-def _short(value: float) -> str:
-    """1500 -> 1.5k: ticks and captions without zeros to count."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+def _locator(axis: Axis, low: float, high: float) -> Locator:
+    """Few decades need more ticks within each. Time has units of its own."""
+    if axis.name == "wall_clock":
+        inside = [value for value in DURATIONS if low * 0.95 <= value <= high * 1.05]
+        return FixedLocator(inside[:: ceil(len(inside) / 4) or 1])
+    decades = log10(high / low)
+    return LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.5 else (1,), numticks=12)
