@@ -6,8 +6,8 @@ BIN     := $(VENV)/bin
 VARIANT ?= all
 SWEEP   ?= mask_ratio
 RECORDS ?= results/figure6
-# Where a sweep runs: a file of sweeps/launch/.
-LAUNCH  ?= local
+# Where a sweep runs: a file of sweeps/launch/, by default on this machine.
+LAUNCH  ?=
 ARGS    ?=
 # What `make evaluate` measures, one or several: run directories, exported folders.
 RUN     ?= $(wildcard runs/figure6/*-seed*)
@@ -32,8 +32,8 @@ install: $(VENV)/.installed ## set up .venv with the exact versions of constrain
 components: install ## build the tiny tokenizer, VAE and encoder that are missing
 	$(BIN)/tunalab components
 
-sweep: components ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, ARGS="--dry-run" or key=value
-	$(BIN)/tunalab sweep $(SWEEP) $(VARIANT_FLAG) $(ARGS)
+sweep: components ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, LAUNCH=slurm, ARGS="--dry-run" or key=value
+	$(BIN)/tunalab sweep $(SWEEP) $(VARIANT_FLAG) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)
 
 smoke: components ## all three front-ends, a few steps each
 	$(BIN)/tunalab sweep smoke $(ARGS)

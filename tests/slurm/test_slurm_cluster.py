@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_lost_node_daemon_and_a_lost_node(counting: Sweep, slurm: Path) -> Non
         nodes.setdefault(tell("squeue", "--noheader", f"--jobs={job}", "--format=%N"), []).append(name)
     (lost, (unseen, crashed)), _ = sorted(nodes.items())
     os.kill(int((slurm / f"slurmd.{lost}.pid").read_text()), signal.SIGKILL)
-    kill_job(job_of(crashed, sweep.dir(crashed)))
+    crash(job_of(crashed, sweep.dir(crashed)))
     wait_for(lambda: "+1" in read_history(sweep.dir(crashed)).attempts[-1].job)  # started on the other node
     text = ends(driver)
     tell("slurmd", "-N", lost)
@@ -76,16 +77,25 @@ def test_a_lost_node_daemon_and_a_lost_node(counting: Sweep, slurm: Path) -> Non
     wait_for(lambda: tell("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2")
 
 
-def kill_job(job: str) -> None:
-    """Every process of a job on this machine at once, as a crash would."""
-    for proc in Path("/proc").glob("[0-9]*"):
+def crash(job: str) -> None:
+    """Kill every process of a job, SLURM's own first, which would report the death of the others."""
+    raw = tell("squeue", "--noheader", f"--jobs={job}", "--format=%A")
+    array, _, task = job.partition("_")
+    own = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+    stewards, others = [], []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            variables = (proc / "environ").read_bytes().split(b"\0")
-        except OSError:
+            name, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
             continue
-        array, _, task = job.partition("_")
-        if {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()} <= set(variables):
-            os.kill(int(proc.name), signal.SIGKILL)
+        if name.startswith(f"slurmstepd: [{raw}.".encode()):
+            stewards.append(int(process.name))
+        elif own <= set(variables):
+            others.append(int(process.name))
+    assert stewards and others
+    for pid in stewards + others:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_drivers_come_and_go(counting: Sweep) -> None:

@@ -160,15 +160,19 @@ class CellJob:
             return f"{reason}; job {state}"
         if restarts() >= self.requeues:
             raise CellFailed(f"{reason}; not requeued: {restarts()} times are all that is allowed")
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        subprocess.run(["scontrol", "requeue", job_number()], check=True)
         return f"{reason}; requeued"
 
 
-def attempt_name() -> str:
-    """The number of the job as squeue shows it, and how often it has been requeued."""
+def job_number() -> str:
+    """As squeue shows it. SLURM_JOB_ID alone will not do: of an array one task has the number of them all."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-    return f"{name}+{restarts()}" if restarts() else name
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+
+
+def attempt_name() -> str:
+    """The number of the job, and how often it has been requeued."""
+    return f"{job_number()}+{restarts()}" if restarts() else job_number()
 
 
 def restarts() -> int:
@@ -177,7 +181,7 @@ def restarts() -> int:
 
 def standing(patience: float = 20.0) -> Standing:
     """What SLURM has in mind with this very start of the job. Asked while the controller is away, it asks again for a while."""
-    call = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--Format=State:30,RestartCnt:12"]
+    call = ["squeue", "--noheader", f"--jobs={job_number()}", "--Format=State:30,RestartCnt:12"]
     until = time.monotonic() + patience
     while True:
         found = subprocess.run(call, capture_output=True, text=True)
