@@ -19,7 +19,7 @@ def read_csv(path):
 def test_the_tables_numbers_are_those_of_the_records(tmp_path, records):
     made = records(seeds=2)
     paths = write_tables(made, tmp_path, "make table")
-    assert [path.name for path in paths] == ["accuracy.md", "accuracy.csv", "cost.md", "cost.csv"]
+    assert [path.name for path in paths] == ["accuracy.md", "accuracy.csv", "cost.md", "cost.csv", "effects.md", "effects.csv"]
     comment, table = read_csv(tmp_path / "accuracy.csv")
     assert comment == "# made by: make table"
     assert (tmp_path / "accuracy.md").read_text().startswith("<!-- made by: make table -->\n")

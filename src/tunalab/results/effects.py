@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from tunalab.files import write_atomically
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
@@ -208,7 +208,7 @@ def _points(weights: Weights, seeds: Sequence[int], what: str) -> np.ndarray | N
 def _student(value_S: np.ndarray) -> tuple[float | None, float | None]:
     if len(value_S) < 2:
         return None, None
-    half = float(stats.t.ppf(0.975, len(value_S) - 1) * value_S.std(ddof=1) / np.sqrt(len(value_S)))
+    half = float(stdtrit(len(value_S) - 1, 0.975) * value_S.std(ddof=1) / np.sqrt(len(value_S)))
     return float(value_S.mean()) - half, float(value_S.mean()) + half
 
 

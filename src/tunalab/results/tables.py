@@ -13,6 +13,7 @@ import pandas as pd
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.effects import write_effects
 from tunalab.results.labels import (
     benchmark_label,
     key_labels,
@@ -27,8 +28,8 @@ from tunalab.results.statistics import paired_difference, pooled
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``accuracy.md`` and ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``; the first line of each
-    names ``command``.
+    """Write ``accuracy.md`` and ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``, and ``effects.md`` and
+    ``effects.csv`` (where runs differ in one choice alone); the first line of each names ``command``.
 
     Raises:
         UserError: the records share no point at equal tokens, or hold the same run twice.
@@ -43,7 +44,7 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
     texts["cost.csv"] = f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g")
     for name, text in texts.items():
         write_atomically(folder / name, text)
-    return [folder / name for name in texts]
+    return [folder / name for name in texts] + write_effects(records, folder, command)
 
 
 def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
