@@ -43,6 +43,7 @@ def figure(arguments: argparse.Namespace) -> int:
 
 def table(arguments: argparse.Namespace) -> int:
     from tunalab.results.claims import write_claims
+    from tunalab.results.dynamics import write_dynamics
     from tunalab.results.evaluation_tables import write_evaluation_tables
     from tunalab.results.records import read_records
     from tunalab.results.tables import write_tables
@@ -50,7 +51,7 @@ def table(arguments: argparse.Namespace) -> int:
     command = f"tunalab table --records {arguments.records}"
     records, folder = read_records(arguments.records), arguments.out or arguments.records
     written = write_tables(records, folder, command) + write_evaluation_tables(records, arguments.published, folder, command)
-    written += write_claims(records, folder, command)
+    written += write_claims(records, folder, command) + write_dynamics(records, folder, command)
     for path in written:
         print(f"wrote {path}")
     if arguments.readme is not None:

@@ -1,7 +1,6 @@
 """The figures, drawn from records alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle, pairwise, product
 from math import ceil, inf, log10
 from pathlib import Path
@@ -9,9 +8,7 @@ from textwrap import fill
 from typing import Any
 
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -29,24 +26,15 @@ from tunalab.results.labels import (
     colours,
     ordered_benchmarks,
     ordered_variants,
-    variant_label,
 )
 from tunalab.results.records import Record
 from tunalab.results.resampling import Band, Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines
 from tunalab.results.settings import Setting, told_apart
 from tunalab.results.statistics import pooled
+from tunalab.results.styles import Style, named, styles
 
 INK, FAINT = "#333333", "#8A8A8A"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a line of a figure is named and drawn."""
-
-    label: str
-    colour: str
-    dashes: Any = "-"
 
 
 def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: str = "tokens") -> list[Path]:
@@ -126,16 +114,6 @@ def figure6(records: Sequence[Record], axis: Axis | None = None) -> Figure:
     return figure
 
 
-def styles(shown: Sequence[Line]) -> dict[Line, Style]:
-    """In the variants' colours where each has one setting, else in shades along the settings."""
-    variants = {line.variant for line in shown}
-    if len(shown) == len(variants):
-        palette = [colours(variants)[line.variant] for line in shown]
-    else:
-        palette = [to_hex(colormaps["viridis"](0.1 + 0.75 * i / (len(shown) - 1))) for i in range(len(shown))]
-    return {line: Style(_named(line.variant, line.setting.label), colour) for line, colour in zip(shown, palette, strict=True)}
-
-
 def _draw_curve(axes: Axes, curve: Curve, found: Band | None, axis: Axis, look: Style) -> None:
     if found is not None:
         axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
@@ -173,7 +151,7 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     for name, (style, other) in product(ordered_variants(table["variant"]), zip(cycle(_DASHES), others)):
         rows = table[(table["variant"] == name) & (table["setting"].map(rest) == other)]
         if not rows.empty:
-            shown.append((Style(_named(name, other), palette[name], style), rows))
+            shown.append((Style(named(name, other), palette[name], style), rows))
     ratio_of = dict(zip(table["setting"], table["mask_ratio"], strict=True))
     ratios = sorted(set(ratio_of.values()))
     gap = min((b - a for a, b in pairwise(ratios)), default=1.0)
@@ -207,10 +185,6 @@ def _table(records: Sequence[Record]) -> pd.DataFrame:
 
 def _ordered_settings(records: Sequence[Record]) -> list[Setting]:
     return sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
-
-
-def _named(variant: str, setting: str) -> str:
-    return f"{variant_label(variant)}, {setting}" if setting else variant_label(variant)
 
 
 def _grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure, dict[str, Axes]]:

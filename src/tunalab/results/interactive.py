@@ -15,10 +15,10 @@ import numpy as np
 from tunalab.errors import UserError
 from tunalab.results.axes import AXES, Axis
 from tunalab.results.crossing import Crossing, crossings, passing
-from tunalab.results.figures import Style, styles
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
 from tunalab.results.records import Record
-from tunalab.results.resampling import Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines
+from tunalab.results.resampling import Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines, moves
+from tunalab.results.styles import Style, styles
 
 _DATA = '"DATA"'
 
@@ -46,7 +46,7 @@ def figure_data(records: Sequence[Record], command: str) -> dict[str, Any]:
     if not names:
         raise UserError("no evaluated benchmark in these records")
     looks = styles(shown)
-    axes = [axis for axis in AXES.values() if _moves(shown, axis)]
+    axes = [axis for axis in AXES.values() if moves(shown, axis)]
     panels = []
     for name in names:
         learning = learning_curves(shown, name, draws)
@@ -68,14 +68,6 @@ def figure_data(records: Sequence[Record], command: str) -> dict[str, Any]:
         "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in axes],
         "panels": panels,
     }
-
-
-def _moves(shown: Sequence[Line], axis: Axis) -> bool:
-    try:
-        places = [[axis.place(record, point) for point in record.points] for line in shown for record in line.records]
-    except UserError:  # a record that lacks what the axis needs
-        return False
-    return all(all(a < b for a, b in zip([0.0, *x], x)) for x in places)
 
 
 def _line(look: Style) -> dict[str, str]:

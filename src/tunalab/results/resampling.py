@@ -9,6 +9,7 @@ line over the logarithm of the axis.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -138,6 +139,15 @@ def lines(records: Sequence[Record]) -> list[Line]:
     order = ordered_variants(variant for variant, _ in groups)
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
     return [Line(*key, tuple(record for _, record in sorted(groups[key].items()))) for key in keys]
+
+
+def moves(shown: Sequence[Line], axis: Axis) -> bool:
+    """Whether every run has a place on the axis, and a later one at every evaluation."""
+    try:
+        places = [[axis.place(record, point) for point in record.points] for line in shown for record in line.records]
+    except UserError:  # a record lacks what the axis needs
+        return False
+    return all(a < b for x in places for a, b in pairwise([0.0, *x]))
 
 
 def benchmarks(records: Iterable[Record]) -> set[str]:
