@@ -83,7 +83,7 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/pytest -m lmms
 
 test-slurm: components ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
-	$(BIN)/pytest -m slurm tests/slurm
+	$(BIN)/pytest -m slurm --confcutdir tests/slurm tests/slurm
 
 test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
 	$(BIN)/pytest -m plans

@@ -89,5 +89,5 @@ def _check_slurm(path: Path, launch: SlurmLaunch) -> None:
     for option, value in launch.sbatch.items():
         if option.replace("_", "-").lstrip("-") in TAKEN:
             raise UserError(f"{path}: sbatch option {option!r} is set by the launcher, or has a key of its own")
-        if value is not True and not isinstance(value, str | int | float):
+        if value is False or not isinstance(value, str | int | float):
             raise UserError(f"{path}: sbatch option {option!r} must be a text, a number or true, got {value!r}")

@@ -101,11 +101,10 @@ class _Watch:
 
     def queued(self) -> dict[str, Outcome]:
         """Cells that go on without a driver."""
-        jobs = {cell: self._alive(cell) for cell in self._open()}
         return {
             cell.name: Outcome(cell, "queued", f"job {job.name} {job.state.lower()}", cell.run_dir / LOG_FILE)
-            for cell, job in jobs.items()
-            if job is not None
+            for cell in self._open()
+            if (job := self._alive(cell)) is not None
         }
 
     def _open(self) -> list[Cell]:
@@ -163,11 +162,11 @@ class _Watch:
             )
             for cell in cells
         ]
+        before = {cell.name: len(read_history(cell.run_dir).attempts) for cell in cells}
         number = self.queue.submit(jobs)
-        for cell in cells:
-            times = self._sent.get(cell.name, _Sent()).times + 1
-            self._sent[cell.name] = _Sent(times, len(read_history(cell.run_dir).attempts))
-            self._began.setdefault(cell.name, time.monotonic())
+        for name, attempts in before.items():
+            self._sent[name] = _Sent(self._sent.get(name, _Sent()).times + 1, attempts)
+            self._began.setdefault(name, time.monotonic())
         names = ", ".join(cell.name for cell in cells[:3]) + (", ..." if len(cells) > 3 else "")
         self.progress.say(f"submitted {len(cells)} cell(s) as job {number}: {names}")
         self.jobs = self.queue.jobs()
