@@ -56,7 +56,7 @@ evaluate: components ## measure trained models: RUN=runs/figure6/tuna2-seed0 (de
 report: install ## one HTML page, and its Markdown, of the records in RECORDS (default results/figure6)
 	$(BIN)/tunalab report --records $(RECORDS) $(ARGS)
 
-dashboard: install ## open MLflow's page on the runs
+dashboard: install ## open MLflow's page on a comparison of the runs
 	$(BIN)/tunalab dashboard $(ARGS)
 
 bench: components ## training and generation against their slow references; what the sweep took and reached
@@ -83,10 +83,17 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/pytest -m lmms
 
 test-slurm: components ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
-	$(BIN)/pytest -m slurm --confcutdir tests/slurm tests/slurm
+	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm
 
 test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
 	$(BIN)/pytest -m plans
+
+test-browser: install ## the dashboard's comparison in headless Chromium; writes docs/dashboard.png
+	tests/browser/start
+	$(BIN)/pytest -m browser
+
+test-mlflow: install ## runs whose MLflow server is away, dies or returns, and runs that are killed
+	$(BIN)/pytest -m mlflow
 
 gpu: ## all that needs a CUDA device, the most wanted figures first: bench-gpu, then test-gpu
 	@status=0; $(MAKE) bench-gpu || status=$$?; $(MAKE) test-gpu || status=$$?; exit $$status
@@ -96,4 +103,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-slurm test-plans gpu check clean
+.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean

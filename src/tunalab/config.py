@@ -226,7 +226,7 @@ class EvaluationConfig:
 class TrackingConfig:
     enabled: bool = True
     uri: str = ""  # empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db
-    system_metrics: bool = True  # load of processor, memory, disk, network and GPUs, every ten seconds
+    system_metrics: bool = True  # load of processor, memory, disk, network and GPUs, every half minute
     experiment: str = "tunalab"
     parent_run: str = ""  # set by the sweep driver
     sweep: str = ""

@@ -6,11 +6,12 @@ from tunalab.results.mlflow_client import connect
 from tunalab.results.tracking import Tracker
 from tunalab.results.views import ACCURACIES, HARDER, TAG, group_tag, set_up_views, view_state
 
+BY = {"figure6": "variant", "ratios": "arm"}
+
 
 def test_a_group_is_a_mean_over_seeds_and_nothing_else():
-    figure6 = [{"variant": variant, "arm": variant} for variant in ("tuna", "tuna2") for _ in range(2)]
     ratios = [{"variant": "tuna2", "arm": f"tuna2-ratio{ratio}"} for ratio in (0, 0.5)]
-    assert group_tag(figure6) == "variant" and group_tag(ratios) == "arm" and group_tag([{"variant": "tuna"}]) == "variant"
+    assert group_tag(ratios) == "arm" and group_tag([*ratios, {"variant": "tuna"}]) == "variant"
 
 
 def test_charts_of_accuracy_in_sections_by_level():
@@ -23,18 +24,18 @@ def test_charts_of_accuracy_in_sections_by_level():
 
 
 def test_every_sweep_has_its_view_the_newest_first(store):
-    for sweep, seed, start in (("figure6", 0, 100.0), ("figure6", 1, 300.0), ("ratios", 0, 200.0), ("", 0, 400.0)):
+    for sweep, seed, start in (("figure6", 0, 100.0), ("figure6", 1, 300.0), ("ratios", 0, 200.0), ("ratios", 1, 200.0)):
         for variant in ("tuna", "tuna2"):
-            tags = {"sweep": sweep, "variant": variant, "arm": variant, "seed": seed}
+            tags = {"sweep": sweep, "variant": variant, "arm": f"{variant}{'-lr1' * (sweep == 'ratios' and seed)}", "seed": seed}
             tracker = Tracker(store, "views", f"{variant}-seed{seed}", tags, start_time=start)
             tracker.log_metrics({"accuracy/count": 0.5, "benchmark/count": 0.5}, 1000)
             tracker.finish()
-    views = [view for view in set_up_views(store) if "ratios" in view.name or "figure6" in view.name]
-    assert [view.name.split(":")[0] for view in views] == ["figure6", "ratios"]
+    views = [view for view in set_up_views(store) if view.name.startswith(("ratios", "figure6"))]
+    assert [view.name for view in views] == [f"{name}: accuracy against tokens, by {by}" for name, by in BY.items()]
     experiment = connect(store).get_experiment_by_name("views")
     assert views[0].url.startswith(f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=tunalab-figure6")
     value = json.loads(experiment.tags[f"{TAG}tunalab-figure6"])
     state = json.loads(zlib.decompress(base64.b64decode(value["state"].removeprefix("deflate;"))))
-    assert value["name"] == views[0].name == "figure6: accuracy against tokens, by variant"
+    assert value["name"] == views[0].name and state["groupBy"]["groupByKeys"][0]["groupByData"] == "arm"
     assert state["searchFilter"] == "tags.sweep = 'figure6' and tags.variant LIKE '%'"
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["accuracy/count"]

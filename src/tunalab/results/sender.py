@@ -14,7 +14,7 @@ from tunalab.results.mlflow_client import survive
 
 T = TypeVar("T")
 
-GATHER_SECONDS = 1.0  # what is logged within it travels together: one call to a SQLite file takes 20 ms
+GATHER_SECONDS = 5.0  # what is logged within it travels together: one call takes 20 ms of a core, which may be the run's only one
 RETRY_SECONDS = 30.0  # after a failure
 PATIENCE_SECONDS = 60.0  # at the end of a run; a server that hangs takes half of it to fail once
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 RUN_ID = "mlflow_run_id"  # file of a run directory
-SYSTEM = "system/"  # metrics of MLflow's own monitor begin with it
+NOT_OURS = ("system/", "evaluation/")  # metrics of MLflow's own monitor, and of a model after its training (logged_evaluation.py)
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # as many as a server takes
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -231,7 +231,7 @@ class Tracker:
             self._status = "RUNNING"
         self._parameters = set(run.data.params)
         for name in run.data.metrics:
-            if not name.startswith(SYSTEM):
+            if not name.startswith(NOT_OURS):
                 self._steps[name] = {metric.step for metric in client.get_metric_history(self.run_id, name)}
 
     def _deliver(self, unsent: list[Entry]) -> None:
@@ -296,9 +296,9 @@ def _inputs(sources: Sequence[Source]) -> list[Any]:
 
 
 def _monitor(uri: str, run_id: str) -> "SystemMetricsMonitor":
-    """MLflow's own: CPU, memory, disk, network, and GPUs where their library is installed."""
+    """MLflow's own: CPU, memory, disk, network, and GPUs where their library is installed; seconds, and samples to a point."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor = SystemMetricsMonitor(run_id, 10, samples_before_logging=3, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor

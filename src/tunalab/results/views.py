@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG = "mlflow.sharedViewState."  # and the key of the view, which its URL names
-ACCURACIES, HARDER = "Accuracy against tokens, mean over seeds", "The same on harder levels"
+ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds", "The same on harder levels"
 HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
 MOST_RUNS = 1000
 
@@ -53,7 +53,10 @@ def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Seque
     key = f"tunalab-{legal_name(sweep).replace('/', '-').replace(' ', '-')}" if sweep else "tunalab"
     group = group_tag([run.data.tags for run in runs])
     metrics = sorted({name for run in runs for name in run.data.metrics if name.startswith(ACCURACY)})
-    name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {group}", int(time.time() * 1000)
+    varied = (
+        "variant" if len({run.data.tags.get(group) for run in runs}) <= len({run.data.tags["variant"] for run in runs}) else group
+    )
+    name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {varied}", int(time.time() * 1000)
     state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics)
     value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed(state)})
     client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
@@ -61,9 +64,11 @@ def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Seque
 
 
 def group_tag(tags: Sequence[dict[str, str]]) -> str:
-    """The tag whose groups are means over seeds and nothing else: the variant, or the arm where a variant has several."""
-    arms = {one.get("arm") for one in tags}
-    return "variant" if len(arms) <= len({one["variant"] for one in tags}) else "arm"
+    """The tag whose groups are runs that differ in their seed alone: the arm, which is the variant where nothing else varies.
+
+    Runs of earlier versions have no such tag.
+    """
+    return "arm" if all("arm" in one for one in tags) else "variant"
 
 
 def packed(state: dict[str, Any]) -> str:
@@ -73,15 +78,15 @@ def packed(state: dict[str, Any]) -> str:
 def view_state(search: str, group: str, metrics: Sequence[str]) -> dict[str, Any]:
     """What the page keeps of itself: line charts of ``metrics`` for the runs that ``search`` finds, a line a value of ``group``.
 
-    The parent run of a sweep has no variant and no metrics, and stays out. Every other metric has a chart that MLflow makes by
+    The parent run of a sweep has no variant and stays out. Every other metric has a chart that MLflow makes by
     itself: emptying the search box above the charts shows them.
     """
     sections = [(ACCURACIES, [name for name in metrics if not HARD.search(name)])]
     sections.append((HARDER, [name for name in metrics if HARD.search(name)]))
     return {
         "searchFilter": f"{search} and tags.variant LIKE '%'" if "sweep" in search else search,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        "orderByKey": "tags.`mlflow.runName`",  # sorted by time, the page fetches parent runs too
+        "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -111,13 +116,12 @@ def _charts(title: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
             "type": "LINE",
             "metricSectionId": title,
             "metricKey": metric,
-            "selectedMetricKeys": [metric],
             "displayName": HARD.sub(lambda level: f", level {level[0][1:]}", metric.removeprefix(ACCURACY)),
             "xAxisKey": "step",
             "selectedXAxisMetricKey": "",
             "xAxisScaleType": "log",  # evaluations are log-spaced
             "scaleType": "linear",
-            "range": {"yMin": 0, "yMax": 1},
+            "range": {"yMin": 0, "yMax": 1.02},  # a point at 1 is whole
             "yAxisKey": "metric",
             "yAxisExpressions": [],
             "lineSmoothness": 0,
