@@ -41,7 +41,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Directories in the order in which runs were trained; training refuses those of other settings, as it really does."""
     done: list[Path] = []
 
-    def train(config: RunConfig, run_dir: Path) -> int:
+    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int]) -> int:
         saved = run_dir / CONFIG_FILE
         if saved.exists() and config_hash(from_plain(read_yaml(saved))) != config_hash(config):
             raise UserError(f"{run_dir} holds a run with other settings")

@@ -169,7 +169,7 @@ def start_driver(cells, command, parallel=2):
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -186,7 +186,7 @@ def test_a_stop_signal_reaches_the_cells_and_waits_for_them_to_save(cells, train
     driver = start_driver(cells, trains(SAVES))
     wait_for(lambda: ready(cells[0]) and ready(cells[1]))
     driver.send_signal(number)
-    out, err = driver.communicate(timeout=20)
+    out, err = driver.communicate(timeout=60)
     assert driver.returncode == 75, err
     assert [(cell.run_dir / "notes.txt").read_text() for cell in cells[:2]] == ["ready\nsaved\n"] * 2
     assert out.splitlines()[-1] == "2 not started, 2 stopped" and not cells[2].run_dir.exists()
@@ -199,14 +199,14 @@ def test_a_second_signal_kills(cells, trains):
     time.sleep(0.4)
     assert driver.poll() is None
     driver.send_signal(signal.SIGINT)
-    out, _ = driver.communicate(timeout=20)
+    out, _ = driver.communicate(timeout=60)
     assert driver.returncode == 75 and "killed before it had saved" in out
 
 
 def test_two_drivers_train_every_cell_once(cells, trains):
     command = trains("note('trained'); time.sleep(0.4)")
     drivers = [start_driver(cells, command, parallel=2) for _ in range(2)]
-    outputs = [driver.communicate(timeout=40) for driver in drivers]
+    outputs = [driver.communicate(timeout=90) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     assert [(cell.run_dir / "notes.txt").read_text() for cell in cells] == ["trained\n"] * 4
     rows = [line.split() for out, _ in outputs for line in out.splitlines()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, run_config
-from tunalab.errors import UserError
+from tunalab.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -31,26 +31,46 @@ def train(arguments: argparse.Namespace) -> int:
     if several_started():
         return _train_together(arguments)
     config, run_dir, lock = _prepared(arguments)
-    from tunalab.training.run import train as train_run
-
     with lock:
-        return train_run(config, run_dir)
+        return _attempt(config, run_dir, writes=not os.environ.get(LOCK_HELD))
 
 
 def _train_together(arguments: argparse.Namespace) -> int:
     """As one of the processes that a launcher has started: they meet first, so that a mistake is told once and ends all."""
     from tunalab.training.distribution import joined
     from tunalab.training.ranks import ToldByFirst
-    from tunalab.training.run import train as train_run
 
     try:
         with joined() as ranks:
             with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
             with lock:
-                return train_run(config, run_dir)
+                return _attempt(config, run_dir, writes=ranks.first and not os.environ.get(LOCK_HELD))
     except ToldByFirst:
         return MISTAKE
+
+
+def _attempt(config: "RunConfig", run_dir: Path, writes: bool) -> int:
+    """Train; the exit code. ``writes``: no launcher does, so it writes the history of the run itself, and holds its lock."""
+    from tunalab.results.heads import read_head
+    from tunalab.results.records import RECORD_FILE
+    from tunalab.sweeps.attempts import How, begin, end, read_history, settle
+    from tunalab.training.run import train as train_run
+
+    if writes:
+        head = read_head(run_dir / RECORD_FILE)
+        settle(run_dir, finished=head is not None and head.finished)
+        begin(run_dir, "alone", str(os.getpid()))
+    try:
+        code = train_run(config, run_dir, read_history(run_dir).summary())
+    except BaseException as error:
+        if writes:
+            end(run_dir, "failed", f"{type(error).__name__}: {error}")
+        raise
+    if writes:
+        ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
+        end(run_dir, ends.get(code, "failed"))
+    return code
 
 
 def _prepared(arguments: argparse.Namespace, locks: bool = True) -> "tuple[RunConfig, Path, AbstractContextManager[object]]":

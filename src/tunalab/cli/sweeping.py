@@ -10,7 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, build_components, run_config, tracking_uri, yaml_path
+from tunalab.cli.common import (
+    LOCK_HELD,
+    RUNS,
+    add_command,
+    add_settings,
+    build_components,
+    check_named,
+    config_files,
+    run_config,
+    tracking_uri,
+    yaml_path,
+)
 from tunalab.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:
@@ -18,14 +29,20 @@ if TYPE_CHECKING:
     from tunalab.config import RunConfig, TrackingConfig
     from tunalab.results.records import Record
     from tunalab.sweeps.grid import Cell, Sweep
+    from tunalab.sweeps.resolving import Resolved
 
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, sweep, "train every run of a sweep that is not finished, then draw its figure")
     sub.add_argument("sweep", help="a file of sweeps/")
     sub.add_argument("--variant", help="only this front-end")
-    sub.add_argument("--parallel", type=int, help="runs at a time; default: as many as there are cores")
+    sub.add_argument("--launch", help="where it runs: a file of sweeps/launch/ (default: processes of this machine)")
+    sub.add_argument("--parallel", type=int, help="runs at a time; default: the launch file's, or as many as there are cores")
     sub.add_argument("--dry-run", action="store_true", help="print every run with its cost and train nothing")
+    sub.add_argument("--status", action="store_true", help="how far every run is, from the disk alone; on a terminal until Ctrl-C")
+    sub.add_argument("--once", action="store_true", help="with --status: print it once, also on a terminal")
+    sub.add_argument("--retries", type=int, default=3, help="starts again of a run that was killed without getting further (3)")
+    sub.add_argument("--retry", action="store_true", help="start runs again that have failed as often as they may")
     add_settings(sub)
     sub = add_command(commands, publish, "copy the records of a sweep's finished runs to the folder that is committed")
     sub.add_argument("sweep")
@@ -35,41 +52,53 @@ def add(commands: "Commands") -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from tunalab.config import budget
-    from tunalab.sweeps.cells import collect
+    from tunalab.sweeps.attempts import forgive, read_history
+    from tunalab.sweeps.cells import collect, is_finished
     from tunalab.sweeps.cells import publish as publish_cells
-    from tunalab.sweeps.devices import visible_gpus
+    from tunalab.sweeps.launch_file import LocalLaunch, read_launch
     from tunalab.sweeps.launcher import Work
-    from tunalab.sweeps.local import LocalLauncher, default_parallel
-    from tunalab.training.preflight import open_data
+    from tunalab.sweeps.launching import at_a_time, launcher
+    from tunalab.sweeps.resolving import own_settings
+    from tunalab.sweeps.state import look, show
 
-    if arguments.parallel is not None and arguments.parallel < 1:
-        raise UserError(f"--parallel {arguments.parallel} is out of range (from 1)")
+    for name, least in (("parallel", 1), ("retries", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} is out of range (from {least})")
+    launch = read_launch(yaml_path("sweeps/launch", arguments.launch)) if arguments.launch else LocalLaunch()
     plan = _plan(arguments)
-    cells, configs = plan.cells, plan.configs
+    cells = plan.cells
+    if arguments.status:
+        show(partial(look, cells, plan.resolved, plan.sweep.records, arguments.retries), arguments.once)
+        return 0
+    from tunalab.training.preflight import open_data  # from here on it takes seconds
+
+    configs = plan.checked()
     threads = max(config.threads for config in configs.values())
-    gpus = visible_gpus()
-    parallel = arguments.parallel or default_parallel(threads, gpus)
     if arguments.dry_run:
         from tunalab.sweeps.plan import dry_run
 
-        dry_run(cells, lambda cell: _describe(configs[cell.name]), parallel)
+        dry_run(cells, lambda cell: _describe(configs[cell.name]), at_a_time(launch, threads, arguments.parallel))
         return 0
-    if len(collect(cells, plan.hash, plan.sweep.records)) < len(cells):
-        for config in configs.values():
-            open_data(config)
+    if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
+        for name in {_reads(one.plain): name for name, one in plan.resolved.items()}.values():
+            open_data(configs[name])
         build_components({config.components_seed for config in configs.values()})
+    for cell in cells:
+        if arguments.retry and read_history(cell.run_dir).in_vain():
+            forgive(cell.run_dir)
     with _tracked(plan.sweep.name, next(iter(configs.values())).tracking) as tracked:
         os.environ[LOCK_HELD] = "1"
 
         def command(cell: "Cell") -> list[str]:
-            settings = [*cell.overrides, *arguments.settings, f"seed={cell.seed}", f"tracking.sweep={cell.sweep}"]
+            settings = [*own_settings(cell, arguments.settings), f"tracking.sweep={cell.sweep}"]
             settings += [f"tracking.parent_run={tracked.parent}"] if tracked.parent else []
             names = ["--experiment", cell.experiment, "--variant", cell.variant, "--run-dir", str(cell.run_dir)]
             return [sys.executable, "-m", "tunalab", "train", *names, *settings]
 
-        work = Work(cells, command, plan.hashes, plan.sweep.records, lambda cell: budget(configs[cell.name]))
-        result = LocalLauncher(parallel, threads, gpus).run(work)
+        hashes = {cell.name: plan.hash(cell) for cell in cells}
+        work = Work(cells, command, hashes, plan.sweep.records, lambda cell: plan.resolved[cell.name].tokens, arguments.retries)
+        result = launcher(launch, threads, arguments.parallel).run(work)
         tracked.exit_code = result.exit_code
     print(result.table())
     if plan.sweep.records:
@@ -92,45 +121,65 @@ def publish(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The runs of a sweep under the settings of the command line, checked. ``configs`` and ``hashes`` by name of the cell."""
+    """The runs of a sweep under the settings of the command line. ``resolved``: by name of the cell."""
 
     sweep: "Sweep"
     cells: "list[Cell]"
-    configs: "dict[str, RunConfig]"
-    hashes: dict[str, str]
+    resolved: "dict[str, Resolved]"
 
     def hash(self, cell: "Cell") -> str:
-        return self.hashes[cell.name]
+        return self.resolved[cell.name].hash
+
+    def checked(self) -> "dict[str, RunConfig]":
+        """The configurations by name of the cell. Raises UserError: one is of a run that could not begin."""
+        from tunalab.training.preflight import check_run
+
+        configs = {name: resolved.config for name, resolved in self.resolved.items()}
+        for config in configs.values():
+            check_run(config)
+        return configs
 
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
     """Raises UserError: a file or setting is wrong, or two cells are the same run."""
-    from tunalab.config import config_hash
-    from tunalab.sweeps.cells import finished_record
+    from tunalab.sweeps.cells import is_finished
     from tunalab.sweeps.directories import own_directory, with_settings
     from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep
+    from tunalab.sweeps.resolving import resolve
 
     loaded = load_sweep(yaml_path("sweeps", arguments.sweep))
     cells = expand(loaded, arguments.variant, RUNS)
-    configs = {cell.name: cell_config(cell, arguments.settings) for cell in cells}
+    check_named(arguments.settings)
+    resolved = resolve(cells, arguments.settings, config_files)
     check_settings(loaded, arguments.settings)
-    hashes = {name: config_hash(config) for name, config in configs.items()}
-    check_distinct(loaded.name, hashes)
-    if arguments.settings and any(config_hash(cell_config(cell, [])) != hashes[cell.name] for cell in cells):
-        loaded = with_settings(loaded, arguments.settings)
-        cells = expand(loaded, arguments.variant, RUNS)
-        print(f"settings of the command line: the runs are in {RUNS / loaded.name}")
-    done = {cell.name for cell in cells if finished_record(cell, hashes[cell.name], loaded.records)}
-    moved = {cell.name: own_directory(cell, hashes[cell.name]) for cell in cells if cell.name not in done}
+    check_distinct(loaded.name, {name: one.hash for name, one in resolved.items()})
+    if arguments.settings:
+        plain = resolve(cells, [], config_files)
+        if any(one.hash != plain[name].hash for name, one in resolved.items()):
+            loaded = with_settings(loaded, arguments.settings)
+            cells = expand(loaded, arguments.variant, RUNS)
+            print(f"settings of the command line: the runs are in {RUNS / loaded.name}")
+    done = {cell.name for cell in cells if is_finished(cell, resolved[cell.name].hash, loaded.records)}
+    moved = {cell.name: own_directory(cell, resolved[cell.name].hash) for cell in cells if cell.name not in done}
     apart = [cell for cell in cells if moved.get(cell.name, cell) != cell]
     if apart:
         name, where = apart[0].run_dir, moved[apart[0].name].run_dir
         print(f"{len(apart)} directories hold runs of other settings and stay as they are: {name} goes to {where}, and so on")
-    return _Plan(loaded, [moved.get(cell.name, cell) for cell in cells], configs, hashes)
+    return _Plan(loaded, [moved.get(cell.name, cell) for cell in cells], resolved)
+
+
+def _reads(plain: dict[str, Any]) -> str:
+    """The same for two runs, by their plain configurations, that read the same files."""
+    from tunalab.config import digest
+
+    mixes = [sorted(name for name, weight in stage["mix"].items() if weight > 0) for stage in plain["stages"].values()]
+    return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0])
 
 
 def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":
-    return run_config(cell.experiment, cell.variant, [*cell.overrides, *settings, f"seed={cell.seed}"])
+    from tunalab.sweeps.resolving import own_settings
+
+    return run_config(cell.experiment, cell.variant, own_settings(cell, settings))
 
 
 @dataclass

@@ -79,6 +79,7 @@ class Record:
     totals: Totals
     points: list[Point]
     schema: int = SCHEMA
+    attempts: dict[str, int] = field(default_factory=dict)  # starts, and how often one was killed, preempted, stopped or failed
     evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
 
 
@@ -93,6 +94,8 @@ def write_record(path: Path, record: Record) -> None:
         for score in point["benchmarks"].values():
             if score["outcomes"] is None:
                 del score["outcomes"]
+    if not record.attempts:  # not known
+        del plain["attempts"]
     _parse(path, plain)
     evaluation = plain.pop("evaluation")
     ordered = {"schema": plain.pop("schema"), **plain}

@@ -1,7 +1,8 @@
 """The status file of a run: how far it is, for whoever watches it from outside."""
 
 import json
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ STATUS_FILE = "status.json"
 
 @dataclass(frozen=True)
 class Status:
-    """Tokens consumed of the total, speed, seconds left (None while unknown), and what the run is doing."""
+    """Tokens consumed of the total, speed, seconds left (None while unknown), what the run is doing, and when it said so (Unix
+    seconds, set on writing): a run that is silent for long may be dead.
+    """
 
     tokens: int
     total_tokens: int
     tokens_per_second: float
     seconds_left: float | None
     phase: str
+    time: float = 0.0
 
 
 def write_status(run_dir: Path, status: Status) -> None:
     """Replace the status file of a run atomically."""
-    write_atomically(run_dir / STATUS_FILE, json.dumps(asdict(status)) + "\n")
+    write_atomically(run_dir / STATUS_FILE, json.dumps(asdict(replace(status, time=round(time.time(), 3)))) + "\n")
 
 
 def read_status(run_dir: Path) -> Status | None:

@@ -89,7 +89,9 @@ class History:
         return f"{vain[-1].reason}{times}"
 
     def summary(self) -> dict[str, int]:
-        """How often it was started, and how often each kind of end came before the last."""
+        """How often it was started, and how often each kind of end but the last came; empty where nothing is known."""
+        if not self.attempts:
+            return {}
         counts = {how: self.count(how) for how in get_args(How) if how != "finished"}
         return {"starts": len(self.attempts), **{how: count for how, count in counts.items() if count}}
 
@@ -132,10 +134,11 @@ def end(run_dir: Path, how: How, reason: str = "") -> None:
     _append(run_dir, "ended", how=how, reason=reason[:1000], tokens=tokens, saved=newest_step(run_dir))
 
 
-def settle(run_dir: Path, finished: bool) -> History:
+def settle(run_dir: Path, finished: bool, last_words: str = "") -> History:
     """The history, for one who holds the lock: an attempt without an end is over, and gets one.
 
-    ``finished``: whether its finished record is there. Raises OSError: the disk is full or not writable.
+    ``finished``: whether its finished record is there; ``last_words``: the end of its log. Raises OSError: the disk is full or not
+    writable.
     """
     history = read_history(run_dir)
     if history.open is None:
@@ -143,7 +146,8 @@ def settle(run_dir: Path, finished: bool) -> History:
     if finished:
         end(run_dir, "finished")
     else:
-        end(run_dir, "killed", "ended without a word: killed, or the machine went down")
+        words = f", last line: {last_words}" if last_words else ""
+        end(run_dir, "killed", f"ended unseen: killed, or the machine went down{words}")
     return read_history(run_dir)
 
 

@@ -4,17 +4,19 @@ import fcntl
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from tunalab.config import config_hash as hash_of
-from tunalab.config import from_plain
+from tunalab.config import completed, plain_hash
 from tunalab.errors import UserError
+from tunalab.results.heads import read_head
 from tunalab.results.records import RECORD_FILE, Record, read_record, write_record
 from tunalab.sweeps.grid import Cell
 
 LOG_FILE, LOCK_FILE = "log.txt", "lock"
+GLANCES = 5  # a lock that is_locked() is looking at is free again at once
 ConfigHash = Callable[[Cell], str]
 
 
@@ -28,30 +30,42 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
     Raises:
         UserError: a published record is damaged.
     """
-    for path in [cell.run_dir / RECORD_FILE, *([] if records is None else [records / f"{cell.name}.json"])]:
-        if not path.exists():
-            continue
-        try:
-            record = read_record(path)
-        except UserError as error:
-            if path.parent != cell.run_dir:
-                raise
-            print(f"warning: {error}; the run is done again", file=sys.stderr)
-            continue
-        if record.run.finished and (config_hash == record.run.config_hash or config_hash == _hash_today(record)):
+    for path in _record_files(cell, records):
+        record = _read(path, of_run=path.parent == cell.run_dir)
+        if record is not None and record.run.finished and config_hash in (record.run.config_hash, _hash_today(record)):
             return record
     return None
 
 
-def _hash_today(record: Record) -> str | None:
-    """The hash a record's configuration has under today's settings: one that was added since, at its default, changes nothing.
+def is_finished(cell: Cell, config_hash: str, records: Path | None = None) -> bool:
+    """Whether there is a :func:`finished_record`, most often without reading the whole of it."""
+    for path in _record_files(cell, records):
+        head = read_head(path)
+        if head is None or (head.finished and head.config_hash != config_hash):
+            return finished_record(cell, config_hash, records) is not None
+        if head.finished:
+            return True
+    return False
 
-    None for a configuration that today's settings refuse.
-    """
+
+def _record_files(cell: Cell, records: Path | None) -> list[Path]:
+    paths = [cell.run_dir / RECORD_FILE, *([] if records is None else [records / f"{cell.name}.json"])]
+    return [path for path in paths if path.exists()]
+
+
+def _read(path: Path, of_run: bool) -> Record | None:
     try:
-        return hash_of(from_plain(record.config))
-    except UserError:
+        return read_record(path)
+    except UserError as error:
+        if not of_run:
+            raise
+        print(f"warning: {error}; the run is done again", file=sys.stderr)
         return None
+
+
+def _hash_today(record: Record) -> str:
+    """The hash a record's configuration has under today's settings: one that was added since, at its default, changes nothing."""
+    return plain_hash(completed(record.config))
 
 
 def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None = None) -> list[Record]:
@@ -79,15 +93,30 @@ def take_lock(run_dir: Path) -> IO[str] | None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     stream = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (it is the lock, and outlives this function)
+    for _ in range(GLANCES):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        return stream
+    stream.close()
+    return None
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process holds the run directory. Looking takes a share of a free lock for a moment."""
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (run_dir / LOCK_FILE).open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
-        stream.close()
-        return None
-    stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
-    return stream
+        return True
+    return False
 
 
 def last_line(log: Path, start: int = 0) -> str:

@@ -15,6 +15,7 @@ from tunalab.errors import UserError
 from tunalab.layers import read_yaml
 from tunalab.results.records import CONFIG_FILE
 from tunalab.sweeps.grid import Cell, Sweep
+from tunalab.training.claiming import claimed_hash
 
 
 def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:
@@ -27,7 +28,7 @@ def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:
 
 def own_directory(cell: Cell, config_hash: str) -> Cell:
     """The cell, in a directory beside its own where that holds a run of another configuration."""
-    if _holds(cell) in (None, config_hash):
+    if claimed_hash(cell.run_dir) == config_hash or _holds(cell) in (None, config_hash):
         return cell
     return replace(cell, run_dir=cell.run_dir.with_name(f"{cell.name}+{config_hash}"))
 

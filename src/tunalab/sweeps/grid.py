@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,15 @@ def check_distinct(sweep: str, hashes: Mapping[str, str]) -> None:
 
 def setting(value: Any) -> str:
     """A value as it is written behind ``key=`` on the command line, so that OmegaConf reads the same value back."""
-    if isinstance(value, str):
-        try:
-            if OmegaConf.from_dotlist([f"key={value}"]).key == value:
-                return value
-        except (yaml.YAMLError, OmegaConfBaseException):
-            pass  # it needs quotes
-    return json.dumps(value)
+    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
+
+
+@cache
+def _reads_back(word: str) -> bool:
+    try:
+        return bool(OmegaConf.from_dotlist([f"key={word}"]).key == word)
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return False  # it needs quotes
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from tunalab.errors import EXIT_STOPPED
 from tunalab.sweeps.attempts import RETRIES, settle
-from tunalab.sweeps.cells import LOG_FILE, finished_record
+from tunalab.sweeps.cells import LOG_FILE, is_finished, last_line
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.plan import align
 
@@ -83,7 +83,7 @@ class Work:
     retries: int = RETRIES
 
     def is_finished(self, cell: Cell) -> bool:
-        return finished_record(cell, self.hashes[cell.name], self.records) is not None
+        return is_finished(cell, self.hashes[cell.name], self.records)
 
     def settled(self, cell: Cell) -> Outcome | None:
         """The outcome of a cell that is not to be started, None for one that is. The caller holds the cell's lock.
@@ -91,7 +91,7 @@ class Work:
         An attempt that died without a word is recorded here. Raises OSError: the disk is full or not writable.
         """
         finished = self.is_finished(cell)
-        history = settle(cell.run_dir, finished)
+        history = settle(cell.run_dir, finished, last_line(cell.run_dir / LOG_FILE))
         if finished:
             return Outcome(cell, "skipped")
         reason = history.given_up(self.retries)

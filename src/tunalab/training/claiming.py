@@ -11,6 +11,8 @@ from tunalab.files import write_atomically
 from tunalab.layers import read_yaml
 from tunalab.results.records import CONFIG_FILE
 
+HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings
+
 
 def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
     """Raises UserError when the configuration that lives in ``run_dir`` computes something else.
@@ -29,7 +31,18 @@ def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
 
 def claim(run_dir: Path, config: RunConfig) -> None:
     """Write the resolved configuration: from here on the directory is this run's, with the limits of its latest start."""
-    write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    told = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    write_atomically(run_dir / CONFIG_FILE, f"{HASH_LINE}{config_hash(config)}\n{told}")
+
+
+def claimed_hash(run_dir: Path) -> str | None:
+    """The hash of the configuration that lives in ``run_dir``, as it was when that was written; None where it does not tell."""
+    try:
+        with (run_dir / CONFIG_FILE).open(encoding="utf-8") as stream:
+            line = stream.readline(len(HASH_LINE) + 20)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return line.removeprefix(HASH_LINE).strip() if line.startswith(HASH_LINE) else None
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:

@@ -77,8 +77,12 @@ class Reporting(Callback):
             self.tracker.log_metrics(row.metrics, row.tokens, row.time)
 
     def status(self, module: Harness, phase: str) -> None:
+        """Write the status file. It is for watchers: a full disk stops the run where there is something to save, not here."""
         speed, left = self._speed(module.progress.tokens)
-        write_status(self.run_dir, Status(module.progress.tokens, self.budget, speed, left, phase))
+        try:
+            write_status(self.run_dir, Status(module.progress.tokens, self.budget, speed, left, phase))
+        except OSError as error:
+            print(f"warning: the status file cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ from tunalab.training.state import read_saved
 from tunalab.training.stopping import StopSignal
 
 
-def train(config: RunConfig, run_dir: Path) -> int:
+def train(config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None = None) -> int:
     """Train, or go on training, in ``run_dir``; returns the exit code: 0 finished, 75 stopped and resumable, 1 not finite.
 
     The folder gets ``config.yaml``, checkpoints, samples, ``rejects.jsonl`` and ``record.json``. Starting again with the same
     configuration goes on from the newest undamaged checkpoint: on CPU bit for bit, on a GPU up to the order in which its kernels
     add (the backward passes of attention and of index operations there are not deterministic).
+
+    ``attempts``: how often the run was started and how that ended, for its record.
 
     Started by torchrun or srun, all processes train it together, and each returns the same code; the directory must be the same
     for all of them. Going on with another number of processes is another order of documents: see ``distribution.other_world``.
@@ -59,15 +62,16 @@ def train(config: RunConfig, run_dir: Path) -> int:
         with ranks.together():
             distribution = Distribution.of(config.distribution, ranks)
             check_unclaimed(run_dir, config)
-            run = Run(config, run_dir, distribution)
+            run = Run(config, run_dir, distribution, attempts or {})
         return run.go()
 
 
 class Run:
     """Everything a run is made of, wired together."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, distribution: Distribution) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, distribution: Distribution, attempts: Mapping[str, int]) -> None:
         self.config = config
+        self.attempts = dict(attempts)
         self.run_dir = run_dir
         self.distribution = distribution
         self.ranks = distribution.ranks
@@ -265,6 +269,7 @@ class Run:
             components=self.described,
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in p.points],
+            attempts=self.attempts,
         )
         write_record(self.run_dir / RECORD_FILE, record)
 

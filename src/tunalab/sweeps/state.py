@@ -1,0 +1,146 @@
+"""What the disk says about the runs of a sweep, for `tunalab sweep NAME --status`: no process is asked, and none needs to live."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TextIO
+
+from tunalab.results.status import Status, read_status
+from tunalab.sweeps.attempts import RETRIES, Attempt, History, read_history
+from tunalab.sweeps.cells import is_finished, is_locked
+from tunalab.sweeps.grid import Cell
+from tunalab.sweeps.plan import align
+from tunalab.sweeps.resolving import Resolved
+
+State = Literal["done", "queued", "running", "failed"]
+STATES: tuple[State, ...] = ("done", "queued", "running", "failed")  # in this order: what matters last, where the eye is
+SILENT = 60.0  # seconds without a sign of life that are worth a word; evaluations are silent too
+COUNTED = ("preempted", "killed", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class CellState:
+    """``tokens`` of ``total`` are consumed (of a run that died: were, when it last told); ``speed`` in tokens a second, while it
+    runs.
+    """
+
+    cell: Cell
+    state: State
+    tokens: int
+    total: int
+    speed: float = 0.0
+    seconds_left: float | None = None
+    note: str = ""
+
+    def row(self) -> list[str]:
+        share = f"{100 * self.tokens / self.total:.0f}%" if self.total else ""
+        speed = f"{self.speed:,.0f}" if self.speed else ""
+        return [self.cell.name, self.state, f"{self.tokens:,}", share, speed, _duration(self.seconds_left)]
+
+
+def look(
+    cells: Sequence[Cell], resolved: Mapping[str, Resolved], records: Path | None = None, retries: int = RETRIES
+) -> list[CellState]:
+    """The state of every cell, now. Raises UserError: a published record is damaged."""
+    now, host = time.time(), socket.gethostname()
+    return [_look(cell, resolved[cell.name], records, retries, now, host) for cell in cells]
+
+
+def _look(cell: Cell, resolved: Resolved, records: Path | None, retries: int, now: float, host: str) -> CellState:
+    total = resolved.tokens
+    history, status = read_history(cell.run_dir), read_status(cell.run_dir)
+    before = _happened(history)
+    if is_finished(cell, resolved.hash, records):
+        return CellState(cell, "done", total, total, note=before)
+    tokens = 0 if status is None else status.tokens
+    if _runs(cell, history.open, status, now, host):
+        began = None if history.open is None else history.open.began
+        if status is None or (began is not None and status.time < began):  # the file is of an attempt before
+            return CellState(cell, "running", tokens, total, note=_joined("starting", before))
+        silent = f"silent for {_duration(now - status.time)}" if now - status.time > SILENT else ""
+        note = _joined(status.phase, silent, before)
+        return CellState(cell, "running", tokens, total, status.tokens_per_second, status.seconds_left, note)
+    reason = history.given_up(retries)
+    if reason is not None:
+        return CellState(cell, "failed", tokens, total, note=_joined(reason, before))
+    died = "died without a word" if history.open is not None else ""
+    return CellState(cell, "queued", tokens, total, note=_joined(died, before))
+
+
+def _runs(cell: Cell, attempt: Attempt | None, status: Status | None, now: float, host: str) -> bool:
+    """The lock tells; of another machine's run, where file systems may keep locks to themselves, also its signs of life."""
+    if is_locked(cell.run_dir):
+        return True
+    if attempt is None or attempt.host == host:
+        return False
+    return now - max(attempt.began or 0.0, 0.0 if status is None else status.time) < SILENT
+
+
+def _happened(history: History) -> str:
+    times = {how: history.count(how) for how in COUNTED}
+    told = [f"{how} {'once' if count == 1 else f'{count} times'}" for how, count in times.items() if count]
+    torn = f"{history.unreadable} unreadable line(s) in its history" if history.unreadable else ""
+    return _joined(*told, torn)
+
+
+def table(states: Sequence[CellState], most: int | None = None) -> str:
+    """A row a cell, of ``most`` those that matter most, and a line that sums up."""
+    ranked = sorted(states, key=lambda one: STATES.index(one.state))
+    hidden = 0 if most is None else max(0, len(ranked) - most)
+    rows = [["run", "state", "tokens", "", "tokens/s", "left"], *(one.row() for one in ranked[hidden:])]
+    lines = align(rows).splitlines()
+    width = max(map(len, lines))
+    lines[1:] = [f"{line.ljust(width)}  {one.note}".rstrip() for line, one in zip(lines[1:], ranked[hidden:], strict=True)]
+    if hidden:
+        kinds = {state: sum(one.state == state for one in ranked[:hidden]) for state in STATES}
+        lines.insert(1, f"({', '.join(f'{count} {state}' for state, count in kinds.items() if count)}: not shown)")
+    return "\n".join([*lines, summary(states)])
+
+
+def summary(states: Sequence[CellState]) -> str:
+    """How many cells are in which state, and how far all are together."""
+    counts = {state: sum(one.state == state for one in states) for state in STATES}
+    done, total = sum(one.tokens for one in states), sum(one.total for one in states)
+    speed = sum(one.speed for one in states)
+    open_tokens = sum(one.total - one.tokens for one in states if one.state in ("queued", "running"))
+    left = f", about {_duration(open_tokens / speed)} left" if speed and open_tokens else ""
+    share = f"{100 * done / total:.0f}% of {total / 1e6:,.1f}M tokens" if total else ""
+    return f"{len(states)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {share}{left}"
+
+
+def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO | None = None, seconds: float = 2.0) -> None:
+    """Print the table; on a terminal (unless ``once``) again and again in its own place, until nothing is left to do or Ctrl-C."""
+    stream = sys.stdout if stream is None else stream
+    if once or not stream.isatty():
+        print(table(look_again()), file=stream)
+        return
+    lines = 0
+    try:
+        while True:
+            states = look_again()
+            size = os.get_terminal_size(stream.fileno())
+            text = [line[: size.columns - 1] for line in table(states, most=max(1, size.lines - 4)).splitlines()]
+            stream.write((f"\x1b[{lines}F" if lines else "") + "\x1b[J" + "\n".join(text) + "\n")
+            stream.flush()
+            lines = len(text)
+            if not any(one.state in ("queued", "running") for one in states):
+                return
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _joined(*notes: str) -> str:
+    return ", ".join(filter(None, notes))
