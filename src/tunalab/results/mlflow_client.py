@@ -28,6 +28,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes of a server that has no jobs
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _warned: set[str] = set()
