@@ -82,7 +82,7 @@ def tell(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def job_of(name: str, run_dir: Path) -> str:
+def job_of(run_dir: Path) -> str:
     """The number of the job that trains a cell, by its own history."""
     attempt = read_history(run_dir).attempts[-1]
     return attempt.job.split("+")[0]

@@ -31,7 +31,7 @@ def test_cells_are_requeued_preempted_told_to_stop_and_killed(counting: Sweep) -
     driver = sweep.drive()
     for name in sweep.names:
         sweep.wait_for_step(name, 12)
-    jobs = {name: job_of(name, sweep.dir(name)) for name in sweep.names}
+    jobs = {name: job_of(sweep.dir(name)) for name in sweep.names}
     assert len({job.split("_")[0] for job in jobs.values()}) == 1  # one array
     tell("scontrol", "requeue", jobs["requeued"])  # SIGTERM, and back into the queue
     tell("scancel", "--signal=TERM", jobs["told"])  # as ahead of a time limit: the job itself goes back
@@ -60,11 +60,11 @@ def test_a_lost_node_daemon_and_a_lost_node(counting: Sweep, slurm: Path) -> Non
         sweep.wait_for_step(name, 15)
     nodes: dict[str, list[str]] = {}
     for name in sweep.names:
-        job = job_of(name, sweep.dir(name))
+        job = job_of(sweep.dir(name))
         nodes.setdefault(tell("squeue", "--noheader", f"--jobs={job}", "--format=%N"), []).append(name)
     (lost, (unseen, crashed)), _ = sorted(nodes.items())
     os.kill(int((slurm / f"slurmd.{lost}.pid").read_text()), signal.SIGKILL)
-    crash(job_of(crashed, sweep.dir(crashed)))
+    crash(job_of(sweep.dir(crashed)))
     wait_for(lambda: "+1" in read_history(sweep.dir(crashed)).attempts[-1].job)  # started on the other node
     text = ends(driver)
     tell("slurmd", "-N", lost)
@@ -119,7 +119,7 @@ def test_a_cancelled_cell_stops_and_a_driver_that_does_not_watch_returns_at_once
     driver = sweep.drive()
     for name in sweep.names:
         sweep.wait_for_step(name, 12)
-    tell("scancel", job_of("a", sweep.dir("a")))
+    tell("scancel", job_of(sweep.dir("a")))
     assert "1 finished, 1 stopped" in ends(driver, code=75)
     assert hows(sweep, "a") == ["stopped"]
     sweep.launch = {"watch": False}
@@ -131,7 +131,7 @@ def test_a_cancelled_cell_stops_and_a_driver_that_does_not_watch_returns_at_once
 
 def test_a_time_limit_is_no_end(counting: Sweep) -> None:
     """Too short for the cell. SLURM signals up to a minute ahead of what is asked for, and no job is shorter than a minute."""
-    sweep = counting("limit", ["long"], steps=60, seconds=0.5, launch={"minutes": 1, "signal_seconds": 40})
+    sweep = counting("limit", ["long"], steps=50, seconds=0.4, launch={"minutes": 1, "signal_seconds": 45})
     assert "1 finished" in ends(sweep.drive(), seconds=180)
     assert len(sweep.check_trained_once("long")) >= 2
     assert set(hows(sweep, "long")[:-1]) == {"preempted"} and len(sweep.trained("long")) == sweep.steps
