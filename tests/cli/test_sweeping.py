@@ -123,9 +123,14 @@ def test_the_parent_run_ends_as_the_sweep_did(
     monkeypatch.setattr("tunalab.results.tracking.prepare", lambda *_: True)
     monkeypatch.setattr("tunalab.results.tracking.start_sweep", lambda uri, experiment, name: f"parent of {name}")
     monkeypatch.setattr("tunalab.results.tracking.end_sweep", lambda uri, run, status: ends.append(f"{run}: {status}"))
+    shown: list[str] = []
+    monkeypatch.setattr(
+        "tunalab.results.tracking.log_files", lambda uri, run, paths: shown.extend(f"{run}: {p.name}" for p in paths)
+    )
     if code:
         monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts: code)
     file = checkout / "sweeps" / "small.yaml"
     file.write_text(file.read_text().replace("tracking.enabled: false", "tracking.enabled: true"))
     assert sweep() == code
     assert ends == [f"parent of small: {end}"]
+    assert ("parent of small: accuracy.md" in shown) == (code == 0)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunalab.cli.common import add_command
+from tunalab.cli.common import add_command, tracking_uri
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
         pictures.append(np.asarray(draw_heads(image_HWC, image_YHT, grid)))
     of = {"image": arguments.image.name, "question": question, "word": word}
     _write(arguments, pictures, {**of, "layer": arguments.layer, "head": arguments.head, "model": loaded.identity})
+    _track([path], _outputs(arguments))
     print(f"answer: {' '.join(answered.split())}")
     print(f"at the word {word!r} (token {len(prompt.ids_L) - 1}) {map_T.sum():.0%} of the attention goes to the image")
     return 0
@@ -121,6 +122,7 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
         identities.append(loaded.identity)
     said = {"examples": arguments.examples, "layer": arguments.layer, "head": arguments.head, "models": identities}
     _write(arguments, [np.asarray(draw_examples(rows))], said)
+    _track(models, _outputs(arguments))
     return 0
 
 
@@ -132,6 +134,17 @@ def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
     device = find_device(arguments.device)
     loaded = load(path, device, arguments.raw)
     return loaded, mixed(precision(loaded.config, device), device)
+
+
+def _track(models: list[Path], pictures: list[Path]) -> None:
+    """Into the runs of the models in MLflow, of those that are run directories."""
+    from tunalab.exporting import model_config
+    from tunalab.results.tracking import RUN_ID, log_files
+
+    for path in models:
+        tracking, known = model_config(path).tracking, path / RUN_ID
+        if tracking.enabled and known.is_file():
+            log_files(tracking_uri(tracking), known.read_text().strip(), pictures, "attention")
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Path]:

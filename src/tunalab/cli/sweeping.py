@@ -106,7 +106,11 @@ def sweep(arguments: argparse.Namespace) -> int:
     records = collect(cells, plan.hash, plan.sweep.records)
     if records:
         flags = [f"--variant {arguments.variant}"] if arguments.variant else []
-        _write_results(records, plan.sweep, " ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
+        written = _write_results(records, plan.sweep, " ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
+        if tracked.parent:
+            from tunalab.results.tracking import log_files
+
+            log_files(tracked.uri, tracked.parent, written)
     return result.exit_code
 
 
@@ -186,6 +190,7 @@ def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":
 class _Tracked:
     parent: str | None = None
     exit_code: int = 1
+    uri: str = ""
 
 
 @contextmanager
@@ -198,7 +203,7 @@ def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
 
     uri = tracking_uri(tracking)
     prepare(uri, tracking.experiment)
-    tracked = _Tracked(start_sweep(uri, tracking.experiment, sweep_name))
+    tracked = _Tracked(start_sweep(uri, tracking.experiment, sweep_name), uri=uri)
     ends: dict[int, End] = {0: "FINISHED", EXIT_STOPPED: "KILLED"}
     try:
         yield tracked
@@ -206,8 +211,11 @@ def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
         end_sweep(uri, tracked.parent, ends.get(tracked.exit_code, "FAILED"))
 
 
-def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> None:
-    """Curves, the sweep's figures and tables, of whatever is finished. What cannot be drawn is said, and ends no sweep."""
+def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> list[Path]:
+    """Curves, the sweep's figures and tables, of whatever is finished. What cannot be drawn is said, and ends no sweep.
+
+    Returns what is written.
+    """
     from tunalab.results.figures import draw
     from tunalab.results.tables import write_tables
 
@@ -216,11 +224,16 @@ def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> None:
     names = [*([] if "figure6" in sweep.figures or "curves" in sweep.figures else ["curves"]), *sweep.figures]
     steps: list[Callable[[], list[Path]]] = [partial(draw, name, records, folder, call) for name in names]
     steps.append(partial(write_tables, records, folder, call))
+    written = []
     for step in steps:
         try:
-            print("\n".join(f"wrote {path}" for path in step()))
+            paths = step()
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
+            continue
+        written += paths
+        print("\n".join(f"wrote {path}" for path in paths))
+    return written
 
 
 def _describe(config: "RunConfig") -> dict[str, Any]:
