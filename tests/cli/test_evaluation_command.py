@@ -46,6 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Two parts, ``understanding`` and ``other``, whose settings are those of the former."""
     made = Fake()
     monkeypatch.setattr("tunalab.exporting.load", made.load)
+    monkeypatch.setattr("tunalab.evaluation.side_by_side.default_processes", lambda: 1)  # others would not know the fakes
     monkeypatch.setattr("tunalab.evaluation.settings.EvaluationSettings.other", UnderstandingSettings(), raising=False)
     for name in list(PARTS):
         monkeypatch.delitem(PARTS, name)
@@ -97,6 +98,7 @@ def test_mistakes_are_one_line_and_cost_nothing(
     assert "runs/nowhere: no such folder" in refusal(capsys, run_dir, "runs/nowhere")
     assert "neither an exported folder" in refusal(capsys, run_dir, str(tmp_path))
     assert "name a model" in refusal(capsys)
+    assert "--processes 0: at least one is needed" in refusal(capsys, run_dir, "--processes", "0")
     assert "--out holds the results of one model" in refusal(capsys, run_dir, run_dir, "--out", "here")
     assert "--dance" in refusal(capsys, run_dir, "--dance")
     (Path(run_dir) / "record.json").write_text("{")

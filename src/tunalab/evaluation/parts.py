@@ -35,6 +35,8 @@ PARTS: dict[str, str] = {
 # Only on request: they need data, weights or a service that the package does not bring.
 OPTIONAL: frozenset[str] = frozenset({"published"})
 DIVIDED: frozenset[str] = frozenset({"published"})
+# They look at the same sampled images: which of them is first samples.
+_OF_SAMPLES = ("generation", "diversity", "fidelity")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ def find_parts(names: Sequence[str] | None) -> list[str]:
         if name not in PARTS:
             raise UserError(f"unknown part {name!r} of an evaluation (choices: {', '.join(PARTS)})")
     return [name for name in PARTS if name not in OPTIONAL] if names is None else list(dict.fromkeys(names))
+
+
+def independent(parts: Sequence[str]) -> list[list[str]]:
+    """Parts in groups that need nothing of one another, and so may be measured at the same time."""
+    groups: dict[str, list[str]] = {}
+    for name in parts:
+        groups.setdefault(_OF_SAMPLES[0] if name in _OF_SAMPLES else name, []).append(name)
+    return list(groups.values())
 
 
 def load_part(name: str) -> Part:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tunalab.config import RunConfig, SamplingConfig
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.evaluation import side_by_side
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
@@ -57,7 +58,15 @@ class Subject:
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """The items, with a bar that shows the time left."""
-        bar: Iterable[T] = tqdm(items, desc=what, total=total, leave=False, disable=self.quiet or None, dynamic_ncols=True)
+        bar: Iterable[T] = tqdm(
+            items,
+            desc=what,
+            total=total,
+            leave=False,
+            disable=self.quiet or None,
+            dynamic_ncols=True,
+            position=side_by_side.bar,
+        )
         return bar
 
     def answers(self, questions: Sequence[tuple[np.ndarray | None, str]], max_tokens: int | None = None) -> list[str]:

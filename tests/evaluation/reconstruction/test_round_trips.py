@@ -14,7 +14,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.editing.verdict import MOST_DB
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.reconstruction.originals import PHOTOGRAPHS, photographs, scenes
-from tunalab.evaluation.reconstruction.round_trips import SPACE, compared, measure, psnr_of, ssim_of, training_note
+from tunalab.evaluation.reconstruction.round_trips import SPACE, chances_of, compared, measure, psnr_of, ssim_of, training_note
 from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.model.unified import UnifiedModel
@@ -33,7 +33,7 @@ def test_a_perfect_copy_another_image_and_one_a_little_off() -> None:
     off_NHWC = (original_NHWC ^ 16).astype(np.uint8)  # every value is 16 away
     assert psnr_of(off_NHWC, original_NHWC) == pytest.approx([20 * math.log10(255 / 16)] * 6, abs=1e-3)
     assert all(0.2 < value < 1 for value in ssim_of(off_NHWC, original_NHWC))
-    another = compared("scenes", original_NHWC, np.roll(original_NHWC, 1, axis=0))
+    another = compared("scenes", original_NHWC, np.roll(original_NHWC, 1, axis=0), chances_of(original_NHWC))
     assert [one.metric for one in another] == ["PSNR", "SSIM"]
     for one in another:
         assert one.value == one.chance and one.n == 6 and len(one.items) == 6

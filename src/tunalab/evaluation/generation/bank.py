@@ -1,6 +1,6 @@
 """Every shape of the corpus at every place and size, as the renderer draws it, and how much of an image each of them explains.
 
-Shapes: B images, C channels, n x n pixels; F forms, Y X places (of the centre) in 1/64 of the image side.
+Shapes: C channels, n x n pixels; F forms, Y X places (of the centre) in 1/64 of the image side.
 """
 
 from dataclasses import dataclass
@@ -78,22 +78,19 @@ class Bank:
         top, left = (n - (place // period * step) for place in (y, x))
         return self._padded_FPPnn[form, y % period, x % period, top : top + n, left : left + n]
 
-    def explained(self, difference_BCnn: np.ndarray) -> np.ndarray:
-        """How much of the energy of each image (its difference from its background) each form at each place explains when it
-        takes the colour that explains most: (B, F, 64, 64), 0 where the form would stick out of the image.
+    def explained(self, difference_Cnn: np.ndarray) -> np.ndarray:
+        """How much of the energy of an image (its difference from its background) each form at each place explains when it takes
+        the colour that explains most: (F, 64, 64), 0 where the form would stick out of the image.
 
         The squared correlation over the template's norm: the gain of one step of matching pursuit.
         """
-        spectrum_BCnm = fft.rfft2(difference_BCnn)
-        explained_BFYX = np.empty((len(difference_BCnn), *self.norm_FYX.shape), dtype=np.float32)
-        for b, spectrum_Cnm in enumerate(spectrum_BCnm):  # one by one: what is held stays in the cache
-            product_FPPCnm = self._spectrum_FPPnm[:, :, :, None] * spectrum_Cnm
-            shifted_FPPCnn = fft.irfft2(product_FPPCnm, s=difference_BCnn.shape[-2:], overwrite_x=True)
-            squared_FPPnn = np.square(shifted_FPPCnn).sum(axis=3)[..., :: self.step, :: self.step]
-            explained_BFYX[b] = self._lattice(squared_FPPnn)
-        explained_BFYX /= self.norm_FYX
-        explained_BFYX *= self.inside_FYX
-        return explained_BFYX
+        product_FPPCnm = self._spectrum_FPPnm[:, :, :, None] * fft.rfft2(difference_Cnn)
+        shifted_FPPCnn = fft.irfft2(product_FPPCnm, s=difference_Cnn.shape[-2:], overwrite_x=True)
+        squared_FPPnn = np.square(shifted_FPPCnn).sum(axis=3)[..., :: self.step, :: self.step]
+        explained_FYX: np.ndarray = self._lattice(squared_FPPnn)
+        explained_FYX /= self.norm_FYX
+        explained_FYX *= self.inside_FYX
+        return explained_FYX
 
     def _lattice(self, by_phase_FPPyx: np.ndarray) -> np.ndarray:
         """Values by place within the period and by period, sorted into places (F, 64, 64)."""

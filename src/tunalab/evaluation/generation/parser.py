@@ -5,11 +5,12 @@ draw it at any of 64 x 64 places and in any colour (bank.py); things that overla
 a clean render is read exactly, also where its shapes touch or hide each other, and a picture that is not quite one is read as the
 nearest scene. Words and bars are not read: what they cover comes out as things of unclear shape.
 
-Shapes: B images, H W C pixels, n x n pixels; F forms, Y X places in 1/64 of the side.
+Shapes: N images, H W C pixels, n x n pixels; F forms, Y X places in 1/64 of the side.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,7 +33,6 @@ _HALF_NORMAL_MEDIAN = 0.6745
 # What noise alone explains: three squared standard normals, one a channel, exceed it once in ten million times, and nearly so many
 # forms and places are tried.
 _BY_CHANCE = 35
-_BATCH = 64
 _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, along both axes, at which two cannot both be there
 _TOP = 64  # most things looked for in one image
 # Small things replace a large one that leaves more than this share of its box unexplained, and they less than this share of that.
@@ -65,16 +65,7 @@ def parse(images_NHWC: Sequence[np.ndarray] | np.ndarray) -> list[Parsed]:
 
     Raises UserError: an image that is not square, or whose side is not 16, 32, 48 or a multiple of 64.
     """
-    parsed = []
-    for first in range(0, len(images_NHWC), _BATCH):
-        images_BCnn = np.stack([_prepare(image_HWC) for image_HWC in images_NHWC[first : first + _BATCH]])
-        templates = bank(images_BCnn.shape[-1])
-        grounds = [background_of(image_Cnn) for image_Cnn in images_BCnn]
-        backgrounds_BC = np.stack([ground.rgb_C for ground in grounds])
-        explained_BFYX = templates.explained(images_BCnn - backgrounds_BC[:, :, None, None])
-        for image_Cnn, ground, explained_FYX in zip(images_BCnn, grounds, explained_BFYX, strict=True):
-            parsed.append(_parse(templates, image_Cnn, ground, explained_FYX))
-    return parsed
+    return [_parse(image_Cnn.tobytes(), image_Cnn.shape) for image_Cnn in map(_prepare, images_NHWC)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +112,12 @@ def _prepare(image_HWC: np.ndarray) -> np.ndarray:
     return image_CHW.reshape(3, FINEST, block, FINEST, block).mean(axis=(2, 4))
 
 
-def _parse(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_FYX: np.ndarray) -> Parsed:
+@lru_cache(maxsize=2048)  # parts look at the same images: renders, what a model made of a prompt, a source left as it is
+def _parse(content: bytes, shape: tuple[int, int, int]) -> Parsed:
+    """``content``: float32 values of an image (3, n, n)."""
+    image_Cnn = np.frombuffer(content, dtype=np.float32).reshape(shape)
+    templates, ground = bank(image_Cnn.shape[-1]), background_of(image_Cnn)
+    explained_FYX = templates.explained(image_Cnn - ground.rgb_C[:, None, None])
     things = _explain(templates, image_Cnn, ground, explained_FYX)
     things = untangle(templates, image_Cnn, ground.rgb_C, things, ground.noise)
     matches = _matches(templates, image_Cnn, ground, things)

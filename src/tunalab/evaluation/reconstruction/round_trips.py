@@ -14,7 +14,7 @@ Shapes: N images, H W C pixels and channels, D features.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,23 +61,28 @@ def measure(subject: Subject, settings: ReconstructionSettings) -> list[Measure]
             through_space_NHWC = round_trip(subject.model, original_NHWC)
         through_model_NHWC = _sampled(subject, name, original_NHWC)
         _draw(subject.folder / f"{name}.png", original_NHWC, through_space_NHWC, through_model_NHWC)
+        chances = chances_of(original_NHWC)
         exact = np.array_equal(original_NHWC, through_space_NHWC)
         for split, back_NHWC, note in (
             (SPLIT, through_model_NHWC, training_note(subject.config)),
             (SPACE, through_space_NHWC, f"{SPACE}: pixels, nothing is lost ({MOST_DB:g} dB stand for no error)" if exact else ""),
         ):
-            found += [replace(one, split=split, note=note) for one in compared(name, original_NHWC, back_NHWC)]
+            found += [replace(one, split=split, note=note) for one in compared(name, original_NHWC, back_NHWC, chances)]
             found.append(_rfid(subject, settings.inception, name, split, original_NHWC, back_NHWC))
     return found
 
 
-def compared(name: str, original_NHWC: np.ndarray, back_NHWC: np.ndarray) -> list[Measure]:
+def compared(name: str, original_NHWC: np.ndarray, back_NHWC: np.ndarray, chances: Mapping[str, float]) -> list[Measure]:
     """PSNR (at most ``MOST_DB``) and SSIM, image by image."""
-    other_NHWC = np.roll(original_NHWC, 1, axis=0)
     return [
-        mean(KIND, name, of(back_NHWC, original_NHWC), metric=metric, chance=float(np.mean(of(other_NHWC, original_NHWC))))
-        for metric, of in (("PSNR", psnr_of), ("SSIM", ssim_of))
+        mean(KIND, name, of(back_NHWC, original_NHWC), metric=metric, chance=chances[metric]) for metric, of in _METRICS.items()
     ]
+
+
+def chances_of(original_NHWC: np.ndarray) -> dict[str, float]:
+    """By metric, the mean of every image given back as the one before it."""
+    other_NHWC = np.roll(original_NHWC, 1, axis=0)
+    return {metric: float(np.mean(of(other_NHWC, original_NHWC))) for metric, of in _METRICS.items()}
 
 
 def psnr_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
@@ -89,11 +94,18 @@ def psnr_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
 
 def ssim_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
     """Structural similarity (Wang et al. 2004: a Gaussian of deviation 1.5, 11 pixels wide) of each image, 1 for the same one."""
-    # From 0 to 255: it compares means by their ratio. In float64: deviations are differences of squares.
-    image_NCHW, original_NCHW = _channels_first(images_NHWC).double(), _channels_first(original_NHWC).double()
-    found = structural_similarity_index_measure(image_NCHW, original_NCHW, reduction="none", data_range=255.0)
-    assert isinstance(found, Tensor)
-    return [float(value) for value in found]
+    # From 0 to 255: it compares means by their ratio. In float64: deviations are differences of squares. Channels are images of
+    # their own, whose mean is the image's: a convolution in groups has no fast way in float64.
+    image_M1HW, original_M1HW = (
+        _channels_first(some_NHWC).double().flatten(0, 1)[:, None] for some_NHWC in (images_NHWC, original_NHWC)
+    )
+    found_M = structural_similarity_index_measure(image_M1HW, original_M1HW, reduction="none", data_range=255.0)
+    assert isinstance(found_M, Tensor)
+    values: list[float] = found_M.unflatten(0, (len(images_NHWC), -1)).mean(dim=1).tolist()
+    return values
+
+
+_METRICS = {"PSNR": psnr_of, "SSIM": ssim_of}
 
 
 def training_note(config: RunConfig) -> str:
