@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "tracking.enabled": "false",
-    "checkpoint_seconds": "1",
+    "checkpoint_seconds": "3",
     "stages.connector.tokens": "3000",
     "stages.pretrain.tokens": "12000",
     "stages.sft.tokens": "3000",
