@@ -1,9 +1,11 @@
 """The MLflow UI on the runs of this folder, opened on a comparison that is set up."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -12,7 +14,7 @@ from tunalab.errors import UserError
 from tunalab.results.mlflow_client import database_path, quiet_environment, survive
 from tunalab.results.views import set_up_views
 
-START_SECONDS = 90
+START_SECONDS = 300  # a few on an idle machine
 
 
 def serve(uri: str, port: int = 5000) -> int:
@@ -30,7 +32,9 @@ def serve(uri: str, port: int = 5000) -> int:
     if database is not None and not database.exists():
         raise UserError(f"no MLflow database at {database}: train a run or a sweep first, or set MLFLOW_TRACKING_URI")
     address = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ))
+    # A session of its own: the server is several processes, and ends as a whole.
+    server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ), start_new_session=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_until_it_answers(server, address)
         _print_views(uri, address)
@@ -39,11 +43,13 @@ def serve(uri: str, port: int = 5000) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        server.terminate()
+        signal.signal(signal.SIGTERM, before)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def _print_views(uri: str, address: str) -> bool:
