@@ -14,6 +14,7 @@ ORDER = [
     "files",
     "limits",
     "layers",
+    "checks",
     "config",
     "data",
     "frontends",

@@ -1,24 +1,23 @@
-"""The settings of a run: dataclasses, range checks, and how layers of settings (layers.py) are laid over the defaults here.
+"""The settings of a run: dataclasses, and how layers of settings (layers.py) are laid over the defaults here.
 
-Precedence: defaults <- experiment YAML <- variant YAML <- command line ``key=value``. OmegaConf's struct mode refuses
-unknown keys and wrong types; :func:`check` refuses values out of range. Every refusal is one line (UserError).
+Precedence: defaults <- experiment YAML <- variant YAML <- command line ``key=value``. Unknown keys, wrong types and values out of
+range are refused (checks.py), each in one line (UserError).
 """
 
 import copy
 import hashlib
 import json
-import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tunalab.checks import check_settings, misfit
 from tunalab.errors import UserError
 from tunalab.layers import first_line, settings_layers
 from tunalab.layers import read_yaml as read_yaml
-from tunalab.limits import CHOICES, RANGES
 
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
 REVISION = 2
@@ -392,98 +391,17 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"revision={config.revision}: this version computes revision {REVISION}; the same settings gave another run"
         )
-    _walk(config, "", "")
-    if len(config.data.levels) != 3 or sum(config.data.levels) <= 0:
-        raise UserError(f"data.levels={config.data.levels}: three shares, not all zero, are needed (levels 1, 2, 3)")
-    sizes = [parse_size("data.buckets", text) for text in config.data.buckets]
-    if len(set(sizes)) < len(sizes):
-        raise UserError(f"data.buckets={config.data.buckets} names a size twice")
-    if not config.stages:
-        raise UserError("stages is empty: at least one stage is needed")
-    if not any(stage.tokens for stage in config.stages.values()):
-        raise UserError(f"stages.{next(iter(config.stages))}.tokens=0: no stage has tokens (one of 0 tokens is left out)")
-    for name, stage in config.stages.items():
-        if not sum(stage.mix.values()) > 0:
-            raise UserError(f"stages.{name}.mix has no source of positive weight (stages: {', '.join(config.stages)})")
-    decoder, head = config.decoder, config.head
-    if decoder.width % (2 * decoder.heads):
-        raise UserError(f"decoder.width={decoder.width} is not a multiple of 2 x decoder.heads={decoder.heads}")
-    for part, heads, kv_heads in (("decoder", decoder.heads, decoder.kv_heads), ("head", head.heads, head.kv_heads)):
-        if heads % kv_heads:
-            raise UserError(f"{part}.kv_heads={kv_heads} does not divide {part}.heads={heads}")
-    if head.head_dim % 16:
-        raise UserError(f"head.head_dim={head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
-
-
-def parse_size(name: str, text: str) -> tuple[int, int]:
-    """Height and width in pixels of "HEIGHTxWIDTH". Raises UserError, naming the setting, for anything else or out of range."""
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise UserError(f"{name}={text} is not of the form HEIGHTxWIDTH, such as 512x512")
-    for side in (height, width):
-        check_value("data.image_size", name, int(side))
-    return int(height), int(width)
+    check_settings(config)
 
 
 def _merge(base: Any, layer: Any, source: str) -> Any:
     plain = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
     if not isinstance(plain, dict):
         raise UserError(f"{source} is not a mapping of settings")
-    misfit = _misfit(plain, _TREE, "")
-    if misfit is not None:
-        raise UserError(f"{source}: {misfit}")
+    wrong = misfit(plain, _TREE)
+    if wrong is not None:
+        raise UserError(f"{source}: {wrong}")
     try:
         return OmegaConf.unsafe_merge(base, plain)  # into base itself: a copy of everything for every layer would be slow
     except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
         raise UserError(f"{source}: {getattr(error, 'full_key', None) or '?'}: {first_line(error)}") from error
-
-
-def _misfit(layer: dict[Any, Any], node: Any, prefix: str) -> str | None:
-    """The first key of ``layer`` that is unknown, or that is a value, a list or a mapping where another of these is due."""
-    known = {item.name: getattr(node, item.name) for item in fields(node)} if is_dataclass(node) else None
-    for name, value in layer.items():
-        key = f"{prefix}{name}"
-        if value == "???":  # to OmegaConf "set me later", which would be never
-            return f"{key} has no value"
-        if known is not None and name not in known:
-            return f"unknown key '{key}' (choices: {', '.join(sorted(known))})"
-        due = node[""] if known is None else known[name]
-        if is_dataclass(due) or isinstance(due, dict):
-            if not isinstance(value, dict):
-                choices = ", ".join(sorted(item.name for item in fields(due))) if is_dataclass(due) else "names of your own"
-                return f"{key}={value} is not a mapping (its keys: {choices})"
-            inner = _misfit(value, due, f"{key}.")
-            if inner is not None:
-                return inner
-        elif isinstance(due, list) and not isinstance(value, list):
-            return f"{key}={value} is not a list"
-        elif not isinstance(due, list) and isinstance(value, list | dict):
-            return f"{key}={value} is not a single value"
-    return None
-
-
-def _walk(node: Any, key: str, shown: str) -> None:
-    """Check every value. ``key`` stands in RANGES and CHOICES; ``shown`` names members of mappings too."""
-    if is_dataclass(node):
-        for item in fields(node):
-            dot = "." if key else ""
-            _walk(getattr(node, item.name), f"{key}{dot}{item.name}", f"{shown}{dot}{item.name}")
-    elif isinstance(node, dict):
-        for name, member in node.items():
-            _walk(member, key, f"{shown}.{name}")
-    elif isinstance(node, list):
-        for member in node:
-            _walk(member, key, shown)
-    else:
-        check_value(key, shown, node)
-
-
-def check_value(key: str, shown: str, value: Any) -> None:
-    """Raises UserError, naming ``shown``, for what a setting ``key`` (limits.py) may not be."""
-    if key in CHOICES and value not in CHOICES[key]:
-        raise UserError(f"{shown}={value} is not known (choices: {', '.join(CHOICES[key])})")
-    if key in RANGES:
-        low, high = RANGES[key]
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            ends = [f"{word} {end:.10g}" for word, end in (("from", low), ("to", high)) if end is not None]
-            raise UserError(f"{shown}={value} is out of range ({' '.join(ends) or 'any finite number'})")

@@ -64,7 +64,7 @@ def bounds_of(arguments: argparse.Namespace) -> dict[str, int]:
 
 def within(key: str, option: str, given: Number | None, default: Number) -> Number:
     """What is given, if it may be the setting ``key``; otherwise the default."""
-    from tunalab.config import check_value
+    from tunalab.checks import check_value
 
     if given is None:
         return default

@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from tunalab.config import DataConfig, parse_size
+from tunalab.checks import parse_size
+from tunalab.config import DataConfig
 from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig, parse_size
+from tunalab.checks import parse_size
+from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
 from tunalab.data.image_files import read_image
