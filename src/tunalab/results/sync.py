@@ -183,7 +183,7 @@ def _files(run_dir: Path) -> Iterator[tuple[Path, str | None]]:
 
 def _add_files(client: "MlflowClient", run_id: str, files: Sequence[tuple[Path, str | None]]) -> int:
     """Files that are not there; those that are small and change, records and settings, are brought again where sizes differ."""
-    there: dict[str, int] = {}
+    there: dict[str, int | None] = {}
     for folder in {folder for _, folder in files}:
         there |= {legal_name(one.path): one.file_size for one in client.list_artifacts(run_id, folder)}
     added = 0

@@ -205,7 +205,7 @@ class Tracker:
         else:
             self._take_up(client, known)
         run_id = str(known.info.run_id)
-        if self.sources and not known.inputs.dataset_inputs:
+        if self.sources and not (known.inputs and known.inputs.dataset_inputs):
             client.log_inputs(run_id, _inputs(self.sources))
         if self.system_metrics:
             self._monitor = _monitor(self.uri, run_id)
@@ -225,14 +225,14 @@ class Tracker:
             raise
 
     def _take_up(self, client: "MlflowClient", run: "Run") -> None:
-        self._status, self.start_time = run.info.status, run.info.start_time / 1000
+        run_id, self._status, self.start_time = run.info.run_id, run.info.status, run.info.start_time / 1000
         if self.reopen and self._status != "RUNNING":
-            client.update_run(self.run_id, status="RUNNING")
+            client.update_run(run_id, status="RUNNING")
             self._status = "RUNNING"
         self._parameters = set(run.data.params)
         for name in run.data.metrics:
             if not name.startswith(NOT_OURS):
-                self._steps[name] = {metric.step for metric in client.get_metric_history(self.run_id, name)}
+                self._steps[name] = {metric.step for metric in client.get_metric_history(run_id, name)}
 
     def _deliver(self, unsent: list[Entry]) -> None:
         """In the sender's thread. Raises what a store raises; what has arrived by then is gone from the list."""
