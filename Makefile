@@ -78,6 +78,9 @@ test: install ## the tests
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
+test-chaos: install ## a sweep whose runs and drivers are killed at random times ends as an undisturbed one
+	$(BIN)/pytest -m chaos -s
+
 test-lmms: install ## tests of the published benchmarks; first installs the extra lmms (0.7 GB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
@@ -103,4 +106,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean
+.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
+from tunalab.cli.common import LOCK_HELD
+from tunalab.config import RunConfig
 from tunalab.results.records import read_record
+from tunalab.sweeps.attempts import read_history
 from tunalab.training.ranks import Ranks
 
 
@@ -73,3 +76,27 @@ def test_processes_wait_for_hours_while_one_of_them_indexes(
     monkeypatch.setattr("tunalab.training.preflight.open_data", lambda config: waits.append("indexing"))
     assert main(["train", "--experiment", "smoke"]) == 0
     assert waits == ["patient", "indexing", "done"] and len(trained) == 1
+
+
+def test_a_run_that_no_sweep_started_keeps_its_own_history(
+    checkout: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LOCK_HELD)
+    run_dir = checkout / "runs" / "mine"
+    told: list[dict[str, int]] = []
+
+    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int]) -> int:
+        told.append(attempts)
+        if len(told) == 1:
+            raise RuntimeError("the disk is full")
+        return 75 if len(told) == 2 else 0
+
+    monkeypatch.setattr("tunalab.training.run.train", train)
+    call = ["train", "--experiment", "smoke", "--run-dir", str(run_dir)]
+    with pytest.raises(RuntimeError):
+        main(call)
+    assert main(call) == 75 and main(call) == 0
+    assert told[2] == {"starts": 3, "failed": 1, "stopped": 1}
+    first, second, third = read_history(run_dir).attempts
+    assert (first.how, first.reason, first.launcher) == ("failed", "RuntimeError: the disk is full", "alone")
+    assert (second.how, third.how) == ("stopped", "finished")

@@ -134,3 +134,26 @@ def test_the_parent_run_ends_as_the_sweep_did(
     assert sweep() == code
     assert ends == [f"parent of small: {end}"]
     assert ("parent of small: accuracy.md" in shown) == (code == 0)
+
+
+def test_what_failed_as_often_as_it_may_is_started_when_asked(
+    checkout: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Path] = []
+
+    def fails(config: object, run_dir: Path, attempts: object) -> int:
+        calls.append(run_dir)
+        return 1
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tunalab.training.run.train", fails)
+        assert sweep() == 1 and len(calls) == 4  # each of the two once more, as it may have been the machine
+        assert sweep() == 1 and len(calls) == 4 and "--retry starts it again" in capsys.readouterr().out
+        assert main(["sweep", "small", "--status"]) == 0
+        assert "2 runs: 2 failed" in capsys.readouterr().out
+        assert sweep("--retry") == 1 and len(calls) == 8
+    assert sweep("--retry") == 0 and len(trained) == 2
+    assert main(["sweep", "small", "--status"]) == 0
+    out = capsys.readouterr().out
+    assert "2 runs: 2 done" in out and "failed 4 times" in out
+    assert refusal(capsys, "sweep", "small", "--retries", "-1") == "error: --retries -1 is out of range (from 0)"

@@ -4,13 +4,12 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
+from tests.sweeps.driving import start_driver, wait_for
 
 from tunalab.errors import UserError
 from tunalab.results.records import write_record
@@ -138,42 +137,6 @@ def test_a_gpu_has_one_cell_at_a_time_and_a_cell_one_gpu(cells, trains, monkeypa
 
 SAVES = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), note('saved'), os._exit(75))); note('ready'); time.sleep(60)"
 HANGS = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('ready'); time.sleep(60)"
-
-DRIVER = """
-import sys
-sys.path.insert(0, {folder!r})
-from conftest import make_record
-from pathlib import Path
-from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.devices import visible_gpus
-from tunalab.sweeps.launcher import Work
-from tunalab.sweeps.local import LocalLauncher
-names = {names!r}
-cells = [Cell(name, "s", "scenes", "tuna", 0, {{}}, [], Path({runs!r}) / name) for name in names]
-commands = {commands!r}
-work = Work(cells, lambda cell: commands[cell.name], dict.fromkeys(names, "hash"))
-result = LocalLauncher(parallel={parallel}, line_seconds=0.5).run(work)
-print(result.table())
-raise SystemExit(result.exit_code)
-"""
-
-
-def start_driver(cells, command, parallel=2):
-    script = DRIVER.format(
-        folder=str(Path(__file__).parent),
-        names=[cell.name for cell in cells],
-        runs=str(cells[0].run_dir.parent),
-        commands={cell.name: command(cell) for cell in cells},
-        parallel=parallel,
-    )
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def ready(cell):

@@ -63,7 +63,7 @@ class History:
         return sum(attempt.how == how for attempt in self.attempts)
 
     def in_vain(self) -> list[Attempt]:
-        """Attempts that were killed or failed since the last one that left a newer checkpoint than all before it.
+        """Attempts that were killed or failed at the place of the newest checkpoint: the one that left it, and those after it.
 
         Being stopped or preempted says nothing about a cell: such attempts are passed over.
         """

@@ -102,7 +102,7 @@ class _Queue:
             run.process.terminate()
 
     def _start(self, cell: Cell, progress: Progress) -> None:
-        if self.work.is_finished(cell):
+        if self.work.is_finished(cell) and read_history(cell.run_dir).open is None:
             self.outcomes[cell.name] = Outcome(cell, "skipped")
             return
         try:
@@ -148,7 +148,12 @@ class _Queue:
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
             )
-        begin(cell.run_dir, "local", str(process.pid))
+        try:
+            begin(cell.run_dir, "local", str(process.pid))
+        except OSError:  # what is not written down must not run
+            process.kill()
+            process.wait()
+            raise
         return _Running(cell, process, lock, log_start, time.monotonic(), gpu)
 
     def _reap(self, progress: Progress) -> None:
@@ -182,9 +187,9 @@ class _Queue:
         """How the process ended, and why."""
         code = run.process.returncode
         line = last_line(run.cell.run_dir / LOG_FILE, run.log_start)
+        if self.work.is_finished(run.cell):  # whatever became of the process after that
+            return "finished", ""
         if code == 0:
-            if self.work.is_finished(run.cell):
-                return "finished", ""
             return "failed", "exit code 0 without a finished record of this configuration"
         if code == EXIT_STOPPED:
             return "stopped", "saved, goes on when started again"

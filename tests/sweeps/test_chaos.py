@@ -1,0 +1,186 @@
+"""A sweep of real runs, whose cells and whose driver are killed (kill -9) at random times, ends as an undisturbed one does.
+
+`make test-chaos`. The times are drawn from a seed and logged; where in a run they fall is the machine's affair.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.sweeps import nursery
+
+from tunalab.results.records import Record, read_record
+from tunalab.results.training_log import read_rows
+from tunalab.sweeps.attempts import read_history
+from tunalab.sweeps.cells import is_locked
+
+CELLS, PARALLEL, KILLS, SEED = 24, 2, 24, 5
+TOKENS = int(os.environ.get("CHAOS_TOKENS", "20000"))  # of a run; fewer where cores are busy with other things
+EXPERIMENT = f"""\
+checkpoint_seconds: 0.3
+data: {{rows: 1, row_tokens: 256, lookahead: 12}}
+decoder: {{width: 32, layers: 2, mlp: 48}}
+head: {{blocks: 1, head_dim: 16, heads: 2, kv_heads: 1, mlp: 48}}
+optimizer: {{warmup_steps: 2}}
+stages:
+  pretrain: {{tokens: {TOKENS * 4 // 5}, masking: true, mix: {{scenes/caption: 0.3, scenes/vqa: 0.5, scenes/text_to_image: 0.2}}}}
+  sft: {{tokens: {TOKENS // 5}, lr: 5.0e-4, mix: {{scenes/vqa: 1.0}}}}
+sampling: {{steps: 2}}
+evaluation: {{points: 2, first: 0.4, levels: [1], groups: 1, easy_vqa: 0, loss_documents: 2, psnr_images: 1, sample_prompts: 0}}
+tracking: {{system_metrics: false}}
+"""
+SWEEP = """\
+experiment: tiny
+variants: [tuna2]
+seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+factors: {objective.masking.ratio: [0.0, 0.5]}
+"""
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
+
+
+class Sweep:
+    """A checkout with the sweep, and a driver that is started again whenever it is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        for name, text in (("experiments/tiny", EXPERIMENT), ("sweeps/chaos", SWEEP)):
+            (folder / name).parent.mkdir(parents=True)
+            (folder / f"{name}.yaml").write_text(text)
+        (folder / "variants").symlink_to(ROOT / "variants")
+        self.folder, self.runs = folder, folder / "runs" / "chaos"
+        self.driver: nursery.Nursed | None = None
+        self.starts = 0
+
+    def drive(self) -> int | None:
+        """Start the driver where there is none; its exit code once it has ended by itself."""
+        if self.driver is not None:
+            code = self.driver.poll()
+            if code is None or code >= 0:
+                return code
+        self.starts += 1
+        argv = ["python", "-m", "tunalab", "sweep", "chaos", "--parallel", str(PARALLEL), "--retries", "99"]
+        where = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
+            "TUNALAB_COMPONENTS": str(self.folder.parent / "components"),
+            "PWD": str(self.folder),
+        }
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            with (self.folder / "driver.txt").open("ab") as output:
+                self.driver = nursery.Nursed(argv, stdout=output, env=os.environ | where)
+        finally:
+            os.chdir(before)
+        return None
+
+    def training(self) -> list[int]:
+        """Process ids of cells that run."""
+        held = [run_dir for run_dir in self.runs.glob("*") if is_locked(run_dir)]
+        attempts = [read_history(run_dir).open for run_dir in held]
+        return [int(attempt.job) for attempt in attempts if attempt is not None]
+
+    def records(self) -> dict[str, Record]:
+        return {path.parent.name: read_record(path) for path in sorted(self.runs.glob("*/record.json"))}
+
+    def log(self) -> str:
+        return (self.folder / "driver.txt").read_text()
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[bytes]"]:
+    monkeypatch.setenv(nursery.PLACE, "")  # put back afterwards
+    place = tmp_path / "nursery"
+    process = nursery.start(place, tmp_path)
+    yield process
+    place.unlink()
+    process.wait(timeout=60)
+
+
+def results(record: Record) -> dict[str, Any]:
+    """All of a record that a run computes; what is left out are seconds, bytes and where it ran."""
+    points = [{key: value for key, value in asdict(point).items() if key != "seconds"} for point in record.points]
+    return {"points": points, "tokens": record.totals.tokens, "steps": record.totals.steps, "hash": record.run.config_hash}
+
+
+def logged(sweep: Sweep) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """What MLflow holds: run -> metric -> (step, value) in order; runs of one name are an error."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{sweep.folder}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "tunalab"]
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        if run.data.tags.get("role") == "sweep":
+            continue
+        assert run.info.run_name not in found, f"{run.info.run_name} is there twice"
+        assert run.info.status == "FINISHED", run.info.run_name
+        metrics = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        found[run.info.run_name] = {name: sorted((one.step, one.value) for one in history) for name, history in metrics.items()}
+    return found
+
+
+def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: object) -> None:
+    calm, storm = Sweep(tmp_path / "calm"), Sweep(tmp_path / "storm")
+    began = time.monotonic()
+    while (code := calm.drive()) is None:
+        time.sleep(0.1)
+    calm_seconds = time.monotonic() - began
+    assert code == 0 and calm.starts == 1, calm.log()
+
+    draws = random.Random(SEED)
+    killed: Counter[str] = Counter()
+    began, due = time.monotonic(), 0.0
+    while (code := storm.drive()) is None:
+        time.sleep(0.02)
+        cells = storm.training()
+        if time.monotonic() - began < due or not cells or sum(killed.values()) >= KILLS:
+            continue
+        what = draws.choices(["cell", "driver", "both"], weights=[6, 2, 1])[0]
+        victims = [] if what == "driver" else [draws.choice(cells)]
+        assert storm.driver is not None
+        victims += [] if what == "cell" else [storm.driver.pid]
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed["driver" if pid == storm.driver.pid else "cell"] += 1
+            except ProcessLookupError:  # it ended by itself just now
+                pass
+        print(f"{time.monotonic() - began:7.2f} s: kill -9 of {what}", flush=True)
+        due = time.monotonic() - began + draws.uniform(0.2, 1.8) * calm_seconds / KILLS
+    storm_seconds = time.monotonic() - began
+    assert code == 0, storm.log()
+
+    expected, found = calm.records(), storm.records()
+    assert len(expected) == CELLS and found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].run.finished and results(found[name]) == results(expected[name]), name
+        rows = [[(row.tokens, row.metrics) for row in read_rows(sweep.runs / name)] for sweep in (calm, storm)]
+        assert rows[0] == rows[1], name
+        ends = [attempt.how for attempt in read_history(storm.runs / name).attempts]
+        assert ends.count("finished") == 1 and ends[-1] == "finished" and set(ends) <= {"killed", "finished"}, (name, ends)
+        assert found[name].attempts == read_history(storm.runs / name).summary()
+    deaths = sum(record.attempts.get("killed", 0) for record in found.values())
+    assert deaths <= killed["cell"]  # one or the other had its record already when it was killed
+    points = logged(storm)
+    assert points.keys() == expected.keys()
+    for name, metrics in logged(calm).items():
+        for metric, history in points[name].items():
+            assert len({step for step, _ in history}) == len(history), f"{name}: {metric} has a step twice"
+        timed = ("cost/seconds",)
+        assert {key: value for key, value in points[name].items() if key not in timed} == {
+            key: value for key, value in metrics.items() if key not in timed
+        }, name
+    assert killed.total() >= 20, killed
+    print(
+        f"{CELLS} cells, {PARALLEL} at a time: {killed['cell']} cells and {killed['driver']} drivers killed, {deaths} attempts "
+        f"lost, {storm.starts} drivers; {calm_seconds:.0f} s undisturbed, {storm_seconds:.0f} s with kills"
+    )
