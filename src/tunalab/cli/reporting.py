@@ -2,12 +2,15 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command
+from tunalab.cli.common import RUNS, add_command
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
+    from tunalab.results.records import Record
+    from tunalab.results.report.build import Beside
 
 RUN_HELP = "run directory, record, or name of a committed one (figure6/tuna2-seed0)"
 
@@ -19,6 +22,13 @@ def add(commands: "Commands") -> None:
     sub.add_argument("a", metavar="RUN", help=RUN_HELP)
     sub.add_argument("b", metavar="RUN", help=RUN_HELP)
     sub.add_argument("--json", action="store_true", help="everything as JSON")
+    sub = add_command(
+        commands, report, "one HTML page, and its Markdown, about a folder of records; is the comparison equal, what came out"
+    )
+    sub.add_argument("--records", type=Path, required=True, help="folder of records")
+    sub.add_argument("--out", type=Path, help="the page; its Markdown stands beside it; default: report.html beside the records")
+    sub.add_argument("--markdown", action="store_true", help="the Markdown alone, for which no figure is drawn")
+    sub.add_argument("--runs", type=Path, help="folder of run directories, for samples that are not published (runs/<sweep>)")
 
 
 def diff(arguments: argparse.Namespace) -> int:
@@ -29,3 +39,35 @@ def diff(arguments: argparse.Namespace) -> int:
     found = differing.diff((first, second), a, b)
     print(json.dumps(differing.to_plain(found), indent=1) if arguments.json else differing.to_text(found))
     return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from tunalab.files import write_atomically
+    from tunalab.results.records import read_records
+    from tunalab.results.report.build import build
+    from tunalab.results.report.render import to_html, to_markdown
+
+    records, folder = read_records(arguments.records), arguments.records
+    command, beside = f"tunalab report --records {folder}", _beside(records, folder, arguments.runs)
+    made = build(records, folder, command, beside, draw=not arguments.markdown)
+    page = arguments.out or folder / "report.html"
+    texts = {page.with_suffix(".md"): to_markdown(made)} | ({} if arguments.markdown else {page: to_html(made)})
+    for path, text in texts.items():
+        write_atomically(path, text)
+        print(f"wrote {path}")
+    return 0
+
+
+def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside":
+    """Samples that were published beside the records, else those of run directories that are here."""
+    from tunalab.results.report.build import Beside
+    from tunalab.results.samples import FOLDER, of_run, published
+
+    samples = {}
+    for record in records:
+        run = record.run
+        run_dir = (runs or RUNS / (run.sweep or run.experiment)) / run.name
+        found = published(folder / FOLDER / f"{run.name}.png") or of_run(run_dir, record)
+        if found is not None:
+            samples[run.name] = found
+    return Beside(samples=samples)

@@ -34,7 +34,7 @@ class Unequal:
 
 
 def unequal(records: Sequence[Record]) -> list[Unequal]:
-    """What the runs do not share, what breaks a comparison first. Runs of one seed should be equal in all, of several but for it."""
+    """What the runs do not share, what breaks a comparison first. Runs of one seed should share all, others all but the seed."""
     found = [*_settings(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
     return sorted(found, key=lambda one: (not one.breaks, one.asked))
 

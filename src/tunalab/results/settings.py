@@ -89,7 +89,7 @@ def _flat(config: str) -> dict[str, Value]:
         plain = to_plain(from_plain(plain))
     except UserError:  # of an earlier revision: a result all the same, told apart by its revision
         plain = {"revision": 1} | plain
-    flat = dict(_leaves({key: value for key, value in plain.items() if key not in _NOT_TOLD}, ""))
+    flat = dict(leaves({key: value for key, value in plain.items() if key not in _NOT_TOLD}))
     return flat | {"stages": " ".join(plain.get("stages", {}))}
 
 
@@ -98,9 +98,10 @@ def _follows(column: list[object], from_: list[object]) -> bool:
     return len(set(zip(from_, column, strict=True))) == len(set(from_))
 
 
-def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Value]]:
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    """Dotted key -> value of nested mappings; lists are one value, written as JSON."""
     for name, value in node.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value

@@ -75,13 +75,20 @@ def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None
 
 
 def publish(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> list[Path]:
-    """Copy the records of finished cells into the folder to be committed, named after the cells. Returns the files written."""
+    """Copy the records of finished cells, and their last samples, into the folder to be committed, named after the cells.
+
+    Returns the files written.
+    """
     written = []
     for cell in cells:
         record = finished_record(cell, config_hash(cell))
         if record is not None:
             write_record(records / f"{cell.name}.json", record)
             written.append(records / f"{cell.name}.json")
+            if (cell.run_dir / "samples").is_dir():
+                from tunalab.results.samples import publish_beside  # here: it takes seconds
+
+                written += publish_beside({cell.name: cell.run_dir}, records)
     return written
 
 
