@@ -62,8 +62,8 @@ def test_a_requeued_cell_learns_what_an_undisturbed_run_learns(checkout: Path, n
 
 
 def learnt(run_dir: Path) -> dict[str, object]:
-    """What a run leaves behind but the time it took: totals, points, and (of one process: two share a checkpoint's files out as they
-    like) the hash of its last weights and moments. Held-out losses stand in the points with all their digits.
+    """What a run leaves behind but the time it took: totals, points, and (of one process: two share out a checkpoint's files
+    as they like) the hash of its last weights and moments. Held-out losses stand in the points with all their digits.
     """
     record = json.loads((run_dir / "record.json").read_text())
     for part in (record["totals"], *record["points"]):
