@@ -199,12 +199,11 @@ class Tracker:
         known = self._known(client)
         if known is None:
             known = client.create_run(number, int(self.start_time * 1000), tags=self.tags, run_name=self.name)
-            self.run_id = str(known.info.run_id)
-            if self.id_file is not None:
-                write_atomically(self.id_file, self.run_id + "\n")
         else:
             self._take_up(client, known)
-        run_id = str(known.info.run_id)
+        self.run_id = run_id = str(known.info.run_id)
+        if self.id_file is not None:
+            write_atomically(self.id_file, run_id + "\n")
         if self.sources and not (known.inputs and known.inputs.dataset_inputs):
             client.log_inputs(run_id, _inputs(self.sources))
         if self.system_metrics:

@@ -116,7 +116,6 @@ def _charts(title: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
             "type": "LINE",
             "metricSectionId": title,
             "metricKey": metric,
-            "displayName": HARD.sub(lambda level: f", level {level[0][1:]}", metric.removeprefix(ACCURACY)),
             "xAxisKey": "step",
             "selectedXAxisMetricKey": "",
             "xAxisScaleType": "log",  # evaluations are log-spaced
