@@ -129,20 +129,18 @@ def _cells(planned: SweepPlan) -> str:
 
 
 def _storage(planned: SweepPlan) -> str:
-    kinds = {
-        "checkpoints": lambda kept: kept.checkpoints,
-        "records": lambda kept: kept.record,
-        "samples, at most": lambda kept: kept.samples,
-        "all": lambda kept: kept.total,
+    kept = [cell.storage for cell in planned.cells.values()]
+    sizes = {
+        "checkpoints": [one.checkpoints for one in kept],
+        "records": [one.record for one in kept],
+        "samples, at most": [one.samples for one in kept],
+        "all": [one.total for one in kept],
     }
     rows = [["on the disk", "a run, at most", "all runs"]]
-    for kind, size in kinds.items():
-        sizes = [size(cell.storage) for cell in planned.cells.values()]
-        rows.append([kind, _bytes(max(sizes)), _bytes(sum(sizes))])
-    largest = max((cell.storage for cell in planned.cells.values()), key=lambda kept: kept.checkpoint)
-    number = round(largest.checkpoints / largest.checkpoint)
-    size = _bytes(largest.checkpoint)
-    note = f"{number} checkpoints a run: {number - 1} are kept (keep_checkpoints), one is written; at most {size} each"
+    rows += [[kind, _bytes(max(of_runs)), _bytes(sum(of_runs))] for kind, of_runs in sizes.items()]
+    largest = max(kept, key=lambda one: one.checkpoint)
+    number, each = round(largest.checkpoints / largest.checkpoint), _bytes(largest.checkpoint)
+    note = f"{number} checkpoints a run: {number - 1} are kept (keep_checkpoints), one is written; at most {each} each"
     text = f"{columns(rows)}\n{note}"
     if planned.downloads:
         rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]

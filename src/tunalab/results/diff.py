@@ -101,9 +101,8 @@ def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
     keys = list(dict.fromkeys([*flat_a, *flat_b]))
     rows = [_setting(key, flat_a.get(key), flat_b.get(key), a, b) for key in keys if flat_a.get(key) != flat_b.get(key)]
     for key in NOT_IDENTITY:
-        values = [json.dumps(record.config[key]) if key in record.config else None for record in (a, b)]
-        if key != "tracking" and None not in values and values[0] != values[1]:
-            rows.append(SettingRow(key, *values, NO_RESULT))
+        if key != "tracking" and key in a.config and key in b.config and a.config[key] != b.config[key]:
+            rows.append(SettingRow(key, json.dumps(a.config[key]), json.dumps(b.config[key]), NO_RESULT))
     common = _last_common(a, b)
     accuracies, others = ([], []) if common is None else (_accuracies(a, b, *common), _others(*common))
     tokens = None if common is None else max(point.tokens for point in common)
@@ -210,7 +209,7 @@ def _made_text(found: Diff) -> str:
     rows.append(["threads", *(str(record.environment.get("threads")) for record in (a, b))])
     rows += [
         [name, str(versions(a).get(name)), str(versions(b).get(name))]
-        for name in versions(a) | versions(b)
+        for name in dict.fromkeys([*versions(a), *versions(b)])
         if versions(a).get(name) != versions(b).get(name)
     ]
     order = data_order(a), data_order(b)

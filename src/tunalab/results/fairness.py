@@ -136,9 +136,10 @@ def _made(records: Sequence[Record]) -> Iterable[Unequal]:
     yield from _of(records, "code", commit, "another revision of the code may compute something else")
     modified = [record for record in records if record.environment.get("dirty")]
     if modified:
-        values = {f"{commit(record)}, modified": () for record in modified}
+        values: dict[str, tuple[str, ...]] = {}
         for record in modified:
-            values[f"{commit(record)}, modified"] += (record.run.name,)
+            revision = f"{commit(record)}, modified"
+            values[revision] = (*values.get(revision, ()), record.run.name)
         yield Unequal("checkout", values, "what had been modified is not on record", breaks=False)
     for name in dict.fromkeys(name for record in records for name in versions(record)):
         version = lambda record, name=name: versions(record).get(name) or "none"  # noqa: E731
