@@ -1,6 +1,6 @@
 """What the runs consumed, where they were interrupted, and with which versions they were made."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tunalab.results.curves import usable
@@ -18,14 +18,14 @@ def budget(records: Sequence[Record]) -> Section:
     for record, setting in zip(finished, told_apart(finished), strict=True):
         arms.setdefault((record.run.variant, setting.label), []).append(record)
     order = ordered_variants(variant for variant, _ in arms)
-    columns = {
+    columns: dict[str, Callable[[Record], float]] = {
         "tokens": lambda r: r.totals.tokens,
         "steps": lambda r: r.totals.steps,
         "images": lambda r: r.totals.images,
         "training FLOPs": lambda r: r.totals.flops,
         "trainable parameters": lambda r: r.parameters.get("trainable", 0),
         "all parameters": lambda r: sum(count for part, count in r.parameters.items() if part != "trainable"),
-    }  # type: dict[str, Callable[[Record], float]]
+    }
     held = {name: {arm: _mean([of(record) for record in group]) for arm, group in arms.items()} for name, of in columns.items()}
     rows = []
     for arm in sorted(arms, key=lambda arm: order.index(arm[0])):
@@ -48,7 +48,8 @@ def _mean(values: Sequence[float]) -> float:
 def cost(records: Sequence[Record]) -> Section:
     """A row a run; hours of cores or GPUs add up by machine, as hours of different machines do not."""
     head = ["run", "on", "training FLOPs", "minutes", "core- or GPU-minutes", "tokens/s", "GFLOP/s", "peak memory, GB"]
-    rows, sums = [], {}  # type: list[list[str]], dict[str, list[float]]
+    rows: list[list[str]] = []
+    sums: dict[str, list[float]] = {}
     for record in records:
         totals, units = record.totals, _units(record)
         minutes = totals.seconds / 60
