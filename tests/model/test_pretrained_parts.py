@@ -21,17 +21,18 @@ from tunalab.model.unified import UnifiedModel
 SIDE = 32
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """qwen with its tokenizer, siglip of both libraries, dino, and a VAE of stride 8."""
-    save_qwen(tmp_path / "qwen", tie_word_embeddings=True)
-    save_qwen_tokenizer(tmp_path / "qwen")
-    save_siglip(tmp_path / "siglip")
-    save_timm(tmp_path / "dino", "vit_small_patch16_dinov3", embed_dim=24, depth=2, num_heads=2, img_size=32)
+    folder = tmp_path_factory.mktemp("pretrained")
+    save_qwen(folder / "qwen", tie_word_embeddings=True)
+    save_qwen_tokenizer(folder / "qwen")
+    save_siglip(folder / "siglip")
+    save_timm(folder / "dino", "vit_small_patch16_dinov3", embed_dim=24, depth=2, num_heads=2, img_size=32)
     save_wan(
-        tmp_path / "wan", z_dim=4, dim_mult=[1] * 4, temperal_downsample=[False] * 3, latents_mean=[0.1] * 4, latents_std=[0.5] * 4
+        folder / "wan", z_dim=4, dim_mult=[1] * 4, temperal_downsample=[False] * 3, latents_mean=[0.1] * 4, latents_std=[0.5] * 4
     )
-    return tmp_path
+    return folder
 
 
 def run_config(folders: Path, frontend: FrontEndConfig) -> RunConfig:

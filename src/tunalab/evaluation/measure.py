@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -48,49 +49,25 @@ class Measure:
         return self.kind, self.benchmark, self.split, self.metric
 
 
-def share(
-    kind: str,
-    benchmark: str,
-    outcomes: Sequence[bool],
-    *,
-    metric: str = "accuracy",
-    split: str = "",
-    chance: float | None = None,
-    ceiling: float | None = None,
-    failures: int = 0,
-    note: str = "",
-) -> Measure:
+class About(TypedDict, total=False):
+    """What items do not tell of their measure; fields as in :class:`Measure`."""
+
+    split: str
+    chance: float | None
+    ceiling: float | None
+    failures: int
+    note: str
+
+
+def share(kind: str, benchmark: str, outcomes: Sequence[bool], *, metric: str = "accuracy", **about: Unpack[About]) -> Measure:
     """How many of the items are right, with Wilson's interval. Raises ValueError when there are none."""
-    low, high = wilson(sum(outcomes), len(outcomes))
-    return Measure(
-        kind,
-        benchmark,
-        metric,
-        sum(outcomes) / len(outcomes),
-        len(outcomes),
-        split,
-        low,
-        high,
-        chance,
-        ceiling,
-        failures,
-        note,
-        [int(right) for right in outcomes],
-    )
+    n, right = len(outcomes), sum(outcomes)
+    low, high = wilson(right, n)
+    items: list[float] = [int(one) for one in outcomes]
+    return Measure(kind, benchmark, metric, right / n, n, low=low, high=high, items=items, **about)
 
 
-def mean(
-    kind: str,
-    benchmark: str,
-    values: Sequence[float],
-    *,
-    metric: str,
-    split: str = "",
-    chance: float | None = None,
-    ceiling: float | None = None,
-    failures: int = 0,
-    note: str = "",
-) -> Measure:
+def mean(kind: str, benchmark: str, values: Sequence[float], *, metric: str, **about: Unpack[About]) -> Measure:
     """The mean over items with its bootstrap interval (BCa of scipy; none where all items are as good as equal, or there is one).
 
     Raises ValueError when there is no item, or one that is not finite: such an item is a failure and must be counted as one.
@@ -108,6 +85,4 @@ def mean(
         found = bootstrap((array,), np.mean, n_resamples=2000, batch=batch, rng=np.random.default_rng(_BOOTSTRAP_SEED))
         low, high = (float(bound) for bound in found.confidence_interval)
     kept = [round(float(value), 6) for value in array]
-    return Measure(
-        kind, benchmark, metric, float(array.mean()), len(array), split, low, high, chance, ceiling, failures, note, kept
-    )
+    return Measure(kind, benchmark, metric, float(array.mean()), len(array), low=low, high=high, items=kept, **about)

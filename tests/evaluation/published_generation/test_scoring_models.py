@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,23 @@ def vilt(tmp_path_factory) -> Path:
     return folder
 
 
+def without(folder: Path, copy: Path, ending: str) -> str:
+    """Copies a model but for the parameter whose name ends so; the name."""
+    shutil.copytree(folder, copy)
+    (path,) = copy.glob("*.safetensors")
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith(ending))
+    del weights[name]
+    save_file(weights, path, {"format": "pt"})
+    return name
+
+
+def refused(words: str, make: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
 def test_mask2former_tells_things_with_boxes_and_masks(mask2former: Path, monkeypatch):
     monkeypatch.setattr("tunalab.evaluation.published_generation.mask2former.THRESHOLD", 0.0)  # untrained, it is sure of nothing
     detector = Mask2Former(mask2former, CPU)
@@ -111,19 +130,13 @@ def test_mask2former_tells_things_with_boxes_and_masks(mask2former: Path, monkey
 
 
 def test_a_detector_that_does_not_fit_is_one_line(mask2former: Path, vilt: Path, tmp_path: Path):
-    shutil.copytree(mask2former, tmp_path / "cut")
-    weights = load_file(tmp_path / "cut/model.safetensors")
-    name = next(name for name in weights if name.endswith("class_predictor.weight"))
-    del weights[name]
-    save_file(weights, tmp_path / "cut/model.safetensors", {"format": "pt"})
+    name = without(mask2former, tmp_path / "cut", "class_predictor.weight")
     for folder, words in {
         tmp_path / "nothing": "nothing: no such folder of a transformers model",
         tmp_path / "cut": f"weights do not fit; 1 missing: {name}",
         vilt: "is a vilt: a mask2former is needed|cannot be read",
     }.items():
-        with pytest.raises(UserError, match=words) as caught:
-            Mask2Former(folder, CPU)
-        assert "\n" not in str(caught.value)
+        refused(words, partial(Mask2Former, folder, CPU))
 
 
 def test_clip_features_are_unit_and_of_the_image_alone(clip_folder: Path):
@@ -156,11 +169,7 @@ def test_a_thing_is_cut_out_on_grey():
 
 
 def test_weights_of_a_clip_that_do_not_fit_are_one_line(clip_folder: Path, tmp_path: Path):
-    shutil.copytree(clip_folder, tmp_path / "cut")
-    weights = load_file(tmp_path / "cut/open_clip_model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in weights.items() if name != "visual.proj"}, tmp_path / "cut/open_clip_model.safetensors"
-    )
+    without(clip_folder, tmp_path / "cut", "visual.proj")
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     for (path, architecture), words in {
@@ -170,9 +179,7 @@ def test_weights_of_a_clip_that_do_not_fit_are_one_line(clip_folder: Path, tmp_p
         (tmp_path / "weights.pt", None): "weights in a file need --architecture",
         (tmp_path / "weights.pt", "ViT-Q"): "weights in a file need --architecture",
     }.items():
-        with pytest.raises(UserError, match=words) as caught:
-            Clip(path, architecture, CPU)
-        assert "\n" not in str(caught.value)
+        refused(words, partial(Clip, path, architecture, CPU))
 
 
 def test_a_vqa_model_answers_from_its_folder(vilt: Path, mask2former: Path):

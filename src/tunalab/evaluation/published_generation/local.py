@@ -3,15 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from tunalab.data.pretrained import Source
+from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
 
 
-def local_source(folder: Path, what: str) -> Source:
-    """A folder of transformers' form. Raises UserError when it is none."""
+def described(folder: Path, what: str, processor: Any) -> tuple[Source, Any, Any]:
+    """A folder of transformers' form as a source of weights, its configuration, and what ``processor``, a class, reads from it.
+
+    Raises UserError: it is no such folder, or cannot be read.
+    """
+    from transformers import AutoConfig
+
     if not (folder / "config.json").is_file():
         raise UserError(f"{what} {folder}: no such folder of a transformers model (config.json is missing)")
-    return Source(str(folder), "", f"{what} {folder}")
+    source = Source(str(folder), "", f"{what} {folder}")
+    with reading(source):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return source, config, processor.from_pretrained(folder, local_files_only=True)
 
 
 def stamps(path: Path) -> list[Any]:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunalab.data.pretrained import reading
 from tunalab.errors import UserError
 from tunalab.evaluation.published_generation.detection import THRESHOLD, Detection
-from tunalab.evaluation.published_generation.local import local_source, stamps
+from tunalab.evaluation.published_generation.local import described, stamps
 from tunalab.frontends.loading import read_transformers
 
 # Other names of classes -> GenEval's: it renamed three of COCO's, and checkpoints write some as VOC does.
@@ -36,12 +35,9 @@ class Mask2Former:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
-        source = local_source(folder, "detector")
-        with reading(source):
-            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-            self.processor: Any = Mask2FormerImageProcessor.from_pretrained(folder, local_files_only=True)
+        source, config, self.processor = described(folder, "detector", Mask2FormerImageProcessor)
         if not isinstance(config, Mask2FormerConfig):
             raise UserError(f"{source.what} is a {config.model_type}: a mask2former is needed")
         self.labels = {number: _NAMES.get(label, label) for number, label in dict(config.id2label or {}).items()}

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from tunalab.data.buckets import Buckets
-from tunalab.data.pretrained import reading
 from tunalab.evaluation.lmms.asking import fit
-from tunalab.evaluation.published_generation.local import local_source, stamps
+from tunalab.evaluation.published_generation.local import described, stamps
 from tunalab.evaluation.subject import Subject
 from tunalab.frontends.loading import read_transformers
 
@@ -39,12 +38,9 @@ class TransformersVQA:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor
+        from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-        source = local_source(folder, "VQA model")
-        with reading(source):
-            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-            self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        source, config, self.processor = described(folder, "VQA model", AutoProcessor)
         self.model: Any = read_transformers(AutoModelForVisualQuestionAnswering, source, config).to(device).eval()
         self.name = f"{config.model_type} of transformers ({folder.resolve().name}), not official"
         self.identity: Any = stamps(folder)
