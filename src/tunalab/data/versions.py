@@ -1,5 +1,6 @@
 """Which data a run reads, in a form that can be compared: a text a source that changes with what the source gives."""
 
+import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 from tunalab.config import DataConfig, digest
 from tunalab.data.copies import PREFIX
 from tunalab.data.documents import Corpus, fingerprint_of
-from tunalab.files import sha256
 
 
 def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int) -> dict[str, str]:
@@ -20,7 +20,8 @@ def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int
             continue
         family, _, key = name.removeprefix(PREFIX).partition("/")
         if family == "manifest":
-            versions[name] = sha256(Path(data.manifests[key].path))[:32]
+            with Path(data.manifests[key].path).open("rb") as stream:
+                versions[name] = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
         elif family == "easy_vqa":
             versions[name] = version("easy-vqa")
         else:
