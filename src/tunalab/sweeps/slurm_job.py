@@ -141,7 +141,7 @@ class CellJob:
         return code
 
     def _verdict(self, code: int, finished: bool, asked: bool, line: str) -> tuple[How, str]:
-        if code == 0 and finished:
+        if finished:  # whatever became of the process after that
             return "finished", ""
         if code == 0:
             return "failed", "exit code 0 without a finished record of this configuration"
