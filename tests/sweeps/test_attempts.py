@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.results.status import Status, write_status
-from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, forgive, newest_step, read_history, settle
+from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, forgive, newest_step, read_history, settle, started
 
 
 def saved(run_dir: Path, step: int) -> None:
@@ -35,6 +35,16 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (first.how, first.tokens, first.saved, second.launcher) == ("preempted", 120, 30, "slurm")
     assert first.began <= first.ended <= second.began  # type: ignore[operator]
     assert read_history(tmp_path).summary() == {"starts": 2, "preempted": 1}
+
+
+def test_the_number_of_the_process_comes_after_the_beginning(tmp_path: Path) -> None:
+    started(tmp_path, "1")  # its beginning is torn: nothing to add to
+    begin(tmp_path, "local")
+    running = read_history(tmp_path).open
+    assert running is not None and running.job == ""
+    started(tmp_path, "4711")
+    running = read_history(tmp_path).open
+    assert running is not None and running.job == "4711"
 
 
 def test_an_attempt_that_died_without_a_word_is_recognised_once(tmp_path: Path) -> None:

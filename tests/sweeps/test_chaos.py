@@ -23,9 +23,10 @@ from tunalab.sweeps.attempts import read_history
 from tunalab.sweeps.cells import is_locked
 
 CELLS, PARALLEL, KILLS, SEED = 24, 2, 24, 5
-TOKENS = int(os.environ.get("CHAOS_TOKENS", "20000"))  # of a run; fewer where cores are busy with other things
+SLOW = float(os.environ.get("CHAOS_SLOW", "1"))  # times slower than two idle cores: shorter runs, rarer checkpoints
+TOKENS = round(20_000 / SLOW)
 EXPERIMENT = f"""\
-checkpoint_seconds: 0.3
+checkpoint_seconds: {0.3 * SLOW}
 data: {{rows: 1, row_tokens: 256, lookahead: 12}}
 decoder: {{width: 32, layers: 2, mlp: 48}}
 head: {{blocks: 1, head_dim: 16, heads: 2, kv_heads: 1, mlp: 48}}
@@ -86,7 +87,7 @@ class Sweep:
         """Process ids of cells that run."""
         held = [run_dir for run_dir in self.runs.glob("*") if is_locked(run_dir)]
         attempts = [read_history(run_dir).open for run_dir in held]
-        return [int(attempt.job) for attempt in attempts if attempt is not None]
+        return [int(attempt.job) for attempt in attempts if attempt is not None and attempt.job]
 
     def records(self) -> dict[str, Record]:
         return {path.parent.name: read_record(path) for path in sorted(self.runs.glob("*/record.json"))}
@@ -169,7 +170,8 @@ def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: o
         assert ends.count("finished") == 1 and ends[-1] == "finished" and set(ends) <= {"killed", "finished"}, (name, ends)
         assert found[name].attempts == read_history(storm.runs / name).summary()
     deaths = sum(record.attempts.get("killed", 0) for record in found.values())
-    assert deaths <= killed["cell"]  # one or the other had its record already when it was killed
+    # What had its record already is finished; of a driver that dies while it starts a cell, that attempt is lost too.
+    assert deaths <= killed.total()
     points = logged(storm)
     assert points.keys() == expected.keys()
     for name, metrics in logged(calm).items():

@@ -4,7 +4,8 @@ A line of JSON for each event, appended in one write, never changed: a crash can
 holds the run directory's lock. An attempt that began and has no end, while the lock is free, died without a word (kill -9, power
 cut): :func:`settle` says so at the next look.
 
-    {"event": "begun", "time": ..., "launcher": "local", "host": ..., "job": "4711"}
+    {"event": "begun", "time": ..., "launcher": "local", "host": ..., "job": ""}
+    {"event": "started", "time": ..., "job": "4711"}        only where the number of the process comes after the beginning
     {"event": "ended", "time": ..., "how": "killed", "reason": ..., "tokens": ..., "saved": ...}
     {"event": "retry", "time": ...}        what went before counts no more against the cell
 """
@@ -111,6 +112,8 @@ def read_history(run_dir: Path) -> History:
             at = float(event.pop("time"))
             if kind == "begun":
                 attempts.append(Attempt(at, **event))
+            elif kind == "started" and attempts and attempts[-1].how is None:
+                attempts[-1] = replace(attempts[-1], job=str(event["job"]))
             elif kind == "ended":
                 if not attempts or attempts[-1].how is not None:  # its first line is torn
                     attempts.append(Attempt(None))
@@ -122,9 +125,17 @@ def read_history(run_dir: Path) -> History:
     return History(tuple(attempts), counted_from, unreadable)
 
 
-def begin(run_dir: Path, launcher: str, job: str) -> None:
-    """Raises OSError: the disk is full or not writable."""
+def begin(run_dir: Path, launcher: str, job: str = "") -> None:
+    """To be written before there is a process: one that outlives its driver is then known from the first moment.
+
+    Raises OSError: the disk is full or not writable.
+    """
     _append(run_dir, "begun", launcher=launcher, host=socket.gethostname(), job=job)
+
+
+def started(run_dir: Path, job: str) -> None:
+    """The process id of the attempt that has begun. Raises OSError: the disk is full or not writable."""
+    _append(run_dir, "started", job=job)
 
 
 def end(run_dir: Path, how: How, reason: str = "") -> None:

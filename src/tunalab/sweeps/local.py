@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import IO, Literal, TextIO
 
 from tunalab.errors import EXIT_STOPPED
-from tunalab.sweeps.attempts import begin, end, read_history
+from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, read_history, started
 from tunalab.sweeps.cells import LOG_FILE, last_line, take_lock
 from tunalab.sweeps.devices import GPU_VARIABLE
 from tunalab.sweeps.grid import Cell
@@ -102,9 +102,12 @@ class _Queue:
             run.process.terminate()
 
     def _start(self, cell: Cell, progress: Progress) -> None:
-        if self.work.is_finished(cell) and read_history(cell.run_dir).open is None:
+        history = read_history(cell.run_dir)
+        if self.work.is_finished(cell) and history.open is None:
             self.outcomes[cell.name] = Outcome(cell, "skipped")
             return
+        if history.unreadable:
+            progress.say(f"{cell.name}: {history.unreadable} line(s) of {ATTEMPTS_FILE} are torn and count for nothing")
         try:
             lock = take_lock(cell.run_dir)
             if lock is None:
@@ -137,19 +140,24 @@ class _Queue:
             output.write(f"=== {datetime.now().isoformat(timespec='seconds')} {' '.join(argv)}\n".encode())
             output.flush()
             log_start = output.tell()
-            # Its own session: Ctrl-C in the terminal reaches the driver alone, which passes it on once.
-            # The lock goes with it: a cell that outlives its driver stays locked.
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | variables,
-                start_new_session=True,
-                pass_fds=(lock.fileno(),),
-            )
+            begin(cell.run_dir, "local")
+            try:
+                # Its own session: Ctrl-C in the terminal reaches the driver alone, which passes it on once.
+                # The lock goes with it: a cell that outlives its driver stays locked.
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | variables,
+                    start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                )
+            except OSError as error:
+                end(cell.run_dir, "failed", f"does not start: {error.strerror}")
+                raise
         try:
-            begin(cell.run_dir, "local", str(process.pid))
+            started(cell.run_dir, str(process.pid))
         except OSError:  # what is not written down must not run
             process.kill()
             process.wait()
