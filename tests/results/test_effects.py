@@ -109,6 +109,16 @@ def test_levels_are_compared_with_none_or_the_smallest() -> None:
     assert ordered_levels(["v", "x"]) == ["x", "v"]
 
 
+def test_words_are_compared_with_each_other_and_numbers_with_the_smallest() -> None:
+    kinds = [run("tuna2", 0, 0.5), run("tuna_r", 0, 0.6), run("tuna_r", 0, 0.7, settings=["frontend.encoder_trained=false"])]
+    table = effects_table(kinds)
+    assert set(zip(table["level"], table["reference"], strict=True)) == {
+        *(("frozen", "none"), ("pretrained", "none"), ("pretrained", "frozen")),
+    }
+    table = effects_table([run("tuna2", 0, 0.5, ratio) for ratio in (0.0, 0.3, 0.6)])
+    assert set(zip(table["level"], table["reference"], strict=True)) == {("0.3", "0"), ("0.6", "0")}
+
+
 def test_files_say_who_made_them_and_one_cell_makes_none(records: Callable[..., list[Record]], tmp_path) -> None:
     assert write_effects(records(("tuna2",)), tmp_path, "make it") == []
     written = write_effects(records(), tmp_path, "make it")

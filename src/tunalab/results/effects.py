@@ -125,11 +125,10 @@ def effects_markdown(table: pd.DataFrame) -> str:
 
 
 def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
-    """Main effects of every factor's levels against its first, then interactions of every two factors."""
+    """Main effects of every factor, then interactions of every two, of their levels against the first."""
     levels = [ordered_levels([cell.levels[index] for cell in cells]) for index in range(len(factors))]
     for index, factor in enumerate(factors):
-        reference, *others = levels[index]
-        for level in others:
+        for level, reference in _compared(levels[index]):
             at, against = ([cell for cell in cells if cell.levels[index] == one] for one in (level, reference))
             pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
             if pairs:
@@ -153,6 +152,13 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
                 weights = _summed(signs)
                 if weights:
                     yield Contrast(first.name, level_i, reference_i, other, weights, len(squares))
+
+
+def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
+    """(level, reference): words with each other, numbers with the smallest, as they are a scale."""
+    if all(isinstance(level, str) for level in levels):
+        return [(level, reference) for reference, level in combinations(levels, 2)]
+    return [(level, levels[0]) for level in levels[1:]]
 
 
 def _at(cells: Sequence[Cell], wanted: Mapping[int, Level]) -> list[Cell]:
