@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from tunalab.results.status import Status, read_status
-from tunalab.sweeps.attempts import RETRIES, Attempt, History, read_history
+from tunalab.sweeps.attempts import RETRIES, Attempt, History, How, read_history
 from tunalab.sweeps.cells import is_finished, is_locked
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.plan import align
@@ -19,7 +19,7 @@ from tunalab.sweeps.resolving import Resolved
 State = Literal["done", "queued", "running", "failed"]
 STATES: tuple[State, ...] = ("done", "queued", "running", "failed")  # in this order: what matters last, where the eye is
 SILENT = 60.0  # seconds without a sign of life that are worth a word; evaluations are silent too
-COUNTED = ("preempted", "killed", "failed", "stopped")
+COUNTED: tuple[How, ...] = ("preempted", "killed", "failed", "stopped")
 
 
 @dataclass(frozen=True)
