@@ -36,6 +36,14 @@ def test_any_one_setting_tells_two_records_apart(record, setting, label):
     assert identity(made[0]) != identity(made[1])
 
 
+def test_a_name_says_what_departs_from_most_and_settings_stay_distinct(record):
+    deeper, shallow = record(settings=["decoder.layers=7"]), record(settings=["decoder.layers=1"])
+    made = [record(), record(seed=1), record("tuna"), deeper, shallow]
+    assert labels(made) == ["", "", "", "layers 7", "layers 1"]
+    assert len(set(told_apart(made))) == 3
+    assert labels([record(), deeper]) == ["layers 3", "layers 7"]  # no setting is that of most
+
+
 @pytest.mark.parametrize("setting", ["tracking.sweep=other", "tracking.parent_run=abc", "threads=2", "checkpoint_seconds=5"])
 def test_where_a_run_reports_is_no_difference(record, setting):
     made = [record(), record(seed=1, settings=[setting])]

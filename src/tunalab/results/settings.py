@@ -5,8 +5,9 @@ told apart without anybody saying by what.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -24,15 +25,19 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Setting:
-    """What tells a record from the others of a comparison: (dotted key, value), in the order of the configuration."""
+    """What tells a record from the others of a comparison: (dotted key, value), in the order of the configuration.
+
+    ``usual``: keys whose value here is that of most of the others. A name need not say them, and tells settings apart all the same.
+    """
 
     items: tuple[tuple[str, Value], ...] = ()
+    usual: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def label(self) -> str:
-        """``mask ratio 0.25, lr 0.001``; empty where nothing differs."""
+        """``mask ratio 0.25, lr 0.001``; empty where nothing differs, or nothing from most."""
         names = key_labels([key for key, _ in self.items])
-        return ", ".join(f"{names[key]} {value_label(value)}" for key, value in self.items)
+        return ", ".join(f"{names[key]} {value_label(value)}" for key, value in self.items if key not in self.usual)
 
     @property
     def place(self) -> tuple[tuple[bool, float, str], ...]:
@@ -42,7 +47,7 @@ class Setting:
         )
 
     def without(self, key: str) -> "Setting":
-        return Setting(tuple(item for item in self.items if item[0] != key))
+        return Setting(tuple(item for item in self.items if item[0] != key), self.usual)
 
 
 def told_apart(records: Sequence[Record]) -> list[Setting]:
@@ -61,7 +66,15 @@ def told_apart(records: Sequence[Record]) -> list[Setting]:
             continue
         told.append(key)
         seen = list(zip(seen, column, strict=True))
-    return [Setting(tuple((key, settings.get(key)) for key in told)) for settings in flat]
+    most = {key: Counter(settings.get(key) for settings in flat).most_common(1)[0] for key in told}
+    common = {key: value for key, (value, count) in most.items() if 2 * count > len(flat)}
+    return [
+        Setting(
+            tuple((key, settings.get(key)) for key in told),
+            frozenset(key for key in common if settings.get(key) == common[key]),
+        )
+        for settings in flat
+    ]
 
 
 def identity(record: Record) -> str:
