@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,59 @@ def logged(sweep: Sweep) -> dict[str, dict[str, list[tuple[int, float]]]]:
     return found
 
 
+def drive_through(storm: Sweep, seconds: float) -> Counter[str]:
+    """Run the sweep to its end while cells and drivers are killed, about every ``seconds``; how many of each."""
+    draws = random.Random(SEED)
+    killed: Counter[str] = Counter()
+    began, due = time.monotonic(), 0.0
+    while (code := storm.drive()) is None:
+        time.sleep(0.02)
+        cells = storm.training()
+        if time.monotonic() - began < due or not cells or killed.total() >= KILLS:
+            continue
+        what = draws.choices(["cell", "driver", "both"], weights=[6, 2, 1])[0]
+        assert storm.driver is not None
+        victims = {"cell": [draws.choice(cells)], "driver": [storm.driver.pid], "both": [draws.choice(cells), storm.driver.pid]}[
+            what
+        ]
+        for pid in victims:
+            with suppress(ProcessLookupError):  # it ended by itself just now
+                os.kill(pid, signal.SIGKILL)
+                killed["driver" if pid == storm.driver.pid else "cell"] += 1
+        print(f"{time.monotonic() - began:7.2f} s: kill -9 of {what}", flush=True)
+        due = time.monotonic() - began + draws.uniform(0.2, 1.8) * seconds
+    assert code == 0, storm.log()
+    return killed
+
+
+def compare(calm: Sweep, storm: Sweep, killed: Counter[str]) -> int:
+    """Everything that both computed is equal, and told once. Returns the number of attempts that were lost."""
+    expected, found = calm.records(), storm.records()
+    assert len(expected) == CELLS and found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].run.finished and results(found[name]) == results(expected[name]), name
+        rows = [[(row.tokens, row.metrics) for row in read_rows(sweep.runs / name)] for sweep in (calm, storm)]
+        assert rows[0] == rows[1], name
+        history = read_history(storm.runs / name)
+        ends = [attempt.how for attempt in history.attempts]
+        assert ends.count("finished") == 1 and ends[-1] == "finished" and set(ends) <= {"killed", "finished"}, (name, ends)
+        assert found[name].attempts == history.summary(), name
+    deaths = sum(record.attempts.get("killed", 0) for record in found.values())
+    # What had its record already is finished; of a driver that dies while it starts a cell, that attempt is lost too.
+    assert deaths <= killed.total()
+    points, undisturbed = logged(storm), logged(calm)
+    assert points.keys() == undisturbed.keys() == expected.keys()
+    for name, metrics in points.items():
+        for metric, history_of_metric in metrics.items():
+            steps = [step for step, _ in history_of_metric]
+            assert len(set(steps)) == len(steps), f"{name}: {metric} has a step twice"
+        timed = {"cost/seconds"}
+        assert {key: metrics[key] for key in metrics.keys() - timed} == {
+            key: undisturbed[name][key] for key in undisturbed[name].keys() - timed
+        }, name
+    return deaths
+
+
 def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: object) -> None:
     calm, storm = Sweep(tmp_path / "calm"), Sweep(tmp_path / "storm")
     began = time.monotonic()
@@ -136,53 +190,12 @@ def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: o
         time.sleep(0.1)
     calm_seconds = time.monotonic() - began
     assert code == 0 and calm.starts == 1, calm.log()
-
-    draws = random.Random(SEED)
-    killed: Counter[str] = Counter()
-    began, due = time.monotonic(), 0.0
-    while (code := storm.drive()) is None:
-        time.sleep(0.02)
-        cells = storm.training()
-        if time.monotonic() - began < due or not cells or sum(killed.values()) >= KILLS:
-            continue
-        what = draws.choices(["cell", "driver", "both"], weights=[6, 2, 1])[0]
-        victims = [] if what == "driver" else [draws.choice(cells)]
-        assert storm.driver is not None
-        victims += [] if what == "cell" else [storm.driver.pid]
-        for pid in victims:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                killed["driver" if pid == storm.driver.pid else "cell"] += 1
-            except ProcessLookupError:  # it ended by itself just now
-                pass
-        print(f"{time.monotonic() - began:7.2f} s: kill -9 of {what}", flush=True)
-        due = time.monotonic() - began + draws.uniform(0.2, 1.8) * calm_seconds / KILLS
-    storm_seconds = time.monotonic() - began
-    assert code == 0, storm.log()
-
-    expected, found = calm.records(), storm.records()
-    assert len(expected) == CELLS and found.keys() == expected.keys()
-    for name in expected:
-        assert found[name].run.finished and results(found[name]) == results(expected[name]), name
-        rows = [[(row.tokens, row.metrics) for row in read_rows(sweep.runs / name)] for sweep in (calm, storm)]
-        assert rows[0] == rows[1], name
-        ends = [attempt.how for attempt in read_history(storm.runs / name).attempts]
-        assert ends.count("finished") == 1 and ends[-1] == "finished" and set(ends) <= {"killed", "finished"}, (name, ends)
-        assert found[name].attempts == read_history(storm.runs / name).summary()
-    deaths = sum(record.attempts.get("killed", 0) for record in found.values())
-    # What had its record already is finished; of a driver that dies while it starts a cell, that attempt is lost too.
-    assert deaths <= killed.total()
-    points = logged(storm)
-    assert points.keys() == expected.keys()
-    for name, metrics in logged(calm).items():
-        for metric, history in points[name].items():
-            assert len({step for step, _ in history}) == len(history), f"{name}: {metric} has a step twice"
-        timed = ("cost/seconds",)
-        assert {key: value for key, value in points[name].items() if key not in timed} == {
-            key: value for key, value in metrics.items() if key not in timed
-        }, name
+    began = time.monotonic()
+    killed = drive_through(storm, calm_seconds / KILLS)
+    seconds = time.monotonic() - began
+    deaths = compare(calm, storm, killed)
     assert killed.total() >= 20, killed
     print(
         f"{CELLS} cells, {PARALLEL} at a time: {killed['cell']} cells and {killed['driver']} drivers killed, {deaths} attempts "
-        f"lost, {storm.starts} drivers; {calm_seconds:.0f} s undisturbed, {storm_seconds:.0f} s with kills"
+        f"lost, {storm.starts} drivers; {calm_seconds:.0f} s undisturbed, {seconds:.0f} s with kills"
     )
