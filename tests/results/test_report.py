@@ -50,7 +50,7 @@ def test_the_page_is_one_file_without_network_or_script(made_report):
 def test_a_report_has_its_sections_in_the_order_of_doubt(made_report):
     assert [section.title for section in made_report.sections] == [
         *("In short", "Question", "Settings that differ", "Budget", "Curves", "Final accuracies"),
-        *("Crossings", "Areas under the curves", "Power laws", "Effects"),
+        *("Crossings", "Areas under the curves", "Effects"),
         *("Held-out losses and PSNR", "Samples for the same prompts and noise", "Failures and interruptions", "Cost", "Versions"),
         "Commands",
     ]
@@ -120,10 +120,10 @@ def test_the_settings_of_arms_and_front_ends_are_told():
 
 def test_headers_become_paragraphs(tmp_path):
     file = tmp_path / "x.yaml"
-    file.write_text(
-        "# Question:  is [this] a <question>?\n#            It is.\n# Command:   make it\n#\n# Prose\n# goes on.\nkey: 1\n# no\n"
-    )
-    assert asked.header(file) == "**Question:** is \\[this] a \\<question>? It is.\n\n**Command:** make it\n\nProse goes on."
+    lines = ["# Question:  is [this] a <question>?", "#            It is.", "# Command:   make it", "#            and [that]", "#"]
+    file.write_text("\n".join([*lines, "# Prose", "# goes on.", "key: 1", "# no"]))
+    said = "**Question:** is \\[this] a \\<question>? It is.\n\n**Command:**\n\n```\nmake it\nand [that]\n```\n\nProse goes on."
+    assert asked.header(file) == said
     unknown = asked.question([synthetic_record()], "nowhere", tmp_path)
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`" in unknown.text
 
@@ -156,9 +156,9 @@ def test_versions_stand_by_run_where_they_differ():
 def test_crossings_and_areas_are_between_front_ends_of_one_setting():
     found = measure(synthetic_records(kinds=1))
     assert passes(found).startswith("Crossings that are seen, ") and "of 3 pairs of curves" in passes(found)
-    assert [section.title for section in sections(found)] == ["Crossings", "Areas under the curves", "Power laws"]
+    assert [section.title for section in sections(found)] == ["Crossings", "Areas under the curves"]
     alone = measure(synthetic_records(("tuna2",), 2, (0.0, 0.5), kinds=1))
-    assert passes(alone) == "" and [section.title for section in sections(alone)] == ["Areas under the curves", "Power laws"]
+    assert passes(alone) == "" and [section.title for section in sections(alone)] == ["Areas under the curves"]
 
 
 def test_runs_without_questions_have_a_report_too():
@@ -168,6 +168,16 @@ def test_runs_without_questions_have_a_report_too():
     assert texts["Curves"].startswith("None: ") and texts["Final accuracies"].startswith("None: ")
     assert "| one-step PSNR at t = 0.3, dB | 14.2 |" in texts["Held-out losses and PSNR"] and "NOT EQUAL" not in report.verdict
     assert outcome.evaluations(records, ROOT / "results/published.csv") is None
+
+
+@pytest.mark.parametrize("variants", [("tuna2",), ("tuna2", "tuna_r")])
+@pytest.mark.parametrize("ratios", [(0.25,), (0.0, 0.5)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_every_shape_of_a_sweep_has_a_report(variants, ratios, seeds):
+    report = build(synthetic_records(variants, seeds, ratios, kinds=1), Path("results/x"), "x", Beside(ROOT), draw=False)
+    titles = [section.title for section in report.sections]
+    assert report.level == "equal" and ("Effects" in titles) == (len(variants) * len(ratios) > 1)
+    assert ("Crossings" in titles) == (len(variants) > 1) and not any(section.pictures for section in report.sections)
 
 
 def test_samples_stand_side_by_side_for_common_prompts():

@@ -7,8 +7,10 @@ from tests.records import synthetic_record
 
 from tunalab.errors import UserError
 from tunalab.evaluation.samples import draw_grid
-from tunalab.results.records import write_record
+from tunalab.results.records import RECORD_FILE, write_record
 from tunalab.results.samples import LARGEST_FILE, LARGEST_SIDE, Samples, cut, of_run, png, publish, publish_beside, published
+from tunalab.sweeps.cells import publish as publish_cells
+from tunalab.sweeps.grid import Cell
 
 
 def images(count: int, side: int) -> np.ndarray:
@@ -69,3 +71,16 @@ def test_the_last_picture_of_a_run_with_its_prompts(tmp_path):
     assert of_run(tmp_path, record) is None
     Image.new("RGB", (3, 3)).save(tmp_path / "samples" / "tokens-0000002000.png")
     assert of_run(tmp_path, synthetic_record()) is None
+
+
+def test_publishing_a_sweep_takes_its_samples_along(tmp_path):
+    record = synthetic_record()
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    write_record(run_dir / RECORD_FILE, record)
+    cell = Cell(record.run.name, "mask_ratio", "scenes", "tuna2", 0, {}, [], run_dir)
+    published_record = out / f"{cell.name}.json"
+    assert publish_cells([cell], lambda _: record.run.config_hash, out) == [published_record]
+    (run_dir / "samples").mkdir()
+    draw_grid(images(16, 32), ["x"] * 16).save(run_dir / "samples" / "tokens-0000000005.png")
+    written = publish_cells([cell], lambda _: record.run.config_hash, out)
+    assert written == [published_record, out / "samples" / f"{cell.name}.png"] and all(path.exists() for path in written)

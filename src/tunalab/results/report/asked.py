@@ -9,6 +9,9 @@ from tunalab.results.records import Record
 from tunalab.results.report.document import Section, table
 from tunalab.results.settings import flat_settings, told_apart
 
+COMMAND = "Command"
+CODE = f"**{COMMAND}:**\n\n```\n"
+
 
 def question(records: Sequence[Record], sweep: str | None, root: Path) -> Section:
     """The header of the sweep's file, else of the experiment's."""
@@ -22,20 +25,26 @@ def question(records: Sequence[Record], sweep: str | None, root: Path) -> Sectio
 
 
 def header(file: Path) -> str:
-    """The comment at the top of a YAML file as Markdown: ``Key: text`` are paragraphs, an empty line begins another."""
+    """The comment at the top of a YAML file as Markdown: ``Key: text`` are paragraphs, an empty line begins another, commands stand
+    line by line.
+    """
     paragraphs: list[str] = [""]
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#") or line.startswith("# Plan: "):
             break
         text = line.removeprefix("#").strip()
         named = re.match(r"([A-Z][a-z]+(?: [a-z]+)?): +(.*)", text)
-        if named:
+        if named and named[1] == COMMAND:
+            paragraphs.append(f"{CODE}{named[2]}")
+        elif named:
             paragraphs.append(f"**{named[1]}:** {named[2]}")
+        elif text and paragraphs[-1].startswith(CODE):
+            paragraphs[-1] += f"\n{text}"
         elif text:
             paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
         else:
             paragraphs.append("")
-    return "\n\n".join(_plain(paragraph) for paragraph in paragraphs if paragraph)
+    return "\n\n".join(f"{one}\n```" if one.startswith(CODE) else _plain(one) for one in paragraphs if one)
 
 
 def _plain(text: str) -> str:

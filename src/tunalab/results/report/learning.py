@@ -1,11 +1,11 @@
-"""What the curves say beyond their ends: where one passes another, the areas under them, how far they extrapolate."""
+"""What the curves say beyond their ends: where one passes another, and the areas under them."""
 
 from collections.abc import Sequence
 
 from tunalab.errors import UserError
 from tunalab.results.axes import AXES
 from tunalab.results.crossing import Crossing, passing
-from tunalab.results.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
+from tunalab.results.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics
 from tunalab.results.labels import benchmark_label, variant_label
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section, demoted
@@ -32,7 +32,6 @@ def sections(found: Dynamics | None) -> list[Section]:
     texts = {
         "Crossings": crossings_markdown(found) if found.crossings["tokens"] else "",
         "Areas under the curves": areas_markdown(found),
-        "Power laws": laws_markdown(found),
     }
     return [
         Section(title, demoted(text).rstrip(), folded=title != "Areas under the curves") for title, text in texts.items() if text
