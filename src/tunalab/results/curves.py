@@ -54,15 +54,13 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
 
 def joined(values: Iterable[T], tolerance: float = 0.02) -> dict[T, T]:
     """Each value -> the largest of those that count as one place with it: within ``tolerance`` above the smallest of them."""
-    where: dict[T, T] = {}
-    group: list[T] = []
-    for value in [*sorted(set(values)), None]:
-        if group and (value is None or value > group[0] * (1 + tolerance)):
-            where |= {member: group[-1] for member in group}
-            group = []
-        if value is not None:
-            group.append(value)
-    return where
+    groups: list[list[T]] = []
+    for value in sorted(set(values)):
+        if groups and value <= groups[-1][0] * (1 + tolerance):
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return {member: group[-1] for group in groups for member in group}
 
 
 def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:

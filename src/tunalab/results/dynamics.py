@@ -43,11 +43,8 @@ def dynamics(records: Sequence[Record]) -> Dynamics | None:
     """None where nothing was asked."""
     shown, draws = lines(records), Draws()
     on = [axis for axis in AXES.values() if moves(shown, axis)]
-    found = Dynamics(
-        {line: look.label for line, look in styles(shown).items()},
-        *({axis.name: [] for axis in on} for _ in range(3)),  # type: ignore[arg-type]
-        [],
-    )
+    labels = {line: look.label for line, look in styles(shown).items()}
+    found = Dynamics(labels, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, [])
     names = ordered_benchmarks(benchmarks(records))
     for name in names:
         learning = learning_curves(shown, name, draws)

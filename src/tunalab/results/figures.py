@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,8 +104,8 @@ def figure6(records: Sequence[Record], axis: Axis | None = None) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         for one in crossings(learning, axis, draws):
-            if one.seen:
-                _draw_crossing(axes, one, looks)
+            if one.seen and one.at is not None:
+                _draw_crossing(axes, one, one.at, looks)
                 passed = True
     mark = (
         " Diamond: its colour passes its edge's for good, bar: 95% interval; only where both leads exclude zero." if passed else ""
@@ -119,21 +120,22 @@ def _draw_curve(axes: Axes, curve: Curve, found: Band | None, axis: Axis, look: 
         axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
         mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
         axes.plot(found.x_G, found.mean_G, mark + "-", color=look.colour, linewidth=1.8, label=look.label)
-    for run in curve.runs.values():
-        dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
-        axes.plot(run.places(axis), run.accuracy_P, ".", **dot)
+    dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
+    dots = [(run.places(axis), run.accuracy_P) for run in curve.runs.values()]
+    axes.plot(*(np.concatenate(values) for values in zip(*dots, strict=True)), ".", **dot)
 
 
-def _draw_crossing(axes: Axes, found: Crossing, looks: dict[Line, Style]) -> None:
+def _draw_crossing(axes: Axes, found: Crossing, at: float, looks: dict[Line, Style]) -> None:
     """At the bottom of the panel: where, and the interval; arrowheads where it is open."""
     leader, other = looks[found.leader.line], looks[found.other.line]
     bottom: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": leader.colour, "zorder": 4}
-    ends = (found.first if found.low in (None, -inf) else found.low, found.last if found.high in (None, inf) else found.high)
+    low, high = -inf if found.low is None else found.low, inf if found.high is None else found.high
+    ends = max(low, found.first), min(high, found.last)
     axes.plot(ends, [0.03, 0.03], linewidth=1.4, alpha=0.8, **bottom)
-    for end, arrow, is_open in zip(ends, "<>", (found.low == -inf, found.high == inf), strict=True):
+    for end, arrow, is_open in zip(ends, "<>", (low == -inf, high == inf), strict=True):
         if is_open:
             axes.plot([end], [0.03], arrow, markersize=4, markeredgewidth=0, **bottom)
-    axes.plot([found.at], [0.03], "D", mec=other.colour, mew=1.4, ms=6, **bottom | {"zorder": 5})
+    axes.plot([at], [0.03], "D", mec=other.colour, mew=1.4, ms=6, **bottom | {"zorder": 5})
 
 
 def mask_ratio(records: Sequence[Record]) -> Figure:

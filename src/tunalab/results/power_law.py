@@ -9,23 +9,24 @@ bent back yet (a take-off) has no such law: that is said instead of a number.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 
 from tunalab.results.axes import Axis
 from tunalab.results.resampling import Curve, Draws, interval, mean_curves
 
-RESAMPLES = 500  # of those of everything else, the first: a fit is a search
+RESAMPLES = 300  # of those of everything else, the first: a fit is a search
 WIDEST = 0.2  # of an asymptote's interval: wider is no knowledge of it
 RESIDUAL = 0.05  # root mean square, of a law that describes its curve
 ABOVE = 4  # places after the start: three parameters need three, and a fourth to disagree
 HELD_OUT = (1, 2, 3)
 FORECAST = 10.0
 
-_EXPONENTS = np.log([0.03, 10.0])
+_EXPONENTS = log(0.03), log(10.0)
 _BEFORE = 14.0  # the start may lie this far before the first place, in logarithms: curves that are above chance from the start
 _COARSE = 24
-_ZOOMS = 12
+_ZOOMS = 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def fit(x_P: np.ndarray, accuracy_RP: np.ndarray, chance: float) -> Fits:
         exponent_RK = np.clip(exponent_R[:, None] + step * aside_exponent, *_EXPONENTS)
         best_R = _losses(log_P, y_RP, start_RK, exponent_RK, chance)[1].argmin(axis=1)
         start_R, exponent_R = start_RK[rows, best_R], exponent_RK[rows, best_R]
-        step_R, step = step_R * 0.6, step * 0.6  # less than half: the best may lie on a border, and moves on from there
+        step_R, step = step_R * 0.7, step * 0.7  # not halved: the best may lie on a border, and moves on from there
     height_RK, loss_RK = _losses(log_P, y_RP, start_R[:, None], exponent_R[:, None], chance)
     residual_R = np.sqrt(np.maximum(loss_RK[:, 0], 0) / len(x_P))
     return Fits(chance + height_RK[:, 0], np.exp(start_R), np.exp(exponent_R), residual_R, chance)

@@ -22,7 +22,7 @@ from tunalab.results.labels import ordered_variants
 from tunalab.results.records import Point, Record
 from tunalab.results.settings import Setting, told_apart
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 BOUNDS = (0.025, 0.975)
 
 
@@ -43,9 +43,15 @@ class Asked:
     points: tuple[Point, ...]
     accuracy_P: np.ndarray
     resampled_RP: np.ndarray
+    _places: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def places(self, axis: Axis) -> np.ndarray:
         """Raises UserError: the run does not move along the axis."""
+        if axis.name not in self._places:
+            self._places[axis.name] = self._found(axis)
+        return self._places[axis.name]
+
+    def _found(self, axis: Axis) -> np.ndarray:
         x_P = np.array([axis.place(self.record, point) for point in self.points], dtype=float)
         if x_P[0] <= 0 or (np.diff(x_P) <= 0).any():
             raise UserError(f"{self.record.run.name}: {axis.label} do not grow from evaluation to evaluation")
@@ -62,6 +68,21 @@ class Curve:
     n: int
     chance: float
     by_item: bool
+    _sums: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, compare=False)
+
+    def weighted_sum(self, seeds: Sequence[int], some: Sequence[int], draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
+        """What ``some`` of the ``seeds``, with evaluations in common, add to the mean over all of them, (P,) and (R, P).
+
+        Kept: it is the same on most axes, and of hundreds of seeds it takes longest.
+        """
+        key = (draws.resamples, draws.seed, tuple(seeds), tuple(some))
+        if key not in self._sums:
+            weight_RS, runs = draws.seeds(len(seeds)), [self.runs[seed] for seed in some]
+            resampled_RP = np.zeros_like(runs[0].resampled_RP)
+            for seed, run in zip(some, runs, strict=True):
+                resampled_RP += weight_RS[:, seeds.index(seed), None] * run.resampled_RP
+            self._sums[key] = np.sum([run.accuracy_P for run in runs], axis=0) / len(seeds), resampled_RP
+        return self._sums[key]
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,8 @@ class Draws:
         """
         if count not in self._seeds:
             drawn_RS = np.random.default_rng([self.seed, 1, count]).integers(count, size=(self.resamples, count))
-            share_RS = (drawn_RS[:, :, None] == np.arange(count)).mean(axis=1)
+            place_RS = drawn_RS + count * np.arange(self.resamples)[:, None]
+            share_RS = np.bincount(place_RS.ravel(), minlength=drawn_RS.size).reshape(drawn_RS.shape) / count
             widening = np.sqrt(count / (count - 1)) if count > 1 else 0.0
             self._seeds[count] = 1 / count + widening * (share_RS - 1 / count)
         return self._seeds[count]
@@ -163,7 +185,7 @@ def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list
     ]
     asked = [one for one in asked if one[2]]
     scores = [score for _, _, pairs in asked for _, score in pairs]
-    resampled_RK, by_item = _resampled(scores, draws)
+    resampled_KR, by_item = _resampled(scores, draws)
     curves: dict[int, Curve] = {}
     start = 0
     for line, record, pairs in asked:
@@ -172,7 +194,7 @@ def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list
             record,
             tuple(point for point, _ in pairs),
             np.array([score.correct / score.n for score in own]),
-            resampled_RK[:, start : start + len(pairs)],
+            resampled_KR[start : start + len(pairs)].T,
         )
         chance = float(np.mean([score.chance for score in own]))
         curve = curves.setdefault(id(line), Curve(line, benchmark, {}, own[-1].n, chance, by_item))
@@ -182,14 +204,14 @@ def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list
 
 
 def _resampled(scores: Sequence[Score], draws: Draws) -> tuple[np.ndarray, bool]:
-    """Accuracy of each of K scores in each resample, and whether it is from outcomes: only if all have them, for as many."""
+    """Accuracy of each of K scores in each resample (K, R), and whether it is from outcomes: only if all have them, for as many."""
     if len({score.n for score in scores}) == 1:
         items = [score.items() for score in scores]
         known = [item for item in items if item is not None]
         if len(known) == len(items):
             n = scores[0].n
-            return (draws.questions(n) @ np.array(known, dtype=np.float32).T) / np.float64(n), True
-    return np.stack([draws.counts(score, [place]) for place, score in enumerate(scores)], axis=1), False
+            return (np.array(known, dtype=np.float32) @ draws.questions(n).T) / np.float64(n), True
+    return np.stack([draws.counts(score, [place]) for place, score in enumerate(scores)]), False
 
 
 def common_seeds(*curves: Curve) -> list[int]:
@@ -212,11 +234,15 @@ def mean_curves(curves: Sequence[Curve], axis: Axis, draws: Draws) -> list[Mean]
         return []
     means = []
     for curve in curves:
+        alike: dict[tuple[float, ...], list[int]] = {}  # seeds that were evaluated at the same places
+        for seed in seeds:
+            alike.setdefault(tuple(places[curve.line, seed].tolist()), []).append(seed)
         mean_G, resampled_RG = np.zeros(len(x_G)), np.zeros((draws.resamples, len(x_G)))
-        for weight_R, seed in zip(draws.seeds(len(seeds)).T, seeds, strict=True):
-            run, weight_GP = curve.runs[seed], interpolation(places[curve.line, seed], x_G)
-            mean_G += weight_GP @ run.accuracy_P / len(seeds)
-            resampled_RG += weight_R[:, None] * (run.resampled_RP @ weight_GP.T)
+        for x, some in alike.items():
+            sum_P, resampled_RP = curve.weighted_sum(seeds, some, draws)
+            weight_GP = interpolation(np.array(x), x_G)
+            mean_G += weight_GP @ sum_P
+            resampled_RG += resampled_RP @ weight_GP.T
         means.append(Mean(x_G, mean_G, resampled_RG, len(seeds)))
     return means
 
