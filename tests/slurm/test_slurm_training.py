@@ -39,7 +39,7 @@ def checkout(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_requeued_cell_learns_what_an_undisturbed_run_learns(checkout: Path, nodes: int) -> None:
     """On two nodes two processes train it together, in step."""
@@ -50,10 +50,10 @@ def test_a_requeued_cell_learns_what_an_undisturbed_run_learns(checkout: Path, n
         driver = subprocess.Popen(call, stdout=output, stderr=subprocess.STDOUT)
         started = [sys.executable] if nodes == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         reference = subprocess.Popen([*started, *TRAIN, *map("=".join, SETTINGS.items())], stdout=subprocess.DEVNULL)
-        wait_for(lambda: any((rough / "checkpoints").glob("step-*")), seconds=400)
+        wait_for(lambda: any((rough / "checkpoints").glob("step-*")), seconds=900)
         tell("scontrol", "requeue", job_of(rough))
-        assert reference.wait(timeout=500) == 0
-        assert driver.wait(timeout=500) == 0, (checkout / "driver.txt").read_text()
+        assert reference.wait(timeout=900) == 0
+        assert driver.wait(timeout=900) == 0, (checkout / "driver.txt").read_text()
     attempts = read_history(rough).attempts
     assert [attempt.how for attempt in attempts] == ["preempted", "finished"] and 0 < attempts[0].saved < attempts[1].saved
     assert learnt(rough) == learnt(calm)

@@ -249,6 +249,15 @@ def test_a_job_waits_for_the_lock_and_the_process_of_its_cell_holds_it(
     assert read_history(cells[0].run_dir).attempts[0].how == "preempted"
 
 
+def test_a_command_that_does_not_start_is_said(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FileNotFoundError):
+        CellJob(cells[0], ["/nowhere/python"], "hash", None, 1, 3, 5)()
+    (attempt,) = read_history(cells[0].run_dir).attempts
+    assert attempt.how == "failed" and "does not start" in attempt.reason and "/nowhere/python" in attempt.reason
+
+
 def test_other_tasks_begin_with_the_first(fake: Fake, cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     cells[0].run_dir.mkdir(parents=True)
     begin(cells[0].run_dir, "slurm", "7_2+1")

@@ -79,7 +79,11 @@ class CellJob:
                 return f"{settled.state} {settled.reason}"
             begin(run_dir, "slurm", attempt_name())
             start = log.stat().st_size if log.exists() else 0
-            code = self._train(log, signals, lock)
+            try:
+                code = self._train(log, signals, lock)
+            except OSError as error:  # no such command on this node
+                end(run_dir, "failed", f"does not start: {error}")
+                raise
             how, reason = self._verdict(code, work.is_finished(self.cell), bool(signals), last_line(log, start))
             if read_history(run_dir).open is not None:  # the cell itself may have told
                 end(run_dir, how, reason)
