@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tests.curves import run_of
 
 from tunalab.errors import UserError
+from tunalab.results.axes import AXES
 from tunalab.results.curves import align_tokens, curves
 from tunalab.results.figures import draw, figure6, mask_ratio
 from tunalab.results.labels import colours, ordered_variants
+from tunalab.results.resampling import Draws, band, learning_curves, lines
 from tunalab.results.statistics import pooled
 
 
@@ -17,18 +20,20 @@ def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
     made = records(seeds=2)
     axes = panels(figure6(made))
     assert len(axes) == 7 and {"count (CountBench)", "search (V*)", "relations (GQA)"} <= set(axes)
-    table = pooled(align_tokens(curves(made)))
+    table, shown, draws = pooled(align_tokens(curves(made))), lines(made), Draws()
     for title, panel in axes.items():
         benchmark = title.split()[0]
         assert panel.get_xscale() == "log"
-        lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
-        assert list(lines) == ["Tuna", "Tuna-R", "Tuna-2"]
+        drawn = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
+        assert list(drawn) == ["Tuna", "Tuna-R", "Tuna-2"]
         rows = table[(table.benchmark == benchmark) & (table.variant == "tuna2")].sort_values("tokens")
-        assert np.allclose(lines["Tuna-2"].get_xdata(), rows["tokens"]) and np.allclose(
-            lines["Tuna-2"].get_ydata(), rows["accuracy"]
-        )
+        assert np.allclose(drawn["Tuna-2"].get_xdata(), rows["tokens"])
+        assert np.allclose(drawn["Tuna-2"].get_ydata(), rows["accuracy"])
+        found = band(learning_curves(shown, benchmark, draws)[2], AXES["tokens"], draws)
         shade = panel.collections[2].get_paths()[0].vertices
-        assert shade[:, 1].min() == pytest.approx(rows["low"].min()) and shade[:, 1].max() == pytest.approx(rows["high"].max())
+        assert shade[:, 1].min() == pytest.approx(found.low_G.min()) and shade[:, 1].max() == pytest.approx(found.high_G.max())
+        # Bootstrap and formula are two ways to one thing: of about the same width.
+        assert 0.6 < np.mean(found.high_G - found.low_G) / np.mean(rows["high"] - rows["low"]) < 1.6
         dots = [line for line in panel.lines if line.get_marker() == "."]
         assert [len(line.get_xdata()) for line in dots] == [12, 12, 12]  # two seeds, six points
         dashed = [line for line in panel.lines if line.is_dashed()]
@@ -76,7 +81,35 @@ def test_several_variants_at_several_settings_are_a_file_each(tmp_path, records)
 def test_a_setting_that_goes_with_the_variant_is_said_and_needs_one_picture(tmp_path, record):
     made = [record(name, kinds=1, settings=[f"optimizer.ema={ema}"]) for name, ema in (("tuna", 0.9), ("tuna2", 0.99))]
     assert labels(figure6(made)) == ["Tuna, ema 0.9", "Tuna-2, ema 0.99", "chance"]
-    assert [path.name for path in draw("figure6", made, tmp_path, "")] == ["figure6.png"]
+    assert [path.name for path in draw("figure6", made, tmp_path, "")] == ["figure6.png", "figure6.html"]
+
+
+def test_the_x_axis_is_a_choice(tmp_path, records):
+    made = records(seeds=1, kinds=1)
+    assert [path.name for path in draw("curves", made, tmp_path, "", x="flops")] == ["curves-flops.png"]
+    (panel,) = figure6(made, AXES["flops"]).axes
+    drawn = next(line for line in panel.lines if line.get_label() == "Tuna-2")
+    assert np.allclose(drawn.get_xdata(), [point.flops for point in made[2].points]) and panel.get_xlabel() == "training FLOPs"
+    (clock,) = figure6(made, AXES["wall_clock"]).axes
+    texts = [clock.xaxis.get_major_formatter()(place, 0) for place in clock.xaxis.get_majorticklocs()]
+    assert texts and set(texts) <= {"10 s", "30 s", "1 min", "3 min", "10 min"}
+    with pytest.raises(UserError, match="unknown x axis"):
+        draw("figure6", made, tmp_path, "", x="steps")
+    with pytest.raises(UserError, match="mask_ratio has its own x axis"):
+        draw("mask_ratio", made, tmp_path, "", x="flops")
+
+
+def test_a_crossing_that_is_seen_is_marked():
+    def made(shares):
+        order = np.random.default_rng(0).permutation(400)
+        return {at: order < 400 * share for at, share in zip((1000, 2000, 4000, 8000), shares, strict=True)}
+
+    apart = [run_of("tuna", 0, made((0.6, 0.6, 0.6, 0.6))), run_of("tuna2", 0, made((0.2, 0.4, 0.8, 0.9)))]
+    (panel,) = figure6(apart).axes
+    (mark,) = [line for line in panel.lines if line.get_marker() == "D"]
+    assert mark.get_xdata()[0] == pytest.approx(2000 * 2**0.5) and mark.get_markerfacecolor() == colours([])["tuna2"]
+    (panel,) = figure6([apart[0], run_of("tuna2", 0, made((0.59, 0.6, 0.6, 0.61)))]).axes
+    assert not [line for line in panel.lines if line.get_marker() == "D"]  # they touch, but neither lead is one
 
 
 def test_mask_ratio_shows_the_last_common_point(records):
@@ -104,12 +137,12 @@ def test_mask_ratio_of_two_learning_rates_has_a_line_each(record):
 
 def test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly(tmp_path, record):
     made = [record("tuna", kinds=2), record("tuna2", kinds=2)]
-    (path,) = draw("figure6", made, tmp_path / "a", "make figure6")
+    path, html = draw("figure6", made, tmp_path / "a", "make figure6")
     with Image.open(path) as image:
         assert image.info["Description"] == "made by: make figure6" and image.width > 900
         assert np.asarray(image.convert("L")).std() > 5
-    (again,) = draw("figure6", made, tmp_path / "b", "make figure6")
-    assert again.read_bytes() == path.read_bytes()
+    again, same = draw("figure6", made, tmp_path / "b", "make figure6")
+    assert again.read_bytes() == path.read_bytes() and same.read_bytes() == html.read_bytes()
     with pytest.raises(UserError, match="choices: figure6, curves, mask_ratio"):
         draw("figure7", made, tmp_path, "")
 
