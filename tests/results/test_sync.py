@@ -75,7 +75,7 @@ def test_what_a_run_lost_on_its_way_is_added_and_nothing_else(store, run_dir):
     live.finish("KILLED")
     assert sync(store, "lost", kept) > 0 and sync(store, "lost", kept) == 0
     (run,) = runs_of(store, "lost")
-    assert run.info.run_id == live.run_id and run.info.status == "FINISHED"
+    assert run.info.run_id == live.run_id and run.info.status == "FINISHED" and run.data.tags["arm"] == "tuna2"
     assert histories(store, run)["train/text"] == {1000: 4.0, 2000: 2.0, 3000: 4 / 3}
 
 

@@ -224,10 +224,16 @@ class Tracker:
             raise
 
     def _take_up(self, client: "MlflowClient", run: "Run") -> None:
+        from mlflow.entities import RunTag
+
         run_id, self._status, self.start_time = run.info.run_id, run.info.status, run.info.start_time / 1000
         if self.reopen and self._status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
             self._status = "RUNNING"
+        missing = [RunTag(name, value) for name, value in self.tags.items() if name not in run.data.tags]
+        if missing:  # of a run that an earlier version began
+            client.log_batch(run_id, tags=missing)
+            self.added += len(missing)
         self._parameters = set(run.data.params)
         for name in run.data.metrics:
             if not name.startswith(NOT_OURS):
