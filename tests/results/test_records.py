@@ -55,6 +55,16 @@ def test_a_record_with_an_evaluation_comes_back_whole_with_a_line_a_measure(tmp_
     assert list(json.loads(text))[-1] == "evaluation" and sum(line.startswith(' {"kind"') for line in text.splitlines()) == 6
 
 
+def test_a_record_can_be_read_without_its_evaluation(tmp_path, record):
+    original = replace(record(), evaluation=[evaluated("first")])
+    write_record(tmp_path / "a.json", original)
+    write_record(tmp_path / "b.json", record(seed=1))
+    assert read_records(tmp_path, evaluation=False) == [record(), record(seed=1)]
+    (tmp_path / "c.json").write_text((tmp_path / "a.json").read_text()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        read_record(tmp_path / "c.json", evaluation=False)
+
+
 def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, record):
     file = tmp_path / "record.json"
     write_record(file, record())
@@ -66,6 +76,21 @@ def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, rec
     add_evaluation(file, [evaluated("third", tokens=2000)])  # the run was trained further
     assert read_record(file).evaluation == [evaluated("third", tokens=2000)]
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_setting_that_a_version_added_makes_no_other_state_of_a_run(tmp_path, record):
+    file = tmp_path / "record.json"
+    write_record(file, record())
+    first, second = (
+        replace(evaluated(part), origin={"run": "a", "config_hash": of, "steps": 5, "tokens": 9})
+        for part, of in (("first", "330c"), ("second", "e7b8"))
+    )
+    add_evaluation(file, [first])
+    add_evaluation(file, [second])
+    assert read_record(file).evaluation == [first, second]
+    further = replace(first, origin={**second.origin, "steps": 6})
+    add_evaluation(file, [further])
+    assert read_record(file).evaluation == [further]
 
 
 def test_of_published_benchmarks_each_stands_by_itself(tmp_path, record):

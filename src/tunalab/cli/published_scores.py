@@ -146,14 +146,17 @@ def _images_file(arguments: argparse.Namespace) -> Path:
 
 def _check_run(run: Path, images: Path, made_by: list[dict[str, Any]]) -> None:
     """Raises UserError: there is no record, or the images are not of the state of the model that its evaluation is of."""
+    from tunalab.config import completed, plain_hash
     from tunalab.evaluation.published_generation.makers import origin
-    from tunalab.results.records import RECORD_FILE, read_record
+    from tunalab.results.records import RECORD_FILE, read_record, same_state
 
     record = read_record(run / RECORD_FILE)
-    if [(model["name"], model["config_hash"]) for model in made_by] != [(record.run.name, record.run.config_hash)]:
+    # As it was trained, and as today's settings call the same run.
+    of_run = {(record.run.name, of) for of in (record.run.config_hash, plain_hash(completed(record.config)))}
+    if len(made_by) != 1 or (made_by[0]["name"], made_by[0]["config_hash"]) not in of_run:
         names = ", ".join(model["name"] for model in made_by) or "no model that they name"
         raise UserError(f"{images} was made by {names}, not by {record.run.name} alone: it cannot go into its record")
-    if any(result.origin != origin(made_by[0]) for result in record.evaluation):
+    if not all(same_state(result.origin, origin(made_by[0])) for result in record.evaluation):
         raise UserError(f"{run} was evaluated in another state than the one that made {images}: make the images again")
 
 

@@ -62,6 +62,8 @@ def _threads() -> int:
 
 def _begin(threads: int, places: Any, lock: Any) -> None:
     """In a new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
     from tqdm import tqdm
 
@@ -71,8 +73,6 @@ def _begin(threads: int, places: Any, lock: Any) -> None:
         bar = places.value
         places.value += 1
     tqdm.set_lock(lock)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -138,9 +138,21 @@ def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
         return
     with _alone_in(path.parent):
         record = read_record(path)
-        parts, origins = [result.part for result in results], [result.origin for result in results]
-        kept = [old for old in record.evaluation if old.part not in parts and old.origin in origins]
+        parts = [result.part for result in results]
+        kept = [
+            old
+            for old in record.evaluation
+            if old.part not in parts and any(same_state(old.origin, result.origin) for result in results)
+        ]
         write_record(path, replace(record, evaluation=[*kept, *results]))
+
+
+def same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two origins of evaluations of a run are of the same state of it.
+
+    The hash of the configuration does not tell: it is another as soon as a version adds a setting.
+    """
+    return all(one.get(key) == other.get(key) for key in ("run", "weights", "steps", "tokens"))
 
 
 @contextmanager

@@ -50,6 +50,12 @@ def test_every_colour_and_shape_on_every_background(background: str) -> None:
         assert places(parsed) == {(shape, colour, 21, 37, "small"): 1} and parsed.background == background
 
 
+def test_an_image_that_was_read_is_not_read_again() -> None:
+    one, other = picture(item("ring", "blue", 21, 37)), picture(item("ring", "blue", 22, 37))
+    first, second, third = parse([one, other, one.copy()])
+    assert first is third is not second
+
+
 def test_things_that_hide_one_another_are_read() -> None:
     over = [item("circle", "red", 20, 20), item("cross", "blue", 30, 20), item("square", "red", 21, 31)]
     (parsed,) = parse([picture(*over)])
