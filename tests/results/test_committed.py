@@ -6,7 +6,8 @@ import pytest
 
 from tunalab.cli.sweeping import cell_config
 from tunalab.config import config_hash
-from tunalab.results.records import read_record
+from tunalab.results.dynamics import write_dynamics
+from tunalab.results.records import read_record, read_records
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell, expand, load_sweep
 
@@ -32,3 +33,9 @@ def test_a_committed_cell_is_finished_under_todays_configuration(cell: Cell, mon
 def test_no_committed_record_is_of_another_sweep(sweep: str, variant: str | None) -> None:
     here = {path.stem for path in (ROOT / "results" / sweep).glob("*.json")}
     assert {cell.name for cell in cells(sweep, variant)} <= here <= {cell.name for cell in cells(sweep)}
+
+
+def test_the_committed_tables_of_learning_are_those_of_their_records(tmp_path: Path) -> None:
+    folder = ROOT / "results" / "figure6"
+    for path in write_dynamics(read_records(folder, evaluation=False), tmp_path, "tunalab table --records results/figure6"):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), "run `make table`"

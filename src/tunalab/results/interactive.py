@@ -17,10 +17,11 @@ from tunalab.results.axes import AXES, Axis
 from tunalab.results.crossing import Crossing, crossings, passing
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
 from tunalab.results.records import Record
-from tunalab.results.resampling import Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines, moves
+from tunalab.results.resampling import Asked, Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines, moves
 from tunalab.results.styles import Style, styles
 
 _DATA = '"DATA"'
+_DOTS = 20  # seeds of a line: more dots hide the band they scatter about, and are most of the page
 
 
 def page(records: Sequence[Record], command: str) -> str:
@@ -75,8 +76,12 @@ def _line(look: Style) -> dict[str, str]:
 
 
 def _seeds(index: int, curve: Curve) -> dict[str, Any]:
-    runs = [{"seed": seed, "y": _rounded(run.accuracy_P)} for seed, run in curve.runs.items()]
-    return {"line": index, "n": curve.n, "runs": runs}
+    runs = [{"seed": seed, "y": _rounded(run.accuracy_P)} for seed, run in _dots(curve).items()]
+    return {"line": index, "n": curve.n, "count": len(curve.runs), "runs": runs}
+
+
+def _dots(curve: Curve) -> dict[int, Asked]:
+    return curve.runs if len(curve.runs) <= _DOTS else {}
 
 
 def _on(axis: Axis, learning: Sequence[Curve], shown: Sequence[Line], draws: Draws) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _on(axis: Axis, learning: Sequence[Curve], shown: Sequence[Line], draws: Dra
             values = {"y": found.mean_G, "low": found.low_G, "high": found.high_G}
             rounded = {name: _rounded(value) for name, value in values.items()}
             bands.append({"line": shown.index(curve.line), "x": _places(found.x_G), **rounded})
-    places = [_places(run.places(axis)) for curve in learning for run in curve.runs.values()]
+    places = [_places(run.places(axis)) for curve in learning for run in _dots(curve).values()]
     return {
         "bands": bands,
         "places": places,

@@ -263,7 +263,10 @@ def band(curve: Curve, axis: Axis, draws: Draws) -> Band | None:
     """Mean and 95% interval of one line; None where its seeds share no stretch of the axis.
 
     Never within Wilson's interval of one seed's questions: seeds share them, and answers that are all right do not scatter.
-    What it covers: see :func:`covers`.
+
+    What it covers, simulated at one point: of one seed it is right for that run, and holds the mean over all seeds 85 times in 100
+    where they scatter as much as 200 questions do, half the time where they scatter three times as much. Of two seeds it holds it
+    99 times where they scatter as much as questions, 77 where they scatter six times as much; of three 99 and 84, of eight 90.
     """
     found = mean_curves([curve], axis, draws)
     if not found:
