@@ -50,6 +50,10 @@ table: install ## write the tables of the committed records
 	$(BIN)/tunalab table --records results/figure6 --readme README.md
 	$(BIN)/tunalab table --records results/mask_ratio
 
+ablations: install ## tables and pictures of effects of the committed ablations; `make sweep SWEEP=front_ends` and the like train them
+	set -e; for records in results/ablations/*/; do \
+	  $(BIN)/tunalab table --records $${records%/}; $(BIN)/tunalab figure effects --records $${records%/} --out $${records%/}; done
+
 evaluate: components ## measure trained models: RUN=runs/figure6/tuna2-seed0 (default all of Figure 6), ARGS="--parts NAME" or part.key=value
 	$(BIN)/tunalab evaluate $(RUN) $(ARGS)
 
@@ -106,4 +110,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean
+.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from tests.records import synthetic_record
 
+from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
 from tunalab.results.effects import MEAN, PSNR, TEXT_LOSS, effects_table, write_effects
 from tunalab.results.factors import factors_and_cells, ordered_levels
+from tunalab.results.forest import CLEAR, forest
 from tunalab.results.records import Record
 
 N = 400
@@ -125,6 +127,17 @@ def test_files_say_who_made_them_and_one_cell_makes_none(records: Callable[..., 
     assert [path.name for path in written] == ["effects.md", "effects.csv"]
     assert all("made by: make it" in path.read_text().splitlines()[0] for path in written)
     assert "| encoder: pretrained instead of none | 1 | 2 |" in written[0].read_text()
+
+
+def test_the_picture_has_a_row_a_contrast_and_marks_what_excludes_zero(records: Callable[..., list[Record]]) -> None:
+    table = effects_table([run(name, seed, ability) for seed in (0, 1) for name, ability in (("tuna2", 0.5), ("tuna_r", 0.7))])
+    figure = forest(table)
+    assert [axes.get_title(loc="left") for axes in figure.axes][:2] == ["mean accuracy, points", "text loss, nats"]
+    first = figure.axes[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["encoder: pretrained - none"]
+    assert {line.get_color() for line in first.lines[1:]} == {CLEAR}
+    with pytest.raises(UserError, match="no two runs of these records differ in one choice alone"):
+        forest(effects_table(records(("tuna2",))))
 
 
 def test_a_single_seed_has_no_interval_of_losses() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, figure, "draw a figure from records")
-    sub.add_argument("name", help="figure6 | curves | mask_ratio")
+    sub.add_argument("name", help="figure6 | curves | mask_ratio | effects")
     sub.add_argument("--records", type=Path, required=True)
     sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
     sub.add_argument("--out", type=Path, help="folder; default: the one above the records")

@@ -20,6 +20,8 @@ from tunalab.files import write_atomically
 from tunalab.results.axes import DURATIONS, Axis, axis_named, short
 from tunalab.results.crossing import Crossing, crossings
 from tunalab.results.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.effects import effects_table
+from tunalab.results.forest import forest
 from tunalab.results.labels import (
     FIGURE_NAMES,
     MASK_RATIO,
@@ -48,14 +50,14 @@ def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: st
     """
     if name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {name!r}, choices: {', '.join(FIGURE_NAMES)}")
-    axis = axis_named(x)
-    if name == "mask_ratio" and x != "tokens":
-        raise UserError(f"figure mask_ratio has its own x axis, not {x!r}")
+    axis, whole = axis_named(x), {"mask_ratio": mask_ratio, "effects": _effects}
+    if name in whole and x != "tokens":
+        raise UserError(f"figure {name} has its own x axis, not {x!r}")
     written = []
-    for variant, part in ({"": records} if name == "mask_ratio" else _pictures(records)).items():
+    for variant, part in ({"": records} if name in whole else _pictures(records)).items():
         stem = "-".join(word for word in (name, variant, "" if x == "tokens" else x) if word)
         path = folder / f"{stem}.png"
-        figure = mask_ratio(part) if name == "mask_ratio" else figure6(part, axis)
+        figure = whole[name](part) if name in whole else figure6(part, axis)
         folder.mkdir(parents=True, exist_ok=True)
         # No software version in the file: the same records give the same bytes until the picture itself changes.
         figure.savefig(path, dpi=160, metadata={"Software": None, "Description": f"made by: {command}"})
@@ -66,6 +68,10 @@ def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: st
             write_atomically(path.with_suffix(".html"), page(part, command))
             written.append(path.with_suffix(".html"))
     return written
+
+
+def _effects(records: Sequence[Record]) -> Figure:
+    return forest(effects_table(records))
 
 
 def _pictures(records: Sequence[Record]) -> dict[str, list[Record]]:
