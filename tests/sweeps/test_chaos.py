@@ -86,7 +86,7 @@ class Sweep:
 
     def training(self) -> list[int]:
         """Process ids of cells that run."""
-        held = [run_dir for run_dir in self.runs.glob("*") if is_locked(run_dir)]
+        held = [lock.parent for lock in self.runs.glob("*/lock") if is_locked(lock.parent)]
         attempts = [read_history(run_dir).open for run_dir in held]
         return [int(attempt.job) for attempt in attempts if attempt is not None and attempt.job]
 
