@@ -24,7 +24,7 @@ def job(word: str, number: int) -> tuple[str, int, int]:
 
 def wait(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_results_mistakes_and_deaths_are_those_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,12 +45,12 @@ def test_one_process_is_this_one_and_works_when_asked() -> None:
 
 
 def test_an_interruption_ends_all(tmp_path: Path) -> None:
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), side_by_side(wait, [(tmp_path,)], 2):
         while not list(tmp_path.iterdir()):
             time.sleep(0.05)
+        began = time.monotonic()
         raise KeyboardInterrupt
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300, "the job is not waited for"
     (process,) = (int(path.name) for path in tmp_path.iterdir())
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
