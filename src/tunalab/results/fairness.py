@@ -57,7 +57,9 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
             for variant, group in flat.items():
                 text = ", ".join(dict.fromkeys(value_label(settings.get(key)) for settings in group))
                 values[text] = (*values.get(text, ()), variant)
-            yield Unequal(f"setting {key}", values, "variants differ in more than the front-end", breaks=True)
+            alone = bool(set.intersection(*had.values()))  # where all have a value in common, front-ends compare there
+            why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
+            yield Unequal(f"setting {key}", values, why, breaks=True, asked=alone)
 
 
 def _budget(records: Sequence[Record]) -> Iterable[Unequal]:

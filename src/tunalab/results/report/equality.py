@@ -40,7 +40,8 @@ def _row(one: Unequal, records: Sequence[Record]) -> list[str]:
 def _names(names: Sequence[str], records: Sequence[Record]) -> str:
     if set(names) == {record.run.name for record in records}:
         return "all runs"
-    return f"{len(names)} runs" if len(names) > FEW else ", ".join(names)
+    of = "runs" if {record.run.name for record in records} >= set(names) else "front-ends"
+    return f"{len(names)} {of}" if len(names) > FEW else ", ".join(names)
 
 
 def _by_front_end(records: Sequence[Record]) -> str:
