@@ -7,6 +7,7 @@ trained all: the backward pass through a frozen part is half of the backward pas
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,15 +146,25 @@ def _fixed(frontend: VisualFrontEnd, x: Tensor) -> tuple[float, float]:
     """
     costs = {False: 0.0, True: 0.0}
     for name in frontend.fixed_parts:
-        part, given = frontend.get_submodule(name), []
-        handle = part.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs))
+        part = frontend.get_submodule(name)
+        taken: list[tuple[Tensor, ...]] = []
+
+        def take(_: nn.Module, inputs: tuple[Tensor, ...], taken: list[tuple[Tensor, ...]] = taken) -> None:
+            taken.append(inputs)
+
+        handle = part.register_forward_pre_hook(take)
         with torch.enable_grad():
             frontend.embed(x)
         handle.remove()
-        (inputs,) = given
-        _, flops = _count(lambda first, rest=inputs[1:], part=part: part(first, *rest), inputs[0].detach())
-        costs[inputs[0].requires_grad] += flops
+        ((first, *rest),) = taken
+        _, flops = _count(partial(_passed_on, part, rest), first.detach())
+        costs[first.requires_grad] += flops
     return costs[False], costs[True]
+
+
+def _passed_on(part: nn.Module, rest: Sequence[Any], first: Tensor) -> Tensor:
+    result: Tensor = part(first, *rest)
+    return result
 
 
 def _linear(module: nn.Module) -> float:

@@ -73,7 +73,7 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     tokens = last_common_tokens(aligned)
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
         seeds = sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in contrast.weights)))
         if not seeds:
@@ -87,10 +87,8 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
                 mean = float(np.mean([value_SI.mean() for value_SI in of]))
                 n = sum(value_SI.shape[1] for value_SI in of)
                 rows.append((*told, name, mean, *joint_interval(of), contrast.pairs, len(seeds), n))
-        for name, value_S in (
-            (TEXT_LOSS, _points(contrast.weights, seeds, "text")),
-            (PSNR, _points(contrast.weights, seeds, "psnr")),
-        ):
+        for name in (TEXT_LOSS, PSNR):
+            value_S = _mean_of(contrast.weights, seeds, name, tokens)
             if value_S is not None:
                 rows.append((*told, name, float(value_S.mean()), *_student(value_S), contrast.pairs, len(seeds), len(seeds)))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -184,31 +182,33 @@ def _of_seed(cell: Cell, seed: int) -> Record:
 
 def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: int) -> np.ndarray | None:
     """The contrast by seed and question, (S, I); None where a run has no outcomes on record or other questions."""
-    rows: list[np.ndarray] = []
+    rows = []
     for seed in seeds:
-        outcomes = []
-        for cell in weights:
+        total = np.zeros(0)
+        for cell, weight in weights.items():
             score = score_at(_of_seed(cell, seed), benchmark, tokens)
-            outcomes.append(None if score is None else score.items())
-        if any(items is None for items in outcomes) or len({len(items) for items in outcomes if items is not None}) != 1:
-            return None
-        rows.append(sum(weight * items for weight, items in zip(weights.values(), outcomes, strict=True)))  # type: ignore[operator, arg-type]
+            items = None if score is None else score.items()
+            if items is None or (len(total) and len(items) != len(total)):
+                return None
+            total = weight * items + (total if len(total) else 0)
+        rows.append(total)
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
 
 
-def _points(weights: Weights, seeds: Sequence[int], what: str) -> np.ndarray | None:
-    """The contrast of the last point's mean text loss or one-step PSNR, by seed, (S,)."""
-    rows = []
+def _mean_of(weights: Weights, seeds: Sequence[int], outcome: str, tokens: int) -> np.ndarray | None:
+    """The contrast of text loss or one-step PSNR, each a mean over what the point at ``tokens`` holds, by seed, (S,)."""
+    totals = []
     for seed in seeds:
-        values = []
-        for cell in weights:
-            point = _of_seed(cell, seed).points[-1]
-            kept = point.one_step_psnr.values() if what == "psnr" else [v for k, v in point.losses.items() if k.startswith("text/")]
-            values.append(np.mean(list(kept)) if kept else None)
-        if None in values:
-            return None
-        rows.append(sum(weight * float(value) for weight, value in zip(weights.values(), values, strict=True)))  # type: ignore[arg-type]
-    return np.array(rows)
+        total = 0.0
+        for cell, weight in weights.items():
+            point = min(_of_seed(cell, seed).points, key=lambda point: abs(point.tokens - tokens))
+            losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
+            held = losses if outcome == TEXT_LOSS else list(point.one_step_psnr.values())
+            if not held:
+                return None
+            total += weight * float(np.mean(held))
+        totals.append(total)
+    return np.array(totals)
 
 
 def _student(value_S: np.ndarray) -> tuple[float | None, float | None]:
