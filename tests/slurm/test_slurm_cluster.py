@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slurm
 Sweep = Callable[..., Counting]
 
 
-def ends(driver: "subprocess.Popen[str]", code: int = 0, seconds: float = 120) -> str:
+def ends(driver: "subprocess.Popen[str]", code: int = 0, seconds: float = 200) -> str:
     out, err = driver.communicate(timeout=seconds)
     assert driver.returncode == code, f"{driver.returncode}: {out}\n{err}"
     return out + err
@@ -27,7 +27,7 @@ def hows(sweep: Counting, name: str) -> list[str | None]:
 
 
 def test_cells_are_requeued_preempted_told_to_stop_and_killed(counting: Sweep) -> None:
-    sweep = counting("rough", ["requeued", "told", "killed", "preempted"], steps=60)
+    sweep = counting("rough", ["requeued", "told", "killed", "preempted"], steps=120)
     driver = sweep.drive()
     for name in sweep.names:
         sweep.wait_for_step(name, 12)
@@ -37,7 +37,7 @@ def test_cells_are_requeued_preempted_told_to_stop_and_killed(counting: Sweep) -
     tell("scancel", "--signal=TERM", jobs["told"])  # as ahead of a time limit: the job itself goes back
     pid = int(sweep.trained("killed")[-1][0].split("/")[-1])
     os.kill(pid, signal.SIGKILL)  # as when memory runs out
-    sweep.wait_for_step("preempted", 20)
+    sweep.wait_for_step("preempted", 15)
     # All of both nodes for a moment, for someone more important: preempts what runs.
     tell("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.1")
     text = ends(driver)
