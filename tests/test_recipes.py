@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import SmallComponents, small_config
 from tests.model.samples import plain_draws, random_batch
-from tests.variants import SETTINGS
+from tests.variants import PAPERS, SETTINGS
 from tunalab.cli import main
 from tunalab.config import FrontEndConfig, RunConfig, load_config, to_plain
 from tunalab.data.buckets import Buckets
@@ -54,7 +54,7 @@ def differences(a: RunConfig, b: RunConfig) -> set[str]:
 @pytest.mark.parametrize("experiment", CONTROLLED)
 def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) -> None:
     """But for the exception that the headers name: a front-end without connector trains whole in the connector stage."""
-    configs = {variant: load(experiment, variant) for variant in SETTINGS}
+    configs = {variant: load(experiment, variant) for variant in PAPERS}
     assert len(configs) >= 3
     for one, other in combinations(configs, 2):
         settings = differences(configs[one], configs[other])
@@ -77,7 +77,7 @@ def test_own_settings_are_those_that_the_header_lists() -> None:
         "tuna2": set(),
     }
     sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": {"method"}}
-    for variant in SETTINGS:
+    for variant in PAPERS:
         named = {f"objective.{key}" for key in expected[variant]} | {f"sampling.{key}" for key in sampling[variant]}
         if variant == "tuna2":
             named |= {"stages.connector.tokens"}
@@ -99,7 +99,7 @@ def test_tunas_times_shift_by_the_published_law() -> None:
     torch.testing.assert_close(-middle.logit(), torch.tensor([0.5, 0.63, 1.15]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", list(SETTINGS))
+@pytest.mark.parametrize("variant", PAPERS)
 def test_sizes_differ_in_size_and_budget_alone(variant: str) -> None:
     for small, large in (OWN, CONTROLLED):
         budgets = {f"stages.{stage}.tokens" for stage in STAGES}
@@ -108,7 +108,7 @@ def test_sizes_differ_in_size_and_budget_alone(variant: str) -> None:
 
 
 def test_the_stages_are_the_papers() -> None:
-    for experiment, variant in ((experiment, variant) for experiment in OWN + CONTROLLED for variant in SETTINGS):
+    for experiment, variant in ((experiment, variant) for experiment in OWN + CONTROLLED for variant in PAPERS):
         config = load(experiment, variant)
         stages = config.stages
         assert list(stages) == list(STAGES)
@@ -184,7 +184,7 @@ def test_training_without_the_weights_is_one_line_and_never_random(
     assert str(error.value).startswith(missing) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("variant", [name for name in SETTINGS if load("paper_7b", name).stages["connector"].tokens])
+@pytest.mark.parametrize("variant", [name for name in PAPERS if load("paper_7b", name).stages["connector"].tokens])
 def test_text_to_image_trains_nothing_in_the_connector_stage(variant: str, tokenizer: Tokenizer) -> None:
     """As the headers say: the head's output starts at zero and stays there, and no gradient passes a weight of zero."""
     assert load("paper_7b", variant).stages["connector"].train == "connector"

@@ -21,3 +21,7 @@ def variants_of(experiment: Path) -> list[Path]:
 def settings_of(name: str) -> FrontEndConfig:
     """Settings of a registered front-end: those of the first variant that uses it."""
     return next(FrontEndConfig(**settings) for settings in SETTINGS.values() if settings["name"] == name)
+
+
+# Those that the full-scale recipes give a front-end of their size.
+PAPERS = [path.stem for path in variants_of(FILES[0].parents[1] / "experiments" / "paper_7b.yaml")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.variants import SETTINGS
+from tests.variants import PAPERS
 
 from tunalab.config import load_config
 from tunalab.model.build import build_model
@@ -35,7 +35,7 @@ def test_the_decoder_is_the_published_one(experiment: str) -> None:
     assert ("decoder: output table" in decoder) == (experiment == "paper_7b"), "1.5B has one table for both"
 
 
-@pytest.mark.parametrize("variant", list(SETTINGS))
+@pytest.mark.parametrize("variant", PAPERS)
 def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     """7.6 of the decoder, 5.0 of the flow head in blocks of 313 million; an encoder of 0.4 comes on top."""
     model = full_scale("paper_7b", variant)
@@ -49,7 +49,7 @@ def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     assert total.in_blocks == sum(p.numel() for part in (model.decoder.model.layers, model.head.blocks) for p in part.parameters())
 
 
-@pytest.mark.parametrize("variant", list(SETTINGS))
+@pytest.mark.parametrize("variant", PAPERS)
 def test_the_1_5b_models_have_a_flow_head_of_the_same_structure(variant: str) -> None:
     """Blocks of 24 and 6 heads of 64 with qk-norm, SwiGLU and six vectors of adaLN; tokens of 768 pixels or 48 latent channels."""
     model = full_scale("paper_1_5b", variant)

@@ -125,7 +125,7 @@ def test_every_variant_has_a_plan(variant: str, monkeypatch: pytest.MonkeyPatch,
     plain = json.loads(capsys.readouterr().out)
     assert plain["variant"] == variant and plain["fits"] and plain["days"] > 0
     assert plain["totals"]["trained"] == sum(count["trained"] for count in plain["parameters"].values())
-    assert (plain["totals"]["frozen"] > 0) == (variant == "tuna")
+    assert (plain["totals"]["frozen"] > 0) == bool(SETTINGS[variant].get("vae"))
 
 
 def test_the_full_recipe_on_a_laptop_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tunalab.files import write_atomically
 from tunalab.results.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
-from tunalab.results.labels import VARIANTS, ordered_variants, variant_label
+from tunalab.results.labels import PAPERS, ordered_variants, variant_label
 from tunalab.results.published import MAIN_SETTING, counterpart, read_published
 from tunalab.results.records import Record
 from tunalab.results.tables import markdown_row
@@ -61,7 +61,7 @@ def evaluation_markdown(
     main = published[published["setting"] == MAIN_SETTING]
     kinds = list(dict.fromkeys([*means["kind"], *main["kind"]]))
     head = ["benchmark", *(variant_label(name) for name in variants), "chance", "ceiling", "n"]
-    head += ["published benchmark", *(f"{label}, published" for label in VARIANTS.values())]
+    head += ["published benchmark", *(f"{label}, published" for label in PAPERS.values())]
     lines = []
     for kind in kinds:
         lines += [f"## {kind}", "", markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
@@ -131,12 +131,12 @@ def _measured(row: dict[Any, Any], ahead: bool) -> str:
 
 def _published(main: pd.DataFrame, kind: str, theirs: Any) -> list[str]:
     if theirs is None:
-        return [""] * (1 + len(VARIANTS))
+        return [""] * (1 + len(PAPERS))
     benchmark, metric = theirs
     rows = main[(main["kind"] == kind) & (main["benchmark"] == benchmark) & (main["metric"] == metric)]
     values = dict(zip(rows["model"], rows["value"], strict=True))
     name = benchmark if metric == "accuracy" else f"{benchmark} {metric}"
-    return [name, *(_number(values[variant]) if variant in values else "" for variant in VARIANTS)]
+    return [name, *(_number(values[variant]) if variant in values else "" for variant in PAPERS)]
 
 
 def _label(benchmark: str, split: str, metric: str) -> str:

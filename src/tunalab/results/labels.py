@@ -9,13 +9,8 @@ FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
 MASK_RATIO = "objective.masking.ratio"
 
-VARIANTS = {
-    "tuna": "Tuna",
-    "tuna_r": "Tuna-R",
-    "tuna2": "Tuna-2",
-    "vae_latents": "VAE latents, no encoder",
-    "bottleneck": "Tuna-2, bottleneck",
-}
+PAPERS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
+VARIANTS = PAPERS | {"vae_latents": "VAE latents, no encoder", "bottleneck": "Tuna-2, bottleneck"}
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and in grey.
 _COLOURS = {"tuna": "#0072B2", "tuna_r": "#D55E00", "tuna2": "#009E73"}
@@ -54,7 +49,7 @@ def value_label(value: object) -> str:
 
 
 def ordered_variants(names: Iterable[str]) -> list[str]:
-    """The three published variants in the paper's order, then others by name."""
+    """The paper's variants in its order, then ours, then others by name."""
     present = set(names)
     return [name for name in VARIANTS if name in present] + sorted(present - set(VARIANTS))
 
