@@ -10,7 +10,9 @@ So one variant name means one front-end at every scale, and where an experiment 
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +91,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except UNREADABLE as error:  # any parser error is the file's, told in one line
         raise UserError(f"{path} is not readable YAML: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a mapping of settings")
     return {str(key): value for key, value in loaded.items()}
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A sweep reads the same few files for each of its variants, and this reader takes its time."""
+    return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
 
 
 def first_line(error: Exception) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
-import numpy as np
-
 from tunalab.evaluation.intervals import wilson
 
 KINDS = ("understanding", "generation", "diversity", "fidelity", "reconstruction", "editing", "attention", "judge")
@@ -72,6 +70,8 @@ def mean(kind: str, benchmark: str, values: Sequence[float], *, metric: str, **a
 
     Raises ValueError when there is no item, or one that is not finite: such an item is a failure and must be counted as one.
     """
+    import numpy as np  # here, not above: slow, and whoever looks which runs are finished needs none of it
+
     array = np.asarray(values, dtype=np.float64)
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tunalab.evaluation.intervals import wilson
+
+if TYPE_CHECKING:
+    import numpy as np  # inside the methods, not above: who only looks which runs are finished waits for no import
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,17 @@ class Score:
     @classmethod
     def from_outcomes(cls, outcomes: Sequence[bool], chance: float) -> "Score":
         """A score from right or wrong per question, in an order that is the same for every variant."""
+        import numpy as np
+
         bits = np.asarray(outcomes, dtype=bool)
         low, high = wilson(int(bits.sum()), len(bits))
         return cls(int(bits.sum()), len(bits), chance, float(bits.mean()), low, high, np.packbits(bits).tobytes().hex())
 
-    def items(self) -> np.ndarray | None:
+    def items(self) -> "np.ndarray | None":
         """Right or wrong per question, shape (n,) bool; None where the record holds counts only."""
         if self.outcomes is None:
             return None
+        import numpy as np
+
         packed = np.frombuffer(bytes.fromhex(self.outcomes), dtype=np.uint8)
         return np.unpackbits(packed, count=self.n).astype(bool)
