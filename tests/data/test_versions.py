@@ -20,7 +20,7 @@ class Named:
             self.fingerprint = fingerprint
 
     def document(self, index: int) -> Document:
-        raise NotImplementedError
+        raise AssertionError("a version is found without reading a document")
 
 
 def test_each_kind_of_source_has_a_version_of_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from math import exp, inf, log
 
 import numpy as np
@@ -18,7 +19,7 @@ def slow_last_change(gap, x):
     known = [index for index, sign in enumerate(signs) if sign]
     if not known:
         return 0, -inf, 0
-    changes = sum(signs[a] != signs[b] for a, b in zip(known, known[1:], strict=False))
+    changes = sum(signs[a] != signs[b] for a, b in pairwise(known))
     last = signs[known[-1]]
     before = [index for index in known if signs[index] == -last]
     if not before:
@@ -89,7 +90,7 @@ def test_resamples_without_a_crossing_open_the_interval_and_are_counted():
     generator = np.random.default_rng(4)
     shares = {"a": [0.3, 0.4, 0.5, 0.6], "b": [0.2, 0.3, 0.4, 0.62]}
     sides = [
-        [run_of(name, 0, {at: generator.permutation(200) < 200 * share for at, share in zip(TOKENS, of, strict=False)})]
+        [run_of(name, 0, {at: generator.permutation(200) < 200 * share for at, share in zip(TOKENS[: len(of)], of, strict=True)})]
         for name, of in shares.items()
     ]
     draws = Draws(resamples=1000)

@@ -71,7 +71,7 @@ def test_a_run_without_masking_stands_beside_every_kind_of_masking() -> None:
 
 def test_an_interval_covers_the_truth_of_noisy_runs() -> None:
     generator, hits = np.random.default_rng(0), 0
-    for _ in range(60):
+    for _ in range(20):
         outcomes = {name: generator.random((2, N)) < share for name, share in (("tuna2", 0.5), ("tuna_r", 0.55))}
         records = []
         for name, seed in product(outcomes, (0, 1)):
@@ -80,7 +80,7 @@ def test_an_interval_covers_the_truth_of_noisy_runs() -> None:
             records.append(replace(record, points=[replace(record.points[-1], benchmarks=scores)]))
         row = rows(records)["encoder", "pretrained", "", "count"]
         hits += row["low"] <= 0.05 <= row["high"]
-    assert hits >= 54  # of 60 at 95%: 54 or more with probability .99
+    assert hits >= 17  # of 20 at 95%: 17 or more with probability .98
 
 
 def test_other_settings_are_factors_of_their_own_unless_they_follow() -> None:

@@ -5,6 +5,7 @@ What the store holds is left as it is, so that a second time adds nothing.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,10 +90,8 @@ def run_directories(folder: Path) -> list[Path]:
 
 def check_answer(uri: str) -> None:
     """Raises UserError where no MLflow answers, before every run of a folder is tried."""
-    try:
+    with _in_one_line(uri):
         connect(uri).search_experiments(max_results=1)
-    except Exception as error:  # whatever a store throws: mlflow_client.survive says of what kinds
-        raise _failed(uri, error) from error
 
 
 def sync(uri: str, experiment: str | None, kept: Kept) -> int:
@@ -104,16 +103,20 @@ def sync(uri: str, experiment: str | None, kept: Kept) -> int:
     Raises:
         UserError: MLflow does not answer, or refuses something.
     """
-    try:
+    with _in_one_line(uri):
         return _sync(uri, experiment or kept.config["tracking"]["experiment"], kept)
+
+
+@contextmanager
+def _in_one_line(uri: str) -> Iterator[None]:
+    """A failure of the store becomes a UserError. Every exception is meant: mlflow_client.survive says of what kinds they are."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever a store throws: mlflow_client.survive says of what kinds
-        raise _failed(uri, error) from error
-
-
-def _failed(uri: str, error: Exception) -> UserError:
-    return UserError(f"MLflow at {without_password(uri)} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    except Exception as error:
+        where, reason = without_password(uri), " ".join(str(error).split())[:200]
+        raise UserError(f"MLflow at {where} failed: {type(error).__name__}: {reason}") from error
 
 
 def _sync(uri: str, experiment: str, kept: Kept) -> int:
