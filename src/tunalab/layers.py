@@ -105,7 +105,7 @@ def _parsed(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

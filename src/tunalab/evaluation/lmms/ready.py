@@ -71,7 +71,7 @@ def load(data: Path, task: str, manager: Any, changes: dict[str, Any]) -> Any:
         made = get_task_dict([{"task": name, **changes_of_copy(data / task), **changes}], manager)[name]
         made.doc_to_visual(made.task_docs[0])
     except (RetryError, OSError, ValueError, TypeError, LookupError) as error:
-        reason = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        reason = (error.last_attempt.exception() if isinstance(error, RetryError) else None) or error
         shown = f"{type(reason).__name__}: {first_line(reason)}"
         raise UserError(f"{task}: {data / task} is no copy of {BENCHMARKS[task].source}: {shown}") from error
     return made
