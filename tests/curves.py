@@ -8,8 +8,8 @@ import numpy as np
 
 from tests.records import synthetic_record
 from tunalab.evaluation.score import Score
+from tunalab.results.analysis.resampling import Curve, Draws, Line, learning_curves
 from tunalab.results.records import Point, Record
-from tunalab.results.resampling import Curve, Draws, Line, learning_curves
 from tunalab.results.settings import Setting
 
 TOKENS = np.round(np.geomspace(1e5, 8e6, 8))

@@ -31,6 +31,8 @@ ORDER = [
     "cli",
     "__main__",
 ]
+# Folders of one part that form a line among themselves; "" are the files right under it.
+WITHIN = {"results": ["", "analysis", "figures", "tables", "report", "mlflow"]}
 # (importing file, imported folder) -> why it may.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -41,8 +43,8 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """Parts of the package that a file imports, also inside functions, with the line."""
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Modules of the package that a file imports, also inside functions, with the line."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
@@ -53,7 +55,13 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             continue
         for name in names:
             if name.startswith("tunalab."):
-                yield name.split(".")[1], node.lineno
+                yield name, node.lineno
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Parts of the package that a file imports, with the line."""
+    for name, line in imports(path):
+        yield name.split(".")[1], line
 
 
 def test_every_part_has_its_place() -> None:
@@ -71,6 +79,26 @@ def test_a_file_imports_from_parts_before_its_own(path: Path) -> None:
     for name, line in imported(path):
         if (str(path.relative_to(PACKAGE)), name) not in EXCEPTIONS:
             assert ORDER.index(name) <= ORDER.index(own), f"{path}:{line}: {own} imports {name}, which comes later"
+
+
+@pytest.mark.parametrize("whole", WITHIN)
+def test_folders_of_a_part_form_a_line_too(whole: str) -> None:
+    order, root = WITHIN[whole], PACKAGE / whole
+    folders = {path.name for path in root.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders | {""} == set(order)
+
+    def folder(name: str) -> str:
+        """The folder of a module of this part, given by its dotted name."""
+        rest = name.removeprefix(f"tunalab.{whole}").strip(".").split(".")[0]
+        return rest if rest in folders else ""
+
+    for path in root.rglob("*.py"):
+        own = folder(".".join(("tunalab", *path.relative_to(PACKAGE).with_suffix("").parts)))
+        for name, line in imports(path):
+            if name.startswith(f"tunalab.{whole}."):
+                assert order.index(folder(name)) <= order.index(own), (
+                    f"{path}:{line}: {own or whole} imports {name}, which comes later"
+                )
 
 
 def test_no_exception_is_stale() -> None:

@@ -56,7 +56,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return [folder / f"{name}.png"]
 
     monkeypatch.setattr("tunalab.training.run.train", train)
-    monkeypatch.setattr("tunalab.results.figures.draw", draw)  # what it draws is tests/results/test_figures.py's
+    monkeypatch.setattr("tunalab.results.figures.draw.draw", draw)  # what it draws is tests/results/figures/test_figures.py's
     monkeypatch.setattr("tunalab.cli.sweeping.build_components", lambda seeds: None)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess.Popen", InProcess)
     return done

@@ -21,7 +21,7 @@ def records() -> Callable[..., list[Record]]:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One MLflow database for all tests: creating it takes seconds. Each uses runs or an experiment of its own."""
-    from tunalab.results.tracking import prepare
+    from tunalab.results.mlflow.tracking import prepare
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
     assert prepare(uri, "scenes") and prepare(uri, "scenes")

@@ -6,8 +6,8 @@ import pytest
 
 from tunalab.cli.sweeping import cell_config
 from tunalab.config import config_hash
-from tunalab.results.dynamics import write_dynamics
 from tunalab.results.records import read_record, read_records
+from tunalab.results.tables.dynamics import write_dynamics
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell, expand, load_sweep
 

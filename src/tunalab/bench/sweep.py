@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunalab.errors import UserError
-from tunalab.results.curves import align_tokens, curves
+from tunalab.results.analysis.curves import align_tokens, curves
+from tunalab.results.analysis.statistics import above_chance
 from tunalab.results.records import Record
 from tunalab.results.settings import told_apart
-from tunalab.results.statistics import above_chance
 
 REQUIRED_MINUTES, REQUIRED_GB, REQUIRED_ABOVE = 20.0, 4.0, 5
 

@@ -139,7 +139,7 @@ def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
 def _track(models: list[Path], pictures: list[Path]) -> None:
     """Into the runs of the models in MLflow, of those that are run directories."""
     from tunalab.exporting import model_config
-    from tunalab.results.tracking import RUN_ID, log_files
+    from tunalab.results.mlflow.tracking import RUN_ID, log_files
 
     for path in models:
         tracking, known = model_config(path).tracking, path / RUN_ID

@@ -67,7 +67,7 @@ def yaml_path(folder: str, name: str) -> Path:
 
 
 def tracking_uri(tracking: "TrackingConfig") -> str:
-    from tunalab.results.mlflow_client import default_uri
+    from tunalab.results.mlflow.client import default_uri
 
     return tracking.uri or default_uri()
 

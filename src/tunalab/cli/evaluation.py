@@ -122,8 +122,8 @@ def _load(path: Path, device: "torch.device") -> "Loaded":
 
 def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path, pictures: list[Path]) -> None:
     """Into the run's own run in MLflow, if it has one."""
-    from tunalab.results.logged_evaluation import log_evaluation
-    from tunalab.results.tracking import RUN_ID
+    from tunalab.results.mlflow.evaluation import log_evaluation
+    from tunalab.results.mlflow.tracking import RUN_ID
 
     known = run_dir / RUN_ID
     if loaded.config.tracking.enabled and known.is_file():

@@ -25,8 +25,8 @@ def add(commands: "Commands") -> None:
 
 
 def figure(arguments: argparse.Namespace) -> int:
-    from tunalab.results.axes import axis_named
-    from tunalab.results.figures import draw
+    from tunalab.results.analysis.axes import axis_named
+    from tunalab.results.figures.draw import draw
     from tunalab.results.labels import FIGURE_NAMES
     from tunalab.results.records import read_records
 
@@ -42,11 +42,11 @@ def figure(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    from tunalab.results.claims import write_claims
-    from tunalab.results.dynamics import write_dynamics
-    from tunalab.results.evaluation_tables import write_evaluation_tables
     from tunalab.results.records import read_records
-    from tunalab.results.tables import write_tables
+    from tunalab.results.tables.claims import write_claims
+    from tunalab.results.tables.dynamics import write_dynamics
+    from tunalab.results.tables.evaluation import write_evaluation_tables
+    from tunalab.results.tables.training import write_tables
 
     command = f"tunalab table --records {arguments.records}"
     records, folder = read_records(arguments.records), arguments.out or arguments.records
@@ -55,7 +55,7 @@ def table(arguments: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     if arguments.readme is not None:
-        from tunalab.results.readme import update_readme
+        from tunalab.results.tables.readme import update_readme
 
         print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
     return 0

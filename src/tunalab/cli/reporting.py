@@ -32,7 +32,7 @@ def add(commands: "Commands") -> None:
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    from tunalab.results import diff as differing
+    from tunalab.results.analysis import diff as differing
     from tunalab.results.finding import find_record
 
     (first, a), (second, b) = find_record(arguments.a), find_record(arguments.b)

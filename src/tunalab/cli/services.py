@@ -40,15 +40,15 @@ def components(arguments: argparse.Namespace) -> int:
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
-    from tunalab.results.dashboard import serve
-    from tunalab.results.mlflow_client import default_uri
+    from tunalab.results.mlflow.client import default_uri
+    from tunalab.results.mlflow.dashboard import serve
 
     return serve(arguments.uri or default_uri(), arguments.port)
 
 
 def mlflow_sync(arguments: argparse.Namespace) -> int:
-    from tunalab.results.mlflow_client import default_uri
-    from tunalab.results.sync import Kept, check_answer, run_directories, sync
+    from tunalab.results.mlflow.client import default_uri
+    from tunalab.results.mlflow.sync import Kept, check_answer, run_directories, sync
     from tunalab.sweeps.cells import take_lock
 
     if arguments.records is not None and arguments.runs:

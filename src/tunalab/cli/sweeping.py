@@ -108,7 +108,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         flags = [f"--variant {arguments.variant}"] if arguments.variant else []
         written = _write_results(records, plan.sweep, " ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
         if tracked.parent:
-            from tunalab.results.tracking import log_files
+            from tunalab.results.mlflow.tracking import log_files
 
             log_files(tracked.uri, tracked.parent, written)
     return result.exit_code
@@ -199,7 +199,7 @@ def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
     if not tracking.enabled:
         yield _Tracked()
         return
-    from tunalab.results.tracking import End, end_sweep, prepare, start_sweep
+    from tunalab.results.mlflow.tracking import End, end_sweep, prepare, start_sweep
 
     uri = tracking_uri(tracking)
     prepare(uri, tracking.experiment)
@@ -216,8 +216,8 @@ def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> list[P
 
     Returns what is written.
     """
-    from tunalab.results.figures import draw
-    from tunalab.results.tables import write_tables
+    from tunalab.results.figures.draw import draw
+    from tunalab.results.tables.training import write_tables
 
     folder = RUNS / sweep.name
     # Figure 6 is the curves, under the name the paper gave it.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from tunalab.data.scenes.vocabulary import BENCHMARKS as PUBLISHED
 
-# Names of the figures that exist; results/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
+# Names of the figures that exist; results/figures/draw.py draws them. Here, because checking a sweep file needs no matplotlib.
 FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
 MASK_RATIO = "objective.masking.ratio"

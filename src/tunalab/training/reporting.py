@@ -8,8 +8,8 @@ from typing import Any
 from lightning import Callback, Trainer
 from tqdm import tqdm
 
+from tunalab.results.mlflow.tracking import Tracker
 from tunalab.results.status import Status, write_status
-from tunalab.results.tracking import Tracker
 from tunalab.results.training_log import Row, append_row, is_due
 from tunalab.training.module import Harness, Progress
 

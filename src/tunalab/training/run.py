@@ -24,10 +24,10 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
-from tunalab.results.logged import data_sources, point_metrics, run_tags
-from tunalab.results.mlflow_client import default_uri
+from tunalab.results.mlflow.client import default_uri
+from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
+from tunalab.results.mlflow.tracking import RUN_ID, Tracker
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
-from tunalab.results.tracking import RUN_ID, Tracker
 from tunalab.results.training_log import rewind
 from tunalab.training.checkpointing import Checkpointing, Resuming
 from tunalab.training.checkpoints import CheckpointStore

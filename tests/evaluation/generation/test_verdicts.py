@@ -9,7 +9,7 @@ from tunalab.evaluation.generation.following import DENSE_PROMPTS, OVERALL, PROM
 from tunalab.evaluation.generation.parser import Found, Parsed
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, prompts
 from tunalab.evaluation.generation.verdicts import direction, right, stands
-from tunalab.results.published import GENEVAL, counterpart
+from tunalab.results.tables.published import GENEVAL, counterpart
 
 
 def thing(shape: str, colour: str, slot: str, size: str = "large") -> Item:

@@ -9,7 +9,7 @@ from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.scores import mean_score, measures
 from tunalab.evaluation.parts import OPTIONAL, PARTS
-from tunalab.results.published import counterpart, read_published
+from tunalab.results.tables.published import counterpart, read_published
 
 
 def results(task: str, values: list[Any], total: float, key: str | None = None) -> dict[str, Any]:

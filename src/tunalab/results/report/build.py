@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunalab.results.dynamics import Dynamics
 from tunalab.results.labels import ordered_variants, variant_label
 from tunalab.results.records import Record
 from tunalab.results.report import asked, commands, consumed, learning, outcome
@@ -12,6 +11,7 @@ from tunalab.results.report.document import Report, Section
 from tunalab.results.report.equality import verdict
 from tunalab.results.samples import Samples
 from tunalab.results.settings import told_apart
+from tunalab.results.tables.dynamics import Dynamics
 
 MOST_COLUMNS = 8  # of samples side by side
 

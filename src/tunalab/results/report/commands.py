@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunalab.config import NOT_IDENTITY, config_hash, from_plain, load_config, to_plain
 from tunalab.errors import UserError
-from tunalab.results.fairness import commit
+from tunalab.results.analysis.fairness import commit
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section
 from tunalab.results.settings import leaves

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tunalab.results.samples import Samples
-from tunalab.results.tables import markdown_row
+from tunalab.results.tables.training import markdown_row
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tunalab.results.fairness import Unequal, unequal
+from tunalab.results.analysis.fairness import Unequal, unequal
 from tunalab.results.records import Record
 from tunalab.results.report.document import table
 

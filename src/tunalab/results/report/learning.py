@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from tunalab.errors import UserError
-from tunalab.results.axes import AXES
-from tunalab.results.crossing import Crossing, passing
-from tunalab.results.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics
+from tunalab.results.analysis.axes import AXES
+from tunalab.results.analysis.crossing import Crossing, passing
 from tunalab.results.labels import benchmark_label, variant_label
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section, demoted
+from tunalab.results.tables.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics
 
 
 def measure(records: Sequence[Record]) -> Dynamics | None:

@@ -9,20 +9,20 @@ import numpy as np
 from PIL import Image
 
 from tunalab.errors import UserError
-from tunalab.results.claims import claims_markdown
-from tunalab.results.curves import usable
-from tunalab.results.effects import effects_markdown, effects_table
-from tunalab.results.evaluation_tables import evaluation_markdown
-from tunalab.results.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
-from tunalab.results.fairness import TOLERANCE
-from tunalab.results.figures import draw
+from tunalab.results.analysis.curves import usable
+from tunalab.results.analysis.effects import effects_markdown, effects_table
+from tunalab.results.analysis.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
+from tunalab.results.analysis.fairness import TOLERANCE
+from tunalab.results.analysis.resampling import benchmarks, lines
+from tunalab.results.figures.draw import draw
 from tunalab.results.labels import MASK_RATIO, benchmark_label, key_labels, ordered_variants, value_label, variant_label
-from tunalab.results.published import counterpart, read_published
 from tunalab.results.records import Point, Record
 from tunalab.results.report.document import Picture, Section, demoted, table
-from tunalab.results.resampling import benchmarks, lines
 from tunalab.results.settings import told_apart
-from tunalab.results.tables import accuracy_markdown, accuracy_table
+from tunalab.results.tables.claims import claims_markdown
+from tunalab.results.tables.evaluation import evaluation_markdown
+from tunalab.results.tables.published import counterpart, read_published
+from tunalab.results.tables.training import accuracy_markdown, accuracy_table
 
 COLOURS = 256  # of an embedded figure: flat areas and thin lines need no more, and the file has a third of the size
 

@@ -1,0 +1,197 @@
+"""Into MLflow, afterwards, all that a run would have logged: from its run directory, or from its record alone.
+
+What the store holds is left as it is, so that a second time adds nothing.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunalab.config import config_hash, from_plain
+from tunalab.errors import UserError
+from tunalab.evaluation.whole import Evaluated
+from tunalab.layers import read_yaml
+from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, without_password
+from tunalab.results.mlflow.evaluation import evaluation_folder, log_evaluation
+from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
+from tunalab.results.mlflow.names import legal_name
+from tunalab.results.mlflow.tracking import RUN_ID, Tracker, sweep_parent
+from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, read_record
+from tunalab.results.training_log import Row, read_rows
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a run. ``config``: plain; ``files``: artifacts and the folders they go to."""
+
+    name: str
+    config: Mapping[str, Any]
+    config_hash: str
+    environment: Mapping[str, Any]
+    seconds: float
+    finished: bool
+    points: Sequence[Point]
+    rows: Sequence[Row]
+    evaluation: Sequence[Evaluated]
+    files: Sequence[tuple[Path, str | None]]
+    id_file: Path | None
+
+    @classmethod
+    def of_record(cls, path: Path) -> "Kept":
+        """Raises UserError: the record is missing or damaged."""
+        record = read_record(path)
+        return cls._of(record.run.name, record, (), [(path, None)], None)
+
+    @classmethod
+    def of_run_dir(cls, run_dir: Path) -> "Kept":
+        """A run that has no record yet has its configuration and its training log.
+
+        Raises UserError: the folder holds no run, or a damaged one.
+        """
+        path, rows, files = run_dir / RECORD_FILE, read_rows(run_dir), list(_files(run_dir))
+        if path.exists():
+            return cls._of(run_dir.name, read_record(path), rows, files, run_dir / RUN_ID)
+        if not (run_dir / CONFIG_FILE).exists():
+            raise UserError(f"{run_dir} is no run directory: it has neither {RECORD_FILE} nor {CONFIG_FILE}")
+        config = read_yaml(run_dir / CONFIG_FILE)
+        hashed = config_hash(from_plain(config))
+        return cls(run_dir.name, config, hashed, {}, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
+
+    @classmethod
+    def _of(
+        cls, name: str, record: Record, rows: Sequence[Row], files: Sequence[tuple[Path, str | None]], id_file: Path | None
+    ) -> "Kept":
+        run = record.run
+        return cls(
+            name,
+            record.config,
+            run.config_hash,
+            record.environment,
+            record.totals.seconds,
+            run.finished,
+            record.points,
+            rows,
+            record.evaluation,
+            files,
+            id_file,
+        )
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """Every run directory below a folder."""
+    return sorted({path.parent for name in (RECORD_FILE, CONFIG_FILE) for path in folder.rglob(name)})
+
+
+def check_answer(uri: str) -> None:
+    """Raises UserError where no MLflow answers, before every run of a folder is tried."""
+    with _in_one_line(uri):
+        connect(uri).search_experiments(max_results=1)
+
+
+def sync(uri: str, experiment: str | None, kept: Kept) -> int:
+    """Bring a run to MLflow, ``experiment`` by default that of its settings; returns how much was added: 0 when all was there.
+
+    It becomes the run of its id, or, where the store has none of that id, the one that shows the same configuration under the same
+    name in the same sweep, or a new one.
+
+    Raises:
+        UserError: MLflow does not answer, or refuses something.
+    """
+    with _in_one_line(uri):
+        return _sync(uri, experiment or kept.config["tracking"]["experiment"], kept)
+
+
+@contextmanager
+def _in_one_line(uri: str) -> Iterator[None]:
+    """A failure of the store becomes a UserError. Every exception is meant: mlflow_client.survive says of what kinds they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where, reason = without_password(uri), " ".join(str(error).split())[:200]
+        raise UserError(f"MLflow at {where} failed: {type(error).__name__}: {reason}") from error
+
+
+def _sync(uri: str, experiment: str, kept: Kept) -> int:
+    sweep = kept.config["tracking"]["sweep"]
+    parent = sweep_parent(uri, experiment, sweep) if sweep else None
+    client = connect(uri)
+    tracker = Tracker(
+        uri,
+        experiment,
+        kept.name,
+        run_tags(kept.name, kept.config, kept.config_hash, kept.environment),
+        id_file=kept.id_file,
+        run_id=_find(client, uri, experiment, kept),
+        parent_run_id=parent,
+        sources=data_sources(kept.environment),
+        reopen=False,
+        start_time=kept.rows[0].time if kept.rows else time.time() - kept.seconds,
+    )
+    tracker.log_params(kept.config)
+    for row in kept.rows:
+        tracker.log_metrics(row.metrics, row.tokens, row.time)
+    for point, tokens, metrics in point_metrics(kept.points, kept.config):
+        tracker.log_metrics(metrics, tokens, tracker.start_time + point.seconds)
+    end = tracker.start_time + kept.seconds
+    tracker.finish("FINISHED" if kept.finished else "KILLED", end)
+    if not tracker.active or tracker.run_id is None:
+        raise UserError(f"{kept.name} did not reach MLflow at {uri} whole: try again when it answers")
+    added = tracker.added + _add_files(client, tracker.run_id, kept.files)
+    tokens = kept.points[-1].tokens if kept.points else 0
+    for result in kept.evaluation:
+        at = int(result.origin.get("tokens") or tokens)
+        added += log_evaluation(uri, tracker.run_id, result, at, None, at=end)
+    return added
+
+
+def _find(client: "MlflowClient", uri: str, experiment: str, kept: Kept) -> str | None:
+    """The id of the run in this store."""
+    from mlflow.exceptions import MlflowException
+
+    if kept.id_file is not None and kept.id_file.exists():
+        known = kept.id_file.read_text().strip()
+        try:
+            client.get_run(known)
+            return known
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+    with creation_lock(uri):
+        number = experiment_id(client, uri, experiment)
+    same = f"tags.config_hash = '{kept.config_hash}'"
+    for run in client.search_runs([number], same, order_by=["attributes.start_time DESC"]):
+        if run.info.run_name == kept.name and run.data.tags.get("sweep", "") == kept.config["tracking"]["sweep"]:
+            return str(run.info.run_id)
+    return None
+
+
+def _files(run_dir: Path) -> Iterator[tuple[Path, str | None]]:
+    """Configuration, record, sample grids, and what the parts of an evaluation drew."""
+    for name in (CONFIG_FILE, RECORD_FILE):
+        if (run_dir / name).exists():
+            yield run_dir / name, None
+    yield from ((path, "samples") for path in sorted((run_dir / "samples").glob("*.png")))
+    for folder in sorted((run_dir / "evaluation").glob("*-*")):
+        part = folder.name.rpartition("-")[0]
+        yield from ((path, evaluation_folder(part)) for path in sorted(folder.glob("*.png")))
+
+
+def _add_files(client: "MlflowClient", run_id: str, files: Sequence[tuple[Path, str | None]]) -> int:
+    """Files that are not there; those that are small and change, records and settings, are brought again where sizes differ."""
+    there: dict[str, int | None] = {}
+    for folder in {folder for _, folder in files}:
+        there |= {legal_name(one.path): one.file_size for one in client.list_artifacts(run_id, folder)}
+    added = 0
+    for path, folder in files:
+        if there.get(legal_name(f"{folder or ''}/{path.name}")) != path.stat().st_size:
+            client.log_artifact(run_id, str(path), folder)
+            added += 1
+    return added

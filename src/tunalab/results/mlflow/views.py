@@ -1,0 +1,134 @@
+"""Comparisons that stand ready in MLflow's UI: a saved view of each sweep, runs grouped by what the sweep varies.
+
+MLflow 3.17 keeps a saved view as an experiment tag: JSON with a name and times, and in ``state`` what the page would keep of
+itself (charts, sections, filter, grouping), compressed.
+"""
+
+import base64
+import json
+import re
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunalab.results.mlflow.client import connect
+from tunalab.results.mlflow.logged import ACCURACY
+from tunalab.results.mlflow.names import legal_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TAG = "mlflow.sharedViewState."  # and the key of the view, which its URL names
+ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds", "The same on harder levels"
+HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
+MOST_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class View:
+    """``url``: behind the server's address."""
+
+    name: str
+    url: str
+
+
+def set_up_views(uri: str) -> list[View]:
+    """A view for each sweep of the store, the one that was trained last first; where no run is of a sweep, one of all runs."""
+    client = connect(uri)
+    dated: list[tuple[int, View]] = []
+    for experiment in client.search_experiments():
+        runs = client.search_runs([experiment.experiment_id], "tags.variant LIKE '%'", max_results=MOST_RUNS)
+        sweeps = {run.data.tags.get("sweep", "") for run in runs}
+        for sweep in sorted(sweeps - {""} or sweeps):
+            of_sweep = [run for run in runs if run.data.tags.get("sweep", "") == sweep]
+            newest = max(run.info.start_time for run in of_sweep)
+            dated.append((newest, _set_up(client, experiment.experiment_id, sweep, of_sweep)))
+    return [view for _, view in sorted(dated, key=lambda one: -one[0])]
+
+
+def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Sequence[Run]") -> View:
+    key = f"tunalab-{legal_name(sweep).replace('/', '-').replace(' ', '-')}" if sweep else "tunalab"
+    group = group_tag([run.data.tags for run in runs])
+    metrics = sorted({name for run in runs for name in run.data.metrics if name.startswith(ACCURACY)})
+    varied = (
+        "variant" if len({run.data.tags.get(group) for run in runs}) <= len({run.data.tags["variant"] for run in runs}) else group
+    )
+    name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {varied}", int(time.time() * 1000)
+    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics)
+    value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed(state)})
+    client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
+    return View(name, f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART")
+
+
+def group_tag(tags: Sequence[dict[str, str]]) -> str:
+    """The tag whose groups are runs that differ in their seed alone: the arm, which is the variant where nothing else varies.
+
+    Runs of earlier versions have no such tag.
+    """
+    return "arm" if all("arm" in one for one in tags) else "variant"
+
+
+def packed(state: dict[str, Any]) -> str:
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+
+
+def view_state(search: str, group: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """What the page keeps of itself: line charts of ``metrics`` for the runs that ``search`` finds, a line a value of ``group``.
+
+    The parent run of a sweep has no variant and stays out. Every other metric has a chart that MLflow makes by
+    itself: emptying the search box above the charts shows them.
+    """
+    sections = [(ACCURACIES, [name for name in metrics if not HARD.search(name)])]
+    sections.append((HARDER, [name for name in metrics if HARD.search(name)]))
+    return {
+        "searchFilter": f"{search} and tags.variant LIKE '%'" if "sweep" in search else search,
+        "orderByKey": "tags.`mlflow.runName`",  # sorted by time, the page fetches parent runs too
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [*(f"tags.`{tag}`" for tag in ("variant", "seed")), *(f"metrics.`{name}`" for name in metrics)],
+        "runsHiddenMode": "SHOW_ALL",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group}]},
+        "useGroupedValuesInCharts": True,
+        "groupsExpanded": {},
+        "compareRunSections": [_section(title) for title, names in sections if names],
+        "compareRunCharts": [chart for title, names in sections for chart in _charts(title, names)],
+        "isAccordionReordered": True,
+        "hideEmptyCharts": True,
+        "chartsSearchFilter": f"^{ACCURACY}",
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _section(title: str) -> dict[str, Any]:
+    return {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+
+
+def _charts(title: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for metric in metrics:
+        yield {
+            "uuid": f"chart-{metric}",
+            "type": "LINE",
+            "metricSectionId": title,
+            "metricKey": metric,
+            "xAxisKey": "step",
+            "selectedXAxisMetricKey": "",
+            "xAxisScaleType": "log",  # evaluations are log-spaced
+            "scaleType": "linear",
+            "range": {"yMin": 0, "yMax": 1.02},  # a point at 1 is whole
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "lineSmoothness": 0,
+            "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": True,
+            "displayPoints": True,
+            "ignoreOutliers": False,
+            "runsCountToCompare": 100,
+            "deleted": False,
+            "isGenerated": False,
+        }

@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tunalab.errors import UserError
+from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.score import Score
+from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.analysis.statistics import above_chance, paired_difference, pooled
+from tunalab.results.records import Point
+
+
+def with_scores(record, outcomes_by_tokens, chance=0.25):
+    """``record`` with one benchmark, count, of the given outcomes."""
+    points = [
+        Point(tokens, 1, 1, 1.0, 1.0, {"count": Score.from_outcomes(right, chance)}) for tokens, right in outcomes_by_tokens.items()
+    ]
+    return replace(record, points=points)
+
+
+def test_curves_hold_every_number_of_the_records(records):
+    made = records(seeds=2)
+    table = curves(made)
+    assert len(table) == sum(len(point.benchmarks) for record in made for point in record.points)
+    record, point = made[4], made[4].points[3]
+    mine = table[(table.variant == record.run.variant) & (table.seed == record.run.seed) & (table.tokens == point.tokens)]
+    for row in mine.itertuples():
+        score = point.benchmarks[row.benchmark]
+        assert (row.accuracy, row.n, row.chance, row.low, row.high) == (
+            score.accuracy,
+            score.n,
+            score.chance,
+            score.low,
+            score.high,
+        )
+
+
+def test_the_same_run_twice_is_an_error(record):
+    with pytest.raises(UserError, match="one and two are the same run: variant tuna2, seed 0"):
+        curves([record(name="one"), record(name="two")])
+
+
+def test_unfinished_runs_are_left_out_once_one_is_finished(record):
+    done, open_run = record(), record(seed=1, finished=False)
+    assert usable([done, open_run]) == [done] and usable([open_run]) == [open_run]
+
+
+def test_align_tokens_joins_seeds_and_keeps_points_apart(records, record):
+    table = align_tokens(curves(records(seeds=3)))
+    assert table["tokens"].nunique() == 6 and len(table) == 3 * 3 * 6 * 7
+    assert last_common_tokens(table) == max(table["tokens"])
+    # Two evaluations of one run that fall together: the later one stays.
+    right = np.ones(10, bool)
+    close = with_scores(record(), {1000: ~right, 1010: right, 2000: ~right})
+    aligned = align_tokens(curves([close]))
+    assert aligned["tokens"].tolist() == [1010, 2000] and aligned["accuracy"].tolist() == [1.0, 0.0]
+
+
+def test_the_last_common_point_is_one_that_all_runs_reached(record):
+    right = np.ones(10, bool)
+    long, short = with_scores(record(), {1000: right, 2000: right}), with_scores(record("tuna"), {1000: right})
+    assert last_common_tokens(align_tokens(curves([long, short]))) == 1000
+    with pytest.raises(UserError, match="share no point"):
+        last_common_tokens(align_tokens(curves([with_scores(record(), {1000: right}), with_scores(record("tuna"), {5000: right})])))
+
+
+def test_pooled_mean_and_interval(record):
+    first, second = np.arange(100) < 60, np.arange(100) < 70
+    table = align_tokens(curves([with_scores(record(seed=0), {1000: first}), with_scores(record(seed=1), {1000: second})]))
+    (row,) = pooled(table).to_dict("records")
+    low, high = wilson(130, 200)
+    assert row["accuracy"] == pytest.approx(0.65) and row["n"] == 200 and row["seeds"] == 2
+    assert (row["wilson_low"], row["wilson_high"]) == pytest.approx((low, high))
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx((0.6, 0.7))
+    seed_error = 1.96 * np.std([0.6, 0.7], ddof=1) / np.sqrt(2)
+    assert row["low"] == pytest.approx(0.65 - np.hypot(0.65 - low, seed_error))
+    (alone,) = pooled(table[table.seed == 0]).to_dict("records")
+    assert (alone["low"], alone["high"]) == pytest.approx(wilson(60, 100))
+
+
+def test_above_chance_needs_the_bound_not_the_mean(record):
+    table = align_tokens(curves([with_scores(record(), {1000: np.arange(100) < 30})]))
+    assert above_chance(table) == {("tuna2", ""): {"count": False}}
+    half, fifth = np.arange(100) < 50, np.arange(100) < 20
+    runs = [with_scores(record(mask_ratio=0.5), {1000: half, 2000: fifth}), with_scores(record(mask_ratio=0.0), {2000: half})]
+    assert above_chance(align_tokens(curves(runs))) == {
+        ("tuna2", "mask ratio 0"): {"count": True},
+        ("tuna2", "mask ratio 0.5"): {"count": False},
+    }
+
+
+def test_nothing_is_pooled_that_differs_in_more_than_the_seed(record):
+    right = np.ones(10, bool)
+    runs = [with_scores(record(settings=[f"optimizer.ema={ema}"]), {1000: right}) for ema in (0.9, 0.99)]
+    assert len(pooled(align_tokens(curves(runs)))) == 2
+    apart = pd.concat([curves([runs[0]]), curves([replace(runs[1], run=replace(runs[1].run, seed=1))])])
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        pooled(align_tokens(apart))
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        paired_difference(runs, [with_scores(record("tuna"), {1000: right})], "count", 1000)
+
+
+def test_pairing_by_question_is_sharper_than_counts(record):
+    # b is right wherever a is, and on 15 more of 200: far from luck question by question, within noise as two counts.
+    easy = np.arange(200) < 100
+    more = np.arange(200) < 115
+    a, b = with_scores(record("tuna2"), {1000: more}), with_scores(record("tuna"), {1000: easy})
+    paired = paired_difference([a], [b], "count", 1000)
+    assert paired.by_item and paired.mean == pytest.approx(0.075) and paired.excludes_zero and paired.low > 0
+    bare_a, bare_b = (
+        replace(run, points=[replace(run.points[0], benchmarks={"count": Score.of(correct, 200, 0.25)})])
+        for run, correct in ((a, 115), (b, 100))
+    )
+    counts = paired_difference([bare_a], [bare_b], "count", 1000)
+    assert not counts.by_item and counts.mean == pytest.approx(0.075) and not counts.excludes_zero
+
+
+def test_seeds_that_disagree_widen_the_interval(record):
+    rng = np.random.default_rng(0)
+
+    def runs(variant, shares):
+        return [with_scores(record(variant, seed), {1000: rng.permutation(400) < 400 * share}) for seed, share in enumerate(shares)]
+
+    agree = paired_difference(runs("a", [0.6] * 4), runs("b", [0.5] * 4), "count", 1000)
+    disagree = paired_difference(runs("a", [0.8, 0.4, 0.8, 0.4]), runs("b", [0.5] * 4), "count", 1000)
+    assert agree.seeds == disagree.seeds == 4 and agree.mean == pytest.approx(disagree.mean) == pytest.approx(0.1)
+    assert disagree.high - disagree.low > 2 * (agree.high - agree.low)
+    assert agree.excludes_zero and not disagree.excludes_zero
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(record):
+    # Two equal variants, one seed: 95% intervals must hold 0 in about 95 of 100 worlds.
+    rng = np.random.default_rng(1)
+    base_a, base_b = record("a"), record("b")
+    covered = 0
+    for _ in range(200):
+        ability = rng.random(150)
+        a, b = (with_scores(base, {1000: rng.random(150) < ability}) for base in (base_a, base_b))
+        covered += not paired_difference([a], [b], "count", 1000, resamples=400).excludes_zero
+    assert 180 <= covered <= 199
+
+
+def test_without_a_common_seed_or_point_there_is_no_difference(record):
+    right = np.ones(20, bool)
+    here, there = with_scores(record("a", 0), {1000: right}), with_scores(record("b", 1), {1000: right})
+    assert paired_difference([here], [there], "count", 1000) is None
+    assert paired_difference([here], [with_scores(record("b", 0), {9000: right})], "count", 1000) is None
+    same = paired_difference([here], [with_scores(record("b", 0), {1005: right})], "count", 1000)
+    assert (same.mean, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)

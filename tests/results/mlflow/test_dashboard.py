@@ -1,0 +1,49 @@
+import sys
+
+import pytest
+
+from tunalab.errors import UserError
+from tunalab.results.mlflow import dashboard
+from tunalab.results.mlflow.views import View
+
+
+@pytest.fixture(autouse=True)
+def views(monkeypatch):
+    monkeypatch.setattr(
+        dashboard, "set_up_views", lambda uri: [View("figure6", "#/experiments/1"), View("ratios", "#/experiments/2")]
+    )
+
+
+def test_without_a_database_the_message_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="train a run or a sweep first"):
+        dashboard.serve(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_remote_server_is_pointed_at(capsys):
+    assert dashboard.serve("http://lab:5000/") == 0
+    assert "figure6: http://lab:5000/#/experiments/1\n" in capsys.readouterr().out
+
+
+def test_a_remote_server_that_does_not_answer_is_an_exit_code(monkeypatch, capsys):
+    def gone(uri):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(dashboard, "set_up_views", gone)
+    assert dashboard.serve("http://lab:5001") == 1 and "no route" in capsys.readouterr().err
+
+
+def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mlflow.db").touch()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert dashboard.server_command(uri, 5001)[:4] == [sys.executable, "-m", "mlflow", "ui"]
+    monkeypatch.setattr(dashboard, "server_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(UserError, match="exit code 3"):
+        dashboard.serve(uri, 5001)
+    answers = "import http.server as h; s = h.HTTPServer(('127.0.0.1', {}), h.SimpleHTTPRequestHandler); s.handle_request()"
+    monkeypatch.setattr(dashboard, "server_command", lambda _, port: [sys.executable, "-c", answers.format(port)])
+    assert dashboard.serve(uri, 47391) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{name}: http://127.0.0.1:47391/#/experiments/{number}" for number, name in ((1, "figure6"), (2, "ratios"))
+    ]
+    assert "http://127.0.0.1:47391" in lines[2]

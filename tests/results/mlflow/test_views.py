@@ -1,0 +1,40 @@
+import base64
+import json
+import zlib
+
+from tunalab.results.mlflow.client import connect
+from tunalab.results.mlflow.tracking import Tracker
+from tunalab.results.mlflow.views import ACCURACIES, HARDER, TAG, group_tag, set_up_views, view_state
+
+BY = {"figure6": "variant", "ratios": "arm"}
+
+
+def test_a_group_is_a_mean_over_seeds_and_nothing_else():
+    ratios = [{"variant": "tuna2", "arm": f"tuna2-ratio{ratio}"} for ratio in (0, 0.5)]
+    assert group_tag(ratios) == "arm" and group_tag([*ratios, {"variant": "tuna"}]) == "variant"
+
+
+def test_charts_of_accuracy_in_sections_by_level():
+    state = view_state("tags.sweep = 'figure6'", "variant", ["accuracy/count", "accuracy/count_3", "accuracy/easy_vqa"])
+    charts = [(chart["metricKey"], chart["metricSectionId"]) for chart in state["compareRunCharts"]]
+    assert charts == [("accuracy/count", ACCURACIES), ("accuracy/easy_vqa", ACCURACIES), ("accuracy/count_3", HARDER)]
+    assert [section["name"] for section in state["compareRunSections"]] == [ACCURACIES, HARDER]
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
+
+
+def test_every_sweep_has_its_view_the_newest_first(store):
+    for sweep, seed, start in (("figure6", 0, 100.0), ("figure6", 1, 300.0), ("ratios", 0, 200.0), ("ratios", 1, 200.0)):
+        for variant in ("tuna", "tuna2"):
+            tags = {"sweep": sweep, "variant": variant, "arm": f"{variant}{'-lr1' * (sweep == 'ratios' and seed)}", "seed": seed}
+            tracker = Tracker(store, "views", f"{variant}-seed{seed}", tags, start_time=start)
+            tracker.log_metrics({"accuracy/count": 0.5, "benchmark/count": 0.5}, 1000)
+            tracker.finish()
+    views = [view for view in set_up_views(store) if view.name.startswith(("ratios", "figure6"))]
+    assert [view.name for view in views] == [f"{name}: accuracy against tokens, by {by}" for name, by in BY.items()]
+    experiment = connect(store).get_experiment_by_name("views")
+    assert views[0].url.startswith(f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=tunalab-figure6")
+    value = json.loads(experiment.tags[f"{TAG}tunalab-figure6"])
+    state = json.loads(zlib.decompress(base64.b64decode(value["state"].removeprefix("deflate;"))))
+    assert value["name"] == views[0].name and state["groupBy"]["groupByKeys"][0]["groupByData"] == "arm"
+    assert state["searchFilter"] == "tags.sweep = 'figure6' and tags.variant LIKE '%'"
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["accuracy/count"]
