@@ -16,7 +16,7 @@ SETTINGS = {
     "tracking.enabled": "false",
     "checkpoint_seconds": "3",
     "stages.connector.tokens": "3000",
-    "stages.pretrain.tokens": "12000",
+    "stages.pretrain.tokens": "60000",
     "stages.sft.tokens": "3000",
     "evaluation.points": "1",
     "evaluation.groups": "4",
