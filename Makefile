@@ -89,8 +89,11 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
 
-test-slurm: components ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
-	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm
+test-slurm: components test-slurm-cluster ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
+	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm/test_slurm_training.py
+
+test-slurm-cluster: install ## the part of it that trains no model, four minutes: CI runs it
+	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm/test_slurm_cluster.py
 
 test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
 	$(BIN)/pytest -m plans
@@ -110,4 +113,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-plans gpu check clean
+.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
