@@ -1,3 +1,4 @@
+import socket
 import sys
 
 import pytest
@@ -47,3 +48,18 @@ def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_pa
         f"{name}: http://127.0.0.1:47391/#/experiments/{number}" for number, name in ((1, "figure6"), (2, "ratios"))
     ]
     assert "http://127.0.0.1:47391" in lines[2]
+
+
+def test_a_port_that_is_taken_or_none_is_refused_before_a_server_starts(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").touch()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
+    with socket.socket() as other:  # it would answer, and be taken for ours
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port} cannot be had"):
+            dashboard.serve(uri, port)
+    for port in (0, 99999):
+        with pytest.raises(UserError, match="out of range"):
+            dashboard.serve(uri, port)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ def serve(uri: str, port: int = 5000) -> int:
     A server that runs elsewhere gets the comparisons too, and is pointed at.
 
     Raises:
-        UserError: there is no database yet, or the server did not come up.
+        UserError: there is no database yet, the port is none or taken, or the server did not come up.
     """
     if urlparse(uri).scheme in ("http", "https"):
         print(f"the runs are on the tracking server: {uri}")
@@ -31,6 +32,7 @@ def serve(uri: str, port: int = 5000) -> int:
     database = database_path(uri)
     if database is not None and not database.exists():
         raise UserError(f"no MLflow database at {database}: train a run or a sweep first, or set MLFLOW_TRACKING_URI")
+    _check_port(port)
     address = f"http://127.0.0.1:{port}"
     # A session of its own: the server is several processes, and ends as a whole.
     server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ), start_new_session=True)
@@ -58,6 +60,18 @@ def _print_views(uri: str, address: str) -> bool:
     for view in views or ():
         print(f"{view.name}: {address}/{view.url}", flush=True)
     return fine
+
+
+def _check_port(port: int) -> None:
+    """Raises UserError. Whoever has the port would answer in the server's place, and be taken for it."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port} is out of range (1 to 65535)")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one that has just ended is in nobody's way
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port} cannot be had: {error.strerror}; choose another") from error
 
 
 def server_command(uri: str, port: int) -> list[str]:
