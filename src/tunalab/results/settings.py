@@ -7,12 +7,13 @@ told apart without anybody saying by what.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from tunalab.config import NOT_IDENTITY, digest, from_plain, to_plain
-from tunalab.errors import UserError
+from tunalab.config import NOT_IDENTITY, RunConfig, digest
+from tunalab.results.checking import Mismatch, build
 from tunalab.results.labels import key_labels, value_label
 from tunalab.results.records import Record
 
@@ -56,25 +57,35 @@ def told_apart(records: Sequence[Record]) -> list[Setting]:
     Settings and components of the front-end are part of what a variant is, and told only where they differ within one. Of
     settings that change together (one learning rate in three stages, all that another experiment file changes) the first is told.
     """
-    flat = [flat_settings(record) for record in records]
-    variants: list[object] = [record.run.variant for record in records]
+    described = [(record.run.variant, flat_settings(record)) for record in records]
+    runs = [json.dumps(one) for one in described]
+    kinds = dict(zip(runs, described, strict=True))  # a thousand records are of a few kinds, and differ in the seed
+    variants, flats = [variant for variant, _ in kinds.values()], [flat for _, flat in kinds.values()]
+    sizes = Counter(runs)
     told: list[str] = []
-    seen: list[object] = [()] * len(records)
-    for key in dict.fromkeys(key for settings in flat for key in settings):
-        column: list[object] = [json.dumps(settings.get(key)) for settings in flat]
+    seen: list[object] = [()] * len(kinds)
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        column = [json.dumps(flat.get(key)) for flat in flats]
         if _follows(column, seen) or (key.startswith(OF_VARIANT) and _follows(column, variants)):
             continue
         told.append(key)
         seen = list(zip(seen, column, strict=True))
-    most = {key: Counter(settings.get(key) for settings in flat).most_common(1)[0] for key in told}
-    common = {key: value for key, (value, count) in most.items() if 2 * count > len(flat)}
-    return [
-        Setting(
-            tuple((key, settings.get(key)) for key in told),
-            frozenset(key for key in common if settings.get(key) == common[key]),
+    common: dict[str, Value] = {}
+    for key in told:
+        counts: Counter[Value] = Counter()
+        for kind, (_, flat) in kinds.items():
+            counts[flat.get(key)] += sizes[kind]
+        value, most = counts.most_common(1)[0]
+        if 2 * most > len(runs):
+            common[key] = value
+    settings = {
+        kind: Setting(
+            tuple((key, flat.get(key)) for key in told),
+            frozenset(key for key in common if flat.get(key) == common[key]),
         )
-        for settings in flat
-    ]
+        for kind, (_, flat) in kinds.items()
+    }
+    return [settings[kind] for kind in runs]
 
 
 def identity(record: Record) -> str:
@@ -97,16 +108,14 @@ def flat_settings(record: Record) -> dict[str, Value]:
 
 @cache
 def _flat(config: str) -> dict[str, Value]:
-    plain = json.loads(config)
-    try:
-        plain = to_plain(from_plain(plain))
-    except UserError:  # of an earlier revision: a result all the same, told apart by its revision
-        plain = {"revision": 1} | plain
+    plain = {"revision": 1} | json.loads(config)
+    with suppress(Mismatch):  # of an earlier revision, whose settings are others: told apart by its revision, a result all the same
+        plain = asdict(build(RunConfig, plain))
     flat = dict(leaves({key: value for key, value in plain.items() if key not in _NOT_TOLD}))
     return flat | {"stages": " ".join(plain.get("stages", {}))}
 
 
-def _follows(column: list[object], from_: list[object]) -> bool:
+def _follows(column: Sequence[object], from_: Sequence[object]) -> bool:
     """Whether ``column`` is a function of ``from_``."""
     return len(set(zip(from_, column, strict=True))) == len(set(from_))
 
