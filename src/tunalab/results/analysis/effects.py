@@ -6,8 +6,9 @@ the other leaves its reference (difference of differences). All cells of a contr
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from tunalab.results.analysis.curves import align_tokens, curves, last_common_to
 from tunalab.results.analysis.factors import Cell, Factor, Level, factors_and_cells, level_label, ordered_levels
 from tunalab.results.analysis.statistics import joint_interval, score_at
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
-from tunalab.results.records import Record
+from tunalab.results.records import Point, Record
 
-MEAN, PSNR, TEXT_LOSS = "mean accuracy", "one-step PSNR, dB", "text loss, nats"
+MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
+PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
 COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "pairs", "seeds", "n"]
 Weights = Mapping[Cell, float]
 
@@ -73,6 +75,7 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     tokens = last_common_tokens(aligned)
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
+    continuous = _continuous(finished, tokens)
     rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
         seeds = sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in contrast.weights)))
@@ -87,8 +90,8 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
                 mean = float(np.mean([value_SI.mean() for value_SI in of]))
                 n = sum(value_SI.shape[1] for value_SI in of)
                 rows.append((*told, name, mean, *joint_interval(of), contrast.pairs, len(seeds), n))
-        for name in (TEXT_LOSS, PSNR):
-            value_S = _mean_of(contrast.weights, seeds, name, tokens)
+        for name, of_point in continuous.items():
+            value_S = _mean_of(contrast.weights, seeds, of_point, tokens)
             if value_S is not None:
                 rows.append((*told, name, float(value_S.mean()), *_student(value_S), contrast.pairs, len(seeds), len(seeds)))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -96,15 +99,18 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def effects_markdown(table: pd.DataFrame) -> str:
     """A row per contrast: mean accuracy, text loss and PSNR with intervals, then each benchmark; bold where 0 is excluded."""
-    outcomes = [MEAN, TEXT_LOSS, PSNR, *(name for name in dict.fromkeys(table["outcome"]) if name not in (MEAN, TEXT_LOSS, PSNR))]
-    outcomes = [name for name in outcomes if name in set(table["outcome"])]
-    titles = [name if name in (MEAN, TEXT_LOSS, PSNR) else benchmark_label(name) for name in outcomes]
+    outcomes = ordered_outcomes(table)
     text = []
     for kind, title in (("main", "Main effects"), ("interaction", "Interactions")):
         part = table[table["effect"] == kind]
         if part.empty:
             continue
-        text += [f"## {title}", "", _row(["choice", "pairs", "seeds", *titles]), _row(["---", *["---:"] * (2 + len(titles))])]
+        text += [
+            f"## {title}",
+            "",
+            _row(["choice", "pairs", "seeds", *map(outcome_label, outcomes)]),
+            _row(["---", *["---:"] * (2 + len(outcomes))]),
+        ]
         for key, rows in part.groupby(["factor", "level", "reference", "with"], sort=False):
             factor, level, reference, other = map(str, key)
             by_outcome = {str(row["outcome"]): row for row in rows.to_dict("records")}
@@ -120,6 +126,22 @@ def effects_markdown(table: pd.DataFrame) -> str:
         f"Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
     )
     return "\n".join([*text, note, ""])
+
+
+def ordered_outcomes(table: pd.DataFrame) -> list[str]:
+    """Mean accuracy, text loss and PSNR first, then each benchmark."""
+    found = list(dict.fromkeys(table["outcome"]))
+    first = [name for name in found if name in (MEAN, TEXT_LOSS) or name.startswith(PSNR)]
+    return sorted(first, key=lambda name: name != MEAN) + [name for name in found if name not in first]
+
+
+def outcome_label(outcome: str) -> str:
+    return outcome if outcome in (MEAN, TEXT_LOSS) or outcome.startswith(PSNR) else benchmark_label(outcome)
+
+
+def unit(outcome: str) -> float:
+    """What a value is multiplied with to be shown: shares as percentage points, nats and decibels as they are."""
+    return 1.0 if outcome == TEXT_LOSS or outcome.startswith(PSNR) else 100.0
 
 
 def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
@@ -195,19 +217,34 @@ def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: in
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
 
 
-def _mean_of(weights: Weights, seeds: Sequence[int], outcome: str, tokens: int) -> np.ndarray | None:
-    """The contrast of text loss or one-step PSNR, each a mean over what the point at ``tokens`` holds, by seed, (S,)."""
+def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Callable[[Point], float | None]]:
+    """Outcomes that are no shares of questions: each a number of a point, None where it has none."""
+    times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
+    return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": partial(_psnr, t) for t in times}}
+
+
+def _psnr(t: str, point: Point) -> float | None:
+    return point.one_step_psnr.get(t)
+
+
+def _text_loss(point: Point) -> float | None:
+    losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
+    return float(np.mean(losses)) if losses else None
+
+
+def _point_at(record: Record, tokens: int) -> Point:
+    return min(record.points, key=lambda point: abs(point.tokens - tokens))
+
+
+def _mean_of(weights: Weights, seeds: Sequence[int], outcome: Callable[[Point], float | None], tokens: int) -> np.ndarray | None:
+    """The contrast of a continuous outcome at the point at ``tokens``, by seed, (S,); None where a run has none."""
     totals = []
     for seed in seeds:
-        total = 0.0
-        for cell, weight in weights.items():
-            point = min(_of_seed(cell, seed).points, key=lambda point: abs(point.tokens - tokens))
-            losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
-            held = losses if outcome == TEXT_LOSS else list(point.one_step_psnr.values())
-            if not held:
-                return None
-            total += weight * float(np.mean(held))
-        totals.append(total)
+        found = {cell: outcome(_point_at(_of_seed(cell, seed), tokens)) for cell in weights}
+        known = [weights[cell] * value for cell, value in found.items() if value is not None]
+        if len(known) < len(found):
+            return None
+        totals.append(sum(known))
     return np.array(totals)
 
 
@@ -221,7 +258,7 @@ def _student(value_S: np.ndarray) -> tuple[float | None, float | None]:
 def _effect(row: Mapping[object, object] | None, outcome: str) -> str:
     if row is None:
         return ""
-    scale, digits = (1.0, 3 if outcome == TEXT_LOSS else 2) if outcome in (TEXT_LOSS, PSNR) else (100.0, 1)
+    scale, digits = unit(outcome), 3 if outcome == TEXT_LOSS else 2 if outcome.startswith(PSNR) else 1
     value, low, high = (float(row[name]) * scale for name in ("value", "low", "high"))  # type: ignore[arg-type]
     if np.isnan(low):
         return f"{value:+.{digits}f}"

@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tunalab.errors import UserError
-from tunalab.results.analysis.effects import MEAN, PSNR, TEXT_LOSS
-from tunalab.results.labels import benchmark_label
+from tunalab.results.analysis.effects import ordered_outcomes, outcome_label, unit
 
 INK, FAINT, CLEAR = "#333333", "#B0B0B0", "#D55E00"
 MAIN = "main"
@@ -23,8 +22,7 @@ def forest(table: pd.DataFrame) -> Figure:
     main = table[table["effect"] == MAIN]
     if main.empty:
         raise UserError("no effects to draw: no two runs of these records differ in one choice alone")
-    first = [name for name in (MEAN, TEXT_LOSS, PSNR) if name in set(main["outcome"])]
-    outcomes = first + [name for name in dict.fromkeys(main["outcome"]) if name not in first]
+    outcomes = ordered_outcomes(main)
     rows = list(dict.fromkeys(zip(main["factor"], main["level"], main["reference"], strict=True)))
     columns = 4
     lines = -(-len(outcomes) // columns)
@@ -39,7 +37,7 @@ def forest(table: pd.DataFrame) -> Figure:
 
 
 def _panel(axes: Axes, part: pd.DataFrame, outcome: str, rows: list[tuple[str, str, str]], named: bool) -> None:
-    scale = 1 if outcome in (TEXT_LOSS, PSNR) else 100
+    scale = unit(outcome)
     axes.axvline(0, color=FAINT, linewidth=1)
     for row in part.to_dict("records"):
         place = len(rows) - 1 - rows.index((row["factor"], row["level"], row["reference"]))
@@ -51,8 +49,8 @@ def _panel(axes: Axes, part: pd.DataFrame, outcome: str, rows: list[tuple[str, s
     names = [f"{factor}: {level} - {reference}" for factor, level, reference in reversed(rows)]
     axes.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    title = outcome if outcome in (MEAN, TEXT_LOSS, PSNR) else benchmark_label(outcome)
-    axes.set_title(f"{title}, points" if scale == 100 else title, fontsize=9.5, color=INK, loc="left")
+    title = outcome_label(outcome)
+    axes.set_title(f"{title}, points" if scale != 1 else title, fontsize=9.5, color=INK, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#BBBBBB")
     axes.tick_params(labelsize=8, colors=INK, color="#BBBBBB", length=3)
