@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import SmallComponents, small_config
 from tests.model.samples import plain_draws, random_batch
-from tests.variants import PAPERS, SETTINGS
+from tests.variants import FULL_SCALE, SETTINGS
 from tunalab.cli import main
 from tunalab.config import FrontEndConfig, RunConfig, load_config, to_plain
 from tunalab.data.buckets import Buckets
@@ -51,37 +51,49 @@ def differences(a: RunConfig, b: RunConfig) -> set[str]:
     return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
 
 
+def connects(config: RunConfig) -> bool:
+    return bool(frontend_class(config.frontend.name).connector_parts)
+
+
 @pytest.mark.parametrize("experiment", CONTROLLED)
 def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) -> None:
     """But for the exception that the headers name: a front-end without connector trains whole in the connector stage."""
-    configs = {variant: load(experiment, variant) for variant in PAPERS}
-    assert len(configs) >= 3
-    for one, other in combinations(configs, 2):
-        settings = differences(configs[one], configs[other])
+    configs = {variant: load(experiment, variant) for variant in FULL_SCALE}
+    assert len(configs) >= 5
+    for one, other in combinations(configs.values(), 2):
+        settings = differences(one, other)
         exception = {key for key in settings if key.startswith("stages.")}
-        assert exception == ({"stages.connector.lr"} if "tuna2" in (one, other) else set())
+        assert exception == (set() if connects(one) == connects(other) else {"stages.connector.lr"})
         assert {key.split(".")[0] for key in settings - exception} == {"variant", "frontend"}
     for variant, config in configs.items():
-        whole = not frontend_class(config.frontend.name).connector_parts
         stages = config.stages
-        assert stages["connector"].lr == (stages["pretrain"].lr if whole else 5e-4), variant
+        assert stages["connector"].lr == (5e-4 if connects(config) else stages["pretrain"].lr), variant
+
+
+@pytest.mark.parametrize("one, other", [("bottleneck", "tuna2"), ("vae_latents", "tuna")])
+def test_the_two_that_the_paper_lacks_differ_from_its_nearest_in_the_front_end_alone(one: str, other: str) -> None:
+    """And in the stage of a connector that one has and the other lacks."""
+    pair = load("paper_7b", one), load("paper_7b", other)
+    stages = set() if connects(pair[1]) == connects(pair[0]) else {"stages.connector.lr", "stages.connector.tokens"}
+    settings = {key for key in differences(*pair) if not key.startswith("frontend.")}
+    assert settings == {"variant"} | stages
+    assert {config.frontend.vae for config in pair} == {pair[1].frontend.vae} and pair[0].frontend.patch == pair[1].frontend.patch
 
 
 def test_own_settings_are_those_that_the_header_lists() -> None:
-    expected = {
-        "tuna": {
-            *("prediction", "time_mean", "time_shift", "time_std", "noise_scale"),
-            *("text_weight", "understanding_noise", "masking.ratio"),
-        },
-        "tuna_r": {"masking.ratio"},
-        "tuna2": set(),
+    latents = {
+        *("prediction", "time_mean", "time_shift", "time_std", "noise_scale"),
+        *("text_weight", "understanding_noise", "masking.ratio"),
     }
+    expected = {"tuna": latents, "vae_latents": latents, "tuna_r": {"masking.ratio"}, "tuna2": set(), "bottleneck": set()}
     sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": {"method"}}
-    for variant in PAPERS:
+    sampling |= {"vae_latents": sampling["tuna"], "bottleneck": sampling["tuna2"]}
+    for variant in FULL_SCALE:
+        own = load("paper_7b", variant)
         named = {f"objective.{key}" for key in expected[variant]} | {f"sampling.{key}" for key in sampling[variant]}
-        if variant == "tuna2":
+        if not connects(own):
             named |= {"stages.connector.tokens"}
-        assert differences(load("paper_7b", variant), load("paper_7b_controlled", variant)) == named | {"experiment"}
+        assert differences(own, load("paper_7b_controlled", variant)) == named | {"experiment"}
 
 
 @pytest.mark.parametrize("official", MODELS, ids=lambda model: model.variant)
@@ -99,7 +111,7 @@ def test_tunas_times_shift_by_the_published_law() -> None:
     torch.testing.assert_close(-middle.logit(), torch.tensor([0.5, 0.63, 1.15]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", PAPERS)
+@pytest.mark.parametrize("variant", FULL_SCALE)
 def test_sizes_differ_in_size_and_budget_alone(variant: str) -> None:
     for small, large in (OWN, CONTROLLED):
         budgets = {f"stages.{stage}.tokens" for stage in STAGES}
@@ -108,13 +120,13 @@ def test_sizes_differ_in_size_and_budget_alone(variant: str) -> None:
 
 
 def test_the_stages_are_the_papers() -> None:
-    for experiment, variant in ((experiment, variant) for experiment in OWN + CONTROLLED for variant in PAPERS):
+    for experiment, variant in ((experiment, variant) for experiment in OWN + CONTROLLED for variant in FULL_SCALE):
         config = load(experiment, variant)
         stages = config.stages
         assert list(stages) == list(STAGES)
-        connector = 1e-4 if variant == "tuna2" else 5e-4  # it has none; in the paper's own settings the stage has no tokens
+        connector = 5e-4 if connects(config) else 1e-4  # where there is none, the stage has no tokens in the paper's own settings
         assert [stage.lr for stage in stages.values()] == [connector, 1e-4, 2e-5]
-        assert (stages["connector"].tokens == 0) == (variant == "tuna2" and experiment in OWN)
+        assert (stages["connector"].tokens == 0) == (experiment in OWN and not connects(config))
         assert [stage.train for stage in stages.values()] == ["connector", "all", "all"]
         assert [stage.masking for stage in stages.values()] == [False, True, False]
         assert config.objective.masking.start == 0.6, "the last 40%"
@@ -165,6 +177,7 @@ def test_training_without_the_data_is_one_line(
         ("tuna2", "decoder.pretrained=Qwen/Qwen2.5-7B-Instruct"),
         ("tuna_r", "frontend.encoder=vit_so400m_patch16_siglip_512.v2_webli"),
         ("tuna", "frontend.vae=Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae"),
+        ("vae_latents", "frontend.vae=Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae"),
     ],
 )
 def test_training_without_the_weights_is_one_line_and_never_random(
@@ -184,7 +197,7 @@ def test_training_without_the_weights_is_one_line_and_never_random(
     assert str(error.value).startswith(missing) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("variant", [name for name in PAPERS if load("paper_7b", name).stages["connector"].tokens])
+@pytest.mark.parametrize("variant", [name for name in FULL_SCALE if load("paper_7b", name).stages["connector"].tokens])
 def test_text_to_image_trains_nothing_in_the_connector_stage(variant: str, tokenizer: Tokenizer) -> None:
     """As the headers say: the head's output starts at zero and stays there, and no gradient passes a weight of zero."""
     assert load("paper_7b", variant).stages["connector"].train == "connector"

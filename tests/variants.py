@@ -24,4 +24,4 @@ def settings_of(name: str) -> FrontEndConfig:
 
 
 # Those that the full-scale recipes give a front-end of their size.
-PAPERS = [path.stem for path in variants_of(FILES[0].parents[1] / "experiments" / "paper_7b.yaml")]
+FULL_SCALE = [path.stem for path in variants_of(FILES[0].parents[1] / "experiments" / "paper_7b.yaml")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.variants import PAPERS
+from tests.variants import FULL_SCALE
 
 from tunalab.config import load_config
 from tunalab.model.build import build_model
@@ -35,7 +35,7 @@ def test_the_decoder_is_the_published_one(experiment: str) -> None:
     assert ("decoder: output table" in decoder) == (experiment == "paper_7b"), "1.5B has one table for both"
 
 
-@pytest.mark.parametrize("variant", PAPERS)
+@pytest.mark.parametrize("variant", FULL_SCALE)
 def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     """7.6 of the decoder, 5.0 of the flow head in blocks of 313 million; an encoder of 0.4 comes on top."""
     model = full_scale("paper_7b", variant)
@@ -49,7 +49,7 @@ def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
     assert total.in_blocks == sum(p.numel() for part in (model.decoder.model.layers, model.head.blocks) for p in part.parameters())
 
 
-@pytest.mark.parametrize("variant", PAPERS)
+@pytest.mark.parametrize("variant", FULL_SCALE)
 def test_the_1_5b_models_have_a_flow_head_of_the_same_structure(variant: str) -> None:
     """Blocks of 24 and 6 heads of 64 with qk-norm, SwiGLU and six vectors of adaLN; tokens of 768 pixels or 48 latent channels."""
     model = full_scale("paper_1_5b", variant)
@@ -83,6 +83,19 @@ def test_front_ends_are_those_of_the_paper() -> None:
     vae = parts(tuna)[FRONT_END + "vae"]
     assert vae.trained == 0 and vae.frozen > 5e8
     assert totals(tuna).frozen == vae.frozen and totals(tuna_r).frozen == 0
+
+
+def test_the_two_front_ends_that_the_paper_lacks_are_of_its_size() -> None:
+    """Patches of 768 numbers to 3584 through the 128 of JiT-B/16; and the 48 channels of Tuna's VAE straight to 3584."""
+    width = 3584
+    counts = {variant: parts(full_scale("paper_7b", variant)) for variant in ("bottleneck", "vae_latents", "tuna")}
+    trained = {
+        variant: sum(count.trained for name, count in found.items() if name.startswith(FRONT_END))
+        for variant, found in counts.items()
+    }
+    assert trained["bottleneck"] == 768 * 128 + (128 + 1) * width + width
+    assert trained["vae_latents"] == (48 + 1) * width + width
+    assert counts["vae_latents"][FRONT_END + "vae"] == counts["tuna"][FRONT_END + "vae"]
 
 
 def test_stages_train_what_they_say() -> None:
