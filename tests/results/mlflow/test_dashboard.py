@@ -53,7 +53,7 @@ def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_pa
 def test_a_port_that_is_taken_or_none_is_refused_before_a_server_starts(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").touch()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
+    monkeypatch.setattr(dashboard, "server_command", lambda *_: pytest.fail("a server was started"))
     with socket.socket() as other:  # it would answer, and be taken for ours
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -63,3 +63,9 @@ def test_a_port_that_is_taken_or_none_is_refused_before_a_server_starts(tmp_path
     for port in (0, 99999):
         with pytest.raises(UserError, match="out of range"):
             dashboard.serve(uri, port)
+
+
+def test_what_is_no_store_is_refused_before_a_server_starts(monkeypatch):
+    monkeypatch.setattr(dashboard, "server_command", lambda *_: pytest.fail("a server was started"))
+    with pytest.raises(UserError, match="foo://bar failed"):
+        dashboard.serve("foo://bar")

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 from tunalab.errors import UserError
 from tunalab.results.mlflow.client import database_path, quiet_environment, survive
+from tunalab.results.mlflow.sync import check_answer
 from tunalab.results.mlflow.views import set_up_views
 
 START_SECONDS = 300  # a few on an idle machine
@@ -24,7 +25,7 @@ def serve(uri: str, port: int = 5000) -> int:
     A server that runs elsewhere gets the comparisons too, and is pointed at.
 
     Raises:
-        UserError: there is no database yet, the port is none or taken, or the server did not come up.
+        UserError: there is no database yet, or no store, the port is none or taken, or the server did not come up.
     """
     if urlparse(uri).scheme in ("http", "https"):
         print(f"the runs are on the tracking server: {uri}")
@@ -32,6 +33,8 @@ def serve(uri: str, port: int = 5000) -> int:
     database = database_path(uri)
     if database is not None and not database.exists():
         raise UserError(f"no MLflow database at {database}: train a run or a sweep first, or set MLFLOW_TRACKING_URI")
+    if database is None:
+        check_answer(uri)  # the server would answer a mistyped address with two stack traces
     _check_port(port)
     address = f"http://127.0.0.1:{port}"
     # A session of its own: the server is several processes, and ends as a whole.
@@ -86,7 +89,7 @@ def _wait_until_it_answers(server: "subprocess.Popen[bytes]", address: str) -> N
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise UserError(f"the MLflow server ended with exit code {server.returncode}: is port {urlparse(address).port} taken?")
+            raise UserError(f"the MLflow server ended with exit code {server.returncode}; what it said stands above")
         try:
             urlopen(f"{address}/health", timeout=2).close()
             return
