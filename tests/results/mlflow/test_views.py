@@ -2,6 +2,7 @@ import base64
 import json
 import zlib
 
+from tunalab.results.mlflow import views as views_module
 from tunalab.results.mlflow.client import connect
 from tunalab.results.mlflow.tracking import Tracker
 from tunalab.results.mlflow.views import ACCURACIES, HARDER, TAG, group_tag, set_up_views, view_state
@@ -22,7 +23,8 @@ def test_charts_of_accuracy_in_sections_by_level():
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
 
 
-def test_every_sweep_has_its_view_the_newest_first(store):
+def test_every_sweep_has_its_view_the_newest_first(store, monkeypatch):
+    monkeypatch.setattr(views_module, "PAGE_RUNS", 3)  # so that there are several pages
     for sweep, seed, start in (("figure6", 0, 100.0), ("figure6", 1, 300.0), ("ratios", 0, 200.0), ("ratios", 1, 200.0)):
         for variant in ("tuna", "tuna2"):
             tags = {"sweep": sweep, "variant": variant, "arm": f"{variant}{'-lr1' * (sweep == 'ratios' and seed)}", "seed": seed}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TAG = "mlflow.sharedViewState."  # and the key of the view, which its URL names
 ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds", "The same on harder levels"
 HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
-MOST_RUNS = 1000
+PAGE_RUNS = 1000  # a request
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,22 @@ def set_up_views(uri: str) -> list[View]:
     client = connect(uri)
     dated: list[tuple[int, View]] = []
     for experiment in client.search_experiments():
-        runs = client.search_runs([experiment.experiment_id], "tags.variant LIKE '%'", max_results=MOST_RUNS)
+        runs = list(_runs(client, experiment.experiment_id))
         sweeps = {run.data.tags.get("sweep", "") for run in runs}
         for sweep in sorted(sweeps - {""} or sweeps):
             of_sweep = [run for run in runs if run.data.tags.get("sweep", "") == sweep]
             newest = max(run.info.start_time for run in of_sweep)
             dated.append((newest, _set_up(client, experiment.experiment_id, sweep, of_sweep)))
     return [view for _, view in sorted(dated, key=lambda one: -one[0])]
+
+
+def _runs(client: "MlflowClient", experiment_id: str) -> "Iterator[Run]":
+    """Of every sweep: a page of the newest alone would leave out the others' comparisons."""
+    token: str | None = None
+    while token != "":
+        page = client.search_runs([experiment_id], "tags.variant LIKE '%'", max_results=PAGE_RUNS, page_token=token)
+        yield from page
+        token = page.token or ""
 
 
 def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Sequence[Run]") -> View:
