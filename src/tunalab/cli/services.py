@@ -47,12 +47,15 @@ def dashboard(arguments: argparse.Namespace) -> int:
 
 
 def mlflow_sync(arguments: argparse.Namespace) -> int:
+    if arguments.records is not None and arguments.runs:
+        raise UserError(f"--records {arguments.records} or run directories ({arguments.runs[0]}), not both")
+    for path in arguments.runs:
+        if not path.is_dir():  # before a store is asked: asking a database makes it
+            raise UserError(f"{path}: there is no such run directory")
     from tunalab.results.mlflow.client import default_uri
     from tunalab.results.mlflow.sync import Kept, check_answer, run_directories, sync
     from tunalab.sweeps.cells import take_lock
 
-    if arguments.records is not None and arguments.runs:
-        raise UserError(f"--records {arguments.records} or run directories ({arguments.runs[0]}), not both")
     paths = arguments.runs or run_directories(RUNS)
     if arguments.records is not None:
         paths = sorted(arguments.records.glob("*.json"))

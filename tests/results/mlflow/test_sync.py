@@ -118,3 +118,9 @@ def test_the_command_takes_all_runs_and_leaves_those_in_training_alone(store, ru
     assert main(["mlflow-sync", "--uri", "http://127.0.0.1:9"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines) and "http://127.0.0.1:9 failed" in lines[2]
+
+
+def test_a_mistyped_run_directory_makes_no_database(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["mlflow-sync", "runs/nowhere", "--uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
+    assert capsys.readouterr().err == "error: runs/nowhere: there is no such run directory\n" and not list(tmp_path.iterdir())
