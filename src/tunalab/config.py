@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.checks import check_settings, misfit
 from tunalab.errors import UserError
-from tunalab.layers import first_line, settings_layers
+from tunalab.layers import Layer, first_line, settings_layers
 from tunalab.layers import read_yaml as read_yaml
 
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
@@ -296,6 +296,7 @@ _TREE = RunConfig(
 
 
 _DEFAULTS = OmegaConf.structured(RunConfig)
+_KEPT: dict[str, Any] = {}  # an experiment's layers -> what they make of the defaults
 
 
 def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
@@ -303,13 +304,9 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
 
     Raises UserError, one line, naming the key or the file and the choices.
     """
-    merged = _defaults()
-    for layer in settings_layers(experiment, variant, overrides):
-        for stage in layer.new_mixes:
-            if stage in merged.stages:
-                merged.stages[stage].mix = {}
-        merged = _merge(merged, layer.settings, layer.source)
-    return _checked(merged)
+    layers = settings_layers(experiment, variant, overrides)
+    of_experiment = len(settings_layers(experiment, None, []))
+    return _checked(_laid(_below(layers[:of_experiment]), layers[of_experiment:]))
 
 
 def from_plain(plain: Any) -> RunConfig:
@@ -324,6 +321,25 @@ def from_plain(plain: Any) -> RunConfig:
 
 def _defaults() -> Any:
     return copy.deepcopy(_DEFAULTS)
+
+
+def _below(layers: list[Layer]) -> Any:
+    """The defaults under an experiment's layers. The last one is kept: it is most of the work, and a sweep's cells share it."""
+    told = repr(layers)
+    if told not in _KEPT:
+        laid = _laid(_defaults(), layers)
+        _KEPT.clear()
+        _KEPT[told] = laid
+    return copy.deepcopy(_KEPT[told])
+
+
+def _laid(merged: Any, layers: list[Layer]) -> Any:
+    for layer in layers:
+        for stage in layer.new_mixes:
+            if stage in merged.stages:
+                merged.stages[stage].mix = {}
+        merged = _merge(merged, layer.settings, layer.source)
+    return merged
 
 
 def _checked(merged: Any) -> RunConfig:
@@ -376,13 +392,22 @@ def config_hash(config: RunConfig) -> str:
 
 def plain_hash(plain: dict[str, Any]) -> str:
     """:func:`config_hash` of a configuration in the form that :func:`to_plain` gives."""
+    return text_digest(identity(plain))
+
+
+def identity(plain: dict[str, Any]) -> str:
+    """What of a plain configuration decides what a run computes, as the text that is hashed."""
     entering = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
-    entering["stages"] = list(entering["stages"].items())  # their order is part of what a run computes
-    return digest(entering)
+    entering["stages"] = list(entering["stages"].items())  # their order is part of it
+    return json.dumps(entering, sort_keys=True)
 
 
 def digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    return text_digest(json.dumps(plain, sort_keys=True))
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def check(config: RunConfig) -> None:

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tunalab.config import RunConfig, completed, config_hash, load_config, to_plain
 from tunalab.errors import UserError
+from tunalab.sweeps import resolving
 from tunalab.sweeps.grid import Cell, expand, load_sweep
 from tunalab.sweeps.resolving import own_settings, resolve
 
@@ -53,9 +55,37 @@ def test_numbers_words_mixes_and_kinds_of_cells() -> None:
         ["objective.masking.generation=true", "stages.pretrain.mix={scenes/vqa: 1}"],
         ["stages.pretrain.tokens=1_000"],
         ["data.levels=[1, 0, 0]"],
+        ["optimizer.eps=1e-9", "frontend.encoder_layer=-1", "decoder.layers=2", "threads=1"],
+        ["optimizer.eps=1e-05", "frontend.encoder_layer=-3", "decoder.layers=0x10", "threads=2"],
+        ["optimizer.clip=1"],
+        ["optimizer.clip=010.50"],
     )
     assert_equal(cells, [])
     assert {type(one.plain["objective"]["masking"]["ratio"]) for one in resolve(cells, [], files).values()} == {float}
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "7", "2147483647", "00", "007", "1_000", "1e3", "-1", "+1", "1:30", "0x10", "true", "1 ", ""]
+)
+def test_a_number_is_read_as_omegaconf_reads_it(text: str) -> None:
+    expected = OmegaConf.from_dotlist([f"seed={text}"]).seed
+    value = resolving._value(f"seed={text}")
+    assert value == expected and type(value) is type(expected)
+
+
+def test_an_experiment_edited_between_two_loads_is_laid_anew(tmp_path: Path) -> None:
+    path = tmp_path / "edited.yaml"
+    text = (ROOT / "experiments" / "scenes.yaml").read_text()
+    path.write_text(text)
+    first = load_config(path, None, [])
+    first.stages.clear()  # what one caller does to its configuration is not the next one's
+    again = load_config(path, None, ["threads=2"])
+    assert again.stages and load_config(path, None, []).threads == RunConfig().threads
+    path.write_text(f"{text}\nthreads: 3\n")
+    assert load_config(path, None, []).threads == 3
+    path.write_text(f"{text}\nthreads: 3.0\n")  # equal to Python, and yet no count
+    with pytest.raises(UserError, match="threads"):
+        load_config(path, None, [])
 
 
 def test_what_refers_to_another_setting_follows_it() -> None:

@@ -174,16 +174,32 @@ def thousand(folder: Path) -> None:
 
 
 def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the time goes into is counted, as that is the same however busy the machine is: modules, configurations, files."""
     monkeypatch.chdir(tmp_path)
     thousand(tmp_path)
     call = """
 import sys, time
 from tunalab.cli import main
-assert main(["sweep", "large", "--status"]) == 0
-print("modules", sorted({"torch", "transformers", "lightning", "mlflow", "matplotlib", "scipy"} & sys.modules.keys()))
+from tunalab.sweeps import resolving
+counts = {"configurations": 0, "files": 0}
+def count(event, arguments):
+    counts["files"] += event == "open" and str(arguments[0]).startswith("runs/")
+sys.addaudithook(count)
+load_config = resolving.load_config
+def counted(*arguments):
+    counts["configurations"] += 1
+    return load_config(*arguments)
+resolving.load_config = counted
+assert main(["sweep", "large", "--status", "--once"]) == 0
+heavy = {"torch", "transformers", "lightning", "mlflow", "matplotlib", "scipy", "numpy", "pandas", "submitit", "tqdm"}
+print("modules", sorted(heavy & sys.modules.keys()))
+print(counts)
 print("seconds", time.process_time())
 """
     done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
     assert "1008 runs: 336 done, 672 queued" in done.stdout and "modules []" in done.stdout
-    seconds = float(re.findall(r"seconds ([\d.]+)", done.stdout)[0])  # of this process, however busy the machine is
-    assert seconds < 3.0, f"{seconds:.2f} s"  # 0.8 on the machine of results/bench.json with nothing else on it; three fold here
+    configurations, files = map(int, re.findall(r"'configurations': (\d+), 'files': (\d+)", done.stdout)[0])
+    assert configurations == 3  # of variants: the rest is numbers put in
+    assert 1008 < files <= 4 * 1008  # history, status and lock, and whose the directory is; or history and record, twice
+    seconds = float(re.findall(r"seconds ([\d.]+)", done.stdout)[0])  # of this process, whatever others do
+    assert seconds < 3.0, f"{seconds:.2f} s"  # measured: 0.5 to 0.7 on two cores that others use too

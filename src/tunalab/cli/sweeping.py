@@ -56,9 +56,6 @@ def sweep(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import collect, is_finished
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.launch_file import LocalLaunch, read_launch
-    from tunalab.sweeps.launcher import Work
-    from tunalab.sweeps.launching import at_a_time, launcher
-    from tunalab.sweeps.resolving import own_settings
     from tunalab.sweeps.state import look, show
 
     for name, least in (("parallel", 1), ("retries", 0)):
@@ -71,6 +68,9 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.status:
         show(partial(look, cells, plan.resolved, plan.sweep.records, arguments.retries), arguments.once)
         return 0
+    from tunalab.sweeps.launcher import Work
+    from tunalab.sweeps.launching import at_a_time, launcher
+    from tunalab.sweeps.resolving import own_settings
     from tunalab.training.preflight import open_data  # from here on it takes seconds
 
     configs = plan.checked()

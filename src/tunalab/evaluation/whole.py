@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.parts import Piece, pieces_of
-from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.files import write_atomically
 
-if TYPE_CHECKING:  # records hold what is defined here, and are read without a model
+if TYPE_CHECKING:  # records hold what is defined here, and are read without a model, its data or numpy
+    from tunalab.evaluation.parts import Piece
+    from tunalab.evaluation.settings import EvaluationSettings
     from tunalab.evaluation.subject import Subject
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Evaluated:
 
 def evaluate_parts(
     subject: "Subject",
-    settings: EvaluationSettings,
+    settings: "EvaluationSettings",
     parts: Sequence[str],
     say: Callable[[str], None] = print,
     done: Callable[[Evaluated], None] = lambda result: None,
@@ -45,6 +45,8 @@ def evaluate_parts(
     ``subject.folder`` gets a folder a piece; there ``result.json`` holds what was measured, and a piece that has one of the same
     model and settings is not measured again. ``done`` gets each result at once: what follows may be interrupted.
     """
+    from tunalab.evaluation.parts import pieces_of
+
     results: list[Evaluated] = []
     errors: dict[str, str] = {}
 
@@ -66,7 +68,7 @@ def evaluate_parts(
     return results, errors
 
 
-def _evaluate(subject: "Subject", piece: Piece, say: Callable[[str], None]) -> Evaluated:
+def _evaluate(subject: "Subject", piece: "Piece", say: Callable[[str], None]) -> Evaluated:
     from tunalab.evaluation.subject import identity
 
     # What is kept in the folder of a piece is of one model and one set of settings.

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from tunalab.data.scenes.vocabulary import BENCHMARKS as PUBLISHED
-
 # Names of the figures that exist; results/figures/draw.py draws them. Here, because checking a sweep file needs no matplotlib.
 FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
@@ -20,8 +18,15 @@ _SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#4D4D4D")
 def benchmark_label(name: str) -> str:
     """``count (CountBench)``, ``count, level 3 (CountBench)``; a benchmark without a counterpart keeps its name."""
     kind, _, level = name.partition("@")
+    published = _published()
     label = f"{kind}, level {level}" if level else kind
-    return f"{label} ({PUBLISHED[kind]})" if kind in PUBLISHED else label
+    return f"{label} ({published[kind]})" if kind in published else label
+
+
+def _published() -> dict[str, str]:
+    from tunalab.data.scenes.vocabulary import BENCHMARKS  # here: the scenes bring numpy, which reading a sweep file does not need
+
+    return BENCHMARKS
 
 
 def variant_label(name: str) -> str:
@@ -56,7 +61,7 @@ def ordered_variants(names: Iterable[str]) -> list[str]:
 
 def ordered_benchmarks(names: Iterable[str]) -> list[str]:
     """Benchmarks with a published counterpart in a fixed order, then others by name, then the same at higher levels."""
-    kinds = list(PUBLISHED)
+    kinds = list(_published())
 
     def place(name: str) -> tuple[str, int, str]:
         kind, _, level = name.partition("@")

@@ -100,7 +100,7 @@ class History:
 def read_history(run_dir: Path) -> History:
     """The history of a run directory, empty where there is none."""
     try:
-        lines = (run_dir / ATTEMPTS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run_dir / ATTEMPTS_FILE).read_bytes().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return History()
     attempts: list[Attempt] = []

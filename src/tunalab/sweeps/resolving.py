@@ -6,6 +6,8 @@ kind is resolved whole, and the others are that one with their own numbers put i
 
 import copy
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, cached_property
@@ -14,12 +16,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tunalab.config import RunConfig, check, load_config, plain_hash
+from tunalab.config import RunConfig, check, identity, load_config, text_digest
 from tunalab.layers import UNREADABLE, settings_layers
 from tunalab.sweeps.grid import Cell
 
 Files = Callable[[str, str], tuple[Path, Path]]  # names of experiment and variant -> their files
 Number = int | float | bool
+_GAP = os.urandom(8).hex()  # in no setting
 
 
 def own_settings(cell: Cell, settings: Sequence[str]) -> list[str]:
@@ -43,7 +46,11 @@ class Resolved:
 
     @cached_property
     def hash(self) -> str:
-        return plain_hash(self.plain)
+        """As ``plain_hash`` gives it."""
+        text = self._first.identity(tuple(self._numbers))
+        for key, number in self._numbers.items():
+            text = text.replace(_gap(key), json.dumps(number))
+        return text_digest(text)
 
     @property
     def tokens(self) -> int:
@@ -98,6 +105,16 @@ class _First:
         self.plain = asdict(self.config)
         self._own, self._independent = own, independent
         self._typed: dict[str, Number | None] = {}
+        self._identities: dict[tuple[str, ...], str] = {}
+
+    def identity(self, keys: tuple[str, ...]) -> str:
+        """The text that is hashed, with gaps for the numbers of other cells at these keys: most of hashing is writing it."""
+        if keys not in self._identities:
+            plain = self.plain
+            for key in keys:
+                plain = _with(plain, key.split("."), json.loads(_gap(key)))
+            self._identities[keys] = identity(plain)
+        return self._identities[keys]
 
     def others(self, own: list[str]) -> dict[str, Number] | None:
         """Numbers of another cell that differ from the first's, by key, in the types of their settings; None where the whole way
@@ -143,9 +160,17 @@ def _key(text: str) -> str:
     return text.partition("=")[0]
 
 
+def _gap(key: str) -> str:
+    """Stands for a setting's number in JSON."""
+    return json.dumps(f"{_GAP} {key}")
+
+
 @cache
 def _value(text: str) -> Any:
-    return OmegaConf.from_dotlist([f"value={text.partition('=')[2]}"]).value
+    value = text.partition("=")[2]
+    if re.fullmatch("0|[1-9][0-9]*", value):  # a seed: there are many, and the reader of YAML takes its time
+        return int(value)
+    return OmegaConf.from_dotlist([f"value={value}"]).value
 
 
 @cache

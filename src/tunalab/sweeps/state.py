@@ -52,10 +52,11 @@ def look(
 
 def _look(cell: Cell, resolved: Resolved, records: Path | None, retries: int, now: float, host: str) -> CellState:
     total = resolved.tokens
-    history, status = read_history(cell.run_dir), read_status(cell.run_dir)
+    history = read_history(cell.run_dir)
     before = _happened(history)
     if is_finished(cell, resolved.hash, records):
         return CellState(cell, "done", total, total, note=before)
+    status = read_status(cell.run_dir)
     tokens = 0 if status is None else status.tokens
     if _runs(cell, history.open, status, now, host):
         began = None if history.open is None else history.open.began
