@@ -8,7 +8,8 @@ import numpy as np
 
 from tests.records import synthetic_record
 from tunalab.evaluation.score import Score
-from tunalab.results.analysis.resampling import Curve, Draws, Line, learning_curves
+from tunalab.results.analysis.lines import Line
+from tunalab.results.analysis.resampling import Curve, Draws, learning_curves
 from tunalab.results.records import Point, Record
 from tunalab.results.settings import Setting
 

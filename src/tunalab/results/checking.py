@@ -39,7 +39,7 @@ def build(cls: type[T], plain: Any) -> T:
     Raises:
         Mismatch: a field is unknown, missing, of another type or not finite.
     """
-    return cast(T, _converter(cls)(plain))
+    return cast(T, _converter(cast(Any, cls))(plain))
 
 
 @cache

@@ -187,6 +187,14 @@ def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
     return [read_record(path, evaluation) for path in paths]
 
 
+def usable(records: Sequence[Record]) -> list[Record]:
+    """The finished records, or all of them while none is finished.
+
+    A half-trained seed beside finished ones would make the mean jump where it ends.
+    """
+    return [record for record in records if record.run.finished] or list(records)
+
+
 def _parse(path: Path, plain: Any) -> Record:
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         found = plain.get("schema", "none") if isinstance(plain, dict) else type(plain).__name__

@@ -61,7 +61,7 @@ def test_intervals_of_a_known_crossing_cover_it(seeds, luck, often):
         ]
         found = crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
         inside.append(found.low <= truth <= found.high)
-        seen.append(found.seen and found.leader.line.variant == "b" and abs(log(found.at / truth)) < 1.5)
+        seen.append(found.seen and found.leader.variant == "b" and abs(log(found.at / truth)) < 1.5)
     assert np.mean(inside) >= 0.9 and np.mean(seen) > often
 
 
@@ -81,7 +81,7 @@ def test_never_crossing_says_up_to_where_and_who_leads():
     generator, draws = np.random.default_rng(3), Draws(resamples=400)
     sides = [answered(generator, rising(*ends), 3, variant=name) for name, *ends in (("a", 0.2, 0.4), ("b", 0.5, 0.8))]
     found = crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
-    assert found.leader.line.variant == "b" and found.at is None and not found.seen and found.changes == 0
+    assert found.leader.variant == "b" and found.at is None and not found.seen and found.changes == 0
     assert found.before == found.ahead == 1 and found.low == -inf and passing(found, TOKENS_AXIS) == "none up to 8M"
 
 
@@ -95,7 +95,7 @@ def test_resamples_without_a_crossing_open_the_interval_and_are_counted():
     ]
     draws = Draws(resamples=1000)
     found = crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
-    assert found.leader.line.variant == "b" and TOKENS[2] < found.at < TOKENS[3]
+    assert found.leader.variant == "b" and TOKENS[2] < found.at < TOKENS[3]
     assert found.before + found.within + found.after == pytest.approx(1) and 0.1 < found.after < 0.6
     assert found.high == inf and passing(found, TOKENS_AXIS).endswith(f"> {TOKENS_AXIS.text(TOKENS[3])}]")
     assert found.after == pytest.approx(found.behind, abs=0.05)
@@ -114,9 +114,9 @@ def test_ties():
         return crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
 
     end = of([many, few, many, many], [few, many, many, many])
-    assert end.leader.line.variant == "b" and end.ahead == end.behind == 0 and end.at == pytest.approx(10**2.5)
+    assert end.leader.variant == "b" and end.ahead == end.behind == 0 and end.at == pytest.approx(10**2.5)
     stretch = of([many, many, many, few], [few, many, many, many])
-    assert stretch.leader.line.variant == "b" and stretch.at == pytest.approx(10**3.5)
+    assert stretch.leader.variant == "b" and stretch.at == pytest.approx(10**3.5)
     nobody = of([few] * 4, [few] * 4)
     assert nobody.low is None and nobody.at is None and nobody.before + nobody.within + nobody.after == 0
     several = of([many, few, many, few], [few, many, few, many])
@@ -144,8 +144,9 @@ def test_on_another_axis_the_dearer_front_end_is_passed_earlier():
 
 
 def test_pairs_are_of_one_setting(records):
-    from tunalab.results.analysis.resampling import learning_curves, lines
+    from tunalab.results.analysis.lines import lines
+    from tunalab.results.analysis.resampling import learning_curves
 
     made, draws = records(ratios=(0.0, 0.5), seeds=1, kinds=1), Draws(resamples=50)
     found = crossings(learning_curves(lines(made), "relations", draws), TOKENS_AXIS, draws)
-    assert len(found) == 2 * 3 and all(one.leader.line.setting == one.other.line.setting for one in found)
+    assert len(found) == 2 * 3 and all(one.leader.setting == one.other.setting for one in found)

@@ -6,7 +6,9 @@ from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.score import Score
 from tunalab.results.analysis.axes import AXES
-from tunalab.results.analysis.resampling import Draws, band, covers, interpolation, learning_curves, lines, mean_curves, moves
+from tunalab.results.analysis.grid import interpolation
+from tunalab.results.analysis.lines import lines, moves
+from tunalab.results.analysis.resampling import Draws, band, covers, learning_curves, mean_curves
 
 TOKENS_AXIS = AXES["tokens"]
 
@@ -133,7 +135,7 @@ def test_a_run_that_does_not_move_on_an_axis_cannot_be_drawn_on_it(record):
 def test_every_axis_has_its_places(record):
     made = record("tuna2")
     (curve,) = curves_of(Draws(resamples=2), [made])
-    run, point = curve.runs[0], made.points[3]
+    point = made.points[3]
     for name, expected in (
         ("tokens", point.tokens),
         ("images", point.images),
@@ -141,5 +143,5 @@ def test_every_axis_has_its_places(record):
         ("wall_clock", point.seconds),
         ("parameters", point.tokens * 700_000),
     ):
-        assert run.places(AXES[name])[3] == expected
+        assert curve.places.on(AXES[name])[0][3] == expected
     assert len(TOKENS) == 8

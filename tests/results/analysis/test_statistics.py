@@ -7,9 +7,9 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.score import Score
-from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.results.analysis.statistics import above_chance, paired_difference, pooled
-from tunalab.results.records import Point
+from tunalab.results.records import Point, usable
 
 
 def with_scores(record, outcomes_by_tokens, chance=0.25):

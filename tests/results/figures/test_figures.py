@@ -6,10 +6,18 @@ from tests.curves import run_of
 from tunalab.errors import UserError
 from tunalab.results.analysis.axes import AXES
 from tunalab.results.analysis.curves import align_tokens, curves
-from tunalab.results.analysis.resampling import Draws, band, learning_curves, lines
+from tunalab.results.analysis.lines import lines
+from tunalab.results.analysis.panels import learned
+from tunalab.results.analysis.resampling import Draws, band, learning_curves
 from tunalab.results.analysis.statistics import pooled
-from tunalab.results.figures.draw import draw, figure6, mask_ratio
+from tunalab.results.figures.draw import draw
+from tunalab.results.figures.figure6 import figure6
+from tunalab.results.figures.mask_ratio import mask_ratio
 from tunalab.results.labels import colours, ordered_variants
+
+
+def figure_of(records, axis=AXES["tokens"]):
+    return figure6(learned(lines(records), [axis]), axis)
 
 
 def panels(figure):
@@ -18,7 +26,7 @@ def panels(figure):
 
 def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
     made = records(seeds=2)
-    axes = panels(figure6(made))
+    axes = panels(figure_of(made))
     assert len(axes) == 7 and {"count (CountBench)", "search (V*)", "relations (GQA)"} <= set(axes)
     table, shown, draws = pooled(align_tokens(curves(made))), lines(made), Draws()
     for title, panel in axes.items():
@@ -41,7 +49,7 @@ def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
 
 
 def test_one_shared_legend_with_constant_colours(records):
-    (legend,) = figure6(records()).legends
+    (legend,) = figure_of(records()).legends
     assert [text.get_text() for text in legend.get_texts()] == ["Tuna", "Tuna-R", "Tuna-2", "chance"]
     assert colours(["tuna2"])["tuna2"] == colours(["tuna2", "mine", "tuna"])["tuna2"]
     assert ordered_variants(["mine", "tuna2", "tuna"]) == ["tuna", "tuna2", "mine"]
@@ -54,7 +62,7 @@ def labels(figure):
 
 def test_one_variant_has_a_line_a_mask_ratio(records):
     made = records(variants=("tuna2",), ratios=(0.5, 0.0), seeds=2)
-    figure = figure6(made)
+    figure = figure_of(made)
     assert labels(figure) == ["Tuna-2, mask ratio 0", "Tuna-2, mask ratio 0.5", "chance"]
     table = pooled(align_tokens(curves(made)))
     rows = table[(table.benchmark == "count") & (table.setting == "mask ratio 0.5")].sort_values("tokens")
@@ -65,9 +73,9 @@ def test_one_variant_has_a_line_a_mask_ratio(records):
 def test_a_sweep_of_any_setting_has_a_line_a_value(record):
     rates = ("0.001", "0.01", "2e-4")
     made = [record(seed=seed, kinds=1, settings=[f"stages.pretrain.lr={rate}"]) for rate in rates for seed in (0, 1)]
-    assert labels(figure6(made)) == ["Tuna-2, lr 0.0002", "Tuna-2, lr 0.001", "Tuna-2, lr 0.01", "chance"]
+    assert labels(figure_of(made)) == ["Tuna-2, lr 0.0002", "Tuna-2, lr 0.001", "Tuna-2, lr 0.01", "chance"]
     both = [record(kinds=1, settings=[f"stages.{stage}.lr={rate}"]) for stage in ("sft", "pretrain") for rate in ("0.1", "0.2")]
-    assert labels(figure6(both))[-2] == "Tuna-2, stages.pretrain.lr 0.2, stages.sft.lr 0.0005"
+    assert labels(figure_of(both))[-2] == "Tuna-2, stages.pretrain.lr 0.2, stages.sft.lr 0.0005"
 
 
 def test_several_variants_at_several_settings_are_a_file_each(tmp_path, records):
@@ -80,17 +88,17 @@ def test_several_variants_at_several_settings_are_a_file_each(tmp_path, records)
 
 def test_a_setting_that_goes_with_the_variant_is_said_and_needs_one_picture(tmp_path, record):
     made = [record(name, kinds=1, settings=[f"optimizer.ema={ema}"]) for name, ema in (("tuna", 0.9), ("tuna2", 0.99))]
-    assert labels(figure6(made)) == ["Tuna, ema 0.9", "Tuna-2, ema 0.99", "chance"]
+    assert labels(figure_of(made)) == ["Tuna, ema 0.9", "Tuna-2, ema 0.99", "chance"]
     assert [path.name for path in draw("figure6", made, tmp_path, "")] == ["figure6.png", "figure6.html"]
 
 
 def test_the_x_axis_is_a_choice(tmp_path, records):
     made = records(seeds=1, kinds=1)
     assert [path.name for path in draw("curves", made, tmp_path, "", x="flops")] == ["curves-flops.png"]
-    (panel,) = figure6(made, AXES["flops"]).axes
+    (panel,) = figure_of(made, AXES["flops"]).axes
     drawn = next(line for line in panel.lines if line.get_label() == "Tuna-2")
     assert np.allclose(drawn.get_xdata(), [point.flops for point in made[2].points]) and panel.get_xlabel() == "training FLOPs"
-    (clock,) = figure6(made, AXES["wall_clock"]).axes
+    (clock,) = figure_of(made, AXES["wall_clock"]).axes
     texts = [clock.xaxis.get_major_formatter()(place, 0) for place in clock.xaxis.get_majorticklocs()]
     assert texts and set(texts) <= {"10 s", "30 s", "1 min", "3 min", "10 min"}
     with pytest.raises(UserError, match="unknown x axis"):
@@ -105,10 +113,10 @@ def test_a_crossing_that_is_seen_is_marked():
         return {at: order < 400 * share for at, share in zip((1000, 2000, 4000, 8000), shares, strict=True)}
 
     apart = [run_of("tuna", 0, made((0.6, 0.6, 0.6, 0.6))), run_of("tuna2", 0, made((0.2, 0.4, 0.8, 0.9)))]
-    (panel,) = figure6(apart).axes
+    (panel,) = figure_of(apart).axes
     (mark,) = [line for line in panel.lines if line.get_marker() == "D"]
     assert mark.get_xdata()[0] == pytest.approx(2000 * 2**0.5) and mark.get_markerfacecolor() == colours([])["tuna2"]
-    (panel,) = figure6([apart[0], run_of("tuna2", 0, made((0.59, 0.6, 0.6, 0.61)))]).axes
+    (panel,) = figure_of([apart[0], run_of("tuna2", 0, made((0.59, 0.6, 0.6, 0.61)))]).axes
     assert not [line for line in panel.lines if line.get_marker() == "D"]  # they touch, but neither lead is one
 
 
@@ -151,4 +159,4 @@ def test_nothing_evaluated_is_an_error(record):
     empty = record()
     empty.points.clear()
     with pytest.raises(UserError, match="no evaluated benchmark"):
-        figure6([empty])
+        figure_of([empty])

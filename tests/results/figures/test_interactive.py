@@ -6,8 +6,15 @@ import pytest
 
 from tunalab.errors import UserError
 from tunalab.results.analysis.axes import AXES
-from tunalab.results.analysis.resampling import Draws, band, learning_curves, lines
+from tunalab.results.analysis.lines import lines, moves
+from tunalab.results.analysis.panels import learned
+from tunalab.results.analysis.resampling import Draws, band, learning_curves
 from tunalab.results.figures.interactive import page
+
+
+def page_of(records, command):
+    shown = lines(records)
+    return page(learned(shown, [axis for axis in AXES.values() if moves(shown, axis)]), command)
 
 
 def data_of(text):
@@ -17,7 +24,7 @@ def data_of(text):
 
 def test_the_page_holds_every_curve_on_every_axis_and_asks_nothing_of_the_network(records):
     made = records(variants=("tuna", "tuna2"), seeds=2, kinds=2)
-    text = page(made, "make figure6")
+    text = page_of(made, "make figure6")
     assert not re.search(r"(src|href)\s*=|@import|url\(|fetch\(|XMLHttp", text)
     assert set(re.findall(r"https?://[^\"' ]+", text)) <= {"http://www.w3.org/2000/svg"}  # a name, not an address
     data = data_of(text)
@@ -35,14 +42,14 @@ def test_the_page_holds_every_curve_on_every_axis_and_asks_nothing_of_the_networ
 
 
 def test_a_name_cannot_end_the_script(record):
-    text = page([record("tuna2", kinds=1)], "x </script><b>")
+    text = page_of([record("tuna2", kinds=1)], "x </script><b>")
     assert text.count("</script>") == 1 and data_of(text)["command"] == "x </script><b>"
 
 
 def test_an_axis_on_which_a_run_stands_still_is_left_out(record):
     made = record("tuna2", kinds=1)
     made.parameters.pop("trainable")
-    assert "parameters" not in [axis["name"] for axis in data_of(page([made], ""))["axes"]]
+    assert "parameters" not in [axis["name"] for axis in data_of(page_of([made], ""))["axes"]]
     made.points.clear()
     with pytest.raises(UserError, match="no evaluated benchmark"):
-        page([made], "")
+        page_of([made], "")

@@ -18,6 +18,7 @@ from math import inf, isinf
 import numpy as np
 
 from tunalab.results.analysis.axes import Axis
+from tunalab.results.analysis.lines import Line
 from tunalab.results.analysis.resampling import BOUNDS, Curve, Draws, mean_curves
 
 _TIE = 1e-9  # accuracies are whole numbers of answers: less than this is rounding
@@ -39,8 +40,8 @@ class Crossing:
     """
 
     benchmark: str
-    leader: Curve
-    other: Curve
+    leader: Line
+    other: Line
     at: float | None
     low: float | None
     high: float | None
@@ -54,6 +55,8 @@ class Crossing:
     first: float
     last: float
     seeds: int
+    n: int
+    by_item: bool
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def crossing(a: Curve, b: Curve, axis: Axis, draws: Draws) -> Crossing | None:
     leads_R = drawn.sign_R == sign
     within = float((leads_R & np.isfinite(drawn.place_R)).mean())
     end_R = np.where(np.abs(gap_RG[:, -1]) < _TIE, 0, gap_RG[:, -1]) * sign
-    leader, other = (a, b) if sign > 0 else (b, a)
+    leader, other = (a.line, b.line) if sign > 0 else (b.line, a.line)
     return Crossing(
         a.benchmark,
         leader,
@@ -124,6 +127,8 @@ def crossing(a: Curve, b: Curve, axis: Axis, draws: Draws) -> Crossing | None:
         float(first.x_G[0]),
         float(first.x_G[-1]),
         first.seeds,
+        (a if sign > 0 else b).n,
+        a.by_item,
     )
 
 

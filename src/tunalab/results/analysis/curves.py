@@ -1,11 +1,11 @@
 """Records into one tidy table: a row per run, evaluation and benchmark."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import pandas as pd
 
 from tunalab.errors import UserError
+from tunalab.results.analysis.grid import joined
 from tunalab.results.records import Record
 from tunalab.results.settings import identity, told_apart
 
@@ -14,16 +14,7 @@ COLUMNS = [
     *("variant", "seed", "setting", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
     *("correct", "steps", "images", "flops", "seconds", "mask_ratio", "identity", "run"),
 ]
-T = TypeVar("T", int, float)
 RUN = ["variant", "seed", "setting"]
-
-
-def usable(records: Sequence[Record]) -> list[Record]:
-    """The finished records, or all of them while none is finished.
-
-    A half-trained seed beside finished ones would make the mean jump where it ends.
-    """
-    return [record for record in records if record.run.finished] or list(records)
 
 
 def curves(records: Sequence[Record]) -> pd.DataFrame:
@@ -50,17 +41,6 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
                     + (point.steps, point.images, point.flops, point.seconds, *of_run)
                 )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def joined(values: Iterable[T], tolerance: float = 0.02) -> dict[T, T]:
-    """Each value -> the largest of those that count as one place with it: within ``tolerance`` above the smallest of them."""
-    groups: list[list[T]] = []
-    for value in sorted(set(values)):
-        if groups and value <= groups[-1][0] * (1 + tolerance):
-            groups[-1].append(value)
-        else:
-            groups.append([value])
-    return {member: group[-1] for group in groups for member in group}
 
 
 def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:

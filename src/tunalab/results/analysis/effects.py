@@ -17,11 +17,11 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from tunalab.files import write_atomically
-from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.results.analysis.factors import Cell, Factor, Level, factors_and_cells, level_label, ordered_levels
 from tunalab.results.analysis.statistics import joint_interval, score_at
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
-from tunalab.results.records import Point, Record
+from tunalab.results.records import Point, Record, usable
 
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways

@@ -4,95 +4,102 @@ What a resample is: the questions of a benchmark are drawn with replacement, the
 drawn with replacement, the same draw for the variants that are compared. Between two evaluations a curve is the straight
 line over the logarithm of the axis.
 
-    R  resamples    I  questions    S  seeds    P  evaluations of a run    G  places of a common grid
+    R  resamples    I  questions    S  seeds    P  evaluations of a run    K  evaluations of all runs    G  places of a common grid
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 
-from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.score import Score
 from tunalab.results.analysis.axes import Axis
-from tunalab.results.analysis.curves import joined, usable
-from tunalab.results.labels import ordered_variants
-from tunalab.results.records import Point, Record
-from tunalab.results.settings import Setting, told_apart
+from tunalab.results.analysis.grid import Places, Weights, grid
+from tunalab.results.analysis.lines import Line
 
 RESAMPLES = 1000
 BOUNDS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """Runs of one variant at one setting, which differ in the seed alone, by seed."""
-
-    variant: str
-    setting: Setting
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One run on one benchmark: the evaluations that asked it, its accuracy there, and that of each resample of questions."""
-
-    record: Record
-    points: tuple[Point, ...]
-    accuracy_P: np.ndarray
-    resampled_RP: np.ndarray
-    _places: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
-
-    def places(self, axis: Axis) -> np.ndarray:
-        """Raises UserError: the run does not move along the axis."""
-        if axis.name not in self._places:
-            self._places[axis.name] = self._found(axis)
-        return self._places[axis.name]
-
-    def _found(self, axis: Axis) -> np.ndarray:
-        x_P = np.array([axis.place(self.record, point) for point in self.points], dtype=float)
-        if x_P[0] <= 0 or (np.diff(x_P) <= 0).any():
-            raise UserError(f"{self.record.run.name}: {axis.label} do not grow from evaluation to evaluation")
-        return x_P
-
-
-@dataclass(frozen=True)
 class Curve:
-    """A line on one benchmark: a run a seed. ``by_item``: from outcomes per question, not from counts alone."""
+    """A line on one benchmark: of each run, by seed, its accuracy at its ``places``, and the right answers of each resample.
+
+    ``n`` questions; ``by_item``: from outcomes per question, not from counts alone.
+    """
 
     line: Line
     benchmark: str
-    runs: dict[int, Asked]
+    places: Places
+    accuracy_P: dict[int, np.ndarray]
+    right_RP: dict[int, np.ndarray]
     n: int
     chance: float
     by_item: bool
-    _sums: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, compare=False)
+    _sums: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _means: dict[tuple[object, ...], "Sample"] = field(default_factory=dict)
 
-    def weighted_sum(self, seeds: Sequence[int], some: Sequence[int], draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
-        """What ``some`` of the ``seeds``, with evaluations in common, add to the mean over all of them, (P,) and (R, P).
+    def mean(self, weights: Weights, draws: "Draws") -> "Sample":
+        """The mean over seeds on a grid. Kept: on most axes the weights are the same, and of hundreds of seeds it takes longest."""
+        key = (weights, draws.resamples, draws.seed)
+        if key not in self._means:
+            self._means[key] = self._mean(weights, draws)
+        return self._means[key]
 
-        Kept: it is the same on most axes, and of hundreds of seeds it takes longest.
-        """
+    def _mean(self, weights: Weights, draws: "Draws") -> "Sample":
+        (some, matrix), *others = weights.groups
+        if matrix is None and not others:
+            sum_P, resampled_RP = self._weighted_sum(weights.seeds, some, draws)
+            return Sample(sum_P, np.ascontiguousarray(resampled_RP))
+        mean_G, resampled_RG = np.zeros(weights.places), np.zeros((draws.resamples, weights.places))
+        for some, weight_GP in weights.groups:
+            sum_P, resampled_RP = self._weighted_sum(weights.seeds, some, draws)
+            mean_G += sum_P if weight_GP is None else weight_GP @ sum_P
+            resampled_RG += resampled_RP if weight_GP is None else resampled_RP @ weight_GP.T
+        return Sample(mean_G, resampled_RG)
+
+    def _weighted_sum(self, seeds: Sequence[int], some: Sequence[int], draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
+        """What ``some`` of the ``seeds``, with evaluations in common, add to the mean over all of them, (P,) and (R, P)."""
         key = (draws.resamples, draws.seed, tuple(seeds), tuple(some))
         if key not in self._sums:
-            weight_RS, runs = draws.seeds(len(seeds)), [self.runs[seed] for seed in some]
-            resampled_RP = np.zeros_like(runs[0].resampled_RP)
-            for seed, run in zip(some, runs, strict=True):
-                resampled_RP += weight_RS[:, seeds.index(seed), None] * run.resampled_RP
-            self._sums[key] = np.sum([run.accuracy_P for run in runs], axis=0) / len(seeds), resampled_RP
+            weight_RS, n = draws.seeds(len(seeds)), np.float64(self.n if self.by_item else 1)
+            resampled_RP = np.zeros(self.right_RP[some[0]].shape, order="F")
+            for seed in some:
+                resampled_RP += weight_RS[:, seeds.index(seed), None] * (self.right_RP[seed] / n)
+            self._sums[key] = np.sum([self.accuracy_P[seed] for seed in some], axis=0) / len(seeds), resampled_RP
         return self._sums[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A mean over seeds on a grid, and that of each resample."""
+
+    mean_G: np.ndarray
+    resampled_RG: np.ndarray
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The 95% interval, place by place."""
+        return interval(self.resampled_RG)
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds on a grid of places, and that of each resample."""
+    """A sample with its grid."""
 
     x_G: np.ndarray
-    mean_G: np.ndarray
-    resampled_RG: np.ndarray
+    sample: Sample
     seeds: int
+
+    @property
+    def mean_G(self) -> np.ndarray:
+        return self.sample.mean_G
+
+    @property
+    def resampled_RG(self) -> np.ndarray:
+        return self.sample.resampled_RG
 
 
 @dataclass(frozen=True)
@@ -142,121 +149,50 @@ class Draws:
         return generator.beta(score.correct + 0.5, score.n - score.correct + 0.5, size=self.resamples)
 
 
-def lines(records: Sequence[Record]) -> list[Line]:
-    """The lines of a figure: variants in their order, settings by size.
-
-    Raises:
-        UserError: two records are the same run.
-    """
-    shown = usable(records)
-    groups: dict[tuple[str, Setting], dict[int, Record]] = {}
-    for record, setting in zip(shown, told_apart(shown), strict=True):
-        runs = groups.setdefault((record.run.variant, setting), {})
-        if record.run.seed in runs:
-            raise UserError(
-                f"records {runs[record.run.seed].run.name} and {record.run.name} are the same run: variant {record.run.variant}, "
-                f"seed {record.run.seed}, no setting differs"
-            )
-        runs[record.run.seed] = record
-    order = ordered_variants(variant for variant, _ in groups)
-    keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
-    return [Line(*key, tuple(record for _, record in sorted(groups[key].items()))) for key in keys]
-
-
-def moves(shown: Sequence[Line], axis: Axis) -> bool:
-    """Whether every run has a place on the axis, and a later one at every evaluation."""
-    try:
-        places = [[axis.place(record, point) for point in record.points] for line in shown for record in line.records]
-    except UserError:  # a record lacks what the axis needs
-        return False
-    return all(a < b for x in places for a, b in pairwise([0.0, *x]))
-
-
-def benchmarks(records: Iterable[Record]) -> set[str]:
-    return {name for record in records for point in record.points for name in point.benchmarks}
-
-
 def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list[Curve]:
     """The curves of one benchmark, of the lines that were asked it."""
-    asked = [
-        (line, record, [(point, point.benchmarks[benchmark]) for point in record.points if benchmark in point.benchmarks])
-        for line in shown
-        for record in line.records
+    asked = [(line, places) for line in shown if (places := line.asked(benchmark)).runs]
+    scores = [
+        {seed: [point.benchmarks[benchmark] for point in points] for seed, (_, points) in places.runs.items()}
+        for _, places in asked
     ]
-    asked = [one for one in asked if one[2]]
-    scores = [score for _, _, pairs in asked for _, score in pairs]
-    resampled_KR, by_item = _resampled(scores, draws)
-    curves: dict[int, Curve] = {}
-    start = 0
-    for line, record, pairs in asked:
-        own = scores[start : start + len(pairs)]
-        run = Asked(
-            record,
-            tuple(point for point, _ in pairs),
-            np.array([score.correct / score.n for score in own]),
-            resampled_KR[start : start + len(pairs)].T,
-        )
-        chance = float(np.mean([score.chance for score in own]))
-        curve = curves.setdefault(id(line), Curve(line, benchmark, {}, own[-1].n, chance, by_item))
-        curve.runs[record.run.seed] = run
-        start += len(pairs)
-    return list(curves.values())
+    every = [score for runs in scores for own in runs.values() for score in own]
+    by_item = len({score.n for score in every}) == 1 and all(score.outcomes is not None for score in every)
+    curves, start = [], 0
+    for (line, places), runs in zip(asked, scores, strict=True):
+        own = [score for run in runs.values() for score in run]
+        right_KR = _answers(own, draws) if by_item else np.stack([draws.counts(one, [start + k]) for k, one in enumerate(own)])
+        start += len(own)
+        ends = np.cumsum([len(run) for run in runs.values()])[:-1]
+        accuracy_K = np.array([score.correct / score.n for score in own])
+        accuracy_P = dict(zip(runs, np.split(accuracy_K, ends), strict=True))
+        right_RP = {seed: right_PR.T for seed, right_PR in zip(runs, np.split(right_KR, ends), strict=True)}
+        first = next(iter(runs.values()))
+        chance = float(np.mean([score.chance for score in first]))
+        curves.append(Curve(line, benchmark, places, accuracy_P, right_RP, first[-1].n, chance, by_item))
+    return curves
 
 
-def _resampled(scores: Sequence[Score], draws: Draws) -> tuple[np.ndarray, bool]:
-    """Accuracy of each of K scores in each resample (K, R), and whether it is from outcomes: only if all have them, for as many."""
-    if len({score.n for score in scores}) == 1:
-        items = [score.items() for score in scores]
-        known = [item for item in items if item is not None]
-        if len(known) == len(items):
-            n = scores[0].n
-            return (np.array(known, dtype=np.float32) @ draws.questions(n).T) / np.float64(n), True
-    return np.stack([draws.counts(score, [place]) for place, score in enumerate(scores)]), False
-
-
-def common_seeds(*curves: Curve) -> list[int]:
-    return sorted(set.intersection(*(set(curve.runs) for curve in curves)))
+def _answers(scores: Sequence[Score], draws: Draws) -> np.ndarray:
+    """Right answers of each of K scores, of as many questions, in each resample, (K, R). Whole numbers, see `Draws.questions`."""
+    n = scores[0].n
+    packed = np.frombuffer(bytes.fromhex("".join(score.outcomes or "" for score in scores)), dtype=np.uint8)
+    right_KI = np.unpackbits(packed.reshape(len(scores), -1), axis=1, count=n).astype(np.float32)
+    return right_KI @ draws.questions(n).T
 
 
 def mean_curves(curves: Sequence[Curve], axis: Axis, draws: Draws) -> list[Mean]:
-    """Means over the seeds that all the curves have, on one grid: every place where one of their runs was evaluated, from the
-    last of the first to the first of the last. Without a common seed or place there is no mean: the result is empty.
+    """Means over the seeds that all the curves have, on their common grid; empty where there is none.
+
+    Raises:
+        UserError: a run does not move along the axis.
     """
-    seeds = common_seeds(*curves)
-    if not seeds:
+    found = grid([curve.places for curve in curves], axis)
+    if found is None:
         return []
-    places = {(curve.line, seed): curve.runs[seed].places(axis) for curve in curves for seed in seeds}
-    same = joined(np.concatenate(list(places.values())).tolist())
-    places = {key: np.array([same[x] for x in x_P]) for key, x_P in places.items()}
-    first, last = max(x_P[0] for x_P in places.values()), min(x_P[-1] for x_P in places.values())
-    x_G = np.array(sorted({x for x_P in places.values() for x in x_P.tolist() if first <= x <= last}))
-    if not len(x_G):
-        return []
-    means = []
-    for curve in curves:
-        alike: dict[tuple[float, ...], list[int]] = {}  # seeds that were evaluated at the same places
-        for seed in seeds:
-            alike.setdefault(tuple(places[curve.line, seed].tolist()), []).append(seed)
-        mean_G, resampled_RG = np.zeros(len(x_G)), np.zeros((draws.resamples, len(x_G)))
-        for x, some in alike.items():
-            sum_P, resampled_RP = curve.weighted_sum(seeds, some, draws)
-            weight_GP = interpolation(np.array(x), x_G)
-            mean_G += weight_GP @ sum_P
-            resampled_RG += resampled_RP @ weight_GP.T
-        means.append(Mean(x_G, mean_G, resampled_RG, len(seeds)))
-    return means
-
-
-def interpolation(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
-    """The matrix (G, P) from values at ``x_P`` to values at ``x_G``, which lie between them: straight lines over log x."""
-    left_G = np.searchsorted(x_P, x_G, side="right") - 1  # of two values at one place the later counts
-    right_G = np.minimum(left_G + 1, len(x_P) - 1)
-    length_G = np.log(x_P[right_G] / x_P[left_G])
-    share_G = np.divide(np.log(x_G / x_P[left_G]), length_G, out=np.zeros(len(x_G)), where=length_G > 0)
-    weight_GP, rows = np.zeros((len(x_G), len(x_P))), np.arange(len(x_G))
-    weight_GP[rows, left_G] += 1 - share_G
-    weight_GP[rows, right_G] += share_G
-    return weight_GP
+    return [
+        Mean(found.x_G, curve.mean(weights, draws), len(weights.seeds)) for curve, weights in zip(curves, found.sides, strict=True)
+    ]
 
 
 def band(curve: Curve, axis: Axis, draws: Draws) -> Band | None:
@@ -272,7 +208,7 @@ def band(curve: Curve, axis: Axis, draws: Draws) -> Band | None:
     if not found:
         return None
     (mean,) = found
-    low_G, high_G = interval(mean.resampled_RG)
+    low_G, high_G = mean.sample.bounds
     floor = np.array([wilson(round(value * curve.n), curve.n) for value in np.clip(mean.mean_G, 0, 1)])
     low_G, high_G = np.minimum(low_G, floor[:, 0]), np.maximum(high_G, floor[:, 1])
     return Band(mean.x_G, mean.mean_G, np.clip(low_G, 0, 1), np.clip(high_G, 0, 1), mean.seeds, curve.n)

@@ -4,7 +4,6 @@ The page asks nothing of the network, and all of it is ours: `interactive.html` 
 """
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from math import isinf
@@ -12,25 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from tunalab.errors import UserError
-from tunalab.results.analysis.axes import AXES, Axis
-from tunalab.results.analysis.crossing import Crossing, crossings, passing
-from tunalab.results.analysis.resampling import Asked, Curve, Draws, Line, band, benchmarks, covers, learning_curves, lines, moves
+from tunalab.results.analysis.axes import Axis
+from tunalab.results.analysis.crossing import Crossing, passing
+from tunalab.results.analysis.lines import Line
+from tunalab.results.analysis.panels import Drawn, Panel, Panels
+from tunalab.results.analysis.resampling import covers
 from tunalab.results.figures.styles import Style, styles
-from tunalab.results.labels import benchmark_label, ordered_benchmarks
-from tunalab.results.records import Record
+from tunalab.results.labels import benchmark_label
 
 _DATA = '"DATA"'
 _DOTS = 20  # seeds of a line: more dots hide the band they scatter about, and are most of the page
 
 
-def page(records: Sequence[Record], command: str) -> str:
-    """The page as text.
-
-    Raises:
-        UserError: nothing was evaluated.
-    """
-    text = json.dumps(figure_data(records, command), separators=(",", ":"), allow_nan=False)
+def page(found: Panels, command: str) -> str:
+    """The page as text."""
+    text = json.dumps(figure_data(found, command), separators=(",", ":"), allow_nan=False)
     # A name with "</script>" in it would end the script.
     return _template().replace(_DATA, text.replace("</", "<\\/"))
 
@@ -40,33 +35,25 @@ def _template() -> str:
     return files("tunalab.results.figures").joinpath("interactive.html").read_text(encoding="utf-8")
 
 
-def figure_data(records: Sequence[Record], command: str) -> dict[str, Any]:
-    """Everything the page shows, as plain values. Axes on which some run does not move are left out."""
-    shown, draws = lines(records), Draws()
-    names = ordered_benchmarks(benchmarks(records))
-    if not names:
-        raise UserError("no evaluated benchmark in these records")
-    looks = styles(shown)
-    axes = [axis for axis in AXES.values() if moves(shown, axis)]
-    panels = []
-    for name in names:
-        learning = learning_curves(shown, name, draws)
-        panels.append(
-            {
-                "name": name,
-                "label": benchmark_label(name),
-                "chance": _round(max(curve.chance for curve in learning)),
-                "n": max(curve.n for curve in learning),
-                "seeds": [_seeds(shown.index(curve.line), curve) for curve in learning],
-                "axes": {axis.name: _on(axis, learning, shown, draws) for axis in axes},
-            }
-        )
-    numbers = {len(line.records) for line in shown}
+def figure_data(found: Panels, command: str) -> dict[str, Any]:
+    """Everything the page shows, as plain values."""
+    looks, index = styles(found.lines), {line: number for number, line in enumerate(found.lines)}
+    panels = [
+        {
+            "name": panel.benchmark,
+            "label": benchmark_label(panel.benchmark),
+            "chance": _round(panel.chance),
+            "n": max(one.n for one in panel.drawn),
+            "seeds": [_seeds(index[one.line], one) for one in panel.drawn],
+            "axes": {axis.name: _on(axis, panel, index) for axis in found.axes},
+        }
+        for panel in found.panels
+    ]
     return {
         "command": command,
-        "covers": covers(numbers),
-        "lines": [_line(looks[line]) for line in shown],
-        "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in axes],
+        "covers": covers({len(line.records) for line in found.lines}),
+        "lines": [_line(looks[line]) for line in found.lines],
+        "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in found.axes],
         "panels": panels,
     }
 
@@ -75,35 +62,34 @@ def _line(look: Style) -> dict[str, str]:
     return {"label": look.label, "colour": look.colour}
 
 
-def _seeds(index: int, curve: Curve) -> dict[str, Any]:
-    runs = [{"seed": seed, "y": _rounded(run.accuracy_P)} for seed, run in _dots(curve).items()]
-    return {"line": index, "n": curve.n, "count": len(curve.runs), "runs": runs}
+def _seeds(index: int, one: Drawn) -> dict[str, Any]:
+    runs = [{"seed": seed, "y": _rounded(one.accuracy_P[seed])} for seed in _dots(one)]
+    return {"line": index, "n": one.n, "count": len(one.accuracy_P), "runs": runs}
 
 
-def _dots(curve: Curve) -> dict[int, Asked]:
-    return curve.runs if len(curve.runs) <= _DOTS else {}
+def _dots(one: Drawn) -> list[int]:
+    return list(one.accuracy_P) if len(one.accuracy_P) <= _DOTS else []
 
 
-def _on(axis: Axis, learning: Sequence[Curve], shown: Sequence[Line], draws: Draws) -> dict[str, Any]:
+def _on(axis: Axis, panel: Panel, index: dict[Line, int]) -> dict[str, Any]:
     bands = []
-    for curve in learning:
-        found = band(curve, axis, draws)
+    for one in panel.drawn:
+        found = one.bands[axis.name]
         if found is not None:
             values = {"y": found.mean_G, "low": found.low_G, "high": found.high_G}
             rounded = {name: _rounded(value) for name, value in values.items()}
-            bands.append({"line": shown.index(curve.line), "x": _places(found.x_G), **rounded})
-    places = [_places(run.places(axis)) for curve in learning for run in _dots(curve).values()]
+            bands.append({"line": index[one.line], "x": _places(found.x_G), **rounded})
     return {
         "bands": bands,
-        "places": places,
-        "crossings": [_crossing(one, axis, shown) for one in crossings(learning, axis, draws)],
+        "places": [_places(one.places.on(axis)[seed]) for one in panel.drawn for seed in _dots(one)],
+        "crossings": [_crossing(one, axis, index) for one in panel.crossings[axis.name]],
     }
 
 
-def _crossing(found: Crossing, axis: Axis, shown: Sequence[Line]) -> dict[str, Any]:
+def _crossing(found: Crossing, axis: Axis, index: dict[Line, int]) -> dict[str, Any]:
     return {
-        "leader": shown.index(found.leader.line),
-        "other": shown.index(found.other.line),
+        "leader": index[found.leader],
+        "other": index[found.other],
         "at": None if found.at is None else _place(found.at),
         "low": None if found.low is None or isinf(found.low) else _place(found.low),
         "high": None if found.high is None or isinf(found.high) else _place(found.high),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunalab.results.analysis.resampling import Line
+from tunalab.results.analysis.lines import Line
 from tunalab.results.labels import colours, variant_label
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tunalab.results.analysis.curves import usable
 from tunalab.results.analysis.fairness import commit, machine, precision, used_components, versions
 from tunalab.results.labels import ordered_variants, variant_label
-from tunalab.results.records import Record
+from tunalab.results.records import Record, usable
 from tunalab.results.report.document import Section, table
 from tunalab.results.settings import told_apart
 

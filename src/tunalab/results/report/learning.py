@@ -39,7 +39,7 @@ def sections(found: Dynamics | None) -> list[Section]:
 
 
 def _sentence(one: Crossing) -> str:
-    leader, other = (variant_label(curve.line.variant) for curve in (one.leader, one.other))
-    setting = one.leader.line.setting.label
+    leader, other = (variant_label(line.variant) for line in (one.leader, one.other))
+    setting = one.leader.setting.label
     where = benchmark_label(one.benchmark) + (f" ({setting})" if setting else "")
     return f"{leader} passes {other} on {where} at {passing(one, AXES['tokens'])} tokens"

@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from tunalab.errors import UserError
-from tunalab.results.analysis.curves import usable
 from tunalab.results.analysis.effects import effects_markdown, effects_table
 from tunalab.results.analysis.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
 from tunalab.results.analysis.fairness import TOLERANCE
-from tunalab.results.analysis.resampling import benchmarks, lines
+from tunalab.results.analysis.lines import benchmarks, lines
 from tunalab.results.figures.draw import draw
 from tunalab.results.labels import MASK_RATIO, benchmark_label, key_labels, ordered_variants, value_label, variant_label
-from tunalab.results.records import Point, Record
+from tunalab.results.records import Point, Record, usable
 from tunalab.results.report.document import Picture, Section, demoted, table
 from tunalab.results.settings import told_apart
 from tunalab.results.tables.claims import claims_markdown

@@ -16,8 +16,9 @@ from tunalab.files import write_atomically
 from tunalab.results.analysis.axes import axis_named
 from tunalab.results.analysis.crossing import crossings, passing
 from tunalab.results.analysis.evaluations import Key, Side, evaluated, sides
-from tunalab.results.analysis.resampling import Draws, benchmarks, learning_curves
-from tunalab.results.analysis.resampling import lines as curve_lines
+from tunalab.results.analysis.lines import benchmarks
+from tunalab.results.analysis.lines import lines as curve_lines
+from tunalab.results.analysis.resampling import Draws, learning_curves
 from tunalab.results.analysis.statistics import item_interval, paired_difference
 from tunalab.results.labels import benchmark_label, variant_label
 from tunalab.results.records import Record
@@ -150,7 +151,7 @@ def _crossings(records: Sequence[Record], a: str, b: str) -> Iterable[tuple[str,
     shown = curve_lines([record for record in records if record.run.variant in (a, b)])
     for kind in sorted(benchmarks(records) & set(FINE), key=FINE.index):
         for found in crossings(learning_curves(shown, kind, draws), tokens, draws):
-            leader, other = (variant_label(curve.line.variant) for curve in (found.leader, found.other))
+            leader, other = (variant_label(line.variant) for line in (found.leader, found.other))
             if found.low is None:
                 continue
             how = f"{found.within:.0%} of resamples; {'seen' if found.seen else 'not seen'}"

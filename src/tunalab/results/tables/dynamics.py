@@ -14,8 +14,9 @@ from tunalab.files import write_atomically
 from tunalab.results.analysis.area import SCALES, Area, area, areas
 from tunalab.results.analysis.axes import AXES, Axis, axis_named, short
 from tunalab.results.analysis.crossing import Crossing, crossings, pairs, passing
+from tunalab.results.analysis.lines import Line, benchmarks, lines, moves
 from tunalab.results.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
-from tunalab.results.analysis.resampling import Curve, Draws, Line, benchmarks, covers, learning_curves, lines, moves
+from tunalab.results.analysis.resampling import Draws, covers, learning_curves
 from tunalab.results.figures.styles import styles
 from tunalab.results.labels import benchmark_label, ordered_benchmarks, variant_label
 from tunalab.results.records import Record
@@ -95,10 +96,10 @@ def crossings_markdown(found: Dynamics) -> str:
     for one in found.crossings["tokens"]:
         label = benchmark_label(one.benchmark)
         if one.low is None:
-            pair = f"{_name(found, one.leader)}, {_name(found, one.other)}"
+            pair = f"{found.names[one.leader]}, {found.names[one.other]}"
             rows.append(markdown_row([label, f"{pair}: level", "", "", "", *[""] * (1 + len(others))]))
             continue
-        cells = [label, _name(found, one.leader), _name(found, one.other), _passing(one, _TOKENS)]
+        cells = [label, found.names[one.leader], found.names[one.other], _passing(one, _TOKENS)]
         cells += [f"{one.within:.2f}", _ahead(one)]
         rows.append(markdown_row([*cells, *(_elsewhere(found, one, on, axis) for on, axis in zip(elsewhere, others, strict=True))]))
     count = sum(one.seen for one in found.crossings["tokens"])
@@ -122,8 +123,8 @@ def crossings_table(found: Dynamics) -> pd.DataFrame:
             "axis": name,
             "benchmark": one.benchmark,
             **_setting(one.leader),
-            "leader": one.leader.line.variant,
-            "other": one.other.line.variant,
+            "leader": one.leader.variant,
+            "other": one.other.variant,
             "at": one.at,
             "low": one.low,
             "high": one.high,
@@ -137,8 +138,8 @@ def crossings_table(found: Dynamics) -> pd.DataFrame:
             "first": one.first,
             "last": one.last,
             "seeds": one.seeds,
-            "n": one.leader.n,
-            "by_item": one.leader.by_item,
+            "n": one.n,
+            "by_item": one.by_item,
         }
         for name, of_axis in found.crossings.items()
         for one in of_axis
@@ -180,7 +181,7 @@ def areas_table(found: Dynamics) -> pd.DataFrame:
             "axis": name,
             "scale": one.scale,
             "benchmark": one.curve.benchmark,
-            **_setting(one.curve),
+            **_setting(one.curve.line),
             "variant": one.curve.line.variant,
             "less": None if one.less is None else one.less.line.variant,
             "value": one.value,
@@ -207,7 +208,7 @@ def laws_markdown(found: Dynamics) -> str:
             cells = [_percents(law.asymptote), _numbers(law.exponent), _tokens(law.start), _percents(law.forecast), cells[-1]]
         errors = ["-" if one.error is None else f"{100 * one.error:+.1f}" for one in law.held_out]
         errors += [""] * (3 - len(errors))
-        rows.append(markdown_row([benchmark_label(law.curve.benchmark), _name(found, law.curve), *cells, *errors]))
+        rows.append(markdown_row([benchmark_label(law.curve.benchmark), found.names[law.curve.line], *cells, *errors]))
     known = sum(not law.unknown for law in found.laws)
     errors_of = [abs(law.held_out[0].error) for law in found.laws if law.held_out and law.held_out[0].error is not None]
     near = sum(error < RESIDUAL for error in errors_of)
@@ -227,7 +228,7 @@ def laws_table(found: Dynamics) -> pd.DataFrame:
     """A row a benchmark and line, with the numbers of fits that are not identifiable too: ``unknown`` says so."""
     rows = []
     for law in found.laws:
-        row: dict[str, Any] = {"benchmark": law.curve.benchmark, **_setting(law.curve), "variant": law.curve.line.variant}
+        row: dict[str, Any] = {"benchmark": law.curve.benchmark, **_setting(law.curve.line), "variant": law.curve.line.variant}
         for name in ("asymptote", "exponent", "start", "forecast"):
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), getattr(law, name), strict=True))
         row |= {"factor": law.factor, "residual": law.residual}
@@ -236,17 +237,17 @@ def laws_table(found: Dynamics) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of(one: Crossing) -> tuple[str, frozenset[int]]:
-    return one.benchmark, frozenset({id(one.leader.line), id(one.other.line)})
+def _of(one: Crossing) -> tuple[str, frozenset[Line]]:
+    return one.benchmark, frozenset({one.leader, one.other})
 
 
-def _elsewhere(found: Dynamics, here: Crossing, on: dict[tuple[str, frozenset[int]], Crossing], axis: Axis) -> str:
+def _elsewhere(found: Dynamics, here: Crossing, on: dict[tuple[str, frozenset[Line]], Crossing], axis: Axis) -> str:
     """The crossing of the same pair on another axis, with the leader there where it is the other one."""
     there = on.get(_of(here))
     if there is None or there.low is None:
         return ""
     text = _passing(there, axis)
-    return text if there.leader.line is here.leader.line else f"{_name(found, there.leader)} leads: {text}"
+    return text if there.leader is here.leader else f"{found.names[there.leader]} leads: {text}"
 
 
 def _passing(one: Crossing, axis: Axis) -> str:
@@ -256,10 +257,6 @@ def _passing(one: Crossing, axis: Axis) -> str:
 def _ahead(one: Crossing) -> str:
     level = 1 - one.ahead - one.behind
     return f"{one.ahead:.2f}" + (f" + {level:.2f}" if level >= 0.005 else "")
-
-
-def _name(found: Dynamics, curve: Curve) -> str:
-    return found.names[curve.line]
 
 
 def _column(found: Dynamics, one: Area) -> str:
@@ -288,5 +285,5 @@ def _tokens(values: tuple[float, float, float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _setting(curve: Curve) -> dict[str, Any]:
-    return dict(curve.line.setting.items)
+def _setting(line: Line) -> dict[str, Any]:
+    return dict(line.setting.items)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens, usable
+from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.results.analysis.effects import write_effects
 from tunalab.results.analysis.statistics import paired_difference, pooled
 from tunalab.results.labels import (
@@ -23,7 +23,7 @@ from tunalab.results.labels import (
     value_label,
     variant_label,
 )
-from tunalab.results.records import Record
+from tunalab.results.records import Record, usable
 from tunalab.results.settings import Setting, told_apart
 
 

@@ -1,0 +1,58 @@
+"""Small multiples: the panels of a picture, their legend, frames and caption."""
+
+from collections.abc import Sequence
+from math import ceil
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tunalab.results.figures.styles import Style
+from tunalab.results.labels import benchmark_label
+
+INK, FAINT = "#333333", "#8A8A8A"
+
+
+def grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure, dict[str, Axes]]:
+    """Small multiples with one legend above them."""
+    columns = min(4, len(names)) if len(names) != 6 else 3
+    rows = ceil(len(names) / columns)
+    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+    figure = Figure(figsize=(max(3.0 * columns, 6.0), 2.55 * rows + 0.9), layout=layout)
+    panels = {name: figure.add_subplot(rows, columns, index + 1) for index, name in enumerate(names)}
+    for index, axes in enumerate(panels.values()):
+        if index + columns >= len(names):  # nothing below it
+            axes.set_xlabel(xlabel, color=INK, fontsize=9)
+        if index % columns == 0:
+            axes.set_ylabel("accuracy", color=INK, fontsize=9)
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=2.4, label=look.label) for look in looks]
+    handles.append(Line2D([], [], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), label="chance"))
+    style: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.8}
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(panels) < 3 else 6), **style)
+    return figure, panels
+
+
+def finish(axes: Axes, benchmark: str, chance: float) -> None:
+    """Title, chance line, quiet frame. Each panel has its own range: benchmarks differ more than variants do."""
+    axes.axhline(chance, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_title(benchmark_label(benchmark), fontsize=10.5, color=INK, loc="left")
+    low, high = axes.get_ylim()
+    if high - low < 0.1:  # or noise would fill the panel
+        low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
+    axes.set_ylim(max(-0.04 * (high - low), low), min(1.02, high))  # a little room for a line at 0, no tick below it
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))  # no steps of 2.5: ticks are whole percents
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    axes.grid(axis="y", color="#EBEBEB", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", labelsize=8.5, colors=INK, color="#BBBBBB", length=3)
+    axes.tick_params(which="minor", length=1.8)
+
+
+def caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(fill(text, int(14 * figure.get_figwidth())), fontsize=8, color=FAINT)
