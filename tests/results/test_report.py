@@ -124,8 +124,16 @@ def test_headers_become_paragraphs(tmp_path):
     file.write_text("\n".join([*lines, "# Prose", "# goes on.", "key: 1", "# no"]))
     said = "**Question:** is \\[this] a \\<question>? It is.\n\n**Command:**\n\n```\nmake it\nand [that]\n```\n\nProse goes on."
     assert asked.header(file) == said
-    unknown = asked.question([synthetic_record()], "nowhere", tmp_path)
+    unknown = asked.question([synthetic_record()], ["nowhere"], tmp_path)
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`" in unknown.text
+
+
+def test_records_of_two_sweeps_have_two_questions_and_two_commands():
+    records = [synthetic_record(), synthetic_record("tuna_r")]
+    said = asked.question(records, ["front_ends", "encoder"], ROOT).text
+    assert said.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in said and "`sweeps/encoder.yaml`" in said
+    commands = reproduce(records, ["front_ends", "encoder"], Path("results/x"), ROOT).text
+    assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands
 
 
 def test_costs_add_up_by_machine():
@@ -214,7 +222,7 @@ def test_a_configuration_that_no_settings_give_is_said():
     assert run_command(record, ROOT).startswith("# ") and "no settings over scenes and tuna2" in run_command(record, ROOT)
     old = replace(record, config=record.config | {"revision": 1})
     assert "today's settings refuse" in run_command(old, ROOT)
-    assert "tunalab sweep figure6" in reproduce([record], "figure6", Path("results/figure6"), ROOT).text
+    assert "tunalab sweep figure6" in reproduce([record], ["figure6"], Path("results/figure6"), ROOT).text
 
 
 def test_the_command_writes_both_files(tmp_path, monkeypatch, capsys):
@@ -226,6 +234,26 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results/here/report.html").read_text().startswith("<!doctype html>")
     assert main(["report", "--records", "results/nothing"]) == 2
     assert "no records" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_or_read_is_told_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_record(tmp_path / "here" / "tuna2-seed0.json", synthetic_record(kinds=1))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for command, words in (
+        ("report --records here --out folder", "--out folder is a folder"),
+        ("report --records here --out file/report.html", "file is a file"),
+        ("report --records here --out page.md", "--out page.html, or --markdown"),
+        ("report --records here --runs nowhere", "--runs nowhere"),
+        ("figure curves --records here --out file", "--out file is a file"),
+        ("table --records here --out file", "--out file is a file"),
+        ("table --records here --out folder --readme nowhere.md", "--readme nowhere.md"),
+    ):
+        assert main(command.split()) == 2, command
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1, said
+    assert not list((tmp_path / "folder").iterdir())
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)

@@ -1,6 +1,7 @@
 """What families of commands share: registering a command, its settings, and the configuration they resolve to."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,21 @@ def config_files(experiment: str, variant: str) -> tuple[Path, Path]:
 def yaml_path(folder: str, name: str) -> Path:
     """A name is a file of the folder; anything with an ending is taken as it is."""
     return Path(name) if name.endswith(".yaml") else Path(folder) / f"{name}.yaml"
+
+
+def check_out(path: Path, folder: bool = False) -> None:
+    """Whether ``--out`` can be a file, or a ``folder``, to be made if it is missing: told before anything is computed.
+
+    Raises:
+        UserError: it is the other kind of thing, lies below a file, or may not be written.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"--out {path} is a {'file' if folder else 'folder'}: a {'folder' if folder else 'file'} is to be written")
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not (nearest.is_dir() or nearest == path):
+        raise UserError(f"--out {path} cannot be written: {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"--out {path} cannot be written: {nearest} is not writable")
 
 
 def tracking_uri(tracking: "TrackingConfig") -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command
+from tunalab.cli.common import add_command, check_out
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def figure(arguments: argparse.Namespace) -> int:
     command = f"tunalab figure {arguments.name} --records {arguments.records}"
     command += f" --x {arguments.x}" if arguments.x != "tokens" else ""
     records, folder = read_records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
+    check_out(folder, folder=True)
     for path in draw(arguments.name, records, folder, command, arguments.x):
         print(f"wrote {path}")
     return 0
@@ -50,6 +51,9 @@ def table(arguments: argparse.Namespace) -> int:
 
     command = f"tunalab table --records {arguments.records}"
     records, folder = read_records(arguments.records), arguments.out or arguments.records
+    check_out(folder, folder=True)
+    if arguments.readme is not None and not arguments.readme.is_file():
+        raise UserError(f"--readme {arguments.readme}: there is no such file")
     written = write_tables(records, folder, command) + write_evaluation_tables(records, arguments.published, folder, command)
     written += write_claims(records, folder, command) + write_dynamics(records, folder, command)
     for path in written:

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import RUNS, add_command
+from tunalab.cli.common import RUNS, add_command, check_out
+from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -48,9 +49,16 @@ def report(arguments: argparse.Namespace) -> int:
     from tunalab.results.report.render import to_html, to_markdown
 
     records, folder = read_records(arguments.records), arguments.records
+    page = arguments.out or folder / "report.html"
+    check_out(page)
+    if page.suffix == ".md" and not arguments.markdown:
+        raise UserError(
+            f"--out {page} is the page's Markdown, which stands beside it: --out {page.with_suffix('.html')}, or --markdown"
+        )
+    if arguments.runs is not None and not arguments.runs.is_dir():
+        raise UserError(f"--runs {arguments.runs}: there is no such folder")
     command, beside = f"tunalab report --records {folder}", _beside(records, folder, arguments.runs)
     made = build(records, folder, command, beside, draw=not arguments.markdown)
-    page = arguments.out or folder / "report.html"
     texts = {page.with_suffix(".md"): to_markdown(made)} | ({} if arguments.markdown else {page: to_html(made)})
     for path, text in texts.items():
         write_atomically(path, text)

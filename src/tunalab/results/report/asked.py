@@ -13,15 +13,18 @@ COMMAND = "Command"
 CODE = f"**{COMMAND}:**\n\n```\n"
 
 
-def question(records: Sequence[Record], sweep: str | None, root: Path) -> Section:
-    """The header of the sweep's file, else of the experiment's."""
+def question(records: Sequence[Record], sweeps: Sequence[str], root: Path) -> Section:
+    """The headers of the sweeps' files, where none has one that of the experiment."""
     names = dict.fromkeys(record.run.experiment for record in records)
-    files = [root / "sweeps" / f"{sweep}.yaml"] if sweep else []
-    files += [root / "experiments" / f"{name}.yaml" for name in names]
-    for file in files:
-        if file.is_file():
-            return Section("Question", f"{header(file)}\n\nFrom the header of `{file.relative_to(root)}`.")
-    return Section("Question", f"No file says it (looked for: {', '.join(f'`{file.relative_to(root)}`' for file in files)}).")
+    of_sweeps, of_experiments = (
+        [root / folder / f"{name}.yaml" for name in of] for folder, of in (("sweeps", sweeps), ("experiments", names))
+    )
+    files = [file for file in of_sweeps if file.is_file()] or [file for file in of_experiments if file.is_file()][:1]
+    if files:
+        told = [f"{header(file)}\n\nFrom the header of `{file.relative_to(root)}`." for file in files]
+        return Section("Question", "\n\n".join(told))
+    looked = ", ".join(f"`{file.relative_to(root)}`" for file in [*of_sweeps, *of_experiments])
+    return Section("Question", f"No file says it (looked for: {looked}).")
 
 
 def header(file: Path) -> str:

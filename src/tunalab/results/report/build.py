@@ -30,12 +30,11 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     ``draw``: whether figures are drawn, which the Markdown does not hold. Raises UserError: they cannot be.
     """
     sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
-    sweep = sweeps[0] if len(sweeps) == 1 else None
     level, said = verdict(records)
     moved, why_none = learning.measure(records), outcome.undrawable(records)
     sections = [
         _in_short(records, moved),
-        asked.question(records, sweep, beside.root),
+        asked.question(records, sweeps, beside.root),
         asked.settings(records),
         consumed.budget(records),
         outcome.curves(why_none, outcome.pictures(records, command) if draw and not why_none else []),
@@ -49,7 +48,7 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
         consumed.failures(records),
         consumed.cost(records),
         consumed.made(records),
-        commands.reproduce(records, sweep, folder, beside.root),
+        commands.reproduce(records, sweeps, folder, beside.root),
     ]
     return Report(_title(records, folder), command, level, said, [section for section in sections if section is not None])
 

@@ -13,7 +13,7 @@ from tunalab.results.report.document import Section
 from tunalab.results.settings import leaves
 
 
-def reproduce(records: Sequence[Record], sweep: str | None, folder: Path, root: Path) -> Section:
+def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, root: Path) -> Section:
     """By what each part of the report is made again: tables and figures from the records, the records by training."""
     steps = {
         "This report": f"tunalab report --records {folder}",
@@ -24,10 +24,11 @@ def reproduce(records: Sequence[Record], sweep: str | None, folder: Path, root: 
         steps["How two runs differ"] = f"tunalab diff {folder / records[0].run.name}.json {folder / records[1].run.name}.json"
     if any(record.evaluation for record in records):
         steps["Evaluations of a finished model, after training"] = (
-            f"tunalab evaluate runs/{sweep or records[0].run.experiment}/NAME"
+            f"tunalab evaluate runs/{sweeps[0] if len(sweeps) == 1 else records[0].run.experiment}/NAME"
         )
-    if sweep and (root / "sweeps" / f"{sweep}.yaml").is_file():
-        steps["All runs"] = f"tunalab sweep {sweep}"
+    here = [name for name in sweeps if (root / "sweeps" / f"{name}.yaml").is_file()]
+    if here:
+        steps["All runs"] = "\n".join(f"tunalab sweep {name}" for name in here)
     blocks = [f"{what}:\n\n```\n{command}\n```" for what, command in steps.items()]
     code = ", ".join(dict.fromkeys(commit(record) for record in records))
     lines = "\n".join(run_command(record, root) for record in records)
