@@ -8,10 +8,11 @@ import torch
 
 from tests.variants import FILES, variants_of
 from tunalab.cli.sweeping import cell_config
-from tunalab.config import load_config, read_yaml
+from tunalab.config import RunConfig, load_config, read_yaml
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.build import build_model
-from tunalab.model.flops import flop_costs
+from tunalab.model.flops import FlopCosts, image_sizes, model_costs
+from tunalab.model.unified import UnifiedModel
 from tunalab.sweeps.grid import expand, load_sweep
 from tunalab.training.preflight import check_run
 
@@ -27,6 +28,18 @@ PAIRS = [
 ]
 
 
+COSTS: dict[str, FlopCosts] = {}
+
+
+def costs_of(config: RunConfig, model: UnifiedModel) -> FlopCosts:
+    """Counted once for all experiments with the same model and sizes of images: ten sizes through an encoder take seconds."""
+    sizes = image_sizes(config.data)
+    key = repr((config.frontend, config.decoder, config.head, sizes))
+    if key not in COSTS:
+        COSTS[key] = model_costs(model, sizes)
+    return COSTS[key]
+
+
 @pytest.mark.parametrize(("experiment", "variant"), PAIRS)
 def test_experiment_and_variant_can_begin_and_build_on_the_meta_device(experiment: Path, variant: Path) -> None:
     config = load_config(experiment, variant, [])
@@ -34,7 +47,7 @@ def test_experiment_and_variant_can_begin_and_build_on_the_meta_device(experimen
     with torch.device("meta"):
         model = build_model(config, None, 512)
     assert all(parameter.is_meta for parameter in model.parameters())
-    costs = flop_costs(config, 512)
+    costs = costs_of(config, model)
     assert costs.decoder_token > 0 and costs.embed_image and min(costs.embed_image.values()) > 0
 
 
