@@ -22,7 +22,7 @@ def test_resamples_are_those_of_the_slow_loop():
     generator, draws = np.random.default_rng(0), Draws(resamples=40)
     sides = [answered(generator, flat(share), 3, n=60, variant=name) for name, share in (("a", 0.4), ("b", 0.7))]
     means = mean_curves(curves_of(draws, *sides), TOKENS_AXIS, draws)
-    count_RI, weight_RS = draws.questions(60), draws.seeds(3)
+    count_RI, weight_RS = draws.questions(60), draws.seeds(3).T
     assert (count_RI.sum(axis=1) == 60).all() and np.allclose(weight_RS.sum(axis=1), 1)
     for side, mean in zip(sides, means, strict=True):
         right_SPI = np.array([[list(point.benchmarks["count"].items()) for point in record.points] for record in side])
@@ -36,7 +36,7 @@ def test_resamples_are_those_of_the_slow_loop():
 def test_the_weights_of_seeds_have_the_variance_of_a_mean():
     for count in (2, 3, 5):
         value_S = np.random.default_rng(count).standard_normal(count)
-        spread = (Draws(resamples=20_000).seeds(count) @ value_S).std()
+        spread = (value_S @ Draws(resamples=20_000).seeds(count)).std()
         assert spread == pytest.approx(value_S.std(ddof=1) / np.sqrt(count), rel=0.03)
     assert (Draws(resamples=5).seeds(1) == 1).all()
 

@@ -66,6 +66,13 @@ def test_the_last_common_point_is_one_that_all_runs_reached(record):
         last_common_tokens(align_tokens(curves([with_scores(record(), {1000: right}), with_scores(record("tuna"), {5000: right})])))
 
 
+def test_records_without_a_benchmark_have_no_common_point_and_say_so(record):
+    empty = record()
+    empty.points.clear()
+    with pytest.raises(UserError, match="no evaluated benchmark"):
+        last_common_tokens(align_tokens(curves([empty])))
+
+
 def test_pooled_mean_and_interval(record):
     first, second = np.arange(100) < 60, np.arange(100) < 70
     table = align_tokens(curves([with_scores(record(seed=0), {1000: first}), with_scores(record(seed=1), {1000: second})]))

@@ -1,9 +1,14 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
 from tests.curves import run_of
 
 from tunalab.errors import UserError
+from tunalab.results.analysis import grid, resampling
+from tunalab.results.analysis import lines as lines_of
+from tunalab.results.analysis import panels as panels_of
 from tunalab.results.analysis.axes import AXES
 from tunalab.results.analysis.curves import align_tokens, curves
 from tunalab.results.analysis.lines import lines
@@ -160,3 +165,20 @@ def test_nothing_evaluated_is_an_error(record):
     empty.points.clear()
     with pytest.raises(UserError, match="no evaluated benchmark"):
         figure_of([empty])
+
+
+def test_each_score_is_resampled_once_for_picture_and_page(tmp_path, records, monkeypatch):
+    """A thousand runs in seconds: nothing that takes long is done again for the page, an axis or a pair."""
+    counts = Counter()
+
+    def counted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (counts.update([name]), real(*given))[1])
+
+    counted(resampling, "_answers")
+    counted(panels_of, "band")
+    counted(grid, "_grid")
+    counted(lines_of, "told_apart")
+    draw("figure6", records(seeds=3, kinds=4), tmp_path, "")
+    lines, kinds, axes = 3, 4, len(AXES)
+    assert counts == {"_answers": lines * kinds, "band": lines * kinds * axes, "_grid": 2 * lines * axes, "told_apart": 1}

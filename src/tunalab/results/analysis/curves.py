@@ -60,8 +60,10 @@ def last_common_tokens(aligned: pd.DataFrame) -> int:
     """The largest aligned token count that every run of the table reached: where they can be compared fairly.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or no benchmark was evaluated.
     """
+    if aligned.empty:
+        raise UserError("no evaluated benchmark in these records")
     runs = aligned.groupby("tokens")[RUN].apply(lambda part: len(part.drop_duplicates()))
     total = len(aligned[RUN].drop_duplicates())
     common = [int(tokens) for tokens, count in runs.items() if count == total]  # type: ignore[call-overload]

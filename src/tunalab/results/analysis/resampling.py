@@ -34,7 +34,7 @@ class Curve:
     benchmark: str
     places: Places
     accuracy_P: dict[int, np.ndarray]
-    right_RP: dict[int, np.ndarray]
+    right_PR: dict[int, np.ndarray]
     n: int
     chance: float
     by_item: bool
@@ -54,21 +54,22 @@ class Curve:
             sum_P, resampled_RP = self._weighted_sum(weights.seeds, some, draws)
             return Sample(sum_P, np.ascontiguousarray(resampled_RP))
         mean_G, resampled_RG = np.zeros(weights.places), np.zeros((draws.resamples, weights.places))
+        part_RG = np.empty_like(resampled_RG)
         for some, weight_GP in weights.groups:
             sum_P, resampled_RP = self._weighted_sum(weights.seeds, some, draws)
             mean_G += sum_P if weight_GP is None else weight_GP @ sum_P
-            resampled_RG += resampled_RP if weight_GP is None else resampled_RP @ weight_GP.T
+            resampled_RG += resampled_RP if weight_GP is None else np.matmul(resampled_RP, weight_GP.T, out=part_RG)
         return Sample(mean_G, resampled_RG)
 
     def _weighted_sum(self, seeds: Sequence[int], some: Sequence[int], draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
         """What ``some`` of the ``seeds``, with evaluations in common, add to the mean over all of them, (P,) and (R, P)."""
         key = (draws.resamples, draws.seed, tuple(seeds), tuple(some))
         if key not in self._sums:
-            weight_RS, n = draws.seeds(len(seeds)), np.float64(self.n if self.by_item else 1)
-            resampled_RP = np.zeros(self.right_RP[some[0]].shape, order="F")
+            weight_SR, n = draws.seeds(len(seeds)), np.float64(self.n if self.by_item else 1)
+            resampled_PR = np.zeros(self.right_PR[some[0]].shape)
             for seed in some:
-                resampled_RP += weight_RS[:, seeds.index(seed), None] * (self.right_RP[seed] / n)
-            self._sums[key] = np.sum([self.accuracy_P[seed] for seed in some], axis=0) / len(seeds), resampled_RP
+                resampled_PR += weight_SR[seeds.index(seed)] * (self.right_PR[seed] / n)
+            self._sums[key] = np.sum([self.accuracy_P[seed] for seed in some], axis=0) / len(seeds), resampled_PR.T
         return self._sums[key]
 
 
@@ -131,7 +132,7 @@ class Draws:
         return self._questions[n]
 
     def seeds(self, count: int) -> np.ndarray:
-        """The weight of each seed in the mean of each resample, shape (R, S).
+        """The weight of each seed in the mean of each resample, shape (S, R).
 
         Deviations from equal weights are widened by sqrt(S / (S - 1)): a bootstrap of S values shows (S - 1) / S of their variance.
         """
@@ -140,7 +141,7 @@ class Draws:
             place_RS = drawn_RS + count * np.arange(self.resamples)[:, None]
             share_RS = np.bincount(place_RS.ravel(), minlength=drawn_RS.size).reshape(drawn_RS.shape) / count
             widening = np.sqrt(count / (count - 1)) if count > 1 else 0.0
-            self._seeds[count] = 1 / count + widening * (share_RS - 1 / count)
+            self._seeds[count] = np.ascontiguousarray((1 / count + widening * (share_RS - 1 / count)).T)
         return self._seeds[count]
 
     def counts(self, score: Score, place: Sequence[int]) -> np.ndarray:
@@ -166,10 +167,10 @@ def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list
         ends = np.cumsum([len(run) for run in runs.values()])[:-1]
         accuracy_K = np.array([score.correct / score.n for score in own])
         accuracy_P = dict(zip(runs, np.split(accuracy_K, ends), strict=True))
-        right_RP = {seed: right_PR.T for seed, right_PR in zip(runs, np.split(right_KR, ends), strict=True)}
+        right_PR = dict(zip(runs, np.split(right_KR, ends), strict=True))
         first = next(iter(runs.values()))
         chance = float(np.mean([score.chance for score in first]))
-        curves.append(Curve(line, benchmark, places, accuracy_P, right_RP, first[-1].n, chance, by_item))
+        curves.append(Curve(line, benchmark, places, accuracy_P, right_PR, first[-1].n, chance, by_item))
     return curves
 
 
