@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tunalab.errors import EXIT_STOPPED
+from tunalab.results.columns import columns
 from tunalab.sweeps.attempts import RETRIES, settle
 from tunalab.sweeps.cells import LOG_FILE, is_finished, last_line
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.plan import align
 
 State = Literal["finished", "skipped", "failed", "stopped", "queued", "not started"]
 
@@ -58,7 +58,7 @@ class Result:
         ranked = sorted(self.outcomes, key=lambda outcome: order.index(outcome.state))
         rows = [["run", "state", "minutes"]]
         rows += [[outcome.cell.name, outcome.state, f"{outcome.seconds / 60:.1f}" if outcome.seconds else ""] for outcome in ranked]
-        lines = align(rows).splitlines()
+        lines = columns(rows).splitlines()
         width = max(map(len, lines))
         for index, outcome in enumerate(ranked, start=1):
             log = f"  (log: {outcome.log})" if outcome.state == "failed" and outcome.log else ""

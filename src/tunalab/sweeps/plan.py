@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tunalab.results.columns import columns
 from tunalab.sweeps.grid import Cell
 
 ADDED_UP = ("tokens", "flops", "minutes")
@@ -14,26 +15,16 @@ def dry_run(cells: Sequence[Cell], describe: Callable[[Cell], Mapping[str, Any]]
     Tokens, FLOPs and minutes are added up in the last row; minutes are also divided by ``parallel``.
     """
     described = [dict(describe(cell)) for cell in cells]
-    columns = list(dict.fromkeys(key for row in described for key in row))
-    lines = [["run", *columns]]
-    lines += [[cell.name, *(_text(row.get(key)) for key in columns)] for cell, row in zip(cells, described, strict=True)]
-    sums = {key: sum(row[key] for row in described) for key in columns if key in ADDED_UP and all(key in row for row in described)}
-    lines.append([f"{len(cells)} runs", *(_text(sums.get(key)) for key in columns)])
-    text = align(lines)
+    keys = list(dict.fromkeys(key for row in described for key in row))
+    lines = [["run", *keys]]
+    lines += [[cell.name, *(_text(row.get(key)) for key in keys)] for cell, row in zip(cells, described, strict=True)]
+    sums = {key: sum(row[key] for row in described) for key in keys if key in ADDED_UP and all(key in row for row in described)}
+    lines.append([f"{len(cells)} runs", *(_text(sums.get(key)) for key in keys)])
+    text = columns(lines)
     if "minutes" in sums:
         text += f"\nabout {_text(sums['minutes'] / parallel)} minutes with {parallel} run(s) at a time"
     print(text)
     return text
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text columns, the first to the left and numbers to the right."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _text(value: Any) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from tunalab.results.columns import columns
 from tunalab.results.status import Status, read_status
 from tunalab.sweeps.attempts import RETRIES, Attempt, History, How, read_history
 from tunalab.sweeps.cells import is_finished, is_locked
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.plan import align
 from tunalab.sweeps.resolving import Resolved
 
 State = Literal["done", "queued", "running", "failed"]
@@ -93,7 +93,7 @@ def table(states: Sequence[CellState], most: int | None = None) -> str:
     ranked = sorted(states, key=lambda one: STATES.index(one.state))
     hidden = 0 if most is None else max(0, len(ranked) - most)
     rows = [["run", "state", "tokens", "", "tokens/s", "left"], *(one.row() for one in ranked[hidden:])]
-    lines = align(rows).splitlines()
+    lines = columns(rows).splitlines()
     width = max(map(len, lines))
     lines[1:] = [f"{line.ljust(width)}  {one.note}".rstrip() for line, one in zip(lines[1:], ranked[hidden:], strict=True)]
     if hidden:
