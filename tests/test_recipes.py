@@ -1,6 +1,7 @@
 """The paper's recipe at two sizes: what is equal in it, what differs, and what happens on a laptop."""
 
 from dataclasses import asdict
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SIZE |= {"decoder.tie_embeddings", "head.heads", "head.kv_heads", "head.mlp", "d
 STAGES = ("connector", "pretrain", "sft")
 
 
+@cache
 def load(experiment: str, variant: str, *settings: str) -> RunConfig:
     return load_config(ROOT / f"experiments/{experiment}.yaml", ROOT / f"variants/{variant}.yaml", list(settings))
 
