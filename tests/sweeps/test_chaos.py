@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -53,23 +53,31 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 class Sweep:
     """A checkout with the sweep, and a driver that is started again whenever it is gone."""
 
-    def __init__(self, folder: Path) -> None:
-        for name, text in (("experiments/tiny", EXPERIMENT), ("sweeps/chaos", SWEEP)):
+    def __init__(self, folder: Path, sweep: str = SWEEP, retries: int = 99) -> None:
+        for name, text in (("experiments/tiny", EXPERIMENT), ("sweeps/chaos", sweep)):
             (folder / name).parent.mkdir(parents=True)
             (folder / f"{name}.yaml").write_text(text)
         (folder / "variants").symlink_to(ROOT / "variants")
-        self.folder, self.runs = folder, folder / "runs" / "chaos"
+        self.folder, self.runs, self.retries = folder, folder / "runs" / "chaos", retries
         self.driver: nursery.Nursed | None = None
         self.starts = 0
 
-    def drive(self) -> int | None:
+    def finish(self, *options: str) -> int:
+        """The exit code of one driver that is left alone."""
+        while (code := self.drive(*options)) is None:
+            time.sleep(0.1)
+        self.driver = None
+        return code
+
+    def drive(self, *options: str) -> int | None:
         """Start the driver where there is none; its exit code once it has ended by itself."""
         if self.driver is not None:
             code = self.driver.poll()
             if code is None or code >= 0:
                 return code
         self.starts += 1
-        argv = ["python", "-m", "tunalab", "sweep", "chaos", "--parallel", str(PARALLEL), "--retries", "99"]
+        argv = ["python", "-m", "tunalab", "sweep", "chaos", "--parallel", str(PARALLEL)]
+        argv += ["--retries", str(self.retries), *options]
         where = {
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
             "TUNALAB_COMPONENTS": str(self.folder.parent / "components"),
@@ -186,8 +194,7 @@ def compare(calm: Sweep, storm: Sweep, killed: Counter[str]) -> int:
 def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: object) -> None:
     calm, storm = Sweep(tmp_path / "calm"), Sweep(tmp_path / "storm")
     began = time.monotonic()
-    while (code := calm.drive()) is None:
-        time.sleep(0.1)
+    code = calm.finish()
     calm_seconds = time.monotonic() - began
     assert code == 0 and calm.starts == 1, calm.log()
     began = time.monotonic()
@@ -199,3 +206,37 @@ def test_killed_at_random_it_ends_as_if_undisturbed(tmp_path: Path, processes: o
         f"{CELLS} cells, {PARALLEL} at a time: {killed['cell']} cells and {killed['driver']} drivers killed, {deaths} attempts "
         f"lost, {storm.starts} drivers; {calm_seconds:.0f} s undisturbed, {seconds:.0f} s with kills"
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """``small_disk(size)``: a file system of so many bytes; called again, it has another size from now on."""
+    place = tmp_path / "disk"
+
+    def sized(size: int) -> Path:
+        options = f"size={size}" if place.exists() else f"size={size},mode=0755"
+        made = ["-o", f"remount,{options}"] if place.exists() else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        place.mkdir(exist_ok=True)
+        subprocess.run(["mount", *made, place], check=True)
+        return place
+
+    yield sized
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, processes: object, small_disk: Callable[[int], Path]) -> None:
+    """As root: the run directories lie on a disk that is too small, which is made larger when the sweep has given up."""
+    two = "experiment: tiny\nvariants: [tuna2]\nseeds: [0, 1]\n"
+    calm, full = Sweep(tmp_path / "calm", two), Sweep(tmp_path / "full", two, retries=1)
+    assert calm.finish() == 0, calm.log()
+    needed = sum(path.stat().st_size for path in calm.runs.rglob("*") if path.is_file())
+    full.runs.parent.mkdir()
+    full.runs.symlink_to(small_disk(needed // 3))
+    assert full.finish() == 1
+    histories = [read_history(path) for path in sorted(full.runs.glob("tuna2-seed?"))]
+    assert len(histories) == 2 and all([one.how for one in history.attempts] == ["failed"] * 2 for history in histories)
+    assert all("No space left on device" in one.reason for history in histories for one in history.attempts), full.log()
+    small_disk(3 * needed)
+    assert full.finish("--retry") == 0, full.log()
+    expected, found = calm.records(), full.records()
+    assert {name: results(one) for name, one in found.items()} == {name: results(one) for name, one in expected.items()}

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage
 
@@ -49,6 +50,24 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None
     assert [path.name for path in store.steps()] == ["step-000000001", "step-000000002"]
     assert not list(tmp_path.glob(".step-*"))
     assert all(damage(path) is None for path in store.steps())
+
+
+def test_after_an_error_of_a_writer_the_disk_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's says nothing of the disk, and another error of its keeps its own words."""
+
+    def write(folder: Path) -> None:
+        raise CheckpointException("unexpected pos", {0: (RuntimeError("unexpected pos 704 vs 598"), None)})  # type: ignore[dict-item]
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    store = store_with(tmp_path, [1])
+    with pytest.raises(CheckpointException, match="unexpected pos"):
+        store.save(2, write)
+    monkeypatch.setattr("tunalab.training.checkpoints.write_atomically", full)
+    with pytest.raises(OSError, match=f"No space left on device: .*{tmp_path}.*step-000000002"):
+        store.save(2, write)
+    assert [path.name for path in store.steps()] == ["step-000000001"] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_nothing_valid_is_none(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunalab.files import sha256, whole_folder
+from torch.distributed.checkpoint.api import CheckpointException
+
+from tunalab.files import sha256, whole_folder, write_atomically
 from tunalab.training.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
@@ -68,7 +70,7 @@ def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any
             if ranks.first:
                 folder = stack.enter_context(whole_folder(final))
         folder = ranks.broadcast(folder)
-        with ranks.together():
+        with ranks.together(), _disk_errors(folder):
             write(folder)
         with ranks.together():
             files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -81,6 +83,23 @@ def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any
                     raise OSError(f"{folder} does not look the same to every rank: {', '.join(sorted(unseen))}")
                 (folder / MANIFEST).write_text(json.dumps({**about, "files": dict(sorted(listed.items()))}, indent=1))
             stack.close()
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """PyTorch's writers lose the number of the disk's error: after one of theirs the disk is asked once more.
+
+    Raises:
+        OSError: the disk is full or not writable; else what was raised inside.
+    """
+    try:
+        yield
+    except (RuntimeError, CheckpointException) as error:
+        try:
+            write_atomically(folder / "probe", bytes(2**20))
+        except OSError as reason:
+            raise OSError(reason.errno, reason.strerror, str(folder)) from error
+        raise
 
 
 def damage(path: Path, ranks: Ranks = ALONE) -> str | None:
