@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunalab.bench.figure import bench_figure
 from tunalab.bench.sweep import bench_sweep
 from tunalab.files import write_atomically
 from tunalab.results.environment import environment
@@ -11,15 +12,18 @@ from tunalab.results.records import read_records
 
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
-    """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``.
+    """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``,
+    figure 6 of a thousand records.
 
     Exit code 1 when a required figure is not reached or fast and slow paths disagree. ``out`` is where the figures are written.
     """
     results: dict[str, Any] = {"command": "make bench" if only is None else f"tunalab bench --only {only}"}
-    if only != "sweep":
+    if only not in ("sweep", "figure"):
         results |= {"environment": environment(), **_speed(only)}
     if only in (None, "sweep"):
         results["sweep"] = {"records": str(records), **bench_sweep(read_records(records))}
+    if only in (None, "figure"):
+        results["figure"] = bench_figure()
     good = report(results)
     if out is not None:
         write_atomically(out, json.dumps(results, indent=1) + "\n")
@@ -28,7 +32,7 @@ def bench(only: str | None, out: Path | None, records: Path) -> int:
 
 
 def _speed(only: str | None) -> dict[str, Any]:
-    import torch  # here, not above: the sweep's figures need none of this
+    import torch  # here, not above: figures of records need none of this
 
     from tunalab.bench.generation import bench_generation, randomise_zero_layers
     from tunalab.bench.training import bench_training
@@ -86,6 +90,14 @@ def report(results: dict[str, Any]) -> bool:
         )
         for setting, names in sweep["above_chance"].items():
             print(f"  {setting or 'all runs'}: {len(names)} ({', '.join(names)})")
+    if figure := results.get("figure"):
+        seconds = figure[f"figure6_{figure['records']}_records_seconds"]
+        quick = seconds <= figure["required_seconds"]
+        good &= quick
+        print(
+            f"figure: figure6 of {figure['records']} records in {seconds:.1f} s, a processor's {figure['processor_seconds']:.1f} s "
+            f"(at most {figure['required_seconds']:.0f}: {_verdict(quick)}); wrote {', '.join(figure['written'])}"
+        )
     return good
 
 
