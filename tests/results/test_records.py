@@ -65,6 +65,15 @@ def test_a_record_can_be_read_without_its_evaluation(tmp_path, record):
         read_record(tmp_path / "c.json", evaluation=False)
 
 
+@pytest.mark.parametrize("block", [7, 1000, 65_536])
+def test_of_a_record_no_more_is_read_than_asked(tmp_path, record, monkeypatch, block):
+    monkeypatch.setattr("tunalab.results.records._BLOCK", block)
+    write_record(tmp_path / "a.json", replace(record(), evaluation=[evaluated("first")]))
+    whole = (tmp_path / "a.json").read_bytes()
+    (tmp_path / "a.json").write_bytes(whole[:-200])  # damage in what is not asked for
+    assert read_record(tmp_path / "a.json", evaluation=False) == record()
+
+
 def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, record):
     file = tmp_path / "record.json"
     write_record(file, record())
