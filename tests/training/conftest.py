@@ -1,5 +1,6 @@
 """Whole runs on components that were hardly trained: structure is what these tests need, not quality."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,17 @@ QUICK = ComponentSettings(
 )
 
 
+@cache
+def built(base: Path) -> Path:
+    """Once a session: of a fixture that is imported, pytest makes one for each file that imports it."""
+    root = base / "quick_components"
+    build_components(QUICK, log=lambda line: None, root=root)
+    return root
+
+
 @pytest.fixture(scope="session")
 def quick_components(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComponentSettings]:
-    root = tmp_path_factory.mktemp("components")
-    build_components(QUICK, log=lambda line: None, root=root)
-    return root, QUICK
+    return built(tmp_path_factory.getbasetemp()), QUICK
 
 
 @pytest.fixture(autouse=True)
