@@ -145,7 +145,14 @@ def start(place: Path, folder: Path) -> "subprocess.Popen[bytes]":
 
 def prepare() -> None:
     """Import what a sweep and its runs use, with components that are made in seconds."""
-    for module in ("cli.sweeping", "cli.runs", "results.mlflow.tracking", "results.figures.draw", "training.preflight", "training.run"):
+    for module in (
+        "cli.sweeping",
+        "cli.runs",
+        "results.mlflow.tracking",
+        "results.figures.draw",
+        "training.preflight",
+        "training.run",
+    ):
         import_module(f"tunalab.{module}")
     import_module("mlflow.store.tracking.sqlalchemy_store")
     quick = import_module("tests.training.conftest").QUICK

@@ -34,6 +34,6 @@ def test_areas_and_their_differences_are_means_over_the_common_stretch():
     log, linear = area(a, TOKENS_AXIS, draws, less=b)
     assert log.value == pytest.approx(0.25) and (log.first, log.last) == (100, 10_000)
     # Right wherever b is: question by question the difference is certain to be above zero, as two intervals it is not.
-    assert log.excludes_zero and log.low > 0.18 and log.high < 0.32
+    assert log.low > 0.18 and log.high < 0.32 and not log.excludes_zero  # of one seed it says nothing of another
     assert linear.value > log.value
     assert area(a, TOKENS_AXIS, draws, less=curves_of(draws, [run_of("c", 0, {10_000: half})])[0]) == []

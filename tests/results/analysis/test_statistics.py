@@ -74,17 +74,18 @@ def test_records_without_a_benchmark_have_no_common_point_and_say_so(record):
 
 
 def test_pooled_mean_and_interval(record):
-    first, second = np.arange(100) < 60, np.arange(100) < 70
-    table = align_tokens(curves([with_scores(record(seed=0), {1000: first}), with_scores(record(seed=1), {1000: second})]))
-    (row,) = pooled(table).to_dict("records")
-    low, high = wilson(130, 200)
-    assert row["accuracy"] == pytest.approx(0.65) and row["n"] == 200 and row["seeds"] == 2
+    first, second = np.arange(1000) < 600, np.arange(1000) < 620
+    runs = [with_scores(record(seed=seed), {1000: right}) for seed, right in enumerate((first, second))]
+    others = [with_scores(record("tuna", seed=seed), {1000: right}) for seed, right in enumerate((first, first))]
+    row, _ = sorted(pooled(align_tokens(curves(runs + others))).to_dict("records"), key=lambda row: -row["accuracy"])
+    low, high = wilson(1220, 2000)
+    assert row["accuracy"] == pytest.approx(0.61) and row["n"] == 2000 and row["seeds"] == 2
     assert (row["wilson_low"], row["wilson_high"]) == pytest.approx((low, high))
-    assert (row["seed_low"], row["seed_high"]) == pytest.approx((0.6, 0.7))
-    seed_error = 1.96 * np.std([0.6, 0.7], ddof=1) / np.sqrt(2)
-    assert row["low"] == pytest.approx(0.65 - np.hypot(0.65 - low, seed_error))
-    (alone,) = pooled(table[table.seed == 0]).to_dict("records")
-    assert (alone["low"], alone["high"]) == pytest.approx(wilson(60, 100))
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx((0.6, 0.62))
+    # Four runs of two variants: two degrees of freedom, shared by both.
+    seed_error = 4.302653 * np.sqrt(0.0002 / 2) / np.sqrt(2)
+    assert row["low"] == pytest.approx(0.61 - np.hypot(0.61 - low, seed_error))
+    assert row["high"] == pytest.approx(0.61 + np.hypot(high - 0.61, seed_error))
 
 
 def test_above_chance_needs_the_bound_not_the_mean(record):
@@ -147,6 +148,21 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(record):
         a, b = (with_scores(base, {1000: rng.random(150) < ability}) for base in (base_a, base_b))
         covered += not paired_difference([a], [b], "count", 1000, resamples=400).excludes_zero
     assert 180 <= covered <= 199
+
+
+def test_two_seeds_grant_no_lead_that_is_a_seeds_luck(record):
+    """Three equal variants whose runs scatter five times as much as their questions: zero is excluded in about 5 of 100 worlds."""
+    rng = np.random.default_rng(3)
+    bare = {(name, seed): record(name, seed) for name in ("tuna", "tuna_r", "tuna2") for seed in (0, 1)}
+    leads = {"together": 0, "alone": 0}
+    for _ in range(100):
+        right = {key: rng.random(100) < 0.5 + 0.25 * rng.standard_normal() for key in bare}
+        sides = [
+            [with_scores(bare[name, seed], {1000: right[name, seed]}) for seed in (0, 1)] for name in ("tuna", "tuna_r", "tuna2")
+        ]
+        for name, among in (("together", sides), ("alone", ())):
+            leads[name] += paired_difference(sides[0], sides[1], "count", 1000, among, resamples=200).excludes_zero
+    assert leads["together"] <= 12 and leads["alone"] <= 12  # 12 or more of 100 at 5%: one time in 200
 
 
 def test_without_a_common_seed_or_point_there_is_no_difference(record):

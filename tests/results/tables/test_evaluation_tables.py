@@ -10,7 +10,8 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.whole import Evaluated
 from tunalab.results.analysis.evaluations import differences_table, means_table, sides, unequal_settings
-from tunalab.results.analysis.statistics import item_interval
+from tunalab.results.analysis.scatter import scatter_of_means
+from tunalab.results.analysis.statistics import joint_interval
 from tunalab.results.tables.evaluation import evaluation_markdown, write_evaluation_tables
 from tunalab.results.tables.published import COUNTERPARTS, read_published
 
@@ -109,9 +110,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for _ in range(200):
         seed_S1 = 0.05 * generator.standard_normal((3, 1))
-        low, high = item_interval(
-            seed_S1 + generator.standard_normal((1, 100)) * 0.5 + 0.1 * generator.standard_normal((3, 100)), 400
-        )
+        value_SI = seed_S1 + generator.standard_normal((1, 100)) * 0.5 + 0.1 * generator.standard_normal((3, 100))
+        low, high = joint_interval([value_SI], scatter_of_means([value_SI.mean(axis=1)]), 1.0, resamples=400)
         covered += low <= 0 <= high
     assert covered >= 180
 

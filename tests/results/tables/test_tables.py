@@ -50,8 +50,8 @@ def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, 
             bold += row["leads"]
             if row["rank"] == 1:
                 (second,) = table[(table.benchmark == benchmark) & (table["rank"] == 2)].to_dict("records")
-                by_variant = [[record for record in made if record.run.variant == name] for name in (variant, second["variant"])]
-                gap = paired_difference(*by_variant, benchmark, row["tokens"])
+                among = {name: [one for one in made if one.run.variant == name] for name in ("tuna", "tuna_r", "tuna2")}
+                gap = paired_difference(among[variant], among[second["variant"]], benchmark, row["tokens"], list(among.values()))
                 assert row["leads"] == (gap.low > 0) and row["lead"] == pytest.approx(gap.mean)
             else:
                 assert not row["leads"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunalab.results.analysis.axes import Axis
-from tunalab.results.analysis.resampling import Curve, Draws, interval, mean_curves
+from tunalab.results.analysis.resampling import ENOUGH, Curve, Draws, interval, mean_curves
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Area:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        """Never of few seeds, whose bootstrap is too narrow."""
+        return self.seeds >= ENOUGH and (self.low > 0 or self.high < 0)
 
 
 def log_weights(x_G: np.ndarray) -> np.ndarray:

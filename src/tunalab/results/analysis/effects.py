@@ -1,24 +1,21 @@
 """What one choice changes while the others stay as they are: main effects and interactions of a sweep's factors, with intervals.
 
-An effect is a contrast of cells, sum_c w_c mean_c. Main effect of a level: the mean, over all pairs of cells that differ in that
-factor alone, of the cell at the level minus the cell at the reference. Interaction of two: how much the effect of one changes when
-the other leaves its reference (difference of differences). All cells of a contrast are paired: same seeds, same questions.
+All cells of a contrast are paired: same seeds, same questions.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
+from tunalab.results.analysis.contrasts import Weights, contrasts
 from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.results.analysis.factors import Cell, Factor, Level, factors_and_cells, level_label, ordered_levels
+from tunalab.results.analysis.factors import Cell, factors_and_cells, level_label
+from tunalab.results.analysis.scatter import Scatter, scatter_of_contrasts
 from tunalab.results.analysis.statistics import joint_interval, score_at
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
 from tunalab.results.records import Point, Record, usable
@@ -26,24 +23,7 @@ from tunalab.results.records import Point, Record, usable
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
 COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "pairs", "seeds", "n"]
-Weights = Mapping[Cell, float]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """``with_``: empty for a main effect, else the other factor's level and reference. ``pairs``: comparisons averaged."""
-
-    factor: str
-    level: Level
-    reference: Level
-    with_: str
-    weights: Weights
-    pairs: int
-
-    @property
-    def label(self) -> str:
-        text = f"{self.factor}: {level_label(self.level)} - {level_label(self.reference)}"
-        return f"{text}, {self.with_}" if self.with_ else text
+Outcome = Callable[[Point], float | None]  # a number of a point, None where it has none
 
 
 def write_effects(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
@@ -64,9 +44,10 @@ def write_effects(records: Sequence[Record], folder: Path, command: str) -> list
 def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     """A row per contrast and outcome, at the last point that all finished runs share.
 
-    Outcomes: accuracy by benchmark and its mean over benchmarks, with bootstrap intervals over questions and seeds; held-out text
-    loss and one-step PSNR, with Student's t over the seeds' paired differences (none for one seed). Intervals are 95%, without
-    correction for how many there are.
+    Outcomes: accuracy by benchmark and its mean over benchmarks, held-out text loss, one-step PSNR by flow time. 95% intervals,
+    without correction for how many there are: Student's t of the scatter between seeds, which all cells estimate together
+    (:mod:`scatter`), for accuracies added to a bootstrap over questions. With one seed accuracies have that of questions alone,
+    which says nothing of another seed, and the others none.
     """
     finished = usable(records)
     aligned = align_tokens(curves(finished)) if finished else pd.DataFrame()
@@ -76,11 +57,17 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
     continuous = _continuous(finished, tokens)
+    scatters = _scatters(cells, benchmarks, continuous, tokens)
     rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
-        seeds = sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in contrast.weights)))
+        seeds = _common_seeds(contrast.weights)
         if not seeds:
             continue
+        if len(seeds) < 2:
+            between: Mapping[str, Scatter | None] = {}
+        else:  # cells of this contrast alone, where others have fewer seeds
+            between = scatters or _scatters(list(contrast.weights), benchmarks, continuous, tokens)
+        squares = sum(weight**2 for weight in contrast.weights.values())
         kind = "interaction" if contrast.with_ else "main"
         told = (kind, contrast.factor, level_label(contrast.level), level_label(contrast.reference), contrast.with_)
         values = {name: _accuracy(contrast.weights, seeds, name, tokens) for name in benchmarks}
@@ -89,11 +76,15 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
             if of:
                 mean = float(np.mean([value_SI.mean() for value_SI in of]))
                 n = sum(value_SI.shape[1] for value_SI in of)
-                rows.append((*told, name, mean, *joint_interval(of), contrast.pairs, len(seeds), n))
+                bounds = joint_interval(of, between.get(name), squares)
+                rows.append((*told, name, mean, *bounds, contrast.pairs, len(seeds), n))
         for name, of_point in continuous.items():
-            value_S = _mean_of(contrast.weights, seeds, of_point, tokens)
-            if value_S is not None:
-                rows.append((*told, name, float(value_S.mean()), *_student(value_S), contrast.pairs, len(seeds), len(seeds)))
+            value = _mean_of(contrast.weights, seeds, of_point, tokens)
+            if value is not None:
+                scatter = between.get(name)
+                half = None if scatter is None else scatter.half_width(len(seeds), squares)
+                ends = (None, None) if half is None else (value - half, value + half)
+                rows.append((*told, name, value, *ends, contrast.pairs, len(seeds), len(seeds)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -121,11 +112,20 @@ def effects_markdown(table: pd.DataFrame) -> str:
         text.append("")
     note = (
         "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
-        "interaction says by how much the effect differs where the other choice differs too. 95% intervals: accuracies from a "
-        "bootstrap over questions and seeds, paired by both; loss and PSNR from Student's t over the seeds. Bold: 0 is outside. "
+        "interaction says by how much the effect differs where the other choice differs too. 95% intervals, paired by seed: "
+        f"{_cover(table)} "
         f"Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
     )
     return "\n".join([*text, note, ""])
+
+
+def _cover(table: pd.DataFrame) -> str:
+    if (table["seeds"] == 1).all():
+        return "of questions alone, as one seed says nothing of another; so none is bold where 0 is outside."
+    return (
+        "Student's t of the scatter between seeds, which all runs of the table estimate together, and for accuracies a bootstrap "
+        "over questions. Bold: 0 is outside."
+    )
 
 
 def ordered_outcomes(table: pd.DataFrame) -> list[str]:
@@ -142,60 +142,6 @@ def outcome_label(outcome: str) -> str:
 def unit(outcome: str) -> float:
     """What a value is multiplied with to be shown: shares as percentage points, nats and decibels as they are."""
     return 1.0 if outcome == TEXT_LOSS or outcome.startswith(PSNR) else 100.0
-
-
-def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
-    """Main effects of every factor, then interactions of every two, of their levels against the first."""
-    levels = [ordered_levels([cell.levels[index] for cell in cells]) for index in range(len(factors))]
-    for index, factor in enumerate(factors):
-        for level, reference in _compared(levels[index]):
-            at, against = ([cell for cell in cells if cell.levels[index] == one] for one in (level, reference))
-            pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
-            if pairs:
-                signs = [(cell, sign / len(pairs)) for pair in pairs for cell, sign in zip(pair, (1, -1), strict=True)]
-                yield Contrast(factor.name, level, reference, "", _summed(signs), len(pairs))
-    for (i, first), (j, second) in combinations(enumerate(factors), 2):
-        (reference_i, *others_i), (reference_j, *others_j) = levels[i], levels[j]
-        for level_i, level_j in product(others_i, others_j):
-            corners = [
-                ((level_i, level_j), 1),
-                ((reference_i, level_j), -1),
-                ((level_i, reference_j), -1),
-                ((reference_i, reference_j), 1),
-            ]
-            found = [_at(cells, {i: a, j: b}) for (a, b), _ in corners]
-            alike = (square for square in product(*found) if all(_equal_but(one, square[0], {i, j}) for one in square[1:]))
-            squares = [square for square in alike if len(set(square)) > 2]  # of two cells it is a main effect, or nothing
-            if squares:
-                signs = [(cell, sign / len(squares)) for square in squares for cell, (_, sign) in zip(square, corners, strict=True)]
-                other = f"{second.name}: {level_label(level_j)} instead of {level_label(reference_j)}"
-                weights = _summed(signs)
-                if weights:
-                    yield Contrast(first.name, level_i, reference_i, other, weights, len(squares))
-
-
-def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
-    """(level, reference): words with each other, numbers with the smallest, as they are a scale."""
-    if all(isinstance(level, str) for level in levels):
-        return [(level, reference) for reference, level in combinations(levels, 2)]
-    return [(level, levels[0]) for level in levels[1:]]
-
-
-def _at(cells: Sequence[Cell], wanted: Mapping[int, Level]) -> list[Cell]:
-    """Cells at these levels; one to which a factor does not apply stands for each of its levels."""
-    return [cell for cell in cells if all(cell.levels[index] in (level, None) for index, level in wanted.items())]
-
-
-def _equal_but(a: Cell, b: Cell, but: set[int]) -> bool:
-    pairs = enumerate(zip(a.levels, b.levels, strict=True))
-    return all(one == other or one is None or other is None for index, (one, other) in pairs if index not in but)
-
-
-def _summed(signs: Sequence[tuple[Cell, float]]) -> dict[Cell, float]:
-    weights: Counter[Cell] = Counter()
-    for cell, weight in signs:
-        weights[cell] += weight  # type: ignore[assignment]
-    return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
 
 
 def _of_seed(cell: Cell, seed: int) -> Record:
@@ -217,8 +163,8 @@ def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: in
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
 
 
-def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Callable[[Point], float | None]]:
-    """Outcomes that are no shares of questions: each a number of a point, None where it has none."""
+def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]:
+    """Outcomes that are no shares of questions."""
     times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
     return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": partial(_psnr, t) for t in times}}
 
@@ -236,23 +182,41 @@ def _point_at(record: Record, tokens: int) -> Point:
     return min(record.points, key=lambda point: abs(point.tokens - tokens))
 
 
-def _mean_of(weights: Weights, seeds: Sequence[int], outcome: Callable[[Point], float | None], tokens: int) -> np.ndarray | None:
-    """The contrast of a continuous outcome at the point at ``tokens``, by seed, (S,); None where a run has none."""
-    totals = []
-    for seed in seeds:
-        found = {cell: outcome(_point_at(_of_seed(cell, seed), tokens)) for cell in weights}
-        known = [weights[cell] * value for cell, value in found.items() if value is not None]
-        if len(known) < len(found):
+def _mean_of(weights: Weights, seeds: Sequence[int], outcome: Outcome, tokens: int) -> float | None:
+    """The contrast of a continuous outcome at the point at ``tokens``, the mean over seeds; None where a run has none."""
+    total = 0.0
+    for cell, weight in weights.items():
+        found = [outcome(_point_at(_of_seed(cell, seed), tokens)) for seed in seeds]
+        if None in found:
             return None
-        totals.append(sum(known))
-    return np.array(totals)
+        total += weight * float(np.mean(found))  # type: ignore[arg-type]
+    return total
 
 
-def _student(value_S: np.ndarray) -> tuple[float | None, float | None]:
-    if len(value_S) < 2:
-        return None, None
-    half = float(stdtrit(len(value_S) - 1, 0.975) * value_S.std(ddof=1) / np.sqrt(len(value_S)))
-    return float(value_S.mean()) - half, float(value_S.mean()) + half
+def _scatters(
+    cells: Sequence[Cell], benchmarks: Sequence[str], continuous: Mapping[str, Outcome], tokens: int
+) -> dict[str, Scatter | None]:
+    """Of each outcome between the seeds that all cells have, over the cells that have the outcome; empty of less than two seeds."""
+    seeds = _common_seeds(dict.fromkeys(cells, 1.0))
+    if len(seeds) < 2:
+        return {}
+    runs = [[_of_seed(cell, seed) for seed in seeds] for cell in cells]
+    found = {name: [[_share(score_at(run, name, tokens)) for run in own] for own in runs] for name in benchmarks}
+    for name, of_point in continuous.items():
+        found[name] = [[of_point(_point_at(run, tokens)) for run in own] for own in runs]
+    whole = {name: np.array([own for own in values if None not in own], dtype=float) for name, values in found.items()}
+    shared = [whole[name] for name in benchmarks if len(whole[name]) == len(cells)]  # a cell that was asked less has another mean
+    if shared:
+        whole[MEAN] = np.mean(shared, axis=0)
+    return {name: scatter_of_contrasts(value_CS) for name, value_CS in whole.items() if len(value_CS)}
+
+
+def _share(score: Score | None) -> float | None:
+    return None if score is None else score.accuracy
+
+
+def _common_seeds(weights: Weights) -> list[int]:
+    return sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in weights)))
 
 
 def _effect(row: Mapping[object, object] | None, outcome: str) -> str:
@@ -263,7 +227,8 @@ def _effect(row: Mapping[object, object] | None, outcome: str) -> str:
     if np.isnan(low):
         return f"{value:+.{digits}f}"
     text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    # The interval of one seed holds for its run: no effect of a choice is shown by it.
+    return f"**{text}**" if (low > 0 or high < 0) and row["seeds"] != 1 else text
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ Shapes: S seeds, I items.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,7 +14,8 @@ import pandas as pd
 from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.measure import KINDS, Measure
-from tunalab.results.analysis.statistics import item_interval
+from tunalab.results.analysis.scatter import Scatter, scatter_of_contrasts, scatter_of_means
+from tunalab.results.analysis.statistics import joint_interval
 from tunalab.results.labels import ordered_variants
 from tunalab.results.records import Record
 from tunalab.results.settings import OF_VARIANT, flat_settings, identity
@@ -103,21 +104,33 @@ def unequal_settings(records: Sequence[Record]) -> list[str]:
     return [key for key in shared if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
 
 
+def scatter_among(measured: Sequence[Mapping[str, Side]]) -> Scatter | None:
+    """Between the seeds that all variants have, of the mean of one or several measures."""
+    variants = sorted(set.intersection(*map(set, measured)))
+    values = [[dict(zip(side[name].seeds, side[name].measures, strict=True)) for name in variants] for side in measured]
+    seeds = sorted(set.intersection(*(set(by_seed) for one in values for by_seed in one))) if variants else []
+    if not seeds:
+        return None
+    value_KCS = [[[by_seed[seed].value for seed in seeds] for by_seed in one] for one in values]
+    return scatter_of_contrasts(np.mean(value_KCS, axis=0))
+
+
 def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     """A row per measure and variant. ``n`` is the number of items of one seed.
 
-    ``low`` and ``high``: with several seeds a bootstrap over items and seeds, for shares never within Wilson's interval of one
-    seed's items (seeds share them, and items that are all right do not scatter); with one seed the interval of the measure itself;
-    empty where there is none.
+    ``low`` and ``high``: with several seeds from a bootstrap over items and the scatter between the seeds of all variants, for
+    shares never within Wilson's interval of one seed's items (seeds share them, and items that are all right do not scatter);
+    with one seed the interval of the measure itself; empty where there is none.
     """
     rows = []
     for key, by_variant in compared.items():
+        scatter = scatter_of_means([np.array([measure.value for measure in side.measures]) for side in by_variant.values()])
         for variant, side in by_variant.items():
             first = side.measures[0]
             low, high = first.low, first.high
             items_SI = side.items_of(side.seeds)
             if len(side.seeds) > 1:
-                low, high = (None, None) if items_SI is None else _interval(items_SI, certain=first.low is None)
+                low, high = (None, None) if items_SI is None else _interval(items_SI, scatter, certain=first.low is None)
             value = float(np.mean([measure.value for measure in side.measures]))
             failures = sum(measure.failures for measure in side.measures)
             rows.append(
@@ -127,9 +140,9 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "benchmark", "split", "metric", "variant", *names])
 
 
-def _interval(items_SI: np.ndarray, certain: bool) -> tuple[float, float]:
+def _interval(items_SI: np.ndarray, scatter: Scatter | None, certain: bool) -> tuple[float, float]:
     """``certain``: one seed's measure has no interval, so that items which do not scatter are what they are, and no shares."""
-    low, high = item_interval(items_SI)
+    low, high = joint_interval([items_SI], scatter, 1.0)
     if not ((items_SI >= 0) & (items_SI <= 1)).all():
         return low, high
     if not certain and np.isin(items_SI, (0, 1)).all():
@@ -141,12 +154,14 @@ def _interval(items_SI: np.ndarray, certain: bool) -> tuple[float, float]:
 
 def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     """A row per measure and two variants: ``a`` minus ``b`` over the seeds both have, paired by seed and item (same seeds see the
-    same documents, all models the same items), with its 95% interval and whether that excludes zero.
+    same documents, all models the same items), with its 95% interval and whether that excludes zero. How runs scatter between
+    seeds is estimated from all variants.
 
     Measures without items (a distance between sets of images) have the difference of their values and no interval.
     """
     rows = []
     for key, by_variant in compared.items():
+        scatter = scatter_among([by_variant])
         for a, b in combinations(by_variant, 2):
             seeds = sorted(set(by_variant[a].seeds) & set(by_variant[b].seeds))
             if not seeds:
@@ -158,7 +173,8 @@ def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
             low = high = None
             items = [by_variant[name].items_of(seeds) for name in (a, b)]
             if items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
-                low, high = item_interval(items[0] - items[1])
+                own = scatter or scatter_among([{name: by_variant[name] for name in (a, b)}])
+                low, high = joint_interval([items[0] - items[1]], own, 2.0)
             apart = low is not None and high is not None and (low > 0 or high < 0)
             rows.append((*key, a, b, float(values[0] - values[1]), low, high, len(seeds), apart))
     return pd.DataFrame(

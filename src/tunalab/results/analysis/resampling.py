@@ -21,6 +21,7 @@ from tunalab.results.analysis.lines import Line
 
 RESAMPLES = 1000
 BOUNDS = (0.025, 0.975)
+ENOUGH = 4  # seeds: with fewer a bootstrap over them is too narrow to say that a difference is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +227,9 @@ def covers(seeds: Iterable[int]) -> str:
     few = min(seeds, default=0)
     if few <= 1:
         return "questions only: one seed says nothing of another"
-    if few < 4:
-        return f"questions and seeds; {few} seeds show little of how seeds scatter"
+    if few < ENOUGH:
+        missed = {2: "one in four", 3: "one in six"}[few]
+        return (
+            f"questions and seeds; of {few} seeds {missed} leaves out the truth where seeds scatter six times as much as questions"
+        )
     return "questions and seeds"

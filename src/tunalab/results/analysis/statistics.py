@@ -8,10 +8,9 @@ import pandas as pd
 
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.score import Score
+from tunalab.results.analysis.scatter import Scatter, scatter_of_contrasts, scatter_of_means
 from tunalab.results.records import Record
 from tunalab.results.settings import identity
-
-Z = 1.96  # 95%
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,21 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``wilson_low`` and
     ``wilson_high`` of the pooled counts: how well the questions asked determine the accuracy of these runs; ``seed_low``
-    and ``seed_high``, the worst and the best seed; ``low`` and ``high``, the interval to shade: the Wilson half-widths and 1.96
-    standard errors of the mean over seeds, added in squares. With one seed nothing is known about other seeds and it is
-    Wilson's alone. Seeds answer the same questions, so pooled counts are less independent than Wilson assumes; the seed term
-    counts some of the questions' noise twice. The two err in opposite directions.
+    and ``seed_high``, the worst and the best seed; ``low`` and ``high``, the interval to shade: the Wilson half-widths and
+    Student's half-width of the mean over seeds, added in squares, with the scatter of all variants and settings at that point
+    (:mod:`scatter`). With one seed nothing is known about other seeds and it is Wilson's alone. Seeds answer the same questions,
+    so pooled counts are less independent than Wilson assumes; the seed term counts some of the questions' noise twice. The two
+    err in opposite directions.
 
     Raises:
         ValueError: rows to be averaged differ in more than the seed (tables of several ``curves`` put together).
     """
     rows = []
     keys = ["variant", "setting", "benchmark", "tokens"]
+    scatters = {
+        place: scatter_of_means([cell["accuracy"].to_numpy(dtype=float) for _, cell in part.groupby(["variant", "setting"])])
+        for place, part in aligned.groupby(["benchmark", "tokens"])
+    }
     for key, part in aligned.groupby(keys, sort=True):
         if part["identity"].nunique() > 1 or part["seed"].duplicated().any():
             raise ValueError(f"a mean over {', '.join(part['run'])} would mix runs that differ in more than the seed")
@@ -53,7 +57,8 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
         mean = float(accuracy.mean())
         wilson_low, wilson_high = wilson(correct, n)
         share = correct / n
-        error = Z * float(accuracy.std(ddof=1)) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else 0.0
+        scatter = scatters[key[2:]]  # type: ignore[index]
+        error = scatter.half_width(len(accuracy)) if scatter is not None and len(accuracy) > 1 else 0.0
         low = max(0.0, mean - float(np.hypot(share - wilson_low, error)))
         high = min(1.0, mean + float(np.hypot(wilson_high - share, error)))
         chance = float(part["chance"].mean())
@@ -71,16 +76,21 @@ def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.0
 
 
 def paired_difference(
-    a: Sequence[Record], b: Sequence[Record], benchmark: str, tokens: int, resamples: int = 2000, seed: int = 0
+    a: Sequence[Record],
+    b: Sequence[Record],
+    benchmark: str,
+    tokens: int,
+    among: Sequence[Sequence[Record]] = (),
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Difference | None:
-    """Accuracy of ``a`` minus that of ``b`` at equal tokens with a 95% percentile bootstrap interval; None without a common seed.
+    """Accuracy of ``a`` minus that of ``b`` at equal tokens with a 95% interval; None without a common seed.
 
-    What is resampled: runs of the two variants are paired by seed (same data order, noise, masks). The questions are drawn with
-    replacement, the same draw for both variants and all seeds; seeds are drawn with replacement when there are two or
-    more, their deviations widened by sqrt(S / (S - 1)) because a bootstrap over S values shows only (S - 1) / S of their
-    variance. With one seed only questions are resampled, and the interval says nothing about other seeds. With two or three
-    it errs on the wide side: simulated, it covers the truth 95 times in 100 where seeds scatter as much as questions do, and 99
-    where they do not scatter at all (an interval from questions alone: 70 and 95), so a lead that it grants is one.
+    Runs of the two variants are paired by seed (same data order, noise, masks). Questions are drawn with replacement, the same
+    draw for both variants and all seeds; to each draw is added Student's t of the scatter between seeds, estimated from all cells
+    ``among`` which the two stand (:mod:`scatter`), by default these two alone. With one seed only questions are resampled, and
+    the interval says nothing about other seeds. Simulated, three variants of equal ability, two seeds, 200 questions: zero is
+    excluded 0, 1, 5 and 8 times in 100 where seeds scatter not at all, as much as, three and ten times as much as questions do.
 
     Where records hold no outcomes per question, each run's accuracy is drawn from its own Beta(correct + 1/2, wrong + 1/2)
     instead: correct, but wider, as the pairing by question is lost.
@@ -106,25 +116,24 @@ def paired_difference(
         gap_RS = _resample_items(generator, gap_SI, resamples)
     else:
         gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
-    low, high = np.quantile(_resample_seeds(generator, gap_RS), [0.025, 0.975])
-    mean = float(np.mean([first.accuracy - second.accuracy for first, second in pairs]))
-    return Difference(mean, float(low), float(high), len(pairs), pairs[0][0].n, gap_SI is not None)
+    numbers = [first.accuracy - second.accuracy for first, second in pairs]
+    scatter = _scatter_among(among, benchmark, tokens) or scatter_of_means([np.array(numbers) / np.sqrt(2)])
+    low, high = _interval(gap_RS, scatter, 2.0, generator)
+    mean = float(np.mean(numbers))
+    return Difference(mean, low, high, len(pairs), pairs[0][0].n, gap_SI is not None)
 
 
-def item_interval(value_SI: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of values by seed and item, or of paired differences of two variants.
+def joint_interval(
+    values_SI: Sequence[np.ndarray], scatter: Scatter | None, squares: float, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the mean of values by seed and item, over one or several benchmarks, each with items of its own.
 
-    Resampled as in :func:`paired_difference`: items, the same draw for all seeds, then seeds where there are several.
+    The values: sum_c w_c y_c over the cells of a contrast, ``squares`` = sum_c w_c^2; ``scatter`` of one cell's mean between
+    seeds, None where nothing is known of it. Resampled as in :func:`paired_difference`.
     """
-    return joint_interval([value_SI], resamples, seed)
-
-
-def joint_interval(values_SI: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """As :func:`item_interval`, of the mean over several benchmarks, each with items of its own and all with the same seeds."""
     generator = np.random.default_rng(seed)
     mean_RS = np.mean([_resample_items(generator, value_SI, resamples) for value_SI in values_SI], axis=0)
-    low, high = np.quantile(_resample_seeds(generator, mean_RS), [0.025, 0.975])
-    return float(low), float(high)
+    return _interval(mean_RS, scatter, squares, generator)
 
 
 def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
@@ -162,12 +171,20 @@ def _resample_items(generator: np.random.Generator, value_SI: np.ndarray, resamp
     return mean_RS
 
 
-def _resample_seeds(generator: np.random.Generator, gap_RS: np.ndarray) -> np.ndarray:
-    """Mean gap of each resample over seeds drawn with replacement, shape (R,)."""
-    resamples, seeds = gap_RS.shape
-    centre_R = gap_RS.mean(axis=1)
-    if seeds == 1:
-        return centre_R
-    drawn_RS = generator.integers(seeds, size=(resamples, seeds))
-    moved_R = np.take_along_axis(gap_RS, drawn_RS, axis=1).mean(axis=1) - centre_R
-    return centre_R + np.sqrt(seeds / (seeds - 1)) * moved_R
+def _interval(value_RS: np.ndarray, scatter: Scatter | None, squares: float, generator: np.random.Generator) -> tuple[float, float]:
+    value_R = value_RS.mean(axis=1)
+    if scatter is not None:
+        value_R = value_R + scatter.draws(len(value_RS), value_RS.shape[1], squares, generator)
+    low, high = np.quantile(value_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _scatter_among(among: Sequence[Sequence[Record]], benchmark: str, tokens: int) -> Scatter | None:
+    """Of the accuracies of cells, over the seeds that all of them have."""
+    cells = []
+    for side in among:
+        found = {record.run.seed: score_at(record, benchmark, tokens) for record in side}
+        cells.append({number: score.accuracy for number, score in found.items() if score is not None})
+    cells = [cell for cell in cells if cell]
+    common = sorted(set.intersection(*map(set, cells))) if cells else []
+    return scatter_of_contrasts(np.array([[cell[number] for number in common] for cell in cells])) if common else None

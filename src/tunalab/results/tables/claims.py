@@ -15,11 +15,12 @@ from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.files import write_atomically
 from tunalab.results.analysis.axes import axis_named
 from tunalab.results.analysis.crossing import crossings, passing
-from tunalab.results.analysis.evaluations import Key, Side, evaluated, sides
+from tunalab.results.analysis.evaluations import Key, Side, evaluated, scatter_among, sides
 from tunalab.results.analysis.lines import benchmarks
 from tunalab.results.analysis.lines import lines as curve_lines
 from tunalab.results.analysis.resampling import Draws, learning_curves
-from tunalab.results.analysis.statistics import item_interval, paired_difference
+from tunalab.results.analysis.scatter import Scatter
+from tunalab.results.analysis.statistics import joint_interval, paired_difference
 from tunalab.results.labels import benchmark_label, variant_label
 from tunalab.results.records import Record
 from tunalab.results.tables.training import markdown_row
@@ -73,9 +74,10 @@ def claims_markdown(records: Sequence[Record]) -> str:
             lines += [markdown_row(["", "", *row]) for row in _crossings(records, "tuna2", "tuna_r")]
     seeds = len({record.run.seed for record in records})
     note = (
-        f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% bootstrap intervals; bold: 0 is "
-        "excluded. No correction for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks. Crossings: "
-        "as in crossings.md; < and > are open intervals, and a crossing counts as seen if both leads exclude zero."
+        f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals from a bootstrap over items "
+        "and Student's t of the scatter between seeds, which all front-ends estimate together; bold: 0 is excluded. No correction "
+        "for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md; < "
+        "and > are open intervals, and a crossing counts as seen if both leads exclude zero."
     )
     return "\n".join([*lines, "", note]) + "\n"
 
@@ -111,18 +113,19 @@ def _levels(
         items = [_items(compared.get(key, {}), more, less) for key in keys]
         known = [gap_SI for gap_SI in items if gap_SI is not None]
         if len(known) == len(items) and len({len(gap_SI) for gap_SI in known}) == 1:
-            gaps.append(_gap(f"level {level}{name}", more, less, np.concatenate(known, axis=1)))
+            scatter = scatter_among([compared[key] for key in keys])
+            gaps.append(_gap(f"level {level}{name}", more, less, np.concatenate(known, axis=1), scatter))
     return gaps
 
 
 def _gaps(compared: dict[Key, dict[str, Side]], key: Key, pairs: Sequence[tuple[str, str]]) -> list[Gap]:
     label = ", ".join(word for word in (key[1], key[3]) if word)
     items = [(more, less, _items(compared.get(key, {}), more, less)) for more, less in pairs]
-    return [_gap(label, more, less, gap_SI) for more, less, gap_SI in items if gap_SI is not None]
+    return [_gap(label, more, less, gap_SI, scatter_among([compared[key]])) for more, less, gap_SI in items if gap_SI is not None]
 
 
-def _gap(what: str, more: str, less: str, gap_SI: np.ndarray) -> Gap:
-    return Gap(what, more, less, float(gap_SI.mean()), *item_interval(gap_SI))
+def _gap(what: str, more: str, less: str, gap_SI: np.ndarray, scatter: Scatter | None) -> Gap:
+    return Gap(what, more, less, float(gap_SI.mean()), *joint_interval([gap_SI], scatter, 2.0))
 
 
 def _items(by_variant: dict[str, Side], more: str, less: str) -> np.ndarray | None:
@@ -137,8 +140,8 @@ def _items(by_variant: dict[str, Side], more: str, less: str) -> np.ndarray | No
 def _dynamics(records: Sequence[Record], more: str, less: str, tokens: int) -> list[Gap]:
     found = []
     for kind in FINE:
-        pair = [[record for record in records if record.run.variant == name] for name in (more, less)]
-        gap = paired_difference(pair[0], pair[1], kind, tokens)
+        among = {name: [record for record in records if record.run.variant == name] for name in ("tuna", "tuna_r", "tuna2")}
+        gap = paired_difference(among[more], among[less], kind, tokens, list(among.values()))
         if gap is not None:
             what = f"{benchmark_label(kind)} at {tokens / 1e6:.1f}M tokens"
             found.append(Gap(what, more, less, gap.mean, gap.low, gap.high))

@@ -71,8 +71,8 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
             row |= dict(setting.items)
             row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
         if len(ranked) > 1:
-            best, second = (groups[str(row["variant"]), setting] for row in ranked[:2])
-            gap = paired_difference(best, second, benchmark, tokens)
+            best, second, *others = (groups[str(row["variant"]), setting] for row in ranked)
+            gap = paired_difference(best, second, benchmark, tokens, [best, second, *others])
             if gap is not None:
                 # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
                 ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
@@ -119,7 +119,8 @@ def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
     note = (
         f"Accuracy in percent at {tokens:,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with its 95% interval; "
         "n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% interval, "
-        "from a bootstrap paired by seed and (where recorded) by question, excludes 0."
+        "paired by seed and (where recorded) by question, excludes 0: a bootstrap over questions, and Student's t of the scatter "
+        "between seeds, which all columns estimate together."
     )
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
