@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,10 +93,9 @@ def test_an_interval_covers_the_truth_of_noisy_runs() -> None:
 
 
 def test_other_settings_are_factors_of_their_own_unless_they_follow() -> None:
-    deeper = ["decoder.layers=7", "decoder.mlp=272"]
-    factors, cells = factors_and_cells([run("tuna2", 0, 0.5), run("tuna2", 0, 0.6, settings=deeper), run("tuna_r", 0, 0.6)])
-    assert [factor.name for factor in factors] == ["encoder", "layers"]
-    assert {cell.levels for cell in cells} == {("none", 3), ("none", 7), ("pretrained", 3)}
+    slower = ["optimizer.ema=0.9", "optimizer.warmup_steps=7"]
+    factors, cells = factors_and_cells([run("tuna2", 0, 0.5), run("tuna2", 0, 0.6, settings=slower), run("tuna_r", 0, 0.6)])
+    assert len(factors) == 2 and factors[0].name == "encoder" and len({cell.levels for cell in cells}) == 3
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,7 @@ def test_other_settings_are_factors_of_their_own_unless_they_follow() -> None:
         (["frontend.encoder_pretrained=false"], "encoder", "scratch"),
         (["frontend.encoder_trained=false"], "encoder", "frozen"),
         (["objective.prediction=v"], "prediction", "v"),
+        (["decoder.layers=7", "decoder.mlp=272"], "decoder", "7 layers of 272"),
         (["stages.pretrain.mix={scenes/vqa: 0.5, scenes/edit: 0.25, scenes/text_to_image: 0.25}"], "share of generation", None),
     ],
 )
@@ -152,3 +153,39 @@ def test_a_single_seed_has_no_interval_of_losses() -> None:
     found = rows([run("tuna2", 0, 0.5), run("tuna_r", 0, 0.5, loss=2.0)])
     loss = found["encoder", "pretrained", "", TEXT_LOSS]
     assert loss["value"] == 1.0 and np.isnan(loss["low"])
+
+
+def test_cells_of_as_many_parameters_are_compared_though_they_differ_in_two_choices() -> None:
+    """Tuna-R, and a Tuna-2 whose decoder was made larger until it trains as many."""
+    larger = ["decoder.layers=7", "decoder.mlp=272"]
+
+    def of(variant: str, ability: float, trainable: int, settings: list[str]) -> list[Record]:
+        made = [run(variant, seed, ability, settings=settings) for seed in (0, 1)]
+        return [replace(record, parameters=record.parameters | {"trainable": trainable}) for record in made]
+
+    small, encoder = of("tuna2", 0.5, 100_000, []), of("tuna_r", 0.7, 150_000, [])
+    matched, unmatched = (of("tuna2", 0.6, trainable, larger) for trainable in (150_400, 160_000))
+    table = effects_table([*small, *encoder, *matched])
+    row, *more = table[(table["effect"] == "matched") & (table["outcome"] == MEAN)].to_dict("records")
+    assert not more and row["factor"] == "encoder, decoder" and row["value"] == pytest.approx(0.1)
+    assert row["level"].startswith("pretrained, ") and row["reference"] == "none, 7 layers of 272"
+    assert not (effects_table([*small, *encoder, *unmatched])["effect"] == "matched").any()
+    assert not (effects_table([*small, *encoder])["effect"] == "matched").any()  # they differ in the encoder alone
+
+
+def test_one_seed_makes_nothing_bold_and_two_share_the_scatter_of_all(tmp_path: Path) -> None:
+    abilities = {"tuna2": 0.5, "tuna_r": 0.9, "tuna": 0.7, "vae_latents": 0.6}
+    one = [run(name, 0, ability) for name, ability in abilities.items()]
+    write_effects(one, tmp_path, "x")
+    text = (tmp_path / "effects.md").read_text()
+    assert "**" not in text and "of questions alone" in text and "[" in text
+    luck = np.random.default_rng(0).normal(scale=0.02, size=(4, 2))
+    two = [
+        run(name, seed, 0.5, loss=ability + luck[index, seed])
+        for index, (name, ability) in enumerate(abilities.items())
+        for seed in (0, 1)
+    ]
+    row = rows(two)["encoder", "pretrained", "", TEXT_LOSS]
+    residual = luck - luck.mean(axis=1, keepdims=True) - luck.mean(axis=0) + luck.mean()
+    half = 3.182446 * np.sqrt((residual**2).sum() / 3) * np.sqrt(4 * 0.5**2 / 2)  # four cells of weight 1/2, two seeds
+    assert row["high"] - row["value"] == pytest.approx(half)

@@ -88,7 +88,9 @@ def test_what_a_band_covers(seeds, luck, least, most):
 
 def test_the_words_for_what_a_band_covers():
     assert (
-        "one seed" in covers([1, 3]) and "of 2 seeds one in four leaves out the truth" in covers([2]) and covers([4, 8]) == "questions and seeds"
+        "one seed" in covers([1, 3])
+        and "of 2 seeds one in four leaves out the truth" in covers([2])
+        and covers([4, 8]) == "questions and seeds"
     )
 
 

@@ -2,38 +2,42 @@
 
 An effect is a contrast of cells, sum_c w_c mean_c. Main effect of a level: the mean, over all pairs of cells that differ in that
 factor alone, of the cell at the level minus the cell at the reference. Interaction of two: how much the effect of one changes when
-the other leaves its reference (difference of differences).
+the other leaves its reference (difference of differences). Matched: two cells that differ in several factors and train as many
+parameters, as one of them was made to.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, permutations, product
+from typing import Literal
 
 from tunalab.results.analysis.factors import Cell, Factor, Level, level_label, ordered_levels
 
 Weights = Mapping[Cell, float]
 
 
+Kind = Literal["main", "matched", "interaction"]
+MATCHED = 0.005  # of the trained parameters: closer are two cells only where one was made for it
+
+
 @dataclass(frozen=True)
 class Contrast:
-    """``with_``: empty for a main effect, else the other factor's level and reference. ``pairs``: comparisons averaged."""
+    """``level`` against ``reference`` of ``factor`` (of several, joined by commas, where cells are matched); ``with_``: of an
+    interaction, the other factor's level and reference. ``pairs``: comparisons averaged.
+    """
 
+    kind: Kind
     factor: str
-    level: Level
-    reference: Level
+    level: str
+    reference: str
     with_: str
     weights: Weights
     pairs: int
 
-    @property
-    def label(self) -> str:
-        text = f"{self.factor}: {level_label(self.level)} - {level_label(self.reference)}"
-        return f"{text}, {self.with_}" if self.with_ else text
-
 
 def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
-    """Main effects of every factor, then interactions of every two, of their levels against the first."""
+    """Main effects of every factor, matched cells, then interactions of every two factors, of their levels against the first."""
     levels = [ordered_levels([cell.levels[index] for cell in cells]) for index in range(len(factors))]
     for index, factor in enumerate(factors):
         for level, reference in _compared(levels[index]):
@@ -41,7 +45,9 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
             pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
             if pairs:
                 signs = [(cell, sign / len(pairs)) for pair in pairs for cell, sign in zip(pair, (1, -1), strict=True)]
-                yield Contrast(factor.name, level, reference, "", _summed(signs), len(pairs))
+                told = level_label(level), level_label(reference)
+                yield Contrast("main", factor.name, *told, "", _summed(signs), len(pairs))
+    yield from _matched(factors, cells)
     for (i, first), (j, second) in combinations(enumerate(factors), 2):
         (reference_i, *others_i), (reference_j, *others_j) = levels[i], levels[j]
         for level_i, level_j in product(others_i, others_j):
@@ -59,7 +65,22 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
                 other = f"{second.name}: {level_label(level_j)} instead of {level_label(reference_j)}"
                 weights = _summed(signs)
                 if weights:
-                    yield Contrast(first.name, level_i, reference_i, other, weights, len(squares))
+                    told = level_label(level_i), level_label(reference_i)
+                    yield Contrast("interaction", first.name, *told, other, weights, len(squares))
+
+
+def _matched(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
+    for a, b in permutations(cells, 2):
+        trained, fewer = (cell.records[0].parameters["trainable"] for cell in (a, b))
+        differing = [index for index, (one, other) in enumerate(zip(a.levels, b.levels, strict=True)) if one != other]
+        if len(differing) < 2 or not 0 < trained / fewer - 1 < MATCHED:
+            continue
+        # The cell with an encoder, or whatever the first factor adds, is told against the one without.
+        levels = ordered_levels([cell.levels[differing[0]] for cell in (a, b)])
+        first, second = (b, a) if levels and a.levels[differing[0]] == levels[0] else (a, b)
+        named = ", ".join(factors[index].name for index in differing)
+        level, reference = (", ".join(level_label(cell.levels[index]) for index in differing) for cell in (first, second))
+        yield Contrast("matched", named, level, reference, "", {first: 1.0, second: -1.0}, 1)
 
 
 def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:

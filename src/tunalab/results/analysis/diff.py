@@ -9,11 +9,11 @@ from tunalab.config import NOT_IDENTITY
 from tunalab.results.analysis.fairness import (
     TOLERANCE,
     Unequal,
-    commit,
     counts_agree,
     data_order,
     machine,
     precision,
+    revision,
     unequal,
     used_components,
     versions,
@@ -204,7 +204,7 @@ def _made_text(found: Diff) -> str:
     parts = used_components(a) | used_components(b)
     for part in parts:
         rows.append([f"component {part}", *(used_components(record).get(part, "not used") for record in (a, b))])
-    code = [commit(record) + (", modified" if record.environment.get("dirty") else "") for record in (a, b)]
+    code = [revision(record) for record in (a, b)]
     rows += [["code", *code], ["machine", machine(a), machine(b)], ["precision", precision(a), precision(b)]]
     rows.append(["threads", *(str(record.environment.get("threads")) for record in (a, b))])
     rows += [

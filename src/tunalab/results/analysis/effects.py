@@ -14,7 +14,7 @@ from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
 from tunalab.results.analysis.contrasts import Weights, contrasts
 from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.results.analysis.factors import Cell, factors_and_cells, level_label
+from tunalab.results.analysis.factors import Cell, factors_and_cells
 from tunalab.results.analysis.scatter import Scatter, scatter_of_contrasts
 from tunalab.results.analysis.statistics import joint_interval, score_at
 from tunalab.results.labels import benchmark_label, ordered_benchmarks
@@ -22,6 +22,7 @@ from tunalab.results.records import Point, Record, usable
 
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
+TITLES = {"main": "Main effects", "matched": "As many trained parameters", "interaction": "Interactions"}
 COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "pairs", "seeds", "n"]
 Outcome = Callable[[Point], float | None]  # a number of a point, None where it has none
 
@@ -68,8 +69,7 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
         else:  # cells of this contrast alone, where others have fewer seeds
             between = scatters or _scatters(list(contrast.weights), benchmarks, continuous, tokens)
         squares = sum(weight**2 for weight in contrast.weights.values())
-        kind = "interaction" if contrast.with_ else "main"
-        told = (kind, contrast.factor, level_label(contrast.level), level_label(contrast.reference), contrast.with_)
+        told = (contrast.kind, contrast.factor, contrast.level, contrast.reference, contrast.with_)
         values = {name: _accuracy(contrast.weights, seeds, name, tokens) for name in benchmarks}
         known = {name: value_SI for name, value_SI in values.items() if value_SI is not None}
         for name, of in [(MEAN, list(known.values())), *((name, [value_SI]) for name, value_SI in known.items())]:
@@ -92,7 +92,7 @@ def effects_markdown(table: pd.DataFrame) -> str:
     """A row per contrast: mean accuracy, text loss and PSNR with intervals, then each benchmark; bold where 0 is excluded."""
     outcomes = ordered_outcomes(table)
     text = []
-    for kind, title in (("main", "Main effects"), ("interaction", "Interactions")):
+    for kind, title in TITLES.items():
         part = table[table["effect"] == kind]
         if part.empty:
             continue

@@ -60,6 +60,7 @@ KNOWN = (
     Factor("patch embedding", lambda flat: "bottleneck" if flat["frontend.name"] == "bottleneck" else "linear", ("frontend.name",)),
     # A token's side in pixels is the patch only where cells are pixels.
     Factor("patch size", lambda flat: None if flat["frontend.vae"] else flat["frontend.patch"], ("frontend.patch",)),
+    Factor("decoder", lambda flat: f"{flat['decoder.layers']} layers of {flat['decoder.mlp']}", ("decoder.layers", "decoder.mlp")),
     Factor("prediction", lambda flat: flat["objective.prediction"], ("objective.prediction",)),
     Factor("mask ratio", lambda flat: flat[MASK_RATIO], (MASK_RATIO,)),
     Factor("masked", _masked, ("objective.masking.understanding", "objective.masking.generation")),

@@ -140,8 +140,7 @@ def _made(records: Sequence[Record]) -> Iterable[Unequal]:
     if modified:
         values: dict[str, tuple[str, ...]] = {}
         for record in modified:
-            revision = f"{commit(record)}, modified"
-            values[revision] = (*values.get(revision, ()), record.run.name)
+            values[revision(record)] = (*values.get(revision(record), ()), record.run.name)
         yield Unequal("checkout", values, "what had been modified is not on record", breaks=False)
     for name in dict.fromkeys(name for record in records for name in versions(record)):
         version = lambda record, name=name: versions(record).get(name) or "none"  # noqa: E731
@@ -158,6 +157,11 @@ def precision(record: Record) -> str:
 
 def commit(record: Record) -> str:
     return str(record.environment.get("commit") or "unknown")[:12]
+
+
+def revision(record: Record) -> str:
+    """The commit, and whether files of the checkout had been modified."""
+    return commit(record) + (", modified" if record.environment.get("dirty") else "")
 
 
 def versions(record: Record) -> Mapping[str, str]:
