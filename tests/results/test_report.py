@@ -20,8 +20,10 @@ from tunalab.results.report.equality import verdict
 from tunalab.results.report.learning import measure, passes, sections
 from tunalab.results.report.render import to_html, to_markdown
 from tunalab.results.samples import Samples
+from tunalab.results.tables.dynamics import write_dynamics
 
 ROOT = Path(__file__).parents[2]
+HEADERS = sorted([*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "experiments").glob("*.yaml")])
 REPORTS = sorted((ROOT / "results").rglob("report.md"))
 
 
@@ -50,7 +52,7 @@ def test_the_page_is_one_file_without_network_or_script(made_report):
 def test_a_report_has_its_sections_in_the_order_of_doubt(made_report):
     assert [section.title for section in made_report.sections] == [
         *("In short", "Question", "Settings that differ", "Budget", "Curves", "Final accuracies"),
-        *("Crossings", "Areas under the curves", "Effects"),
+        *("Crossings", "Areas under the curves", "Power laws", "Effects"),
         *("Held-out losses and PSNR", "Samples for the same prompts and noise", "Failures and interruptions", "Cost", "Versions"),
         "Commands",
     ]
@@ -120,12 +122,36 @@ def test_the_settings_of_arms_and_front_ends_are_told():
 
 def test_headers_become_paragraphs(tmp_path):
     file = tmp_path / "x.yaml"
-    lines = ["# Question:  is [this] a <question>?", "#            It is.", "# Command:   make it", "#            and [that]", "#"]
+    lines = [
+        "# Question:  is [this] a <question>?",
+        "#            It is.",
+        "# Command:   make it    (now)",
+        "#            and [that]",
+        "#",
+    ]
     file.write_text("\n".join([*lines, "# Prose", "# goes on.", "key: 1", "# no"]))
-    said = "**Question:** is \\[this] a \\<question>? It is.\n\n**Command:**\n\n```\nmake it\nand [that]\n```\n\nProse goes on."
+    said = "**Question:** is \\[this] a \\<question>? It is.\n\n"
+    said += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
     assert asked.header(file) == said
     unknown = asked.question([synthetic_record()], ["nowhere"], tmp_path)
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`" in unknown.text
+
+
+@pytest.mark.parametrize("file", HEADERS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_commands_of_shipped_headers_can_be_pasted(file):
+    blocks = re.findall(r"\*\*Command:\*\*\n\n```\n(.*?)\n```", asked.header(file), re.DOTALL)
+    for line in "\n".join(blocks).splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] in ("make", "tunalab", "torchrun") and not any(letter in word for word in words for letter in "()<>|&;"), (
+            line
+        )
+
+
+def test_power_laws_are_those_of_the_table(tmp_path):
+    records = synthetic_records(kinds=2)
+    write_dynamics(records, tmp_path, "x")
+    (section,) = [section for section in sections(measure(records)) if section.title == "Power laws"]
+    assert (tmp_path / "power_laws.md").read_text() == f"<!-- made by: x -->\n\n{section.text}\n" and section.folded
 
 
 def test_records_of_two_sweeps_have_two_questions_and_two_commands():
@@ -133,7 +159,10 @@ def test_records_of_two_sweeps_have_two_questions_and_two_commands():
     said = asked.question(records, ["front_ends", "encoder"], ROOT).text
     assert said.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in said and "`sweeps/encoder.yaml`" in said
     commands = reproduce(records, ["front_ends", "encoder"], Path("results/x"), ROOT).text
-    assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands
+    assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands and "at commit unknown. `git checkout`" in commands
+    modified = replace(records[0], environment=records[0].environment | {"commit": "f" * 40, "dirty": True})
+    said = reproduce([modified, records[1]], [], Path("results/x"), ROOT).text
+    assert f"at commit {'f' * 12}, modified; unknown. `git checkout` it" in said and "modified, which is not on record" in said
 
 
 def test_costs_add_up_by_machine():
@@ -164,9 +193,9 @@ def test_versions_stand_by_run_where_they_differ():
 def test_crossings_and_areas_are_between_front_ends_of_one_setting():
     found = measure(synthetic_records(kinds=1))
     assert passes(found).startswith("Crossings that are seen, ") and "of 3 pairs of curves" in passes(found)
-    assert [section.title for section in sections(found)] == ["Crossings", "Areas under the curves"]
+    assert [section.title for section in sections(found)] == ["Crossings", "Areas under the curves", "Power laws"]
     alone = measure(synthetic_records(("tuna2",), 2, (0.0, 0.5), kinds=1))
-    assert passes(alone) == "" and [section.title for section in sections(alone)] == ["Areas under the curves"]
+    assert passes(alone) == "" and [section.title for section in sections(alone)] == ["Areas under the curves", "Power laws"]
 
 
 def test_runs_without_questions_have_a_report_too():

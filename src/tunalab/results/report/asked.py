@@ -38,16 +38,21 @@ def header(file: Path) -> str:
         text = line.removeprefix("#").strip()
         named = re.match(r"([A-Z][a-z]+(?: [a-z]+)?): +(.*)", text)
         if named and named[1] == COMMAND:
-            paragraphs.append(f"{CODE}{named[2]}")
+            paragraphs.append(CODE + _pasted(named[2]))
         elif named:
             paragraphs.append(f"**{named[1]}:** {named[2]}")
         elif text and paragraphs[-1].startswith(CODE):
-            paragraphs[-1] += f"\n{text}"
+            paragraphs[-1] += f"\n{_pasted(text)}"
         elif text:
             paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
         else:
             paragraphs.append("")
     return "\n\n".join(f"{one}\n```" if one.startswith(CODE) else _plain(one) for one in paragraphs if one)
+
+
+def _pasted(command: str) -> str:
+    """A remark in brackets behind a command becomes a shell's comment, so that the line can be pasted as it stands."""
+    return re.sub(r"\s{2,}\((.*)\)$", r"    # \1", command)
 
 
 def _plain(text: str) -> str:

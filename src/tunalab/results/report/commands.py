@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunalab.config import NOT_IDENTITY, config_hash, from_plain, load_config, to_plain
 from tunalab.errors import UserError
-from tunalab.results.analysis.fairness import commit
+from tunalab.results.analysis.fairness import revision
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section
 from tunalab.results.settings import leaves
@@ -28,13 +28,13 @@ def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, ro
         )
     here = [name for name in sweeps if (root / "sweeps" / f"{name}.yaml").is_file()]
     if here:
-        steps["All runs"] = "\n".join(f"tunalab sweep {name}" for name in here)
+        steps["All runs that have no record here"] = "\n".join(f"tunalab sweep {name}" for name in here)
     blocks = [f"{what}:\n\n```\n{command}\n```" for what, command in steps.items()]
-    code = ", ".join(dict.fromkeys(commit(record) for record in records))
+    code = "; ".join(dict.fromkeys(revision(record) for record in records))
     lines = "\n".join(run_command(record, root) for record in records)
-    blocks.append(
-        f"Each run alone (the records were made at commit {code}; `git checkout` it for the code of that day):\n\n```\n{lines}\n```"
-    )
+    made = f"The records were made at commit {code}. `git checkout` it for the code of that day"
+    made += ", without what was modified, which is not on record." if any(r.environment.get("dirty") for r in records) else "."
+    blocks.append(f"{made} Each run alone:\n\n```\n{lines}\n```")
     return Section("Commands", "\n\n".join(blocks))
 
 

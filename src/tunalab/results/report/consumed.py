@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tunalab.results.analysis.fairness import commit, machine, precision, used_components, versions
+from tunalab.results.analysis.fairness import machine, precision, revision, used_components, versions
 from tunalab.results.labels import ordered_variants, variant_label
 from tunalab.results.records import Record, usable
 from tunalab.results.report.document import Section, table
@@ -113,7 +113,7 @@ def made(records: Sequence[Record]) -> Section:
 
     for record in records:
         environment = record.environment
-        note("code", commit(record) + (", modified" if environment.get("dirty") else ""), record)
+        note("code", revision(record), record)
         note("settings revision", str(record.config.get("revision", 1)), record)
         note("versions", ", ".join(f"{name} {version}" for name, version in versions(record).items()), record)
         note("machine", f"{machine(record)}, {environment.get('cores')} cores seen, {environment.get('threads')} thread(s)", record)

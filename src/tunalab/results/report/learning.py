@@ -1,4 +1,4 @@
-"""What the curves say beyond their ends: where one passes another, and the areas under them."""
+"""What the curves say beyond their ends: where one passes another, the areas under them, and where they seem to go."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tunalab.results.analysis.crossing import Crossing, passing
 from tunalab.results.labels import benchmark_label, variant_label
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section, demoted
-from tunalab.results.tables.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics
+from tunalab.results.tables.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
 
 
 def measure(records: Sequence[Record]) -> Dynamics | None:
@@ -32,6 +32,7 @@ def sections(found: Dynamics | None) -> list[Section]:
     texts = {
         "Crossings": crossings_markdown(found) if found.crossings["tokens"] else "",
         "Areas under the curves": areas_markdown(found),
+        "Power laws": laws_markdown(found) if found.laws else "",
     }
     return [
         Section(title, demoted(text).rstrip(), folded=title != "Areas under the curves") for title, text in texts.items() if text
