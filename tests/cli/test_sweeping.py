@@ -157,3 +157,46 @@ def test_what_failed_as_often_as_it_may_is_started_when_asked(
     out = capsys.readouterr().out
     assert "2 runs: 2 done" in out and "failed 4 times" in out
     assert refusal(capsys, "sweep", "small", "--retries", "-1") == "error: --retries -1 is out of range (from 0)"
+
+
+def test_a_sweep_without_a_name_is_told_which_there_are(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sweep", "publish"):
+        assert refusal(capsys, command) == "error: the name of a sweep is missing, choices: small"
+        line = refusal(capsys, command, "--variant", "tuna2", "decoder.layers=6")
+        assert line == "error: the name of a sweep is missing, 'decoder.layers=6' is a setting, choices: small"
+
+
+def test_a_name_may_stand_behind_options(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--status", "small", "decoder.layers=6"], ["small", "--status", "decoder.layers=6"]):
+        assert main(["sweep", *words]) == 0
+        out = capsys.readouterr().out
+        assert "2 runs: 2 queued" in out and "runs/small+" in out
+
+
+def test_a_variant_of_which_a_sweep_has_no_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (checkout / "sweeps" / "small.yaml").open("a") as file:
+        file.write("arms: {a: {variant: tuna2}}\n")
+    for call in (["sweep", "small", "--status"], ["sweep", "small", "--dry-run"], ["sweep", "small"], ["publish", "small"]):
+        line = refusal(capsys, *call, "--variant", "tuna")
+        assert line == "error: sweep small has no run of variant 'tuna', choices: tuna2"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--once", "--once does nothing without --status: leave it out, or give both"),
+        ("--once --dry-run", "--once does nothing without --status: leave it out, or give both"),
+        ("--status --dry-run", "--dry-run does nothing beside --status: leave one of them out"),
+        ("--status --retry", "--retry does nothing beside --status: leave one of them out"),
+        ("--status --launch local", "--launch does nothing beside --status: leave one of them out"),
+        ("--status --parallel 2", "--parallel does nothing beside --status: leave one of them out"),
+        ("--dry-run --retry", "--retry does nothing beside --dry-run: leave one of them out"),
+        ("--dry-run --retries 0", "--retries does nothing beside --dry-run: leave one of them out"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str], options: str, line: str
+) -> None:
+    assert refusal(capsys, "sweep", "small", *options.split()) == f"error: {line}"
+    assert not trained
+    assert main(["sweep", "small", "--status", "--once", "--retries", "1"]) == 0

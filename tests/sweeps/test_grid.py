@@ -65,6 +65,15 @@ def test_arms_are_crossed_with_variants_unless_they_name_theirs(sweep_file):
         load_sweep(sweep_file)
 
 
+def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
+    text = sweep_file.read_text().replace("factors: {objective.masking.ratio: [0.0, 0.25]}", "arms: {a: {variant: tuna2}}")
+    sweep_file.write_text(text)
+    assert [cell.name for cell in expand(load_sweep(sweep_file), "tuna2")] == ["a-seed0", "a-seed1"]
+    for variant in ("tuna", "tuna_r"):  # one that the sweep lists, for no arm, and one that it does not
+        with pytest.raises(UserError, match=f"sweep mask_ratio has no run of variant '{variant}', choices: tuna2$"):
+            expand(load_sweep(sweep_file), variant)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -1,5 +1,6 @@
 """Files of sweeps/launch/: what they may say, and the one line that tells what they may not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tunalab.sweeps.launching import at_a_time, launcher
 from tunalab.sweeps.local import LocalLauncher
 from tunalab.sweeps.slurm import SlurmLauncher
 
-SHIPPED = sorted((Path(__file__).parents[2] / "sweeps" / "launch").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "sweeps" / "launch").glob("*.yaml"))
 
 
 def read(folder: Path, text: str):
@@ -22,6 +24,19 @@ def read(folder: Path, text: str):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_are_read(path: Path) -> None:
     assert isinstance(read_launch(path), LocalLaunch if path.stem == "local" else SlurmLaunch)
+
+
+@pytest.mark.parametrize(
+    "place", ["Makefile", "README.md", "CONTRIBUTING.md", "docs/*.md", "sweeps/*.yaml", "sweeps/launch/*.yaml"]
+)
+def test_commands_that_are_shipped_name_files_that_are_there(place: str) -> None:
+    for path in sorted(ROOT.glob(place)):
+        text = path.read_text()
+        for word, folder in (("SWEEP", "sweeps"), ("LAUNCH", "sweeps/launch")):
+            named = re.findall(rf"\b{word}=(\w+)", text)
+            assert [name for name in named if not (ROOT / folder / f"{name}.yaml").exists()] == [], path
+        swept = re.findall(r"tunalab sweep ([a-z]\w+)", text)
+        assert [name for name in swept if not (ROOT / "sweeps" / f"{name}.yaml").exists()] == [], path
 
 
 def test_a_file_sets_what_it_names(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], 
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over experiment and variant")
+    # A default, or argparse counts them among what is missing.
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings over experiment and variant")
 
 
 def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":

@@ -31,42 +31,48 @@ if TYPE_CHECKING:
     from tunalab.sweeps.grid import Cell, Sweep
     from tunalab.sweeps.resolving import Resolved
 
+# What has no effect beside --status, which trains nothing, and beside --dry-run, which looks at no history.
+IDLE = {"status": ("dry_run", "launch", "parallel", "retry"), "dry_run": ("retries", "retry")}
+
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, sweep, "train every run of a sweep that is not finished, then draw its figure")
-    sub.add_argument("sweep", help="a file of sweeps/")
+    sub.add_argument("sweep", nargs="?", help="a file of sweeps/")
     sub.add_argument("--variant", help="only this front-end")
     sub.add_argument("--launch", help="where it runs: a file of sweeps/launch/ (default: processes of this machine)")
     sub.add_argument("--parallel", type=int, help="runs at a time; default: the launch file's, or as many as there are cores")
     sub.add_argument("--dry-run", action="store_true", help="print every run with its cost and train nothing")
     sub.add_argument("--status", action="store_true", help="how far every run is, from the disk alone; on a terminal until Ctrl-C")
     sub.add_argument("--once", action="store_true", help="with --status: print it once, also on a terminal")
-    sub.add_argument("--retries", type=int, default=3, help="starts again of a run that was killed without getting further (3)")
+    sub.add_argument("--retries", type=int, help="starts again of a run that was killed without getting further (3)")
     sub.add_argument("--retry", action="store_true", help="start runs again that have failed as often as they may")
     add_settings(sub)
     sub = add_command(commands, publish, "copy the records of a sweep's finished runs to the folder that is committed")
-    sub.add_argument("sweep")
+    sub.add_argument("sweep", nargs="?", help="a file of sweeps/")
     sub.add_argument("--variant")
     sub.add_argument("--records", type=Path)
     add_settings(sub)
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from tunalab.sweeps.attempts import forgive, read_history
+    from tunalab.sweeps.attempts import RETRIES, forgive, read_history
     from tunalab.sweeps.cells import collect, is_finished
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.launch_file import LocalLaunch, read_launch
     from tunalab.sweeps.state import look, show
 
+    _take_name(arguments)
+    _check_together(arguments)
     for name, least in (("parallel", 1), ("retries", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} is out of range (from {least})")
     launch = read_launch(yaml_path("sweeps/launch", arguments.launch)) if arguments.launch else LocalLaunch()
+    retries = RETRIES if arguments.retries is None else arguments.retries
     plan = _plan(arguments)
     cells = plan.cells
     if arguments.status:
-        show(partial(look, cells, plan.resolved, plan.sweep.records, arguments.retries), arguments.once)
+        show(partial(look, cells, plan.resolved, plan.sweep.records, retries), arguments.once)
         return 0
     from tunalab.sweeps.launcher import Work
     from tunalab.sweeps.launching import at_a_time, launcher
@@ -97,7 +103,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             return [sys.executable, "-m", "tunalab", "train", *names, *settings]
 
         hashes = {cell.name: plan.hash(cell) for cell in cells}
-        work = Work(cells, command, hashes, plan.sweep.records, lambda cell: plan.resolved[cell.name].tokens, arguments.retries)
+        work = Work(cells, command, hashes, plan.sweep.records, lambda cell: plan.resolved[cell.name].tokens, retries)
         result = launcher(launch, threads, arguments.parallel).run(work)
         tracked.exit_code = result.exit_code
     print(result.table())
@@ -117,10 +123,36 @@ def sweep(arguments: argparse.Namespace) -> int:
 def publish(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import publish as publish_cells
 
+    _take_name(arguments)
     plan = _plan(arguments)
     written = publish_cells(plan.cells, plan.hash, arguments.records or plan.sweep.records or Path("results") / plan.sweep.name)
     print("\n".join(f"wrote {path}" for path in written) or "no finished run to publish")
     return 0 if written else 1
+
+
+def _take_name(arguments: argparse.Namespace) -> None:
+    """Behind an option argparse takes the sweep's name for the first setting. Raises UserError: there is none."""
+    from tunalab.sweeps.grid import names_in
+
+    if arguments.sweep is None and arguments.settings:
+        arguments.sweep, *arguments.settings = arguments.settings
+    name = arguments.sweep
+    if not name or ("=" in name and not yaml_path("sweeps", name).exists()):
+        found = f", {name!r} is a setting" if name else ""
+        raise UserError(f"the name of a sweep is missing{found}, choices: {', '.join(names_in(Path('sweeps'))) or 'none'}")
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Raises UserError: an option that does nothing beside another, or without it."""
+    given = {name for name, value in vars(arguments).items() if value is not None and value is not False}
+    for mode, others in IDLE.items():
+        for other in others:
+            if {mode, other} <= given:
+                raise UserError(
+                    f"--{other.replace('_', '-')} does nothing beside --{mode.replace('_', '-')}: leave one of them out"
+                )
+    if arguments.once and not arguments.status:
+        raise UserError("--once does nothing without --status: leave it out, or give both")
 
 
 @dataclass(frozen=True)

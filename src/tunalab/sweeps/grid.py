@@ -67,7 +67,7 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
     for key in plain:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key {key!r}, choices: {', '.join(KEYS)}")
-    experiments, variants = _names(root / "experiments"), _names(root / "variants")
+    experiments, variants = names_in(root / "experiments"), names_in(root / "variants")
     factors = _mapping(path, "factors", plain.get("factors"))
     overrides = _mapping(path, "overrides", plain.get("overrides"))
     arms = {name: _mapping(path, f"arms.{name}", arm) for name, arm in _mapping(path, "arms", plain.get("arms")).items()}
@@ -116,7 +116,7 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     compared everything with everything.
 
     Raises:
-        UserError: the variant does not exist.
+        UserError: the variant does not exist, or every arm of the sweep is of another.
     """
     if variant is not None and variant not in {*sweep.variants, *sweep.known_variants}:
         raise UserError(f"unknown variant {variant!r}, choices: {', '.join(sorted({*sweep.variants, *sweep.known_variants}))}")
@@ -135,6 +135,9 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
         settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **of_arm, **factors}.items()]
         title = "-".join(parts)
         cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
+    if not cells:
+        own = dict.fromkeys(arm[ARM_VARIANT] for arm in sweep.arms.values())  # all name theirs, or each variant had a cell
+        raise UserError(f"sweep {sweep.name} has no run of variant {variant!r}, choices: {', '.join(own)}")
     repeated = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
     if repeated:
         raise UserError(f"sweep {sweep.name}: factor values give the same run name twice: {', '.join(repeated)}")
@@ -195,8 +198,8 @@ def _read(path: Path) -> dict[str, Any]:
         # OmegaConf's reader: 1e-3 is a number to it, and a key given twice is an error.
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
-        others = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        raise UserError(f"{path}: sweep cannot be read: {error.strerror}, choices: {', '.join(others) or 'none'}") from error
+        choices = ", ".join(names_in(path.parent)) or "none"
+        raise UserError(f"{path}: sweep cannot be read: {error.strerror}, choices: {choices}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
@@ -204,7 +207,8 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _names(folder: Path) -> tuple[str, ...]:
+def names_in(folder: Path) -> tuple[str, ...]:
+    """Of the YAML files of a folder."""
     return tuple(sorted(file.stem for file in folder.glob("*.yaml")))
 
 
