@@ -15,7 +15,7 @@ def find_record(name: str, committed: Path = COMMITTED) -> tuple[str, Record]:
     Raises UserError, one line with the choices: nothing or several things go by that name, or the record is damaged.
     """
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():  # Path("") is where one stands
         if not (path / RECORD_FILE).exists():
             inside = ", ".join(file.stem for file in sorted(path.glob("*.json"))[:6]) or "none"
             raise UserError(f"{name} holds no {RECORD_FILE}: a run writes it with its first evaluation (records there: {inside})")
@@ -23,12 +23,21 @@ def find_record(name: str, committed: Path = COMMITTED) -> tuple[str, Record]:
     if path.is_file():
         return f"{path.resolve().parent.name}/{path.stem}", read_record(path)
     known = {file.relative_to(committed).with_suffix("").as_posix(): file for file in sorted(committed.rglob("*-seed*.json"))}
-    found = [full for full in known if full == name or full.endswith(f"/{name}")]
+    word = name.removeprefix(f"{committed}/").removesuffix(".json")
+    found = [full for full in known if f"/{full}".endswith(f"/{word}")] if word else []
     if len(found) > 1:
         raise UserError(f"{name} is the name of {len(found)} records: {', '.join(found)}")
     if not found:
-        last = {full.rsplit("/", 1)[-1]: full for full in known}
-        near = [*get_close_matches(name, known, 3), *(last[word] for word in get_close_matches(name, last, 3))]
-        choices = ", ".join(dict.fromkeys(near or list(known)[:6])) or "none"
-        raise UserError(f"no run directory, record or committed record {name!r} (such as: {choices})")
+        missing = f"there is no run directory or record {name!r}" if word else "the name of a run is empty"
+        raise UserError(f"{missing}; committed records: {', '.join(_choices(word, list(known))) or 'none'}")
     return found[0], read_record(known[found[0]])
+
+
+def _choices(word: str, known: list[str]) -> list[str]:
+    """Names that look like ``word``, else those of the folder it names, else the first of every folder: six at most."""
+    folder, _, name = word.rpartition("/")
+    last = {full.rpartition("/")[2]: full for full in known}
+    near = [*get_close_matches(word, known, 3), *(last[one] for one in get_close_matches(name, last, 3))]
+    inside = [full for full in known if folder and f"/{full}".rpartition("/")[0].endswith(f"/{folder}")]
+    firsts = {full.rpartition("/")[0]: full for full in reversed(known)}
+    return list(dict.fromkeys(near or inside or sorted(firsts.values())))[:6]

@@ -9,6 +9,7 @@ from tests.records import synthetic_record
 
 from tunalab.cli import main
 from tunalab.results.analysis.diff import FILLED, FRONT_END, NO_RESULT, diff, to_plain, to_text
+from tunalab.results.finding import find_record
 from tunalab.results.records import Record, write_record
 
 ROOT = Path(__file__).parents[3]
@@ -138,6 +139,24 @@ def test_a_bad_name_is_one_line(name, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
     assert name.split("/")[-1].split(".")[0] in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("", "the name of a run is empty; committed records: here/tuna2-seed0, there/tuna2-seed0"),
+        ("here/x.json", "there is no run directory or record 'here/x.json'; committed records: here/tuna2-seed0, here/tuna2-seed1"),
+        ("x", "there is no run directory or record 'x'; committed records: here/tuna2-seed0, there/tuna2-seed0"),
+    ],
+)
+def test_a_name_that_is_none_is_told_what_there_is(name, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for known in ("here/tuna2-seed0", "here/tuna2-seed1", "there/tuna2-seed0"):
+        write_record(tmp_path / "results" / f"{known}.json", synthetic_record())
+    assert main(["diff", name, "here/tuna2-seed0"]) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+    for same in ("results/here/tuna2-seed1.json", "results/here/tuna2-seed1", "here/tuna2-seed1.json", "tuna2-seed1"):
+        assert find_record(same)[0] == "here/tuna2-seed1"
 
 
 def test_committed_pairs_of_figure6_are_fair_and_their_checkout_is_a_doubt(monkeypatch, capsys):

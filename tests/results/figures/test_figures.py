@@ -148,6 +148,11 @@ def test_mask_ratio_of_two_learning_rates_has_a_line_each(record):
     assert all(len(container[0].get_xdata()) == 2 for container in panels(figure)["ocr (OCRBench)"].containers)
 
 
+def test_one_mask_ratio_is_no_curve(record):
+    with pytest.raises(UserError, match=r"needs records of at least two mask ratios, these have 0.5 alone"):
+        mask_ratio([record(mask_ratio=0.5, seed=seed, kinds=1) for seed in (0, 1)])
+
+
 def test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly(tmp_path, record):
     made = [record("tuna", kinds=2), record("tuna2", kinds=2)]
     path, html = draw("figure6", made, tmp_path / "a", "make figure6")

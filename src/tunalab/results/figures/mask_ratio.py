@@ -24,6 +24,8 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     """Accuracy at the last point that all runs share, against mask ratio, a panel a benchmark, a line a variant.
 
     Where more than the mask ratio differs, a line a variant and setting: a colour a variant, dashes a setting.
+
+    Raises UserError: nothing is evaluated, or there is one mask ratio only.
     """
     table = align_tokens(_table(records))
     tokens = last_common_tokens(table)
@@ -38,7 +40,9 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
             shown.append((Style(named(name, other), palette[name], style), rows))
     ratio_of = dict(zip(table["setting"], table["mask_ratio"], strict=True))
     ratios = sorted(set(ratio_of.values()))
-    gap = min((b - a for a, b in pairwise(ratios)), default=1.0)
+    if len(ratios) < 2:
+        raise UserError(f"mask_ratio needs records of at least two mask ratios, these have {ratios[0]:g} alone")
+    gap = min(b - a for a, b in pairwise(ratios))
     figure, panels = grid(ordered_benchmarks(table["benchmark"]), [look for look, _ in shown], "mask ratio")
     for benchmark, axes in panels.items():
         for index, (look, rows) in enumerate(shown):
