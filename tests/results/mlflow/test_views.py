@@ -5,14 +5,27 @@ import zlib
 from tunalab.results.mlflow import views as views_module
 from tunalab.results.mlflow.client import connect
 from tunalab.results.mlflow.tracking import Tracker
-from tunalab.results.mlflow.views import ACCURACIES, HARDER, TAG, group_tag, set_up_views, view_state
+from tunalab.results.mlflow.views import ACCURACIES, HARDER, TAG, group_tag, set_up_views, told_apart, view_state
 
-BY = {"figure6": "variant", "ratios": "arm"}
+BY = {"figure6": "variant, decoder.layers", "ratios": "arm"}
 
 
 def test_a_group_is_a_mean_over_seeds_and_nothing_else():
     ratios = [{"variant": "tuna2", "arm": f"tuna2-ratio{ratio}"} for ratio in (0, 0.5)]
     assert group_tag(ratios) == "arm" and group_tag([*ratios, {"variant": "tuna"}]) == "variant"
+
+
+def test_two_configurations_of_one_arm_are_two_lines():
+    """As few parameters as tell them apart: neither the seed, nor what changes no result, nor what goes with the arm."""
+    old = {"decoder.layers": "5", "stages.sft.lr": "0.1", "stages.pretrain.lr": "0.1", "threads": "1"}
+    arms = ["tuna", "tuna2", "tuna", "tuna2"]
+    plain = [old | {"variant": arm, "seed": seed, "threads": seed} for arm, seed in zip(arms, "0011", strict=True)]
+    assert told_apart(arms, plain) == []
+    edited = [*plain[:3], plain[3] | {"stages.sft.lr": "0.2", "stages.pretrain.lr": "0.2", "new.setting": "1"}]
+    assert told_apart(arms, edited) == ["stages.pretrain.lr"]
+    assert told_apart(arms, [*edited[:1], edited[1] | {"decoder.layers": "6"}, edited[2], {}]) == []
+    state = view_state("tags.sweep = 'figure6'", "arm", [], ["stages.pretrain.lr"])
+    assert state["groupBy"]["groupByKeys"][1:] == [{"mode": "param", "groupByData": "stages.pretrain.lr"}]
 
 
 def test_charts_of_accuracy_in_sections_by_level():
@@ -29,6 +42,7 @@ def test_every_sweep_has_its_view_the_newest_first(store, monkeypatch):
         for variant in ("tuna", "tuna2"):
             tags = {"sweep": sweep, "variant": variant, "arm": f"{variant}{'-lr1' * (sweep == 'ratios' and seed)}", "seed": seed}
             tracker = Tracker(store, "views", f"{variant}-seed{seed}", tags, start_time=start)
+            tracker.log_params({"seed": seed, "decoder": {"layers": 5 + (sweep == "figure6" and seed)}})  # an edited sweep
             tracker.log_metrics({"accuracy/count": 0.5, "benchmark/count": 0.5}, 1000)
             tracker.finish()
     views = [view for view in set_up_views(store) if view.name.startswith(("ratios", "figure6"))]

@@ -9,10 +9,11 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunalab.config import NOT_IDENTITY
 from tunalab.results.mlflow.client import connect
 from tunalab.results.mlflow.logged import ACCURACY
 from tunalab.results.mlflow.names import legal_name
@@ -25,6 +26,7 @@ TAG = "mlflow.sharedViewState."  # and the key of the view, which its URL names
 ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds", "The same on harder levels"
 HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
 PAGE_RUNS = 1000  # a request
+NOT_TOLD = {*NOT_IDENTITY, "seed", "start"}  # of parameters; the checkpoint to start from is a seed's own
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Seque
     varied = (
         "variant" if len({run.data.tags.get(group) for run in runs}) <= len({run.data.tags["variant"] for run in runs}) else group
     )
-    name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {varied}", int(time.time() * 1000)
-    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics)
+    told = told_apart([run.data.tags.get(group, "") for run in runs], [run.data.params for run in runs])
+    by = ", ".join([varied, *told])
+    name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {by}", int(time.time() * 1000)
+    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics, told)
     value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed(state)})
     client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
     return View(name, f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART")
@@ -80,18 +84,38 @@ def group_tag(tags: Sequence[dict[str, str]]) -> str:
     return "arm" if all("arm" in one for one in tags) else "variant"
 
 
+def told_apart(groups: Sequence[str], params: Sequence[Mapping[str, str]]) -> list[str]:
+    """The parameters in which runs of one group differ beside their seed, as few as tell them all apart; mostly none.
+
+    An edited sweep trains its arms again under their names, and a mean of both configurations would be of neither. A parameter that
+    a run lacks is no difference: earlier versions did not have it.
+    """
+    names = {name for one in params for name in one if name.split(".")[0] not in NOT_TOLD}
+    told: list[str] = []
+    seen: list[tuple[str | None, ...]] = [(group,) for group in groups]
+    for name in sorted(names, key=lambda name: (name.count("."), name)):
+        column = [one.get(name) for one in params]
+        pairs = {(before, value) for before, value in zip(seen, column, strict=True) if value is not None}
+        if len(pairs) > len({before for before, _ in pairs}):
+            told.append(name)
+            seen = [(*before, value) for before, value in zip(seen, column, strict=True)]
+    return told
+
+
 def packed(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
 
 
-def view_state(search: str, group: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """What the page keeps of itself: line charts of ``metrics`` for the runs that ``search`` finds, a line a value of ``group``.
+def view_state(search: str, group: str, metrics: Sequence[str], params: Sequence[str] = ()) -> dict[str, Any]:
+    """What the page keeps of itself: line charts of ``metrics`` for the runs that ``search`` finds, a line a value of the tag
+    ``group`` and of the parameters ``params``.
 
     The parent run of a sweep has no variant and stays out. Every other metric has a chart that MLflow makes by
     itself: emptying the search box above the charts shows them.
     """
     sections = [(ACCURACIES, [name for name in metrics if not HARD.search(name)])]
     sections.append((HARDER, [name for name in metrics if HARD.search(name)]))
+    keys = [{"mode": "tag", "groupByData": group}, *({"mode": "param", "groupByData": name} for name in params)]
     return {
         "searchFilter": f"{search} and tags.variant LIKE '%'" if "sweep" in search else search,
         "orderByKey": "tags.`mlflow.runName`",  # sorted by time, the page fetches parent runs too
@@ -102,7 +126,7 @@ def view_state(search: str, group: str, metrics: Sequence[str]) -> dict[str, Any
         "modelVersionFilter": "All Runs",
         "selectedColumns": [*(f"tags.`{tag}`" for tag in ("variant", "seed")), *(f"metrics.`{name}`" for name in metrics)],
         "runsHiddenMode": "SHOW_ALL",
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group}]},
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
         "useGroupedValuesInCharts": True,
         "groupsExpanded": {},
         "compareRunSections": [_section(title) for title, names in sections if names],
