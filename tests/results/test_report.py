@@ -178,9 +178,35 @@ def test_interruptions_and_unfinished_runs_are_named():
     half = replace(records[0], run=replace(records[0].run, finished=False))
     name = records[1].run.name
     text = failures([half, replace(records[1], attempts={"starts": 3, "killed": 2})]).text
-    assert "1 of 2 runs are finished" in text and f"- {half.run.name}: stands at" in text
+    assert "1 of 2 runs on record are finished." in text and f"- {half.run.name}: stands at" in text
     assert f"| {name} | 3 | 2 |" in text and "No history of starts is on record for 1 of 2 runs" in text
     assert "2 of 2 runs were started once" in failures([replace(record, attempts={"starts": 1}) for record in records]).text
+
+
+def test_a_part_of_a_sweep_is_no_sweep():
+    records = synthetic_records(("tuna2",), 2)
+    names = [record.run.name for record in records]
+    level, said = verdict(records, {"wide": [*names, "away-seed0"], "here": names})
+    assert level == "doubt" and said.startswith("**INCOMPLETE: 2 of 3 runs of the sweep wide.** ")
+    text = failures(records, {"wide": [*names, "away-seed0"], "here": names}).text
+    assert "2 of 2 runs on record are finished; 2 of 3 runs of the sweep wide; 2 of 2 runs of the sweep here." in text
+    assert "**Not here, or not finished:** away-seed0." in text
+    half = replace(records[1], run=replace(records[1].run, finished=False))
+    assert "1 of 2 runs of the sweep here" in verdict([records[0], half], {"here": names})[1]
+    assert verdict(records, {"here": names}) == verdict(records) and verdict(records)[0] == "equal"
+
+
+def test_the_command_counts_the_runs_of_the_sweeps_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("experiments", "variants", "sweeps"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for variant in ("tuna2", "tuna_r"):
+        record = synthetic_record(variant, kinds=0, name=f"{variant}-seed0")
+        write_record(tmp_path / f"here/{variant}-seed0.json", replace(record, run=replace(record.run, sweep="figure6")))
+    assert main(["report", "--records", "here", "--markdown"]) == 0
+    text = (tmp_path / "here/report.md").read_text()
+    assert "\n**INCOMPLETE: 2 of 6 runs of the sweep figure6.** " in text
+    assert "**Not here, or not finished:** tuna-seed0, tuna2-seed1, tuna_r-seed1, tuna-seed1." in text
 
 
 def test_versions_stand_by_run_where_they_differ():

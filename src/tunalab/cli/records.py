@@ -1,6 +1,8 @@
 """Commands on records alone: `tunalab figure` and `tunalab table`."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
+    from tunalab.results.records import Record
 
 
 def add(commands: "Commands") -> None:
@@ -37,6 +40,7 @@ def figure(arguments: argparse.Namespace) -> int:
     command += f" --x {arguments.x}" if arguments.x != "tokens" else ""
     records, folder = read_records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
     check_out(folder, folder=True)
+    _tell_unequal(records)
     for path in draw(arguments.name, records, folder, command, arguments.x):
         print(f"wrote {path}")
     return 0
@@ -54,6 +58,7 @@ def table(arguments: argparse.Namespace) -> int:
     check_out(folder, folder=True)
     if arguments.readme is not None and not arguments.readme.is_file():
         raise UserError(f"--readme {arguments.readme}: there is no such file")
+    _tell_unequal(records)
     written = write_tables(records, folder, command) + write_evaluation_tables(records, arguments.published, folder, command)
     written += write_claims(records, folder, command) + write_dynamics(records, folder, command)
     for path in written:
@@ -63,3 +68,10 @@ def table(arguments: argparse.Namespace) -> int:
 
         print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
     return 0
+
+
+def _tell_unequal(records: "Sequence[Record]") -> None:
+    from tunalab.results.analysis.fairness import flagged
+
+    for line in flagged(records):
+        print(f"not an equal comparison: {line}", file=sys.stderr)

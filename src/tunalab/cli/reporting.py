@@ -67,9 +67,10 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside":
-    """Samples that were published beside the records, else those of run directories that are here."""
+    """Samples that were published beside the records, else those of run directories that are here; what sweeps were to run."""
     from tunalab.results.report.build import Beside
     from tunalab.results.samples import FOLDER, of_run, published
+    from tunalab.sweeps.grid import expand, load_sweep
 
     samples = {}
     for record in records:
@@ -78,4 +79,6 @@ def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside
         found = published(folder / FOLDER / f"{run.name}.png") or of_run(run_dir, record)
         if found is not None:
             samples[run.name] = found
-    return Beside(samples=samples)
+    files = {record.run.sweep: Path("sweeps") / f"{record.run.sweep}.yaml" for record in records if record.run.sweep}
+    planned = {name: [cell.name for cell in expand(load_sweep(file))] for name, file in files.items() if file.is_file()}
+    return Beside(samples=samples, planned=planned)

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tunalab.cli import main
 from tunalab.evaluation.intervals import wilson
+from tunalab.results.analysis.fairness import flagged, unequal
 from tunalab.results.analysis.statistics import paired_difference
+from tunalab.results.records import write_record
 from tunalab.results.tables.training import accuracy_table, write_tables
 
 
@@ -115,3 +118,47 @@ def test_unfinished_runs_are_left_out_and_mentioned(tmp_path, record):
     write_tables([record(), record(seed=1, finished=False)], tmp_path, "x")
     _, table = read_csv(tmp_path / "accuracy.csv")
     assert set(table["seeds"]) == {1} and "Unfinished runs left out: 1." in (tmp_path / "accuracy.md").read_text()
+
+
+def test_the_note_says_what_is_unequal_and_only_then(tmp_path, records):
+    made = records(seeds=2, kinds=1)
+    write_tables(made, tmp_path, "x")
+    assert "equal comparison" not in (tmp_path / "accuracy.md").read_text()
+    made[-1] = replace(made[-1], totals=replace(made[-1].totals, tokens=9_000_000))
+    write_tables(made, tmp_path, "x")
+    said = f"**Not an equal comparison:** tokens (4M: 5 runs; 9M: {made[-1].run.name}): unequal budgets."
+    assert said in (tmp_path / "accuracy.md").read_text()
+
+
+def test_what_is_varied_is_compared_but_a_budget_is_told(records):
+    made = records(("tuna2",), seeds=1, ratios=(0.0, 0.5))
+    precise = [
+        replace(made[0], config=made[0].config | {"precision": "fp32"}),
+        replace(made[1], config=made[1].config | {"precision": "bf16"}),
+    ]
+    assert any(one.breaks and one.asked for one in unequal(precise)) and flagged(precise) == []
+    longer = replace(made[1], totals=replace(made[1].totals, tokens=8_000_000))
+    assert flagged([made[0], longer]) == [f"tokens (4M: {made[0].run.name}; 8M: {longer.run.name}): unequal budgets"]
+
+
+def test_a_run_that_is_left_out_is_one_difference(record):
+    made = [record(), record(seed=1), record(seed=2, finished=False)]
+    made[2] = replace(made[2], totals=replace(made[2].totals, tokens=1_000_000))
+    assert flagged(made) == [
+        f"finished (yes: {made[0].run.name}, {made[1].run.name}; no: {made[2].run.name}): a part of a run is no run"
+    ]
+
+
+@pytest.mark.parametrize("call", (["table"], ["figure", "curves"]), ids=lambda call: call[-1])
+def test_commands_tell_what_is_unequal_a_line_each(call, tmp_path, records, capsys):
+    made = records(("tuna", "tuna2"), seeds=1, kinds=1)
+    for unequal_too in (False, True):
+        if unequal_too:
+            made[0] = replace(made[0], totals=replace(made[0].totals, tokens=9_000_000))
+            made[1] = replace(made[1], environment=made[1].environment | {"accelerator": "H100"})
+        for one in made:
+            write_record(tmp_path / f"{one.run.name}.json", one)
+        assert main([*call, "--records", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2 * unequal_too and all(line.startswith("not an equal comparison: ") for line in lines), lines
+    assert "tokens (9M: " in lines[0] and "precision (" in lines[1]

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunalab.config import digest
+from tunalab.results.analysis.axes import short
 from tunalab.results.labels import value_label
-from tunalab.results.records import Record
+from tunalab.results.records import Record, usable
 from tunalab.results.settings import OF_VARIANT, flat_settings, told_apart
 
 TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 TINY = "tiny"
+TOKENS = "tokens"
+FEW = 3  # runs that are named one by one
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,33 @@ class Unequal:
     breaks: bool
     asked: bool = False
 
+    def told(self, records: Sequence[Record]) -> str:
+        """Which runs have what: ``4M: tuna2-seed1; 9M: 5 runs``."""
+        return "; ".join(f"{value}: {_names(names, records)}" for value, names in self.values.items())
+
 
 def unequal(records: Sequence[Record]) -> list[Unequal]:
     """What the runs do not share, what breaks a comparison first. Runs of one seed should share all, others all but the seed."""
-    found = [*_settings(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
+    found = [*_settings(records), *_finished(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
     return sorted(found, key=lambda one: (not one.breaks, one.asked))
+
+
+def flagged(records: Sequence[Record]) -> list[str]:
+    """Why tables and figures of these runs are no equal comparison, a line each.
+
+    What the runs vary is what is compared, and its consequences are not told: but for an unequal budget, as curves are cut at the
+    last point that all have.
+    """
+    found = [*_finished(records), *unequal(usable(records))]
+    told = [one for one in found if one.breaks and (not one.asked or one.what == TOKENS)]
+    return [f"{one.what} ({one.told(records)}): {one.why}" for one in told]
+
+
+def _names(names: Sequence[str], records: Sequence[Record]) -> str:
+    if set(names) == {record.run.name for record in records}:
+        return "all runs"
+    of = "runs" if {record.run.name for record in records} >= set(names) else "front-ends"
+    return f"{len(names)} {of}" if len(names) > FEW else ", ".join(names)
 
 
 def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -62,11 +87,14 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
             yield Unequal(f"setting {key}", values, why, breaks=True, asked=alone)
 
 
+def _finished(records: Sequence[Record]) -> Iterable[Unequal]:
+    return _of(records, "finished", lambda r: "yes" if r.run.finished else "no", "a part of a run is no run", breaks=True)
+
+
 def _budget(records: Sequence[Record]) -> Iterable[Unequal]:
-    yield from _of(records, "finished", lambda r: "yes" if r.run.finished else "no", "a part of a run is no run", breaks=True)
     tokens = [record.totals.tokens for record in records]
     if max(tokens) > min(tokens) * (1 + TOLERANCE):
-        yield from _of(records, "tokens", lambda r: f"{r.totals.tokens:,}", "unequal budgets", breaks=True)
+        yield from _of(records, TOKENS, lambda r: short(r.totals.tokens), "unequal budgets", breaks=True)
     arms: dict[tuple[str, str], set[int]] = {}
     for record, setting in zip(records, told_apart(records), strict=True):
         arms.setdefault((record.run.variant, setting.label), set()).add(record.run.seed)

@@ -22,6 +22,7 @@ class Beside:
 
     root: Path = Path()
     samples: Mapping[str, Samples] = field(default_factory=dict)  # by name of the run
+    planned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sweep -> names of all its runs
 
 
 def build(records: Sequence[Record], folder: Path, command: str, beside: Beside, draw: bool = True) -> Report:
@@ -30,7 +31,7 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     ``draw``: whether figures are drawn, which the Markdown does not hold. Raises UserError: they cannot be.
     """
     sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
-    level, said = verdict(records)
+    level, said = verdict(records, beside.planned)
     moved, why_none = learning.measure(records), outcome.undrawable(records)
     sections = [
         _in_short(records, moved),
@@ -45,7 +46,7 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
         outcome.held_out(records),
         outcome.evaluations(records, beside.root / "results" / "published.csv"),
         samples(records, beside.samples),
-        consumed.failures(records),
+        consumed.failures(records, beside.planned),
         consumed.cost(records),
         consumed.made(records),
         commands.reproduce(records, sweeps, folder, beside.root),

@@ -7,6 +7,7 @@ from tunalab.results.analysis.fairness import machine, precision, revision, used
 from tunalab.results.labels import ordered_variants, variant_label
 from tunalab.results.records import Record, usable
 from tunalab.results.report.document import Section, table
+from tunalab.results.report.equality import missing, share
 from tunalab.results.settings import told_apart
 
 
@@ -84,10 +85,18 @@ def _units(record: Record) -> int:
     return processes if made.get("accelerator") else processes * int(made.get("threads") or 1)
 
 
-def failures(records: Sequence[Record]) -> Section:
-    """Unfinished runs, and those that were started more than once, with how that ended."""
+def failures(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | None = None) -> Section:
+    """Runs that are unfinished or, of ``planned`` (sweep -> names of all its runs), not here; and those that were started more than
+    once, with how that ended.
+    """
     unfinished = [record for record in records if not record.run.finished]
-    lines = [f"{len(records) - len(unfinished)} of {len(records)} runs are finished."]
+    shares = [share(records, sweep, names) for sweep, names in (planned or {}).items()]
+    lines = [
+        f"{len(records) - len(unfinished)} of {len(records)} runs on record are finished{''.join(f'; {one}' for one in shares)}."
+    ]
+    away = dict.fromkeys(name for names in (planned or {}).values() for name in missing(records, names))
+    if away:
+        lines.append(f"**Not here, or not finished:** {', '.join(away)}.")
     if unfinished:
         lines.append("**Not finished, and left out of means and curves:**")
         lines.append("\n".join(f"- {record.run.name}: stands at {record.totals.tokens:,} tokens" for record in unfinished))

@@ -1,22 +1,22 @@
 """The verdict at the top of a report: is the comparison equal in everything but what it is about?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunalab.results.analysis.fairness import Unequal, unequal
 from tunalab.results.records import Record
 from tunalab.results.report.document import table
 
 SHARED = "tokens, seeds, data order, components, code, versions, precision, machine and threads"
-FEW = 3  # runs that are named one by one
 
 
-def verdict(records: Sequence[Record]) -> tuple[str, str]:
-    """The level (broken | asked | doubt | equal) and the Markdown that says why."""
+def verdict(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | None = None) -> tuple[str, str]:
+    """The level (broken | asked | doubt | equal) and the Markdown that says why. ``planned``: sweep -> names of all its runs."""
     found = unequal(records)
     broken = [one for one in found if one.breaks and not one.asked]
     asked = [one for one in found if one.breaks and one.asked]
     doubts = [one for one in found if not one.breaks]
-    level = "broken" if broken else "asked" if asked else "doubt" if doubts else "equal"
+    part = [share(records, sweep, names) for sweep, names in (planned or {}).items() if missing(records, names)]
+    level = "broken" if broken else "asked" if asked else "doubt" if doubts or part else "equal"
     head = {
         "broken": f"**NOT EQUAL: {_count(broken)} that results depend on differ between runs.** Differences below may be theirs.",
         "asked": f"**{_count(asked).capitalize()} change with the settings that are varied**: part of the question, or not?",
@@ -26,7 +26,18 @@ def verdict(records: Sequence[Record]) -> tuple[str, str]:
     rows = [["**breaks**", *_row(one, records)] for one in broken]
     rows += [["varied", *_row(one, records)] for one in asked] + [["doubt", *_row(one, records)] for one in doubts]
     told = f"\n\n{table(['', 'what', 'which runs have what', 'why it matters'], rows, left=4)}" if rows else ""
-    return level, f"{head}{told}\n\n{_by_front_end(records)}"
+    incomplete = f"**INCOMPLETE: {'; '.join(part)}.** The others may change what is said here.\n\n" if part else ""
+    return level, f"{incomplete}{head}{told}\n\n{_by_front_end(records)}"
+
+
+def missing(records: Sequence[Record], planned: Sequence[str]) -> list[str]:
+    """Runs of a sweep that have no finished record."""
+    finished = {record.run.name for record in records if record.run.finished}
+    return [name for name in planned if name not in finished]
+
+
+def share(records: Sequence[Record], sweep: str, planned: Sequence[str]) -> str:
+    return f"{len(planned) - len(missing(records, planned))} of {len(planned)} runs of the sweep {sweep}"
 
 
 def _count(found: Sequence[Unequal]) -> str:
@@ -34,14 +45,7 @@ def _count(found: Sequence[Unequal]) -> str:
 
 
 def _row(one: Unequal, records: Sequence[Record]) -> list[str]:
-    return [one.what, "; ".join(f"{value}: {_names(names, records)}" for value, names in one.values.items()), one.why]
-
-
-def _names(names: Sequence[str], records: Sequence[Record]) -> str:
-    if set(names) == {record.run.name for record in records}:
-        return "all runs"
-    of = "runs" if {record.run.name for record in records} >= set(names) else "front-ends"
-    return f"{len(names)} {of}" if len(names) > FEW else ", ".join(names)
+    return [one.what, one.told(records), one.why]
 
 
 def _by_front_end(records: Sequence[Record]) -> str:

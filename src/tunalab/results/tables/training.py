@@ -14,6 +14,7 @@ from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.results.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.results.analysis.effects import write_effects
+from tunalab.results.analysis.fairness import flagged
 from tunalab.results.analysis.statistics import paired_difference, pooled
 from tunalab.results.labels import (
     benchmark_label,
@@ -37,7 +38,8 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
     texts = {}
     if not usable(records) or any(point.benchmarks for record in usable(records) for point in record.points):
         accuracy, left_out = accuracy_table(records), len(records) - len(usable(records))
-        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out)
+        unequal = flagged(usable(records))
+        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out, unequal)
         texts["accuracy.csv"] = f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g")
     cost = cost_table(records)
     texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost)
@@ -100,8 +102,11 @@ def cost_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
-    """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0."""
+def accuracy_markdown(table: pd.DataFrame, left_out: int = 0, unequal: Sequence[str] = ()) -> str:
+    """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0.
+
+    ``unequal``: what makes it no equal comparison.
+    """
     variants = ordered_variants(table["variant"])
     keys = list(table.columns[1 : table.columns.get_loc("variant")])
     names = key_labels(keys)
@@ -124,6 +129,8 @@ def accuracy_markdown(table: pd.DataFrame, left_out: int = 0) -> str:
     )
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
+    if unequal:
+        note += f" **Not an equal comparison:** {'; '.join(unequal)}."
     return "\n".join(lines) + "\n\n" + note + "\n"
 
 
