@@ -26,8 +26,8 @@ ORDER = [
     "training",
     "planning",
     "exporting",
-    "bench",
     "sweeps",
+    "bench",
     "cli",
     "__main__",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tunalab.bench.status import thousand
 from tunalab.results.records import write_record
 from tunalab.results.status import STATUS_FILE, Status, write_status
 from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end
@@ -144,39 +145,11 @@ def test_a_terminal_is_refreshed_in_place_until_all_is_done(cells: list[Cell], m
     assert "\x1b" not in once.getvalue()
 
 
-def thousand(folder: Path) -> None:
-    """A checkout with a sweep of 1,008 cells: a third done, a third interrupted, a third not begun."""
-    for name in ("experiments", "variants"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "sweeps").mkdir()
-    seeds = ", ".join(map(str, range(84)))
-    (folder / "sweeps" / "large.yaml").write_text(
-        f"experiment: scenes\nvariants: [tuna, tuna_r, tuna2]\nseeds: [{seeds}]\n"
-        "factors: {objective.masking.ratio: [0.0, 0.25, 0.5, 0.75]}\n"
-    )
-    from tunalab.cli.common import config_files
-    from tunalab.sweeps.grid import expand, load_sweep
-    from tunalab.sweeps.resolving import resolve
-
-    cells = expand(load_sweep(folder / "sweeps" / "large.yaml"))
-    resolved = resolve(cells, [], config_files)
-    record = (ROOT / "results" / "figure6" / "tuna2-seed0.json").read_text()
-    old = json.loads(record)["run"]["config_hash"]
-    for number, cell in enumerate(cells):
-        if number % 3 == 2:
-            continue
-        begun(cell, 9000)
-        (cell.run_dir / "lock").touch()
-        (cell.run_dir / "config.yaml").write_text(f"# hash: {resolved[cell.name].hash}\n")
-        end(cell.run_dir, "killed", "signal 9")
-        if number % 3 == 0:
-            (cell.run_dir / "record.json").write_text(record.replace(old, resolved[cell.name].hash, 1))
-
-
 def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the time goes into is counted, as that is the same however busy the machine is: modules, configurations, files."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(ROOT)
     thousand(tmp_path)
+    monkeypatch.chdir(tmp_path)
     call = """
 import sys, time
 from tunalab.cli import main

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.bench.figure import bench_figure
+from tunalab.bench.status import bench_status
 from tunalab.bench.sweep import bench_sweep
 from tunalab.files import write_atomically
 from tunalab.results.environment import environment
@@ -13,17 +14,19 @@ from tunalab.results.records import read_records
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
     """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``,
-    figure 6 of a thousand records.
+    figure 6 and the status of a thousand runs.
 
     Exit code 1 when a required figure is not reached or fast and slow paths disagree. ``out`` is where the figures are written.
     """
     results: dict[str, Any] = {"command": "make bench" if only is None else f"tunalab bench --only {only}"}
-    if only not in ("sweep", "figure"):
+    if only not in ("sweep", "figure", "status"):
         results |= {"environment": environment(), **_speed(only)}
     if only in (None, "sweep"):
         results["sweep"] = {"records": str(records), **bench_sweep(read_records(records))}
     if only in (None, "figure"):
         results["figure"] = bench_figure()
+    if only in (None, "status"):
+        results["status"] = bench_status()
     good = report(results)
     if out is not None:
         write_atomically(out, json.dumps(results, indent=1) + "\n")
@@ -97,6 +100,13 @@ def report(results: dict[str, Any]) -> bool:
         print(
             f"figure: figure6 of {figure['records']} records in {seconds:.1f} s, a processor's {figure['processor_seconds']:.1f} s "
             f"(at most {figure['required_seconds']:.0f}: {_verdict(quick)}); wrote {', '.join(figure['written'])}"
+        )
+    if status := results.get("status"):
+        quick = status["status_seconds"] <= status["required_seconds"]
+        good &= quick
+        print(
+            f"status: of {status['runs']} runs in {status['status_seconds']:.2f} s, a processor's "
+            f"{status['processor_seconds']:.2f} s (at most {status['required_seconds']:.0f}: {_verdict(quick)})"
         )
     return good
 
