@@ -163,7 +163,7 @@ def _without_law(law: Fits, x_P: np.ndarray, every_RP: np.ndarray) -> str:
     if interval(every_RP[1:, -1])[0] <= law.chance:
         return "not above chance at the end"
     above = int((x_P > law.start_R[0]).sum())
-    return f"{above} points after the take-off" if above < ABOVE else ""
+    return f"{above} point{'' if above == 1 else 's'} after the take-off" if above < ABOVE else ""
 
 
 def _without_asymptote(law: Fits, end: float) -> str:
