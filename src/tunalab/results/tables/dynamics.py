@@ -105,8 +105,9 @@ def crossings_markdown(found: Dynamics) -> str:
     count = sum(one.seen for one in found.crossings["tokens"])
     note = (
         f"Of {len(found.crossings['tokens'])} pairs of curves {count} cross in a way that is seen (bold): the interval is closed, "
-        "the earlier lead and the later one are both outside a band that holds the whole difference curve in 95% of resamples. Any other crossing may be "
-        "two curves that touch by chance, most of all where both are near chance. Leader: ahead at the end. At tokens: where its "
+        "the earlier lead and the later one are both outside a band that holds the whole difference curve in 95% of resamples. "
+        "Any other crossing may be two curves that touch by chance, most of all where both are near chance. Leader: ahead at the "
+        "end. At tokens: where its "
         "mean curve passed the other's for the last time, straight over the logarithm between evaluations, with the 95% bootstrap "
         f"interval ({found.seeds}). Share of resamples: that cross so; the others count as before the first evaluation (<, the "
         "leader leads throughout) or after the last (>, it is behind at the end), none is dropped. Ahead at the end: share of "
@@ -168,8 +169,9 @@ def areas_markdown(found: Dynamics) -> str:
     first, last = min(one.first for one in found.areas["tokens"]), max(one.last for one in found.areas["tokens"])
     note = (
         f"Mean accuracy in percent from {short(first)} to {short(last)} tokens (the area under the mean curve over the length of "
-        f"the axis) and differences, with 95% bootstrap intervals ({found.seeds}). Bold: zero is excluded, by four seeds or more. No correction for their "
-        "number. Other axes: areas.csv; curves end at different places there, and only differences, over what they share, compare."
+        f"the axis) and differences, with 95% bootstrap intervals ({found.seeds}). Bold: zero is excluded, by four seeds or more. "
+        "No correction for their number. Other axes: areas.csv; curves end at different places there, and only differences, over "
+        "what they share, compare."
     )
     return "\n".join([*parts, note]) + "\n"
 
