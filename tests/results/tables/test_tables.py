@@ -162,3 +162,9 @@ def test_commands_tell_what_is_unequal_a_line_each(call, tmp_path, records, caps
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 2 * unequal_too and all(line.startswith("not an equal comparison: ") for line in lines), lines
     assert "tokens (9M: " in lines[0] and "precision (" in lines[1]
+
+
+def test_many_seeds_are_told_as_a_stretch(records):
+    made = records(seeds=5)
+    some = [record for record in made if record.run.variant != "tuna" or record.run.seed in (0, 2)]
+    assert flagged(some) == ["seeds (0, 2: tuna; 0 to 4: tuna_r, tuna2): means over other seeds are of other documents and draws"]

@@ -71,7 +71,7 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
         by_variant.setdefault(record.run.variant, []).append(record)
     if len(by_variant) < 2:
         return
-    flat = {variant: [flat_settings(record) for record in group] for variant, group in by_variant.items()}
+    flat = {variant: _distinct(map(flat_settings, group)) for variant, group in by_variant.items()}
     keys = dict.fromkeys(key for group in flat.values() for settings in group for key in settings)
     for key in keys:
         if key.startswith(OF_VARIANT):
@@ -85,6 +85,11 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
             alone = bool(set.intersection(*had.values()))  # where all have a value in common, front-ends compare there
             why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
             yield Unequal(f"setting {key}", values, why, breaks=True, asked=alone)
+
+
+def _distinct(settings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each once: of hundreds of seeds they are the same."""
+    return list({json.dumps(one): one for one in settings}.values())
 
 
 def _finished(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -101,9 +106,14 @@ def _budget(records: Sequence[Record]) -> Iterable[Unequal]:
     if len({frozenset(seeds) for seeds in arms.values()}) > 1:
         values: dict[str, tuple[str, ...]] = {}
         for (variant, label), seeds in arms.items():
-            text = ", ".join(map(str, sorted(seeds)))
+            text = _seeds(sorted(seeds))
             values[text] = (*values.get(text, ()), f"{variant} {label}".strip())
         yield Unequal("seeds", values, "means over other seeds are of other documents and draws", breaks=True)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    whole = len(seeds) > FEW and seeds[-1] - seeds[0] == len(seeds) - 1
+    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
 def _order(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -205,10 +215,11 @@ def machine(record: Record) -> str:
 def _of(records: Sequence[Record], what: str, value: Callable[[Record], str], why: str, breaks: bool = False) -> Iterable[Unequal]:
     """One inequality where ``value`` differs between the runs, none where it does not."""
     values: dict[str, tuple[str, ...]] = {}
-    for record in records:
-        values[value(record)] = (*values.get(value(record), ()), record.run.name)
+    held = [value(record) for record in records]
+    for one, record in zip(held, records, strict=True):
+        values[one] = (*values.get(one, ()), record.run.name)
     if len(values) < 2:
         return
     settings = [setting.label for setting in told_apart(records)]
-    follows = len(set(zip(settings, (value(record) for record in records), strict=True))) == len(set(settings)) > 1
+    follows = len(set(zip(settings, held, strict=True))) == len(set(settings)) > 1
     yield Unequal(what, values, why, breaks, asked=breaks and follows)
