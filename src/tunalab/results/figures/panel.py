@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -15,14 +14,16 @@ from tunalab.results.figures.styles import Style
 from tunalab.results.labels import benchmark_label
 
 INK, FAINT = "#333333", "#8A8A8A"
+# Inches, set by hand: panels are all alike, and measuring every tick takes longer than drawing them.
+LEFT, RIGHT, BETWEEN, ABOVE, BELOW, TITLE, XLABEL, LEGEND_ROW, CAPTION_LINE = 0.66, 0.18, 0.48, 0.1, 0.06, 0.28, 0.44, 0.26, 0.15
 
 
 def grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure, dict[str, Axes]]:
     """Small multiples with one legend above them."""
     columns = min(4, len(names)) if len(names) != 6 else 3
     rows = ceil(len(names) / columns)
-    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
-    figure = Figure(figsize=(max(3.0 * columns, 6.0), 2.55 * rows + 0.9), layout=layout)
+    width, height = max(3.0 * columns, 6.0), 2.55 * rows + 0.9
+    figure = Figure(figsize=(width, height))
     panels = {name: figure.add_subplot(rows, columns, index + 1) for index, name in enumerate(names)}
     for index, axes in enumerate(panels.values()):
         if index + columns >= len(names):  # nothing below it
@@ -32,7 +33,15 @@ def grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure,
     handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=2.4, label=look.label) for look in looks]
     handles.append(Line2D([], [], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), label="chance"))
     style: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.8}
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(panels) < 3 else 6), **style)
+    across = min(len(handles), 3 if len(panels) < 3 else 6)
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1 - ABOVE / 2 / height), ncols=across, **style)
+    top = height - ABOVE - LEGEND_ROW * ceil(len(handles) / across) - TITLE
+    bottom, right = XLABEL + BELOW, width - RIGHT
+    panel_width = (right - LEFT - BETWEEN * (columns - 1)) / columns
+    panel_height = (top - bottom - (TITLE + XLABEL) * (rows - 1)) / rows
+    figure.subplots_adjust(
+        LEFT / width, bottom / height, right / width, top / height, BETWEEN / panel_width, (TITLE + XLABEL) / panel_height
+    )
     return figure, panels
 
 
@@ -55,4 +64,12 @@ def finish(axes: Axes, benchmark: str, chance: float) -> None:
 
 
 def caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(fill(text, int(14 * figure.get_figwidth())), fontsize=8, color=FAINT)
+    """Below the panels, for which the figure grows."""
+    told = fill(text, int(14 * figure.get_figwidth()))
+    height, more = figure.get_figheight(), CAPTION_LINE * (told.count("\n") + 1)
+    at = figure.subplotpars
+    (legend,) = figure.legends
+    figure.set_figheight(height + more)
+    figure.subplots_adjust(bottom=(at.bottom * height + more) / (height + more), top=(at.top * height + more) / (height + more))
+    legend.set_bbox_to_anchor((0.5, 1 - ABOVE / 2 / (height + more)))
+    figure.text(0.5, BELOW / (height + more), told, ha="center", va="bottom", fontsize=8, color=FAINT)
