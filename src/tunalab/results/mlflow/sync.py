@@ -109,7 +109,7 @@ def sync(uri: str, experiment: str | None, kept: Kept) -> int:
 
 @contextmanager
 def _in_one_line(uri: str) -> Iterator[None]:
-    """A failure of the store becomes a UserError. Every exception is meant: mlflow_client.survive says of what kinds they are."""
+    """A failure of the store becomes a UserError. Every exception is meant: client.survive says of what kinds they are."""
     try:
         yield
     except UserError:
