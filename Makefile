@@ -20,14 +20,52 @@ export PYTHONUNBUFFERED = 1
 help: ## this list
 	@grep -E '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-# The virtual environment, made again when what it should hold has changed.
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed (PYTHON=python3.x)"; exit 2; }
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev]'
-	@touch $@
+# Sets up $(VENV): made anew where it is missing, half made, was made for another folder (a copy of this checkout would run the
+# original's code) or by another interpreter than PYTHON names; filled again where the lists of packages have changed.
+define SET_UP
+set -euo pipefail
+fail() { echo "error: $$*" >&2; exit 2; }
+interpreter() { "$$1" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
+check_python() {
+    interpreter "$$TUNALAB_PYTHON" >/dev/null || fail "PYTHON=$$TUNALAB_PYTHON does not run: name another with PYTHON=python3.x"
+    "$$TUNALAB_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+        || fail "PYTHON=$$TUNALAB_PYTHON is older than Python 3.11: name another with PYTHON=python3.x"
+    "$$TUNALAB_PYTHON" -c 'import venv, ensurepip' 2>/dev/null \
+        || fail "PYTHON=$$TUNALAB_PYTHON cannot make virtual environments: install its module venv (Debian: python3-venv), or name another"
+}
+lists=$$(cat setup.cfg pyproject.toml constraints.txt | cksum)
+stamp=$$(cat "$$VENV/.installed" 2>/dev/null || true)
+there=$$(interpreter "$$VENV/bin/python" || true)
+named=$$there
+if [ "$(origin PYTHON)" != file ]; then check_python; named=$$(interpreter "$$TUNALAB_PYTHON"); fi
+ours=; if [ -n "$$there" ] && [ "$$named" = "$$there" ] && [ "$${stamp%%$$'\n'*}" = "$$PWD" ]; then ours=yes; fi
+if [ "$$ours" ] && [ "$$stamp" = "$$PWD"$$'\n'"$$lists" ]; then exit 0; fi
 
-install: $(VENV)/.installed ## set up .venv with the exact versions of constraints.txt
+if [ -z "$$ours" ] || ! "$$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    check_python
+    # Only what is a virtual environment, or ours by its name, is ever removed.
+    if [ -e "$$VENV" ] && [[ "$$VENV" != .venv* ]] && [ ! -e "$$VENV/pyvenv.cfg" ]; then
+        fail "VENV=$$VENV is there and is no virtual environment: name another folder"
+    fi
+    rm -rf "$$VENV"
+    "$$TUNALAB_PYTHON" -m venv "$$VENV" || fail "$$TUNALAB_PYTHON could not make the virtual environment $$VENV, see above"
+fi
+case "$${WAS_PIP_USER:-}" in ""|0|no|false|off) ;; *) echo "PIP_USER=$$WAS_PIP_USER is ignored: packages go into $$VENV" ;; esac
+echo "installing the packages of setup.cfg into $$VENV (7 GB, some minutes)"
+printf '%s\n' "$$PWD" > "$$VENV/.installed"
+"$$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev]' \
+    || fail "the packages could not be installed, see above; the next call goes on"
+printf '%s\n%s\n' "$$PWD" "$$lists" > "$$VENV/.installed"
+endef
+export SET_UP VENV
+export TUNALAB_PYTHON := $(PYTHON)
+export WAS_PIP_USER := $(PIP_USER)
+# What a user has set for other programs must not lead pip or Python out of the virtual environment.
+override export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONPATH PYTHONHOME
+
+install: ## set up .venv with the exact versions of constraints.txt
+	@bash -c "$$SET_UP"
 
 components: install ## build the tiny tokenizer, VAE and encoder that are missing
 	$(BIN)/tunalab components
@@ -76,8 +114,11 @@ lint: install ## ruff
 types: install ## mypy
 	$(BIN)/mypy src
 
-test: install ## the tests
-	$(BIN)/pytest
+test: install ## the tests, on all cores: one process of one thread a core
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --dist worksteal
+
+test-portable: install ## the tests as on other processors, threads, locales, paths and Pythons: ARGS="strange threads pythons"
+	tests/portable $(ARGS)
 
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
@@ -113,4 +154,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: test-chaos help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: test-chaos test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean

@@ -1,5 +1,6 @@
 """What many tests need: a tokenizer, a small configuration, untrained models with stand-in components."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,15 @@ from tunalab.model.unified import UnifiedModel
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of ``pytest -n auto``: the cores that this process may use, in a container or a job fewer than the machine's.
+
+    Not more than eight: each worker takes up to 2 GB.
+    """
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 @pytest.fixture(scope="session")
