@@ -27,7 +27,8 @@ class Checkout:
         self.folder, self.log = folder, log
 
     def install(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "MFLAGS", "PYTHON", "VENV"))}
+        callers = ("PIP_", "MAKE", "MFLAGS", "PYTHON", "VENV")
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(callers)}
         path = f"{self.folder.parent / 'tools'}{os.pathsep}{os.environ['PATH']}"
         env = {**plain, "INSTALLS": str(self.log), "PATH": path, **variables}
         return subprocess.run(["make", "install", *words], cwd=self.folder, env=env, capture_output=True, text=True)
