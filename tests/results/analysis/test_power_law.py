@@ -4,7 +4,7 @@ from scipy.optimize import least_squares
 from tests.curves import TOKENS, answered, curves_of
 
 from tunalab.results.analysis.axes import AXES
-from tunalab.results.analysis.power_law import fit, power_law
+from tunalab.results.analysis.power_law import _without_law, fit, power_law
 from tunalab.results.analysis.resampling import Draws
 
 TOKENS_AXIS = AXES["tokens"]
@@ -40,7 +40,54 @@ def test_no_start_of_scipy_finds_a_better_fit():
         starts = [(0.7, np.log(first), c) for first in (1e3, 1.5e5, 1e6, 3e6) for c in (0.1, 0.5, 2.0)]
         best = min(least_squares(residuals, start, bounds=bounds).cost for start in starts)
         found = fit(TOKENS, y_P[None], CHANCE)
-        assert found.error_R[0] <= np.sqrt(2 * best / len(TOKENS)) + 1e-4
+        assert found.error_R[0] <= np.sqrt(2 * best / len(TOKENS)) + 1e-6
+
+
+def kinds_of_curves():
+    """Rows above chance: laws with noise, and all that leaves a law open: level, one, two or three points, a step, below chance."""
+    generator = np.random.default_rng(1)
+    places = len(TOKENS)
+    noisy = [
+        law(*one)(TOKENS) + noise * generator.standard_normal(places)
+        for one in ((0.8, 2e5, 0.7), (0.5, 1e6, 2.0), (0.9, 1e4, 0.2))
+        for noise in (0.001, 0.03, 0.1)
+        for _ in range(10)
+    ]
+    late = [np.where(np.arange(places) < places - count, CHANCE - 0.01, 0.3) for count in (1, 2, 3)]
+    rising = [np.where(np.arange(places) < places - 3, CHANCE, np.linspace(-0.5, 0.7, places)) for count in (1, 2, 3)]
+    level = [np.full(places, value) for value in (0, 0.05, CHANCE, 0.4, 1)]
+    return np.clip(np.array([*noisy, *late, *rising, *level]), 0, 1)
+
+
+@pytest.mark.parametrize("part", ["accuracy", "places"])
+def test_last_bits_do_not_move_a_law(part):
+    """As another processor's logarithm would: a thousandth of what is printed may change, and no law jumps to another."""
+    generator = np.random.default_rng(2)
+    rows = kinds_of_curves()
+    shift = 1 + 4 * np.finfo(float).eps * generator.uniform(-1, 1, (2, 8))
+    plain = fit(TOKENS, rows, CHANCE)
+    moved = fit(TOKENS * shift[0] if part == "places" else TOKENS, rows * shift[1] if part == "accuracy" else rows, CHANCE)
+    for name in ("asymptote_R", "exponent_R", "start_R", "error_R"):
+        assert getattr(moved, name) == pytest.approx(getattr(plain, name), rel=2e-5, abs=1e-7), name
+
+
+def test_of_laws_that_fit_alike_it_is_a_stated_one():
+    nothing, one, two = np.full(8, CHANCE), np.full(8, CHANCE), np.full(8, CHANCE)
+    one[-1:], two[-2:] = 0.3, (0.2, 0.3)
+    found = fit(TOKENS, np.array([nothing, one, two]), CHANCE)
+    assert found.exponent_R == pytest.approx([1, 1, 1], abs=1e-4)
+    assert found.asymptote_R[0] == CHANCE and found.start_R[0] == pytest.approx(TOKENS[0] * np.exp(-14))
+    assert found.start_R[1] == pytest.approx(TOKENS[-2]), "the place before the one point above chance"
+    assert TOKENS[-3] < found.start_R[2] < TOKENS[-2] and found.error_R == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_a_law_that_starts_at_a_place_counts_those_after_it():
+    """Whatever the last bit of that place's logarithm."""
+    for shift in (1, 1 - 1e-15, 1 + 1e-15):
+        x_P = TOKENS * shift
+        y_P = np.where(x_P > x_P[3] * 1.01, 0.6, 0.02)
+        found = fit(x_P, y_P[None], CHANCE)
+        assert found.start_R[0] == pytest.approx(x_P[3]) and "3 points" not in _without_law(found, x_P, y_P[None][[0, 0]])
 
 
 def test_rows_are_fitted_by_themselves():

@@ -4,10 +4,10 @@ Written with the place s where the law leaves chance: accuracy(x) = a - (a - cha
 b = (a - chance) s^c. The asymptote a lies between chance and 1, c is positive. A curve that bends upwards over log x and has not
 bent back yet (a take-off) has no such law: that is said instead of a number.
 
-    R  resamples    P  places    K  tried parameters
+    R  resamples    P  places    K  tried exponents    S  stretches between places    C  candidates
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -25,8 +25,12 @@ FORECAST = 10.0
 
 _EXPONENTS = log(0.03), log(10.0)
 _BEFORE = 14.0  # the start may lie this far before the first place, in logarithms: curves that are above chance from the start
-_COARSE = 24
-_ZOOMS = 20
+_GRID = 64
+_SEARCHES = 2  # around the lowest valleys of the grid: the first is not always the deepest
+_GOLDEN = (5**0.5 - 1) / 2
+_SECTIONS = 22  # of two steps of the grid: an exponent to 5e-6 of itself
+_ALIKE = 1e-8  # in squared accuracy, far below what is printed: laws whose losses differ by less fit alike
+_ROUNDING = 1e-9  # what lies nearer to a bound is at it
 
 
 @dataclass(frozen=True)
@@ -77,31 +81,27 @@ class PowerLaw:
 
 
 def fit(x_P: np.ndarray, accuracy_RP: np.ndarray, chance: float) -> Fits:
-    """Least squares, each row by itself: a common grid over start and exponent, then a search around each row's best.
+    """Least squares, each row by itself: a grid over exponents, then a search in its lowest valleys.
 
-    For a given start and exponent the asymptote is a linear problem with one unknown, solved exactly.
+    For a given exponent the best start and asymptote are solved for, see `_profile`. Where data
+    cannot tell laws apart (all at chance, one or two points above it), the last bits of a logarithm
+    would choose between them. So of laws that fit alike it is the one whose exponent is nearest
+    to 1, and then the one that starts first.
     """
     log_P, y_RP = np.log(x_P), accuracy_RP - chance
-    inside = np.linspace(log_P[0], log_P[-1], _COARSE, endpoint=False)
-    before = np.linspace(log_P[0] - _BEFORE, log_P[0], _COARSE // 3, endpoint=False)
-    starts, exponents = np.concatenate([before, inside]), np.linspace(*_EXPONENTS, _COARSE)
-    start_K, exponent_K = (grid.ravel() for grid in np.meshgrid(starts, exponents))
-    rows = np.arange(len(y_RP))
-    best_R = _losses(log_P, y_RP, start_K[None], exponent_K[None], chance)[1].argmin(axis=1)
-    start_R, exponent_R = start_K[best_R], exponent_K[best_R]
-    step_R = np.where(start_R < log_P[0], before[1] - before[0], inside[1] - inside[0])
-    step = float(exponents[1] - exponents[0])
-    aside = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
-    aside_start, aside_exponent = (grid.ravel() for grid in np.meshgrid(aside, aside))
-    for _ in range(_ZOOMS):
-        start_RK = np.clip(start_R[:, None] + step_R[:, None] * aside_start, starts[0], log_P[-1] - 1e-6)
-        exponent_RK = np.clip(exponent_R[:, None] + step * aside_exponent, *_EXPONENTS)
-        best_R = _losses(log_P, y_RP, start_RK, exponent_RK, chance)[1].argmin(axis=1)
-        start_R, exponent_R = start_RK[rows, best_R], exponent_RK[rows, best_R]
-        step_R, step = step_R * 0.7, step * 0.7  # not halved: the best may lie on a border, and moves on from there
-    height_RK, loss_RK = _losses(log_P, y_RP, start_R[:, None], exponent_R[:, None], chance)
-    residual_R = np.sqrt(np.maximum(loss_RK[:, 0], 0) / len(x_P))
-    return Fits(chance + height_RK[:, 0], np.exp(start_R), np.exp(exponent_R), residual_R, chance)
+    grid_K = np.linspace(*_EXPONENTS, _GRID)
+    loss_RK = _profile(log_P, y_RP, grid_K[None], chance)[0]
+    walled_RK = np.pad(loss_RK, ((0, 0), (1, 1)), constant_values=np.inf)
+    valley_RK = (loss_RK <= walled_RK[:, :-2]) & (loss_RK <= walled_RK[:, 2:])
+    order_RK = np.where(valley_RK, loss_RK, np.inf).argsort(axis=1, kind="stable")
+    from_RK = order_RK[:, :_SEARCHES]
+    low_RK, high_RK = grid_K[np.maximum(from_RK - 1, 0)], grid_K[np.minimum(from_RK + 1, _GRID - 1)]
+    at_RK = _golden(lambda at_RK: _profile(log_P, y_RP, at_RK, chance)[0], low_RK, high_RK)
+    loss_RK, *found = _profile(log_P, y_RP, at_RK, chance)
+    best = np.arange(len(y_RP)), loss_RK.argmin(axis=1)
+    square_R, height_R, start_R, at_R = (value_RK[best] for value_RK in (*found, at_RK))
+    error_R = np.sqrt(square_R / len(x_P))
+    return Fits(chance + height_R, np.exp(start_R), np.exp(at_R), error_R, chance)
 
 
 def power_law(curve: Curve, axis: Axis, draws: Draws) -> PowerLaw | None:
@@ -136,17 +136,74 @@ def _rise(log_past: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     return 1 - np.exp(-exponent * np.maximum(log_past, 0))
 
 
-def _losses(
-    log_P: np.ndarray, y_RP: np.ndarray, start_RK: np.ndarray, exponent_RK: np.ndarray, chance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best height over chance and sum of squares of every start and exponent (their logarithms), both (R, K)."""
-    rise_RKP = _rise(log_P - start_RK[..., None], np.exp(exponent_RK[..., None]))
-    square_RK = (rise_RKP**2).sum(axis=-1)
-    # Row 0 of a common grid serves all rows; else each row has its own candidates.
-    product_RK = y_RP @ rise_RKP[0].T if len(rise_RKP) == 1 else np.einsum("rp,rkp->rk", y_RP, rise_RKP)
-    height_RK = np.clip(np.divide(product_RK, square_RK, out=np.zeros_like(product_RK), where=square_RK > 0), 0, 1 - chance)
-    loss_RK = (y_RP**2).sum(axis=1)[:, None] - 2 * height_RK * product_RK + height_RK**2 * square_RK
-    return height_RK, loss_RK
+def _golden(loss: Callable[[np.ndarray], np.ndarray], low_RK: np.ndarray, high_RK: np.ndarray) -> np.ndarray:
+    """Where the loss is lowest within its bounds, by golden section search, each by itself."""
+    left_RK = high_RK - _GOLDEN * (high_RK - low_RK)
+    right_RK = low_RK + _GOLDEN * (high_RK - low_RK)
+    at_left_RK, at_right_RK = loss(left_RK), loss(right_RK)
+    for _ in range(_SECTIONS):
+        left = at_left_RK < at_right_RK  # then the lowest lies between low and right
+        low_RK, high_RK = np.where(left, low_RK, left_RK), np.where(left, right_RK, high_RK)
+        kept_RK = np.where(left, left_RK, right_RK)
+        at_kept_RK = np.where(left, at_left_RK, at_right_RK)
+        step_RK = _GOLDEN * (high_RK - low_RK)
+        new_RK = np.where(left, high_RK - step_RK, low_RK + step_RK)
+        at_new_RK = loss(new_RK)
+        left_RK, right_RK = np.where(left, new_RK, kept_RK), np.where(left, kept_RK, new_RK)
+        at_left_RK = np.where(left, at_new_RK, at_kept_RK)
+        at_right_RK = np.where(left, at_kept_RK, at_new_RK)
+    return (low_RK + high_RK) / 2
+
+
+def _profile(
+    log_P: np.ndarray, y_RP: np.ndarray, log_exponent_RK: np.ndarray, chance: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every exponent: the loss, its sum of squares alone, best height over chance and start.
+
+    All (R, K); the start is a logarithm. ``log_exponent_RK`` is (1, K) where all rows try the same.
+    While the start moves through one stretch between two places (the first lies before them all),
+    the same places are above it. There the law is a (1 - q g) with g = (x / end of the stretch)^-c,
+    linear in a and a q. The best of a stretch starts where the stretch begins, or is the optimum
+    without bounds where that is within them, or is as high as it may be.
+    """
+    highest, exponent_RK1 = 1 - chance, np.exp(log_exponent_RK)[..., None]
+    begin_S, end_S = np.concatenate([log_P[:1] - _BEFORE, log_P[:-1]]), log_P
+    above_SP = log_P > begin_S[:, None]
+    past_SP = np.where(above_SP, log_P - end_S[:, None], 0)
+    g_RKSP = np.exp(-exponent_RK1[..., None] * past_SP) * above_SP
+    # Sums over the places above the start.
+    n_S, g_RKS, gg_RKS = above_SP.sum(axis=1), g_RKSP.sum(axis=-1), (g_RKSP**2).sum(axis=-1)
+    y_RKS = (y_RP @ above_SP.T)[:, None]
+    gy_RKS = np.matmul(g_RKSP, y_RP[:, None, :, None])[..., 0]
+
+    first_RKS = np.exp(-exponent_RK1 * (end_S - begin_S))
+    early_RKS = y_RKS - first_RKS * gy_RKS
+    early_RKS = early_RKS / (n_S - first_RKS * (2 * g_RKS - first_RKS * gg_RKS))
+    several_S = n_S > 1  # of one place above it there is no better start than the first
+    a_RKS, aq_RKS = gg_RKS * y_RKS - g_RKS * gy_RKS, g_RKS * y_RKS - n_S * gy_RKS
+    scale_RKS = np.where(several_S, n_S * gg_RKS - g_RKS**2, 1)
+    free = several_S & (a_RKS > 0) & (a_RKS <= highest * scale_RKS)
+    free = free & (first_RKS * a_RKS <= aq_RKS) & (aq_RKS <= a_RKS)
+    a_RKCS, q_RKCS = np.ones((2, *free.shape[:2], 3, len(log_P)))
+    a_RKCS[:, :, 0], q_RKCS[:, :, 0] = np.clip(early_RKS, 0, highest), first_RKS
+    a_RKCS[:, :, 1] = np.where(free, a_RKS / scale_RKS, 0)
+    np.divide(aq_RKS, a_RKS, out=q_RKCS[:, :, 1], where=free)
+    a_RKCS[:, :, 2] = highest * several_S
+    q_RKCS[:, :, 2] = np.clip((g_RKS - gy_RKS / highest) / gg_RKS, first_RKS, 1)
+    # What each adds to the sum of squares of staying at chance. Gains of rounding are none.
+    y_RKS, gy_RKS, g_RKS, gg_RKS = (v[:, :, None] for v in (y_RKS, gy_RKS, g_RKS, gg_RKS))
+    square_RKCS = a_RKCS * (n_S - q_RKCS * (2 * g_RKS - q_RKCS * gg_RKS))
+    more_RKCS = a_RKCS * (square_RKCS - 2 * (y_RKS - q_RKCS * gy_RKS))
+    more_RKCS[more_RKCS > -(_ROUNDING**2)] = 0
+    best_RK = more_RKCS.reshape(*free.shape[:2], -1).argmin(axis=-1)
+    stretch_RK = best_RK % len(log_P)
+    row_R1, exponent_K = np.arange(len(y_RP))[:, None], np.arange(best_RK.shape[1])
+    best = row_R1, exponent_K, best_RK // len(log_P), stretch_RK
+    height_RK = a_RKCS[best]
+    start_RK = end_S[stretch_RK] + np.log(q_RKCS[best]) / exponent_RK1[..., 0]
+    law_RKP = height_RK[..., None] * _rise(log_P - start_RK[..., None], exponent_RK1)
+    square_RK = ((law_RKP - y_RP[:, None]) ** 2).sum(axis=-1)
+    return square_RK + _ALIKE * log_exponent_RK**2, square_RK, height_RK, start_RK
 
 
 def _held_out(x_P: np.ndarray, every_RP: np.ndarray, chance: float, count: int) -> HeldOut:
@@ -160,9 +217,9 @@ def _held_out(x_P: np.ndarray, every_RP: np.ndarray, chance: float, count: int) 
 
 def _without_law(law: Fits, x_P: np.ndarray, every_RP: np.ndarray) -> str:
     """Why the points do not show a law at all, or empty."""
-    if interval(every_RP[1:, -1])[0] <= law.chance:
+    if interval(every_RP[1:, -1])[0] <= law.chance + _ROUNDING:
         return "not above chance at the end"
-    above = int((x_P > law.start_R[0]).sum())
+    above = int((x_P > law.start_R[0] * (1 + _ROUNDING)).sum())  # a law may start at a place
     return f"{above} point{'' if above == 1 else 's'} after the take-off" if above < ABOVE else ""
 
 
