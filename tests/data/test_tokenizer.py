@@ -1,9 +1,18 @@
 """The tokenizer: round trips, one spelling per answer, letters read one by one, special tokens that must exist."""
 
+import copy
+import json
+import multiprocessing
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.checkpoints import save_qwen_tokenizer
 
+from tunalab.data.manifest import ManifestCorpus
+from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
+from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import QWEN25_SPECIALS, SpecialTokens, Tokenizer, train_tokenizer
 from tunalab.errors import UserError
 
@@ -15,9 +24,20 @@ TEXTS = [
 ] * 20
 
 
+CASES = Path(__file__).parent / "cases"
+SPECIALS = [*vars(SpecialTokens()).values(), *vars(QWEN25_SPECIALS).values()]
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, vocabulary=400)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("qwen")
+    save_qwen_tokenizer(folder, ("<|im_start|>", "<|im_end|>"))
+    return pretrained_tokenizer(str(folder), "decoder.tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -102,3 +122,62 @@ def test_bad_input_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
         train_tokenizer(TEXTS, vocabulary=100)
     with pytest.raises(UserError, match="must differ"):
         Tokenizer(tokenizer.backend, SpecialTokens(pad="<|eos|>"))
+
+
+def case_lines() -> list[str]:
+    return (CASES / "special_tokens_in_text.jsonl").read_text().splitlines()
+
+
+def as_text(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Their ids, of which none is a special token's."""
+    encoded = [tokenizer.encode(text) for text in texts]
+    special = {tokenizer.bos, tokenizer.eos, tokenizer.boi, tokenizer.eoi, tokenizer.image_pad, tokenizer.pad}
+    assert not special & {i for ids in encoded for i in ids}
+    return encoded
+
+
+COPIES: dict[str, Callable[[Tokenizer], Tokenizer]] = {
+    "pickle": lambda tokenizer: pickle.loads(pickle.dumps(tokenizer)),
+    "pickle of a pickle": lambda tokenizer: pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(tokenizer)))),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "pretrained"])
+@pytest.mark.parametrize("how", list(COPIES))
+def test_text_that_spells_special_tokens_stays_text_in_every_copy(kind: str, how: str, request: pytest.FixtureRequest) -> None:
+    original: Tokenizer = request.getfixturevalue(kind)
+    texts = [*SPECIALS, "".join(SPECIALS), *case_lines()]
+    expected = as_text(original, texts)
+    assert as_text(COPIES[how](original), texts) == expected == as_text(original, texts)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_every_kind_of_process_encodes_alike(method: str, tokenizer: Tokenizer, pretrained: Tokenizer) -> None:
+    texts = [*SPECIALS, *case_lines()]
+    expected = as_text(tokenizer, texts) + as_text(pretrained, texts)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        tasks = [pool.map_async(one.encode, texts, len(texts)) for one in (tokenizer, pretrained)]
+        assert sum((task.get(120) for task in tasks), []) == expected
+
+
+def test_a_call_of_the_library_leaves_nothing_behind(tokenizer: Tokenizer) -> None:
+    """The library keeps the flags of the latest call, and tokenizer.json may hold some."""
+    own = copy.deepcopy(tokenizer)
+    own.backend("a <|eos|>", truncation=True, max_length=2, padding="max_length", split_special_tokens=False)
+    assert own.encode("a red <|eos|> circle") == tokenizer.encode("a red <|eos|> circle")
+    assert own.encode("") == []
+
+
+def test_documents_that_spell_special_tokens_have_the_slots_of_their_own_image(tokenizer: Tokenizer) -> None:
+    copied = pickle.loads(pickle.dumps(tokenizer))
+    corpus = ManifestCorpus(CASES / "special_tokens_in_text.jsonl", image_size=32)
+    for index, line in enumerate(case_lines()):
+        sequences = [to_sequence(corpus.document(index), one, token_pixels=8, drop_prompt=False) for one in (tokenizer, copied)]
+        images = "image" in json.loads(line)
+        for sequence in sequences:
+            ids = sequence.ids_L.tolist()
+            assert ids == sequences[0].ids_L.tolist()
+            assert ids.count(tokenizer.image_pad) == (1 + 16) * images, line
+            assert [ids.count(end) for end in (tokenizer.bos, tokenizer.eos)] == [1, 1], line

@@ -68,8 +68,6 @@ class Tokenizer:
         self.eoi: int = vocabulary[specials.eoi]
         self.image_pad: int = vocabulary[specials.image_pad]
         self.pad: int = vocabulary[specials.pad]
-        self._rust = backend.backend_tokenizer
-        self._rust.encode_special_tokens = True
 
     @classmethod
     def with_specials(
@@ -92,11 +90,18 @@ class Tokenizer:
         text = text.lstrip(" ")
         if self.prefix_space and text and not (text[0].isupper() or text[0].isdigit()):
             text = " " + text
-        return list(self._rust.encode(text, add_special_tokens=False).ids)
+        rust = self.backend.backend_tokenizer
+        # At every call: neither a copy nor a pickle of a tokenizer keeps it, and a call of the backend itself takes it back.
+        rust.encode_special_tokens = True
+        if rust.truncation is not None:  # also left behind by such a call, or by a tokenizer.json
+            rust.no_truncation()
+        if rust.padding is not None:
+            rust.no_padding()
+        return list(rust.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; special tokens and spaces at the start are dropped."""
-        return str(self._rust.decode(list(ids), skip_special_tokens=True)).lstrip(" ")
+        return str(self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)).lstrip(" ")
 
     def save(self, folder: Path) -> None:
         self.backend.save_pretrained(str(folder))
