@@ -93,7 +93,7 @@ def _vote(
     from tqdm import tqdm
 
     from tunalab.evaluation.judging.candidates import read_images
-    from tunalab.evaluation.judging.comparison import compare
+    from tunalab.evaluation.judging.comparison import compare, reasons
 
     groups = list(combinations(range(len(names)), 2)) if arguments.pairwise else [tuple(range(len(names)))]
     votes: list[dict[str, Any]] = []
@@ -112,6 +112,8 @@ def _vote(
             )
             places = ", ".join(f"{share:.2f}" for share in outcome.places)
             print(f"{question}: {outcome.ties} ties, {outcome.failures} not readable; wins by place shown: {places}")
+            if outcome.failures:
+                print(f"  not readable: {reasons(outcome.votes)}")
             for name, rate in zip(chosen, outcome.rates, strict=True):
                 interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
                 print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")

@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +26,11 @@ from tunalab.inference.files import read_settings, save_image
 
 NAMES = ["red", "green", "blue"]
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
-Judge = Callable[[str, list[np.ndarray]], str | int]
+Judge = Callable[[str, list[np.ndarray]], str | int | tuple[int, dict]]
 
 
 class Server(ThreadingHTTPServer):
-    """``judge``: text and pictures to an answer, or to an HTTP status."""
+    """``judge``: text and pictures to an answer, to an HTTP status, or to a status and a body."""
 
     daemon_threads = True
 
@@ -53,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         assert all(url.startswith("data:image/png;base64,") for url in urls)
         pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
         answer = self.server.judge(text, pictures)
+        if isinstance(answer, tuple):
+            self.reply(*answer)
+            return
         if isinstance(answer, int):
             self.reply(answer, {"error": {"message": "not today", "type": "x", "code": answer}})
             return
@@ -158,6 +164,96 @@ def test_an_answer_that_is_none_is_a_failure_of_that_question(server, endpoint, 
     server.judge = lambda text, pictures: answer if "prompt 0" in text else likes("red")(text, pictures)
     outcome = compare(endpoint, "quality", PROMPTS[:3], images, NAMES)
     assert outcome.failures == 1 and outcome.rates[0].value == 1 and outcome.rates[0].n == 2 and outcome.rates[0].items == []
+
+
+def answered(**message: object) -> tuple[int, dict]:
+    ended = message.pop("ended", "stop")
+    return 200, {"choices": [{"finish_reason": ended, "message": {"role": "assistant", **message}}]}
+
+
+LOGIN = "raw <!doctype html><html><head><title>Sign in to\n the lab</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (answered(content=None, ended="length"), "an answer without text (finish_reason length)"),
+        (answered(content="", ended="content_filter"), "an answer without text (finish_reason content_filter)"),
+        (answered(content=None, refusal="I can't judge\npeople."), "refused: I can't judge people."),
+        ((200, {"choices": [], "error": "busy"}), 'an answer without choices: \'{"choices": [], "error": "busy"}\''),
+        ((200, {"choices": None}), "an answer without choices"),
+        (LOGIN, "a web page 'Sign in to the lab' instead of an answer: a login page, or TUNALAB_JUDGE_URL is not"),
+        ("raw [1]", "no answer of the protocol: '[1]'"),
+        ("What lovely images!", "no candidate named in 'What lovely images!'"),
+        ((429, {"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}}), "Rate limit reached"),
+        ((400, {"error": {"message": "image too large for k3y-of-mine"}}), "image too large for ***"),
+    ],
+)
+def test_why_there_is_no_answer_stands_in_the_message(server, tmp_path, answer, reason):
+    server.judge = lambda text, pictures: answer
+    endpoint = Endpoint(server.url, "k3y-of-mine", "judge-1", tmp_path / "answers", timeout=5, retries=0)
+    with pytest.raises(UserError, match="no readable answer to any of 2 questions: ") as error:
+        compare(endpoint, "quality", PROMPTS[:2], images, NAMES)
+    assert reason in str(error.value) and str(error.value).endswith("(2 times)") and "\n" not in str(error.value)
+
+
+def test_text_in_parts_is_read(server, endpoint):
+    parts = [{"type": "text", "text": '{"best": '}, {"type": "text", "text": '"A"}'}]
+    server.judge = lambda text, pictures: answered(content=parts)
+    assert compare(endpoint, "quality", PROMPTS[:2], images, NAMES).failures == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "You exceeded your current quota, please check your plan and billing details.", "code": "insufficient_quota"},
+        {"message": "You exceeded your current quota, please check your plan and billing details."},
+        {"message": "Your credit balance is too low", "type": "x"},
+        {"message": "stop", "type": "billing_hard_limit_reached"},
+    ],
+)
+def test_a_used_up_quota_is_asked_once(server, tmp_path, error):
+    server.judge = lambda text, pictures: (429, {"error": error})
+    endpoint = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=4)
+    with pytest.raises(UserError, match=f"cannot be asked: its quota is used up: .*{error['message']}"):
+        compare(endpoint, "quality", PROMPTS, images, NAMES, threads=4)
+    assert len(server.requests) == 1
+
+
+def test_a_quota_of_a_minute_is_waited_for(server, endpoint):
+    wait = "You exceeded your current quota, please check your plan and billing details. Please retry in 20s."
+    seen = []
+
+    def judge(text: str, pictures: list[np.ndarray]) -> str | tuple[int, dict]:
+        seen.append(text)
+        return (429, {"error": {"message": wait}}) if len(seen) == 1 else likes("red")(text, pictures)
+
+    server.judge = judge
+    assert compare(endpoint, "quality", PROMPTS[:2], images, NAMES).failures == 0 and len(seen) == 3
+
+
+def test_a_wrong_key_is_found_out_once_and_not_shown(server, tmp_path):
+    server.judge = lambda text, pictures: (401, {"error": {"message": "Incorrect API key provided: sk-s3cret"}})
+    url = server.url.replace("//", "//user:passw0rd@") + "?token=t0ken"
+    endpoint = Endpoint(url, "sk-s3cret", "judge-1", tmp_path / "answers", timeout=5, retries=0)
+    with pytest.raises(UserError, match="Incorrect API key") as error:
+        compare(endpoint, "quality", PROMPTS, images, NAMES, threads=4)
+    assert len(server.requests) == 1 and not re.search("s3cret|passw0rd|t0ken", str(error.value))
+
+
+def test_kept_answers_are_utf8_whatever_the_locale(server, endpoint, tmp_path):
+    server.judge = lambda text, pictures: 'très «bien» {"best": "A"}'
+    compare(endpoint, "quality", ["pâté"], images, NAMES)
+    code = (
+        "import sys; from pathlib import Path; from tunalab.evaluation.judging.endpoint import Endpoint, _kept\n"
+        "(path,) = Path(sys.argv[1]).iterdir()\nassert _kept(path)['answer'].startswith('tr\\xe8s \\xabbien')"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "answers")], env=environment, check=True)
+    (path,) = (tmp_path / "answers").iterdir()
+    path.write_text("{", encoding="utf-8")  # damaged: asked for again
+    compare(endpoint, "quality", ["pâté"], images, NAMES)
+    assert len(server.requests) == 2
 
 
 def test_a_server_that_is_busy_now_and_then_is_asked_again(server, endpoint):

@@ -25,10 +25,11 @@ GAP = 8
 
 @dataclass(frozen=True)
 class Vote:
-    """The outcome of a ballot: the winner's number, -1 for a tie, None where the judge gave no readable answer."""
+    """The outcome of a ballot: the winner's number, -1 for a tie, None where the judge gave no readable answer, and why."""
 
     ballot: Ballot
     winner: int | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def compare(
     def vote(number: int) -> Vote:
         ballot = ballots[number]
         shown = [(f"Candidate {LETTERS[place]}:", picture(images(who, number))) for place, who in enumerate(ballot.order)]
-        winner = _ask(endpoint, ballot, question, shown, tries)
+        winner, reason = _ask(endpoint, ballot, question, shown, tries)
         watch()
-        return Vote(ballot, winner)
+        return Vote(ballot, winner, reason)
 
     with ThreadPoolExecutor(threads) as pool:
         asked = [pool.submit(vote, number) for number in range(len(ballots))]
@@ -85,7 +86,7 @@ def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str
     counted = [vote for vote in votes if vote.winner is not None]
     failures, ties = len(votes) - len(counted), sum(vote.winner == -1 for vote in counted)
     if not counted:
-        raise UserError(f"the judge {judge} gave no readable answer to any of {len(votes)} questions")
+        raise UserError(f"the judge {judge} gave no readable answer to any of {len(votes)} questions: {reasons(votes)}")
     chance = 1 / len(names)
     wins = [vote for vote in counted if vote.winner != -1]
     places = Counter(vote.ballot.order.index(vote.winner) for vote in wins if vote.winner is not None)
@@ -115,13 +116,22 @@ def picture(images_NHWC: np.ndarray) -> bytes:
     return png.getvalue()
 
 
-def _ask(endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[str, bytes]], tries: int) -> int | None:
-    text = ballot.text(question)
+def reasons(votes: Sequence[Vote], most: int = 3) -> str:
+    """Why ballots have no winner, the most frequent first: ``refused: ... (12 times), ...``."""
+    counts = Counter(vote.reason for vote in votes if vote.winner is None)
+    shown = [f"{reason} ({count} times)" if count > 1 else reason for reason, count in counts.most_common(most)]
+    return "; ".join([*shown, *([f"and {len(counts) - most} other reasons"] if len(counts) > most else [])])
+
+
+def _ask(endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[str, bytes]], tries: int) -> tuple[int | None, str]:
+    """The winner, or None and why."""
+    text, answer = ballot.text(question), ""
     for attempt in range(tries):
         try:
-            choice = read_choice(endpoint.ask(text + AGAIN * attempt, shown), len(ballot.order))
-        except NoAnswer:
-            return None
+            answer = endpoint.ask(text + AGAIN * attempt, shown)
+        except NoAnswer as error:
+            return None, str(error)
+        choice = read_choice(answer, len(ballot.order))
         if choice is not None:
-            return -1 if choice == TIE else ballot.order[LETTERS.index(choice)]
-    return None
+            return (-1 if choice == TIE else ballot.order[LETTERS.index(choice)]), ""
+    return None, f"no candidate named in {' '.join(answer.split())[:60]!r}"
