@@ -88,6 +88,7 @@ class DataConfig:
     lookahead: int = 48  # documents that wait for a row they fit into
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
     reject_share: float = 0.01  # broken documents above this share stop the run
+    unfit_share: float = 0.5  # as do sound ones of a source that do not fit (longer than a row, too small): they are left out
     manifests: dict[str, ManifestConfig] = field(default_factory=dict)
     webdataset: dict[str, WebDatasetConfig] = field(default_factory=dict)
     finevision: dict[str, FineVisionConfig] = field(default_factory=dict)
@@ -181,8 +182,9 @@ class StageConfig:
     decoder) | without_encoder (all but the pretrained encoder: for a decoder that starts from scratch). A front-end without
     connector trains everything in every stage, so budgets stay equal.
 
-    A stage sees ``tokens`` tokens (0: it is left out) of ``mix`` (source name -> weight in documents), at constant ``lr`` after
-    warm-up. ``masking``: whether its last part masks visual tokens (objective.masking).
+    A stage sees ``tokens`` tokens (0: it is left out) of ``mix`` (source name -> weight in documents, however long they are: the
+    record says what that came to in tokens), at constant ``lr`` after warm-up. ``masking``: whether its last part masks visual
+    tokens (objective.masking).
     """
 
     tokens: int = 4_000_000
@@ -281,6 +283,8 @@ NOT_IDENTITY = (
     *("tracking", "checkpoint_seconds", "keep_checkpoints", "threads"),
     *("activation_checkpointing", "compile_blocks", "distribution"),
 )
+# As these, inside of others: they say when a run stops.
+NOT_IDENTITY_INSIDE = ("data.unfit_share",)
 
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
 _TREE = RunConfig(
@@ -398,6 +402,10 @@ def plain_hash(plain: dict[str, Any]) -> str:
 def identity(plain: dict[str, Any]) -> str:
     """What of a plain configuration decides what a run computes, as the text that is hashed."""
     entering = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    for key in NOT_IDENTITY_INSIDE:
+        group, _, name = key.partition(".")
+        if group in entering:
+            entering[group] = {inner: value for inner, value in entering[group].items() if inner != name}
     entering["stages"] = list(entering["stages"].items())  # their order is part of it
     return json.dumps(entering, sort_keys=True)
 

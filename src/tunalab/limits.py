@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.lookahead": (1, None),
     "data.workers": (0, None),
     "data.reject_share": (0, BELOW_1),
+    "data.unfit_share": (0, 1),
     "data.webdataset.window": (0, None),
     "data.webdataset.streams": (1, None),
     "data.finevision.window": (0, None),

@@ -162,6 +162,29 @@ def test_what_does_not_fit_is_written_and_no_fault(tmp_path: Path) -> None:
     assert again.state_dict() == log.state_dict() and again.unfit == 1800
 
 
+@pytest.mark.parametrize(
+    ("limit", "length", "every", "stops"),
+    [
+        (0.5, None, 2, None),  # as many as allowed
+        (0.5, 150, 2, None),
+        (0.4, None, 2, "of .* documents do not fit and are left out .*, limit data.unfit_share=40.0%"),
+        (0.4, 50, 2, "25 of 50 documents do not fit and are left out .50.0%, "),  # read to its end
+        (1.0, None, 1000, None),
+        (0.0, None, 7, "do not fit"),
+    ],
+)
+def test_what_does_not_fit_has_a_limit_of_its_own(
+    tmp_path: Path, limit: float, length: int | None, every: int, stops: str | None
+) -> None:
+    log = RejectLog(tmp_path / "rejects.jsonl", limit=0.0, unfit_limit=limit, lengths={"photos": length})
+    with nullcontext() if stops is None else pytest.raises(UserError, match=f"^photos: .*{stops}.*too small$"):
+        for index in range(3000):
+            if index % every == every - 1 or every > 500 and index % every:
+                log.reject("photos", index, "too small", fits=False)
+            else:
+                log.accept("photos")
+
+
 @pytest.mark.parametrize(("length", "alone", "most"), [(None, True, HOPELESS), (30, True, 30), (30, False, HOPELESS)])
 def test_a_corpus_of_which_nothing_fits_stops(tmp_path: Path, length: int | None, alone: bool, most: int) -> None:
     log = RejectLog(tmp_path / "rejects.jsonl", lengths={"icons": length})
@@ -243,7 +266,7 @@ def test_foreign_file_is_refused(tmp_path: Path, line: str) -> None:
         RejectLog(path)
 
 
-@pytest.mark.parametrize("settings", [{"limit": -0.1}, {"limit": 1.5}])
+@pytest.mark.parametrize("settings", [{"limit": -0.1}, {"limit": 1.5}, {"unfit_limit": 2.0}])
 def test_settings_out_of_range(tmp_path: Path, settings: dict) -> None:
     with pytest.raises(UserError):
         RejectLog(tmp_path / "rejects.jsonl", **settings)

@@ -13,7 +13,7 @@ import torch
 from tunalab.config import DataConfig, StageConfig
 from tunalab.data.documents import Document, Image, Kind, Reject, Text, Unfit
 from tunalab.data.packing import PackedBatch
-from tunalab.data.stream import Step, StepLoader, TrainingStream
+from tunalab.data.stream import COUNTS, Step, StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 
@@ -179,6 +179,30 @@ def test_data_processes_share_the_budget_and_resume_exactly(make: Any) -> None:
         assert all_same(rest, steps[done:]), f"after step {done}"
 
 
+@pytest.mark.parametrize("workers", [0, 2, 3, 5])
+def test_the_number_of_data_processes_adds_no_steps(make: Any, workers: int) -> None:
+    """Budget and stages end by the tokens of all lanes together, at the step that reaches them, as with one lane."""
+    steps = read(make, workers)
+    before = list(np.cumsum([0, *(step.tokens for step in steps)]))
+    ends = np.cumsum([stage.tokens for stage in STAGES.values()])
+    assert before[-2] < ends[-1] <= before[-1]
+    for step, tokens in zip(steps, before, strict=False):
+        number = int(np.searchsorted(ends, tokens, side="right"))
+        began = ends[number - 1] if number else 0
+        assert step.stage == list(STAGES)[number]
+        assert step.stage_progress == (tokens - began) / list(STAGES.values())[number].tokens
+    for name in STAGES:
+        own = [step.stage_step for step in steps if step.stage == name]
+        assert own == list(range(len(own))) and own
+    full = DATA.row_tokens * DATA.rows
+    assert ends[-1] / full <= len(steps) <= ends[-1] / (0.9 * full) + 1
+
+
+def test_a_stage_smaller_than_the_number_of_data_processes_is_read(make: Any) -> None:
+    for tokens in (1, 3, 5):
+        assert len(read(make, 4, stages={"only": StageConfig(tokens=tokens, mix={"words": 1.0})})) == 1
+
+
 def test_one_process_reads_what_none_reads(make: Any) -> None:
     assert all_same(read(make, 1), read(make, 0))
 
@@ -232,6 +256,89 @@ def test_documents_longer_than_a_row_are_rejected(make: Any, tmp_path: Path) -> 
     lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert lines and all("longer than a row of 64" in line["reason"] and line["fits"] is False for line in lines)
     assert (stream.rejects.rejected, stream.rejects.unfit) == (0, len(lines))
+
+
+def leave_out(corpora: dict[str, Words], name: str, out: Any, error: type[Reject] = Unfit) -> None:
+    """Of a source the documents that ``out`` names are left out."""
+    document = corpora[name].document
+
+    def some(index: int) -> Document:
+        if out(index):
+            raise error(f"number {index} is left out")
+        return document(index)
+
+    corpora[name].document = some  # type: ignore[method-assign]
+
+
+def achieved(steps: list[Step], kind: str = "documents") -> dict[str, int]:
+    at = COUNTS.index(kind)
+    return {name: sum(step.read[name][at] for step in steps) for name in steps[0].read}
+
+
+@pytest.mark.parametrize("error", [Unfit, Reject])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mix_is_what_was_requested_whatever_is_left_out(make: Any, error: type[Reject], workers: int) -> None:
+    stages = {"only": StageConfig(tokens=8000, mix={"words": 1.0, "novel": 1.0})}
+    data = dataclasses.replace(DATA, workers=workers, unfit_share=1.0, reject_share=0.95)
+    for few in (False, True):
+        corpora = sources() | {"novel": Words("novel")}
+        if few:
+            leave_out(corpora, "words", lambda index: index % 9, error)
+        steps = list(StepLoader(make(corpora, data=data, stages=stages), workers))
+        documents, tokens = achieved(steps), achieved(steps, "tokens")
+        assert sum(tokens.values()) == sum(step.tokens for step in steps)
+        # Three deviations of a draw; lengths, which scatter by half their mean, widen it a little in tokens.
+        allowed = 3 * 0.5 / sum(documents.values()) ** 0.5
+        assert documents["words"] / sum(documents.values()) == pytest.approx(0.5, abs=allowed)
+        assert tokens["words"] / sum(tokens.values()) == pytest.approx(0.5, abs=1.5 * allowed)
+        lost = achieved(steps, "unfit" if error is Unfit else "broken")
+        assert lost["novel"] == 0 and (lost["words"] > 0.85 * achieved(steps, "asked")["words"]) == few
+
+
+def test_other_sources_read_the_same_documents_whatever_one_leaves_out(make: Any) -> None:
+    """Places of the stream keep their source, so that noise and masks of the others stay what they are."""
+    mix = {"words": 1.0, "pictures": 1.0}
+    picked = []
+    for few in (False, True):
+        corpora = sources()
+        if few:
+            leave_out(corpora, "words", lambda index: index % 3 == 1)
+        stream = make(corpora, stages={"only": StageConfig(tokens=4000, mix=mix)})
+        place, seen = stream._place, {}
+        stream._place = lambda pick, place=place, seen=seen: seen.setdefault(pick.position, pick) and place(pick)
+        list(stream)
+        picked.append(seen)
+    common = sorted(picked[0].keys() & picked[1].keys())
+    assert len(common) > 150 and [picked[0][at].source for at in common] == [picked[1][at].source for at in common]
+    of_pictures = [at for at in common if picked[0][at].source == "pictures"]
+    assert [picked[0][at] for at in of_pictures] == [picked[1][at] for at in of_pictures]
+
+
+def test_resuming_is_exact_where_documents_are_left_out(make: Any) -> None:
+    def with_gaps() -> dict[str, Words]:
+        corpora = sources()
+        leave_out(corpora, "words", lambda index: index % 3)
+        leave_out(corpora, "book", lambda index: index % 30 in (4, 5, 6))
+        return corpora
+
+    data = dataclasses.replace(DATA, unfit_share=0.9)
+    steps = list(make(with_gaps(), data=data))
+    for done in (1, 4, 9, len(steps) - 1):
+        rest = list(make(with_gaps(), data=data, resume={0: json.loads(json.dumps(steps[done - 1].lane_state))}))
+        assert all_same(rest, steps[done:])
+        assert [step.read for step in rest] == [step.read for step in steps[done:]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_that_do_not_fit_stop_the_run_with_one_line(make: Any, workers: int) -> None:
+    corpora = sources()
+    leave_out(corpora, "words", lambda index: index % 5)
+    stages = {"only": StageConfig(tokens=100_000, mix={"words": 1.0})}
+    stream = make(corpora, data=dataclasses.replace(DATA, workers=workers), stages=stages)
+    expected = r"^words: \d+ of \d+ documents do not fit and are left out \(\d\d\.\d%, limit data.unfit_share=50.0%\), listed in "
+    with pytest.raises(UserError, match=expected + r".*rejects.jsonl; last reason: number \d+ is left out$") as caught:
+        list(StepLoader(stream, workers))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -16,6 +16,7 @@ from typing import Any
 State = dict[str, Any]
 KNOWN = {"sources", "mixer", "waiting", "tokens", "stage_start", "stage_step", "rejects"}
 SAME = "sources"  # what the files were: the same for every lane, and not yet in the first checkpoints
+SHARED = "shared"  # where the lanes of a rank were together, of several lanes: number of the stage, tokens before it, steps in it
 
 
 def deal_lanes(old: Sequence[Mapping[int, State]], world_size: int, workers: int, budgets: Sequence[int]) -> list[dict[int, State]]:
@@ -29,7 +30,7 @@ def deal_lanes(old: Sequence[Mapping[int, State]], world_size: int, workers: int
     before, now = len(old) * per_rank, world_size * per_rank
     states = {rank * per_rank + lane: state for rank, lanes in enumerate(old) for lane, state in lanes.items()}
     for state in states.values():
-        if state.keys() | {SAME} != KNOWN:
+        if state.keys() - {SHARED} | {SAME} != KNOWN:
             raise ValueError(f"lanes cannot be dealt again: their states differ in {sorted(state.keys() ^ KNOWN)}")
     if not states:
         return [{} for _ in range(world_size)]

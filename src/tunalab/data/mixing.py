@@ -4,7 +4,7 @@ The stream is a function of (seed, weights, position): it knows nothing of front
 in the same order. Finite sources are read in epochs, each a new permutation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class Mixer:
 
     ``lengths``: documents of each source, None for an endless one. ``lane`` of ``lanes`` (ranks x data processes) reads every
     lanes-th position of the one global stream. Weights may change between stages; the counts go on.
+
+    A mix is one of documents, not of tokens: 1 : 1 reads as many documents of one source as of the other, however long they are.
     """
 
     block = 1024  # positions drawn at a time: one generator a position would cost more than the document
@@ -50,12 +52,23 @@ class Mixer:
         names = sorted(weights)  # not their order in a file: it is no part of a mix
         shares = np.cumsum([weights[name] for name in names])
         source = names[min(int(np.searchsorted(shares, uniform * shares[-1], side="right")), len(names) - 1)]
+        pick = Pick(self.position, source, self._next_index(source), drop)
+        self.position += self.lanes
+        return pick
+
+    def instead(self, pick: Pick) -> Pick:
+        """The next document of the same source, for one that is left out.
+
+        Drawn from the mix again, the place would most often go to another source: of 1 : 1 where nine in ten documents of one are
+        left out, 91 : 9 would be read.
+        """
+        return replace(pick, index=self._next_index(pick.source))
+
+    def _next_index(self, source: str) -> int:
         # Every lane counts its own documents, interleaved so that no two lanes read the same one.
         count = self.counts[source] * self.lanes + self.lane
         self.counts[source] += 1
-        pick = Pick(self.position, source, self._index(source, count), drop)
-        self.position += self.lanes
-        return pick
+        return self._index(source, count)
 
     def _draw(self, position: int) -> tuple[float, float]:
         at = position // self.block

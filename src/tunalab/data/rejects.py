@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ def clearly_above(limit: float, rejected: Any, seen: Any) -> Any:
 class RejectLog:
     """Counts accepted and rejected documents of each corpus and appends the rejected ones to a JSONL file.
 
-    A document is rejected because it is broken, or because it does not fit the settings (documents.py, Unfit). Only broken ones
-    count against the limit. The run stops at a corpus
+    A document is rejected because it is broken, or because it does not fit the settings (documents.py, Unfit). Each kind has a
+    limit of its own. The run stops at a corpus
 
-    - that one lane alone reads (``alone``) and has read to its end, if its share of broken documents is above the limit;
+    - that one lane alone reads (``alone``) and has read to its end, if its share of either kind is above the limit;
     - that is longer or read by many lanes, so that a lane sees a sample of it: once the share is clearly above the limit
       (:func:`clearly_above`, from :data:`MINIMUM` documents on; at a limit of 1% for 30 of 581, not for 10 of 100);
     - of which none of the first :data:`HOPELESS` documents could be used, whatever the reasons.
@@ -50,23 +50,33 @@ class RejectLog:
     Args:
         path: the file, usually ``rejects.jsonl`` in the run's folder; made at the first reject.
         limit: the largest share of broken documents.
+        unfit_limit: the largest share of documents that do not fit.
         lengths: how many documents each corpus has; those missing or None count as endless.
 
     Raises:
-        UserError: the limit is not a share, or the file holds something else than rejects.
+        UserError: a limit is not a share, or the file holds something else than rejects.
     """
 
-    def __init__(self, path: Path, limit: float = 0.01, lengths: Mapping[str, int | None] | None = None) -> None:
-        if not 0 <= limit <= 1:
-            raise UserError(f"reject limit: {limit} is not a share between 0 and 1")
+    def __init__(
+        self,
+        path: Path,
+        limit: float = 0.01,
+        unfit_limit: float = 1.0,
+        lengths: Mapping[str, int | None] | None = None,
+    ) -> None:
+        for share in (limit, unfit_limit):
+            if not 0 <= share <= 1:
+                raise UserError(f"reject limit: {share} is not a share between 0 and 1")
         self.path = Path(path)
         self.limit = limit
+        self.unfit_limit = unfit_limit
         self.lengths = dict(lengths or {})
         self.alone = True
         self._seen: dict[str, int] = {}
         self._rejected: dict[str, int] = {}
         self._unfit: dict[str, int] = {}
         self._last_reason: dict[str, str] = {}
+        self._last_unfit: dict[str, str] = {}  # of this start
         self._written = _read_keys(self.path)
 
     @property
@@ -88,7 +98,7 @@ class RejectLog:
         """Count a sound document.
 
         Raises:
-            UserError: it was the last of a corpus, and too many were broken before it.
+            UserError: it was the last of a corpus, and too many were rejected before it.
         """
         self._seen[corpus] = self._seen.get(corpus, 0) + 1
         self._judge_whole(corpus)
@@ -99,7 +109,7 @@ class RejectLog:
         ``index`` is taken modulo the corpus' length, so that later epochs bring no new lines.
 
         Raises:
-            UserError: too many documents of this corpus were broken, or none could be used.
+            UserError: too many documents of this corpus were broken or did not fit, or none could be used.
         """
         length = self.lengths.get(corpus)
         index = int(index) if length is None else int(index) % length
@@ -113,10 +123,14 @@ class RejectLog:
         kind[corpus] = kind.get(corpus, 0) + 1
         if fits:
             self._last_reason[corpus] = reason
-            if self._seen[corpus] >= MINIMUM and clearly_above(self.limit, self._rejected[corpus], self._seen[corpus]):
-                self._stop(corpus)
-        self._judge_whole(corpus)
+        else:
+            self._last_unfit[corpus] = reason
         self._judge_use(corpus, reason)
+        if self._seen[corpus] >= MINIMUM:
+            for limit, number, stop in self._kinds(corpus):
+                if clearly_above(limit, number, self._seen[corpus]):
+                    stop(corpus)
+        self._judge_whole(corpus)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """The counts, as plain dictionaries. The limit is not among them: a setting, which a resumed run may change."""
@@ -137,13 +151,23 @@ class RejectLog:
         self._seen, self._rejected, self._last_reason = dict(seen), dict(rejected), dict(last_reason)
         self._unfit = dict(state.get("unfit", {}))
 
+    def _kinds(self, corpus: str) -> list[tuple[float, int, Callable[[str], None]]]:
+        """Limit, number so far, and what to do above the limit, of broken documents and of those that do not fit.
+
+        Where nothing could be used yet the latter are for :meth:`_judge_use`, which knows more to say.
+        """
+        broken, unfit = self._rejected.get(corpus, 0), self._unfit.get(corpus, 0)
+        used = self._seen[corpus] > broken + unfit
+        return [(self.limit, broken, self._stop), (self.unfit_limit, unfit if used else 0, self._stop_unfit)]
+
     def _judge_whole(self, corpus: str) -> None:
         length = self.lengths.get(corpus)
         if length is None or not self.alone or self._seen[corpus] < length:
             return
         epochs = -(-self._seen[corpus] // length)  # a broken document may come early in one, and has then come so many times
-        if self._rejected.get(corpus, 0) > self.limit * length * epochs:
-            self._stop(corpus)
+        for limit, number, stop in self._kinds(corpus):
+            if number > limit * length * epochs:
+                stop(corpus)
 
     def _judge_use(self, corpus: str, reason: str) -> None:
         seen, broken, unfit = self._seen[corpus], self._rejected.get(corpus, 0), self._unfit.get(corpus, 0)
@@ -160,6 +184,14 @@ class RejectLog:
         raise UserError(
             f"{corpus}: {rejected} of {seen} documents rejected ({rejected / seen:.1%}, limit data.reject_share={self.limit:.1%}), "
             f"listed in {self.path}; last reason: {self._last_reason[corpus]}"
+        )
+
+    def _stop_unfit(self, corpus: str) -> None:
+        seen, unfit = self._seen[corpus], self._unfit[corpus]
+        last = f"; last reason: {self._last_unfit[corpus]}" if corpus in self._last_unfit else ""
+        raise UserError(
+            f"{corpus}: {unfit} of {seen} documents do not fit and are left out ({unfit / seen:.1%}, limit "
+            f"data.unfit_share={self.unfit_limit:.1%}), listed in {self.path}{last}"
         )
 
 

@@ -1,7 +1,7 @@
 """The training stream: stages of a mix, read, tokenised and packed, one optimiser step at a time, resumable exactly."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tunalab.config import DataConfig, RunConfig, StageConfig
 from tunalab.data.accumulation import micro_batches
 from tunalab.data.buckets import check_buckets
 from tunalab.data.documents import Corpus, Reject, Unfit, fingerprint_of
+from tunalab.data.lanes import SHARED
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.rejects import RejectLog
@@ -18,6 +19,10 @@ from tunalab.data.sequence import to_sequence
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+
+# What is counted of every source: documents and tokens that are trained on; documents asked for, and of these the broken ones and
+# those that do not fit (documents.py, Unfit), which are left out.
+COUNTS = ("documents", "tokens", "asked", "broken", "unfit")
 
 
 @dataclass(eq=False)
@@ -27,7 +32,8 @@ class Step:
     ``stage_step`` counts steps since the stage began, over all lanes; ``stage_progress`` is the share of the stage's tokens
     already seen.
     ``lane_state`` is the stream's state right after this step, so that a checkpoint knows what was trained on and not what a
-    loader has read ahead; ``lane`` is the data process it belongs to.
+    loader has read ahead; ``lane`` is the data process it belongs to. ``read``: source -> what of it the step holds and, since the
+    lane's step before, how much was asked for and left out (a number for each of :data:`COUNTS`).
     """
 
     stage: str
@@ -36,6 +42,7 @@ class Step:
     batches: list[PackedBatch]
     lane: int
     lane_state: dict[str, Any]
+    read: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -53,15 +60,52 @@ class Failure:
     message: str
 
 
+@dataclass
+class Schedule:
+    """Where in the stages a sequence of steps is: by its ``tokens`` alone, so that stages change at the same document for every
+    front-end. ``start``: number of the stage, and tokens when it began; ``step``: steps since then.
+    """
+
+    budgets: list[int]
+    tokens: int = 0
+    start: tuple[int, int] = (0, 0)
+    step: int = 0
+
+    def enter(self, endless: bool = False) -> bool:
+        """Go to the stage that the next step belongs to; False behind the last one, which has no end where ``endless``."""
+        number, began = self.start
+        while self.tokens - began >= self.budgets[number]:
+            if endless and any(self.budgets) and not any(self.budgets[number + 1 :]):
+                return True
+            # The surplus of the last row counts for the next stage, so that the total does not drift with rows' lengths.
+            number, began = number + 1, began + self.budgets[number]
+            if number == len(self.budgets):
+                return False
+            self.start, self.step = (number, began), 0
+        return True
+
+    @property
+    def progress(self) -> float:
+        """The share of the stage's tokens already seen."""
+        number, began = self.start
+        return (self.tokens - began) / self.budgets[number]
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.step += 1
+
+
 class TrainingStream(IterableDataset[Step]):
     """Yields Steps until the stages' budgets of tokens are spent.
 
-    The stream alone decides which stage a step belongs to, by the tokens it has handed out: so stages change at the same
-    document for every front-end. ``token_pixels``, the image pixels per visual token along a side, is equal for all front-ends (a
-    fairness test keeps it so).
+    The stream alone decides which stage a step belongs to (:class:`Schedule`). ``token_pixels``, the image pixels per visual token
+    along a side, is equal for all front-ends (a fairness test keeps it so).
 
     Every rank reads ``max(1, config.workers)`` lanes of the one stream. ``resume`` (lane -> the ``lane_state`` of its last
     trained step) and ``next_lane`` continue exactly: torch's loader always asks its first worker first, so lanes are rotated.
+    A lane of several has no end, and chooses its mix by its share of the tokens: which stage a step belongs to and where the run
+    ends is for the StepLoader to say, which sees the steps of all lanes in their order. So a run has as many tokens, to within a
+    step, with any number of lanes.
 
     Iterating raises UserError when a source holds too many broken documents, or none that fits; read through a StepLoader.
     """
@@ -91,15 +135,15 @@ class TrainingStream(IterableDataset[Step]):
         names = sorted({name for stage in stages.values() for name, weight in stage.mix.items() if weight > 0})
         self.sources = {name: open_source(name) for name in names}
         lengths = {name: source.length for name, source in self.sources.items()}
-        self.rejects = RejectLog(reject_path, config.reject_share, lengths=lengths)
+        self.rejects = RejectLog(reject_path, config.reject_share, config.unfit_share, lengths)
         self._resume = resume or {}
         self._next_lane = next_lane
         self._mixer: Mixer | None = None
         self._waiting: list[Placed] = []
         self._picks: dict[int, Pick] = {}
-        self._tokens = 0
-        self._stage_start = (0, 0)  # (stage number, tokens when it began)
-        self._stage_step = 0
+        self._schedule = Schedule([])
+        self._read: dict[str, list[int]] = {}  # source -> documents and tokens of the step
+        self._counted: dict[str, tuple[int, ...]] = {}  # source -> asked, broken and unfit up to the step before
 
     def __iter__(self) -> Iterator[Step]:
         if get_worker_info() is None:
@@ -118,27 +162,48 @@ class TrainingStream(IterableDataset[Step]):
         lane = ((worker.id if worker else 0) + self._next_lane) % lanes
         lengths = {name: source.length for name, source in self.sources.items()}
         self._mixer = Mixer(lengths, self.seed, self.rank * lanes + lane, lanes * self.world_size)
-        self._waiting, self._picks, self._tokens, self._stage_start, self._stage_step = [], {}, 0, (0, 0), 0
+        self._waiting, self._picks = [], {}
+        # Rounded up for several lanes, else one that is smaller than their number would have no stage at all.
+        self._schedule = Schedule([-(-budget // lanes) for budget in self.budgets()])
         self.rejects.load_state_dict({"seen": {}, "rejected": {}, "unfit": {}, "last_reason": {}})
         if lane in self._resume:
             self._restore(self._resume[lane])
-        budgets = [stage.tokens // (lanes * self.world_size) for stage in self.stages.values()]
-        names = list(self.stages)
-        while True:
-            number, began = self._stage_start
-            while self._tokens - began >= budgets[number]:
-                # The surplus of the last row counts for the next stage, so that the total does not drift with rows' lengths.
-                number, began = number + 1, began + budgets[number]
-                if number == len(names):
-                    return
-                self._stage_start, self._stage_step = (number, began), 0
-            mix = self.stages[names[number]].mix
-            progress = (self._tokens - began) / budgets[number]
-            batches = [self._batch(mix) for _ in range(self.micro_batches)]
-            self._tokens += sum(batch.tokens for batch in batches)
-            self._stage_step += 1
-            stage_step = (self._stage_step - 1) * lanes + lane
-            yield Step(names[number], stage_step, progress, batches, lane, self._state())
+        self._counted = self._asked()
+        names, schedule = list(self.stages), self._schedule
+        while schedule.enter(endless=lanes > 1):
+            name, progress = names[schedule.start[0]], schedule.progress
+            self._read = {source: [0, 0] for source in self.sources}
+            batches = [self._batch(self.stages[name].mix) for _ in range(self.micro_batches)]
+            stage_step = schedule.step * lanes + lane
+            schedule.add(sum(batch.tokens for batch in batches))
+            yield Step(name, stage_step, progress, batches, lane, self._state(), self._counts())
+
+    def budgets(self) -> list[int]:
+        """Tokens of every stage that this rank reads."""
+        return [stage.tokens // self.world_size for stage in self.stages.values()]
+
+    def schedule(self, lanes: int) -> Schedule:
+        """Where all ``lanes`` together go on."""
+        states = self._resume.values()
+        schedule = Schedule(self.budgets(), sum(state["tokens"] for state in states))
+        last = self._resume.get((self._next_lane - 1) % lanes, {})
+        if SHARED in last:
+            schedule.start, schedule.step = tuple(last[SHARED][:2]), last[SHARED][2]
+        else:  # from before steps were counted together, or dealt out again
+            schedule.enter(endless=True)
+            schedule.step = sum(state["stage_step"] for state in states if state["stage_start"][0] == schedule.start[0])
+        return schedule
+
+    def _asked(self) -> dict[str, tuple[int, ...]]:
+        counts = self.rejects.state_dict()
+        return {name: tuple(counts[kind].get(name, 0) for kind in ("seen", "rejected", "unfit")) for name in self.sources}
+
+    def _counts(self) -> dict[str, tuple[int, ...]]:
+        before, self._counted = self._counted, self._asked()
+        return {
+            name: (*self._read[name], *(now - then for now, then in zip(self._counted[name], before[name], strict=True)))
+            for name in self.sources
+        }
 
     def _batch(self, mix: dict[str, float]) -> PackedBatch:
         rows = []
@@ -147,18 +212,21 @@ class TrainingStream(IterableDataset[Step]):
                 self._waiting.append(self._next(mix))
             row = fill_row(self._waiting, self.config.row_tokens)
             for placed in row:
-                del self._picks[placed.position]
+                read = self._read[self._picks.pop(placed.position).source]
+                read[0] += 1
+                read[1] += placed.length
             rows.append(row)
         return collate(rows, self.config.row_tokens, self.tokenizer.pad)
 
     def _next(self, mix: dict[str, float]) -> Placed:
         assert self._mixer is not None
+        pick = self._mixer.next(mix)
         while True:
-            pick = self._mixer.next(mix)
             try:
                 placed = self._place(pick)
             except Reject as reject:
                 self.rejects.reject(pick.source, pick.index, str(reject), fits=not isinstance(reject, Unfit))
+                pick = self._mixer.instead(pick)
                 continue
             self.rejects.accept(pick.source)
             self._picks[pick.position] = pick
@@ -184,9 +252,9 @@ class TrainingStream(IterableDataset[Step]):
             "sources": {name: fingerprint_of(source) for name, source in self.sources.items()},
             "mixer": self._mixer.state_dict(),
             "waiting": [astuple(self._picks[placed.position]) for placed in self._waiting],
-            "tokens": self._tokens,
-            "stage_start": self._stage_start,
-            "stage_step": self._stage_step,
+            "tokens": self._schedule.tokens,
+            "stage_start": self._schedule.start,
+            "stage_step": self._schedule.step,
             "rejects": self.rejects.state_dict(),
         }
 
@@ -199,23 +267,34 @@ class TrainingStream(IterableDataset[Step]):
         picks = [Pick(*pick) for pick in state["waiting"]]
         self._picks = {pick.position: pick for pick in picks}
         self._waiting = [self._place_again(pick) for pick in picks]
-        self._tokens = state["tokens"]
-        self._stage_start = tuple(state["stage_start"])
-        self._stage_step = state["stage_step"]
+        self._schedule.tokens, self._schedule.step = state["tokens"], state["stage_step"]
+        self._schedule.start = tuple(state["stage_start"])
         self.rejects.load_state_dict(state["rejects"])
 
 
 class StepLoader(DataLoader[Step]):
-    """Reads a stream in ``workers`` data processes, or in this one. Raises a data process's UserError as it was."""
+    """Reads a stream in ``workers`` data processes, or in this one. Raises a data process's UserError as it was.
+
+    Of several lanes it says which stage a step belongs to, and ends when all of them together have read the budgets.
+    """
 
     def __init__(self, stream: TrainingStream, workers: int) -> None:
         super().__init__(stream, batch_size=None, num_workers=workers)
+        self.stream = stream
 
     def __iter__(self) -> Iterator[Step]:  # type: ignore[override]
+        names, schedule = list(self.stream.stages), self.stream.schedule(max(1, self.num_workers))
         item: Step | Failure
         for item in super().__iter__():
+            if self.num_workers > 1 and not schedule.enter():
+                return  # before a failure behind the end is met
             if isinstance(item, Failure):
                 raise UserError(item.message)
+            if self.num_workers > 1:
+                item.stage, item.stage_step = names[schedule.start[0]], schedule.step
+                item.stage_progress = schedule.progress
+                schedule.add(item.tokens)
+                item.lane_state[SHARED] = [*schedule.start, schedule.step]
             yield item
 
 

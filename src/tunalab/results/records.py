@@ -81,6 +81,7 @@ class Record:
     points: list[Point]
     schema: int = SCHEMA
     attempts: dict[str, int] = field(default_factory=dict)  # starts, and how often one was killed, preempted, stopped or failed
+    data: dict[str, Any] = field(default_factory=dict)  # what was read (training/reporting.py), and changes that were accepted
     evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
 
 
@@ -95,8 +96,9 @@ def write_record(path: Path, record: Record) -> None:
         for score in point["benchmarks"].values():
             if score["outcomes"] is None:
                 del score["outcomes"]
-    if not record.attempts:  # not known
-        del plain["attempts"]
+    for name in ("attempts", "data"):
+        if not plain[name]:  # not known
+            del plain[name]
     _parse(path, plain)
     evaluation = plain.pop("evaluation")
     ordered = {"schema": plain.pop("schema"), **plain}

@@ -1,9 +1,9 @@
 """The steps of all ranks side by side: every rank trains on its own documents, and all agree on everything else about a step."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tunalab.data.stream import Step, StepLoader
+from tunalab.data.stream import COUNTS, Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.model.flops import FlopCosts
 from tunalab.model.objective import loss_counts
@@ -19,7 +19,7 @@ class JointStep:
 
     ``stage``, ``stage_step`` and ``stage_progress`` are those of the rank that is furthest: lanes spend their shares of a stage's
     budget at slightly different steps, and a stage decides what is trained, which must be one answer. ``counts``: what each loss
-    is divided by.
+    is divided by. ``read``: source -> what of it was read (a number for each of data.stream.COUNTS).
     """
 
     mine: Step
@@ -30,6 +30,7 @@ class JointStep:
     images: int
     flops: float
     counts: dict[str, int]
+    read: dict[str, list[int]] = field(default_factory=dict)
 
 
 class JointSteps:
@@ -40,6 +41,7 @@ class JointSteps:
 
     def __init__(self, loader: StepLoader, stages: Sequence[str], costs: FlopCosts, ranks: Ranks = ALONE) -> None:
         self.loader = loader
+        self.sources = sorted(loader.stream.sources)
         self.stages = list(stages)
         self.costs = costs
         self.ranks = ranks
@@ -63,7 +65,7 @@ class JointSteps:
 
     def _tell(self, step: Step | None, failure: UserError | None) -> list[float]:
         if step is None:
-            return [ENDED if failure is None else FAILED] + [0.0] * (6 + len(LOSSES))
+            return [ENDED if failure is None else FAILED] + [0.0] * (6 + len(LOSSES) + len(COUNTS) * len(self.sources))
         counts = [loss_counts(batch) for batch in step.batches]
         return [
             GOES_ON,
@@ -74,11 +76,14 @@ class JointSteps:
             step.images,
             sum(self.costs.step(batch) for batch in step.batches),
             *(sum(count[loss] for count in counts) for loss in LOSSES),
+            *(number for source in self.sources for number in step.read[source]),
         ]
 
     def _joint(self, mine: Step, told: list[list[float]]) -> JointStep:
         stage, progress, stage_step = max((row[1], row[2], row[3]) for row in told)
         tokens, images, flops, *counts = (sum(column) for column in list(zip(*told, strict=True))[4:])
+        counts, numbers = counts[: len(LOSSES)], [int(number) for number in counts[len(LOSSES) :]]
+        read = {source: numbers[at * len(COUNTS) : (at + 1) * len(COUNTS)] for at, source in enumerate(self.sources)}
         return JointStep(
             mine=mine,
             stage=self.stages[int(stage)],
@@ -88,4 +93,5 @@ class JointSteps:
             images=int(images),
             flops=flops,
             counts={loss: int(count) for loss, count in zip(LOSSES, counts, strict=True)},
+            read=read,
         )

@@ -34,7 +34,8 @@ class Progress:
     """How far a run is, all ranks together. ``seconds`` is training time without evaluation; ``points`` the curve so far;
     ``peak_memory`` in bytes, the most of all starts of the run and, as of a checkpoint, of all ranks. ``lanes`` (as
     TrainingStream's ``resume``) and ``next_lane`` are this rank's own. ``window``: sums of losses over the ``window_steps`` since
-    the last row of the training log.
+    the last row of the training log. ``read``: stage -> source -> what of it was read in all (a number for each of
+    data.stream.COUNTS).
     """
 
     tokens: int = 0
@@ -49,6 +50,7 @@ class Progress:
     points: list[dict[str, Any]] = field(default_factory=list)
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
+    read: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 
 class Harness(LightningModule):
@@ -190,6 +192,9 @@ class Harness(LightningModule):
         p.images += step.images
         p.steps += 1
         p.flops += step.flops
+        so_far = p.read.setdefault(step.stage, {})
+        for source, numbers in step.read.items():
+            so_far[source] = [a + b for a, b in zip(so_far.get(source, [0] * len(numbers)), numbers, strict=True)]
         p.lanes[step.mine.lane] = step.mine.lane_state
         p.next_lane = (step.mine.lane + 1) % max(1, self.config.data.workers)
 

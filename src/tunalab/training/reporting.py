@@ -2,16 +2,50 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from tqdm import tqdm
 
+from tunalab.config import StageConfig
+from tunalab.data.stream import COUNTS
 from tunalab.results.mlflow.tracking import Tracker
 from tunalab.results.status import Status, write_status
 from tunalab.results.training_log import Row, append_row, is_due
 from tunalab.training.module import Harness, Progress
+
+NOTICED = 0.01  # share of a source's documents left out because they do not fit, from which it is said
+FEW = 10  # of them decide nothing yet while the run goes on
+
+
+def what_was_read(progress: Progress, stages: Mapping[str, StageConfig]) -> dict[str, Any]:
+    """For the record: of every stage the mix that was requested and the one that came of it, of every source what was left out.
+
+    Empty for a run that began before this was counted.
+    """
+    if sum(numbers[COUNTS.index("tokens")] for stage in progress.read.values() for numbers in stage.values()) != progress.tokens:
+        return {}
+    mix = {
+        stage: {
+            "requested": {source: weight for source, weight in stages[stage].mix.items() if weight > 0},
+            **{kind: {source: numbers[COUNTS.index(kind)] for source, numbers in read.items()} for kind in ("documents", "tokens")},
+        }
+        for stage, read in progress.read.items()
+    }
+    return {"mix": mix, "left_out": left_out(progress)} if mix else {}
+
+
+def left_out(progress: Progress) -> dict[str, dict[str, int]]:
+    """Source -> documents asked for over all stages, and of these the broken ones and those that do not fit."""
+    totals: dict[str, dict[str, int]] = {}
+    for read in progress.read.values():
+        for source, numbers in read.items():
+            counts = dict(zip(COUNTS, numbers, strict=True))
+            so_far = totals.setdefault(source, {"asked": 0, "broken": 0, "unfit": 0})
+            totals[source] = {kind: number + counts[kind] for kind, number in so_far.items()}
+    return totals
 
 
 class Reporting(Callback):
@@ -33,6 +67,7 @@ class Reporting(Callback):
         self._last_status = self._last_line = 0.0
         self._began: tuple[float, int] | None = None
         self._before = 0  # tokens at the start of the step
+        self._warned: set[str] = set()  # sources
 
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         self._began = (time.monotonic(), pl_module.progress.tokens)
@@ -44,6 +79,7 @@ class Reporting(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Harness, outputs: Any, *_: Any) -> None:  # type: ignore[override]
         self._log(pl_module.progress, outputs)
+        self._warn(pl_module.progress, FEW)
         for name, value in outputs.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
@@ -63,6 +99,21 @@ class Reporting(Callback):
             speed, left = self._speed(tokens)
             print(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}", flush=True)
 
+    def on_train_end(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
+        self._warn(pl_module.progress, 1)
+
+    def _warn(self, progress: Progress, least: int) -> None:
+        """Once a start and source."""
+        for source, counts in left_out(progress).items():
+            unfit, asked = counts["unfit"], counts["asked"]
+            if source not in self._warned and unfit >= max(least, NOTICED * asked):
+                self._warned.add(source)
+                print(
+                    f"warning: {source}: {unfit:,} of {asked:,} documents do not fit and are left out ({unfit / asked:.1%}; "
+                    f"reasons in {self.run_dir / 'rejects.jsonl'}); others of {source} take their places",
+                    flush=True,
+                )
+
     def _log(self, progress: Progress, outputs: dict[str, float]) -> None:
         for name, value in outputs.items():
             progress.window[name] = progress.window.get(name, 0.0) + float(value)
@@ -71,6 +122,9 @@ class Reporting(Callback):
             return
         means = {f"train/{name}": value / progress.window_steps for name, value in progress.window.items()}
         progress.window, progress.window_steps = {}, 0
+        for source, counts in left_out(progress).items():
+            if counts["unfit"]:  # up to here
+                means[f"data/unfit/{source}"] = counts["unfit"] / counts["asked"]
         row = Row(progress.tokens, time.time(), means)
         append_row(self.run_dir, row)
         if self.tracker is not None:

@@ -36,7 +36,7 @@ from tunalab.training.distribution import Distribution, joined
 from tunalab.training.evaluating import Evaluating
 from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
-from tunalab.training.reporting import Reporting
+from tunalab.training.reporting import Reporting, what_was_read
 from tunalab.training.start import load_start
 from tunalab.training.state import read_saved
 from tunalab.training.stopping import StopSignal
@@ -270,6 +270,7 @@ class Run:
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in p.points],
             attempts=self.attempts,
+            data=what_was_read(p, config.stages),
         )
         write_record(self.run_dir / RECORD_FILE, record)
 
