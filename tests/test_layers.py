@@ -82,9 +82,10 @@ def test_a_mix_by_name_replaces_the_one_below(load: Load) -> None:
     [
         ("base: nowhere", [], "nowhere.yaml (choices in"),
         ("base: {a: 1}", [], "neither the name of an experiment nor a list of names"),
-        ("base: [low, 3]", [], "neither the name of an experiment nor a list of names"),
+        ("base: [low, [3]]", [], "neither the name of an experiment nor a list of names"),
+        ("base: [low, 3]", [], "3.yaml (choices in"),
         ("base: wrong", [], "base goes round (wrong -> wrong)"),
-        ("base: low\nvariants: [a]", [], "variants=['a'] is not a mapping of names"),
+        ("base: low\nvariants: [a]", [], "variants=[a] is not a mapping of names"),
         ("base: low\nvariants: {a: 3}", [], "variants.a=3 is not a mapping"),
         ("base: low\nmixes: {v1: 3}", [], "mixes.v1=3 is not a mapping"),
         ("base: low\nvariants: {a: {frontend: {pathc: 3}}}", [], "variants.a: unknown key 'frontend.pathc'"),

@@ -7,7 +7,7 @@ range are refused (checks.py), each in one line (UserError).
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.checks import check_settings, misfit
 from tunalab.errors import UserError
-from tunalab.layers import Layer, first_line, settings_layers
+from tunalab.layers import Layer, first_line, read_settings, settings_layers
 from tunalab.layers import read_yaml as read_yaml
+from tunalab.values import named_members, typed
 
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
 REVISION = 2
@@ -313,6 +314,11 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
     return _checked(_laid(_below(layers[:of_experiment]), layers[of_experiment:]))
 
 
+def read_config(path: Path) -> RunConfig:
+    """What a run, or an exported model, saved. Raises UserError: it is missing, damaged, or of another revision."""
+    return from_plain(read_settings(path))
+
+
 def from_plain(plain: Any) -> RunConfig:
     """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record.
 
@@ -339,11 +345,28 @@ def _below(layers: list[Layer]) -> Any:
 
 def _laid(merged: Any, layers: list[Layer]) -> Any:
     for layer in layers:
-        for stage in layer.new_mixes:
-            if stage in merged.stages:
-                merged.stages[stage].mix = {}
+        for *above, name in replaced_mappings(layer):
+            node = merged
+            for one in above:
+                node = node.get(one, {})
+            if name in node:
+                node[name] = {}
         merged = _merge(merged, layer.settings, layer.source)
     return merged
+
+
+def replaced_mappings(layer: Layer) -> list[tuple[str, ...]]:
+    """Places of what a layer replaces as a whole."""
+    mixes: list[tuple[str, ...]] = [("stages", stage, "mix") for stage in layer.new_mixes]
+    return mixes if layer.given is None else [*mixes, *named_members(layer.settings, RunConfig, (), len(layer.given))]
+
+
+def typed_layer(layer: Layer) -> Layer:
+    """With every word in the type of its setting. Raises UserError, naming the source: it is none of that type."""
+    try:
+        return replace(layer, settings=typed(layer.settings, RunConfig))
+    except UserError as error:
+        raise UserError(f"{layer.source}: {error}") from error
 
 
 def _checked(merged: Any) -> RunConfig:
@@ -434,6 +457,7 @@ def _merge(base: Any, layer: Any, source: str) -> Any:
     wrong = misfit(plain, _TREE)
     if wrong is not None:
         raise UserError(f"{source}: {wrong}")
+    plain = typed_layer(Layer(source, {str(key): value for key, value in plain.items()})).settings
     try:
         return OmegaConf.unsafe_merge(base, plain)  # into base itself: a copy of everything for every layer would be slow
     except OmegaConfBaseException as error:  # the structure fits, so this is one value's type

@@ -11,16 +11,17 @@ So one variant name means one front-end at every scale, and where an experiment 
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError
+from tunalab.values import Word, parse, resolved
 
 Mixes = dict[str, dict[str, float]]
 
@@ -30,11 +31,16 @@ UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings and where they come from. ``new_mixes``: stages whose mix this layer replaces instead of adding to it."""
+    """Settings and where they come from, unquoted words as :class:`Word`.
+
+    ``new_mixes``: stages whose mix this layer replaces instead of adding to it. ``given``: of the command line, the key as names;
+    a mapping that is given there in full, of members that users name, replaces what lies below. Files are laid key by key.
+    """
 
     source: str
     settings: dict[str, Any]
     new_mixes: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -57,9 +63,11 @@ def settings_layers(experiment: Path | None, variant: Path | None, overrides: Se
     if experiment is not None:
         layers.append(Layer(str(experiment), {"experiment": experiment.stem}))
     if variant is not None:
-        layers.append(Layer(str(variant), {**read_yaml(variant), "variant": variant.stem}))
+        layers.append(Layer(str(variant), {**read_settings(variant), "variant": variant.stem}))
         layers += read.variants.get(variant.stem, [])
-    layers += [Layer(f"setting '{override}'", _setting(override)) for override in overrides]
+    for override in overrides:
+        names, value = read_setting(override)
+        layers.append(Layer(f"setting '{override}'", nested(names, value), given=names))
     return [_with_mixes(layer, read.mixes) for layer in layers]
 
 
@@ -67,7 +75,7 @@ def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
     """The file and its bases. ``above``: the experiments that lie on this one."""
     if path in above:
         raise UserError(f"{above[0]}: base goes round ({' -> '.join(file.stem for file in (*above, path))})")
-    plain = read_yaml(path)
+    plain = read_settings(path)
     bases, variants, mixes = plain.pop("base", []), plain.pop("variants", {}), plain.pop("mixes", {})
     read = Experiment()
     for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [None]:
@@ -86,7 +94,15 @@ def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError when the file is missing (naming its siblings) or is not a mapping."""
+    """A YAML mapping, words as YAML 1.2 reads them. Raises UserError as :func:`read_settings`."""
+    return {key: resolved(value) for key, value in read_settings(path).items()}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML mapping with unquoted words as :class:`Word`, for settings, whose types say what a word is.
+
+    Raises UserError when the file is missing (naming its siblings) or is not a mapping.
+    """
     if not path.is_file():
         choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
@@ -102,22 +118,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
     """A sweep reads the same few files for each of its variants, and this reader takes its time."""
-    return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    loaded = parse(text)
+    return {} if loaded is None or loaded == "" else loaded
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _setting(override: str) -> dict[str, Any]:
-    if "=" not in override or override.startswith("="):
+def read_setting(override: str) -> tuple[tuple[str, ...], Any]:
+    """The key as its names, and the value of ``key=value``.
+
+    Lists, mappings and what stands in quotes are YAML. Anything else is one word to the last letter, as `#` and `: ` are parts of
+    names and prompts. Raises UserError, one line, quoting it.
+    """
+    key, equals, text = override.partition("=")
+    # Bytes that are not UTF-8 reach Python as surrogates.
+    if any(category(letter) in ("Cc", "Cs") for letter in override.replace("\t", "")):
+        raise UserError(f"setting {ascii(override)} holds a control character or bytes that are not UTF-8")
+    if not equals or not key:
         raise UserError(f"setting '{override}' is not of the form key=value")
     try:
-        plain = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        return tuple(key.split(".")), read_value(text)
     except UNREADABLE as error:  # whatever the YAML reader says of the user's text, in one line
         raise UserError(f"setting '{override}' cannot be read: {first_line(error)}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+
+
+def read_value(text: str) -> Any:
+    """Of the command line. Raises what UNREADABLE lists."""
+    text = text.strip()
+    if not text.startswith(("[", "{", '"', "'")):
+        return Word(text)
+    value = parse(text)
+    if text[0] in "[{" or isinstance(value, str):
+        return value
+    raise ValueError("a text in quotes ends with them (quote all of it)")
+
+
+def nested(names: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(names):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
 
 
 def _members(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
@@ -144,4 +186,4 @@ def _with_mixes(layer: Layer, mixes: Mapping[str, dict[str, float]]) -> Layer:
             raise UserError(f"{layer.source}: stages.{stage}.mix={mix} is no mix of the experiment (choices: {', '.join(mixes)})")
     assert isinstance(stages, dict)
     written = {name: {**stage, "mix": dict(mixes[named[name]])} if name in named else stage for name, stage in stages.items()}
-    return Layer(layer.source, {**layer.settings, "stages": written}, tuple(str(name) for name in named))
+    return replace(layer, settings={**layer.settings, "stages": written}, new_mixes=tuple(str(name) for name in named))

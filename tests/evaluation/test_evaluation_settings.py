@@ -43,7 +43,7 @@ def test_settings_are_laid_over_the_defaults() -> None:
         ("understanding.levels=[1", "understanding.levels=.* cannot be read"),
         ("understanding.levels=[1,[2]]", "is nested: it takes single values"),
         ("understanding.groups=${count}", "Interpolation key 'count' not found"),
-        ("understanding.groups=", "None"),
+        ("understanding.groups=", "understanding.groups= is not a whole number"),
         ("understanding=3", "understanding=3"),
     ],
 )

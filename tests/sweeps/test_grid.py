@@ -1,8 +1,9 @@
 import pytest
-from omegaconf import OmegaConf
 
 from tunalab.errors import UserError
+from tunalab.layers import read_value
 from tunalab.sweeps.grid import expand, load_sweep, setting
+from tunalab.values import resolved
 
 
 def test_expansion_is_seed_major_with_readable_names(sweep_file, tmp_path):
@@ -118,7 +119,7 @@ def test_a_missing_sweep_lists_those_there_are(sweep_file):
 
 @pytest.mark.parametrize("value", [0.25, 1e-7, 3, True, None, "plain", "1", "true", "a: b", "[a", "1e-7", "", [1, 2.5], "null"])
 def test_settings_read_back_as_what_they_were(value):
-    assert OmegaConf.from_dotlist([f"key={setting(value)}"]).key == value
+    assert resolved(read_value(setting(value))) == value
 
 
 def test_records_are_relative_to_the_root(sweep_file, tmp_path):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from tunalab.config import RunConfig, completed, config_hash, load_config, to_plain
 from tunalab.errors import UserError
@@ -67,10 +66,13 @@ def test_numbers_words_mixes_and_kinds_of_cells() -> None:
 @pytest.mark.parametrize(
     "text", ["0", "7", "2147483647", "00", "007", "1_000", "1e3", "-1", "+1", "1:30", "0x10", "true", "1 ", ""]
 )
-def test_a_number_is_read_as_omegaconf_reads_it(text: str) -> None:
-    expected = OmegaConf.from_dotlist([f"seed={text}"]).seed
-    value = resolving._value(f"seed={text}")
-    assert value == expected and type(value) is type(expected)
+def test_a_number_is_read_as_the_whole_way_reads_it(text: str) -> None:
+    """Or not read as a number: then the whole way is gone, and refuses it or not."""
+    value = resolving._value(f"threads={text}")
+    if type(value) is int and value > 0:
+        assert load_config(ROOT / "experiments" / "scenes.yaml", None, [f"threads={text}"]).threads == value
+    else:
+        assert text in ("0", "00", "1e3", "-1", "1:30", "true", "")
 
 
 def test_an_experiment_edited_between_two_loads_is_laid_anew(tmp_path: Path) -> None:

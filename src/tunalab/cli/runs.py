@@ -104,13 +104,13 @@ def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
         UserError: the file is none, or something on the command line would make it another run.
     """
     from tunalab.config import config_hash, from_plain
-    from tunalab.layers import read_yaml
+    from tunalab.layers import read_settings
     from tunalab.training.preflight import check_run
 
     named = [f"--{name}" for name in ("experiment", "variant") if getattr(arguments, name)]
     for other in [*named, *arguments.settings]:
         raise UserError(f"--config {arguments.config} replays a run as it was: leave out '{other}'")
-    plain = read_yaml(arguments.config)
+    plain = read_settings(arguments.config)
     if "variant" not in plain:
         raise UserError(f"{arguments.config} is not the saved configuration of a run: use --experiment and --variant")
     config = from_plain(plain)

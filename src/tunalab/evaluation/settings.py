@@ -15,6 +15,7 @@ from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
 from tunalab.layers import first_line, settings_layers
+from tunalab.values import typed
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
 
@@ -145,7 +146,9 @@ def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
     settings = OmegaConf.structured(EvaluationSettings)
     for layer, override in zip(settings_layers(None, None, overrides), overrides, strict=True):
         try:
-            settings = OmegaConf.merge(settings, layer.settings)
+            settings = OmegaConf.merge(settings, typed(layer.settings, EvaluationSettings))
+        except UserError as error:
+            raise UserError(f"{layer.source}: {error}") from error
         except OmegaConfBaseException as error:
             known, part = keys(EvaluationSettings), part_of(override)
             choices = [key for key in known if part_of(key) == part] or known

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunalab.config import RunConfig, config_hash, from_plain, read_yaml
+from tunalab.config import RunConfig, config_hash, read_config
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.exporting.assembly import assemble, stored_once
@@ -64,7 +64,7 @@ def load(path: Path, device: str | torch.device = "cpu", raw: bool = False) -> L
 def model_config(path: Path) -> RunConfig:
     """The configuration of an exported folder or a run directory, without its weights. Raises UserError as :func:`load`."""
     is_export(path)
-    return from_plain(read_yaml(path / CONFIG_FILE))
+    return read_config(path / CONFIG_FILE)
 
 
 def is_export(path: Path) -> bool:
@@ -96,7 +96,7 @@ def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     sides listed), the tokenizer is missing or lacks image tokens.
     """
     about = read_about(folder)
-    config = from_plain(read_yaml(folder / CONFIG_FILE))
+    config = read_config(folder / CONFIG_FILE)
     if not (folder / TOKENIZER).is_dir():
         raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -113,7 +113,7 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
     """
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} is not a run directory ({CONFIG_FILE} is missing)")
-    config = from_plain(read_yaml(run_dir / CONFIG_FILE))
+    config = read_config(run_dir / CONFIG_FILE)
     newest = newest_checkpoint(run_dir)
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
     tokenizer = parts.tokenizer_for(config.decoder)

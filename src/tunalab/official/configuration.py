@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tunalab.config import REVISION, RunConfig, from_plain
+from tunalab.config import REVISION, RunConfig, from_plain, replaced_mappings, typed_layer
 from tunalab.errors import UserError
 from tunalab.layers import Layer, settings_layers
 from tunalab.official.layout import USUAL, OfficialModel, known_encoder, told_by_shapes
@@ -24,15 +24,15 @@ def official_config(
 
     Raises UserError: a file or a setting is wrong, or contradicts the shapes or what the weights mean (both sides named).
     """
-    layers = settings_layers(experiment, variant, settings)
+    layers = [typed_layer(layer) for layer in settings_layers(experiment, variant, settings)]
     heads = next((heads for layer in reversed(layers) if (heads := _heads(layer)) is not None), None)
     told = {**told_by_shapes(tensors, model, heads), **model.computes}
     usual = {**USUAL, **model.usual, "variant": model.variant, "experiment": "official"}
     encoder = known_encoder(tensors)
     merged = _nested({**usual, **told, **({} if encoder is None else {"frontend.encoder": encoder})})
     for layer in layers:
-        for stage in layer.new_mixes:
-            OmegaConf.update(merged, f"stages.{stage}.mix", {}, merge=False)
+        for place in replaced_mappings(layer):
+            OmegaConf.update(merged, ".".join(place), {}, merge=False)
         laid = OmegaConf.merge(merged, layer.settings)
         assert isinstance(laid, DictConfig)
         merged = laid

@@ -7,22 +7,28 @@ runs/<sweep>/<cell>+<hash>        where the cell's own directory holds an earlie
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from omegaconf import OmegaConf
-
-from tunalab.config import NOT_IDENTITY, config_hash, digest, from_plain
+from tunalab.config import NOT_IDENTITY, RunConfig, config_hash, digest, read_config
 from tunalab.errors import UserError
-from tunalab.layers import read_yaml
+from tunalab.layers import read_setting
 from tunalab.results.records import CONFIG_FILE
 from tunalab.sweeps.grid import Cell, Sweep
 from tunalab.training.claiming import claimed_hash
+from tunalab.values import texts
 
 
 def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:
     """The sweep under a name of its own for these settings, without committed records: those are of the sweep as its file says."""
-    merged = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
-    assert isinstance(merged, dict)
-    told = {str(key): value for key, value in merged.items() if key not in NOT_IDENTITY}
+    merged: dict[str, Any] = {}
+    for text in settings:
+        names, value = read_setting(text)
+        node = merged
+        for name in names[:-1]:
+            inner = node.get(name)
+            node[name] = node = inner if isinstance(inner, dict) else {}
+        node[names[-1]] = texts(value, RunConfig, ".".join(names))
+    told = {key: value for key, value in merged.items() if key not in NOT_IDENTITY}
     return replace(sweep, name=f"{sweep.name}+{digest(told)[:8]}", records=None)
 
 
@@ -39,6 +45,6 @@ def _holds(cell: Cell) -> str | None:
     if not saved.exists():
         return None
     try:
-        return config_hash(from_plain(read_yaml(saved)))
+        return config_hash(read_config(saved))
     except UserError:  # unreadable, or of an earlier revision: not this run in any case
         return "another"

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from tunalab.config import RunConfig
 from tunalab.errors import UserError
+from tunalab.layers import UNREADABLE, nested, read_setting, read_value
 from tunalab.results.labels import FIGURE_NAMES, last_words
+from tunalab.values import parse, resolved, texts
 
 KEYS = ("experiment", "variants", "seeds", "arms", "factors", "overrides", "records", "figure")
+GRID = ("arms", "factors", "overrides")
 ARM_VARIANT = "variant"  # the key of an arm that is no setting
 
 
@@ -157,7 +159,7 @@ def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
     places["seed"] = f"its seeds stand in {file} under 'seeds'"
     places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
     for text in settings:
-        for key in _leaves(OmegaConf.to_container(OmegaConf.from_dotlist([text]))):
+        for key in _leaves(nested(*read_setting(text))):
             for own, place in places.items():
                 if key == own or key.startswith(f"{own}."):
                     raise UserError(f"setting '{text}' would give every run of sweep {sweep.name} the same {own}: {place}")
@@ -173,15 +175,15 @@ def check_distinct(sweep: str, hashes: Mapping[str, str]) -> None:
 
 
 def setting(value: Any) -> str:
-    """A value as it is written behind ``key=`` on the command line, so that OmegaConf reads the same value back."""
-    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
+    """A value as it is written behind ``key=`` on the command line, so that the same value is read back."""
+    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value, ensure_ascii=False)
 
 
 @cache
 def _reads_back(word: str) -> bool:
     try:
-        return bool(OmegaConf.from_dotlist([f"key={word}"]).key == word)
-    except (yaml.YAMLError, OmegaConfBaseException):
+        return bool(resolved(read_value(word)) == word)
+    except UNREADABLE:
         return False  # it needs quotes
 
 
@@ -195,16 +197,25 @@ def _leaves(node: Any, key: str = "") -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # OmegaConf's reader: 1e-3 is a number to it, and a key given twice is an error.
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        plain = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         choices = ", ".join(names_in(path.parent)) or "none"
         raise UserError(f"{path}: sweep cannot be read: {error.strerror}, choices: {choices}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: a sweep is a mapping with the keys {', '.join(KEYS)}")
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): _grid_values(value) if key in GRID else resolved(value) for key, value in plain.items()}
+
+
+def _grid_values(value: Any) -> Any:
+    """Settings by their dotted keys, or such by the name of an arm: numbers as numbers, what is for a text as it is written."""
+    if not isinstance(value, dict):
+        return resolved(value)
+    return {
+        str(key): _grid_values(inside) if isinstance(inside, dict) and "." not in key else texts(inside, RunConfig, key)
+        for key, inside in value.items()
+    }
 
 
 def names_in(folder: Path) -> tuple[str, ...]:

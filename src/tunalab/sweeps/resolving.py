@@ -7,18 +7,17 @@ kind is resolved whole, and the others are that one with their own numbers put i
 import copy
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from tunalab.config import RunConfig, check, identity, load_config, text_digest
-from tunalab.layers import UNREADABLE, settings_layers
+from tunalab.errors import UserError
+from tunalab.layers import read_setting, settings_layers
 from tunalab.sweeps.grid import Cell
+from tunalab.values import resolved
 
 Files = Callable[[str, str], tuple[Path, Path]]  # names of experiment and variant -> their files
 Number = int | float | bool
@@ -134,7 +133,7 @@ class _First:
         return found
 
     def _number(self, text: str) -> Number | None:
-        """In the type of the first's, as OmegaConf converts it where no question is left."""
+        """In the type of the first's, as ``typed`` converts it where no question is left."""
         node: Any = self.plain
         for name in _key(text).split("."):
             node = node.get(name) if isinstance(node, dict) else None
@@ -167,10 +166,7 @@ def _gap(key: str) -> str:
 
 @cache
 def _value(text: str) -> Any:
-    value = text.partition("=")[2]
-    if re.fullmatch("0|[1-9][0-9]*", value):  # a seed: there are many, and the reader of YAML takes its time
-        return int(value)
-    return OmegaConf.from_dotlist([f"value={value}"]).value
+    return resolved(read_setting(text)[1])
 
 
 @cache
@@ -178,7 +174,7 @@ def _is_number(text: str) -> bool:
     """Anything else may mean more than it says: a mix by its name, another setting's value."""
     try:
         return "=" in text and "[" not in _key(text) and isinstance(_value(text), Number)
-    except UNREADABLE:
+    except UserError:
         return False
 
 

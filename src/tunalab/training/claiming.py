@@ -5,10 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tunalab.config import RunConfig, config_hash, from_plain, to_plain
+from tunalab.config import RunConfig, config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.layers import read_yaml
 from tunalab.results.records import CONFIG_FILE
 
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings
@@ -22,7 +21,7 @@ def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
     """
     path = run_dir / CONFIG_FILE
     if path.exists():
-        there = from_plain(read_yaml(path))
+        there = read_config(path)
         there.data.reject_share = config.data.reject_share
         if config_hash(there) != config_hash(config):
             changed = _differences(to_plain(there), to_plain(config))

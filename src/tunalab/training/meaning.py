@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunalab.config import RunConfig, from_plain
+from tunalab.config import RunConfig, read_config
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.loading import read_json
 from tunalab.frontends.origin import frozen_origin
-from tunalab.layers import read_yaml
 from tunalab.official.configuration import refuse_contradictions, setting
 from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST
@@ -32,7 +31,7 @@ ROLES = ("bos", "eos", "boi", "eoi", "image_pad", "pad", "prefix_space")
 
 def refuse_other_meaning(folder: Path, config: RunConfig, components: Components, frontend: VisualFrontEnd) -> None:
     """Raises UserError, one line with both sides, where a run would read the weights of an undamaged export as something else."""
-    trained = from_plain(read_yaml(folder / CONFIG_FILE))
+    trained = read_config(folder / CONFIG_FILE)
     refuse_contradictions({key: setting(trained, key) for key in SETTINGS}, config)
     manifest = read_json(folder / MANIFEST, f"start.checkpoint={folder}")
     if not isinstance(manifest.get("tunalab"), dict):

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunalab.config import config_hash, from_plain
+from tunalab.config import config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.whole import Evaluated
-from tunalab.layers import read_yaml
 from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, without_password
 from tunalab.results.mlflow.evaluation import evaluation_folder, log_evaluation
 from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
@@ -59,9 +58,8 @@ class Kept:
             return cls._of(run_dir.name, read_record(path), rows, files, run_dir / RUN_ID)
         if not (run_dir / CONFIG_FILE).exists():
             raise UserError(f"{run_dir} is no run directory: it has neither {RECORD_FILE} nor {CONFIG_FILE}")
-        config = read_yaml(run_dir / CONFIG_FILE)
-        hashed = config_hash(from_plain(config))
-        return cls(run_dir.name, config, hashed, {}, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
+        config = read_config(run_dir / CONFIG_FILE)
+        return cls(run_dir.name, to_plain(config), config_hash(config), {}, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
 
     @classmethod
     def _of(
