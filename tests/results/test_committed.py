@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.printed import assert_file_alike
 
 from tunalab.cli.sweeping import cell_config
 from tunalab.config import config_hash
@@ -38,4 +39,4 @@ def test_no_committed_record_is_of_another_sweep(sweep: str, variant: str | None
 def test_the_committed_tables_of_learning_are_those_of_their_records(tmp_path: Path) -> None:
     folder = ROOT / "results" / "figure6"
     for path in write_dynamics(read_records(folder, evaluation=False), tmp_path, "tunalab table --records results/figure6"):
-        assert path.read_bytes() == (folder / path.name).read_bytes(), "run `make table`"
+        assert_file_alike(path, folder / path.name, "run `make table`")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.printed import assert_file_alike, assert_printed_alike
 
 from tunalab.errors import UserError
 from tunalab.results.records import read_records
@@ -15,13 +16,14 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_readme_is_fresh() -> None:
     records = read_records(ROOT / "results" / "figure6")
-    assert f"{BEGIN}\n{readme_block(records)}\n{END}" in (ROOT / "README.md").read_text(), "run `make table`"
+    committed = (ROOT / "README.md").read_text().split(f"{BEGIN}\n")[1].split(f"\n{END}")[0]
+    assert_printed_alike(readme_block(records), committed, "run `make table`")
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "results").glob("*/accuracy.md")))
 def test_committed_tables_are_fresh(folder: str, tmp_path: Path) -> None:
     for path in write_tables(read_records(ROOT / "results" / folder), tmp_path, f"tunalab table --records results/{folder}"):
-        assert path.read_text() == (ROOT / "results" / folder / path.name).read_text(), "run `make table`"
+        assert_file_alike(path, ROOT / "results" / folder / path.name, "run `make table`")
 
 
 def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore[no-untyped-def]
