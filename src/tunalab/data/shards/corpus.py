@@ -9,9 +9,10 @@ import numpy as np
 
 from tunalab.config import ShardsConfig, digest
 from tunalab.data.documents import Document, Reject
-from tunalab.data.shards.files import ShardFile
+from tunalab.data.shards.files import ShardFile, shown
 from tunalab.data.shards.order import BlockOrder
 from tunalab.errors import UserError
+from tunalab.redaction import redacted
 
 Sample = Mapping[str, Any]
 
@@ -59,9 +60,9 @@ class ShardedCorpus:
         self.name = name
         self.rows = int(reader.starts[-1])
         if self.rows == 0:
-            raise UserError(f"{name}: there is nothing in its files: {', '.join(config.urls)}")
-        # Not their stamps: files that were copied back are the same files.
-        self.fingerprint = digest([self.rows, *((file.url, file.size) for file in reader.files)])
+            raise UserError(f"{name}: there is nothing in its files: {', '.join(map(shown, config.urls))}")
+        # Not their stamps: files that were copied back are the same files. Nor signatures, which are renewed.
+        self.fingerprint = digest([self.rows, *((redacted(file.url), file.size) for file in reader.files)])
         self._reader = reader
         self._make = make
         key = zlib.crc32(name.encode())  # two sources of one length must not walk in step

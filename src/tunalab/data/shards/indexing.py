@@ -34,11 +34,13 @@ def index_files(name: str, files: Sequence[ShardFile], kind: str, build: Callabl
         try:
             return stored_index(file, kind, lambda: build(file))
         except Damaged as damaged:
-            return f"{file.url}: {damaged}"
+            return f"{file.shown}: {damaged}"
         except Reject as reject:  # the file vanished since it was found
             return str(reject)
+        except UserError as error:  # of its server
+            return str(error)
         except OSError as error:
-            return f"{file.url} cannot be read: {first_line(error)}"
+            return f"{file.shown} cannot be read: {first_line(error)}"
 
     order = random.SystemRandom().sample(range(len(files)), len(files))
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -53,7 +53,7 @@ class RangeReader:
 
     def where(self, row: int) -> str:
         number, place = self._place(row)
-        return f"{self.files[number].url} {self._noun} {place + 1}"
+        return f"{self.files[number].shown} {self._noun} {place + 1}"
 
     def _place(self, row: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._first, row, side="right")) - 1
@@ -64,7 +64,7 @@ class RangeReader:
         if known is None:
             known = self._indices[number].load()
             if np.any(np.diff(known) <= 0) or known[0] < 0 or known[-1] > self.files[number].size:
-                raise UserError(f"{self._indices[number].path}: this index is damaged, delete it ({self.files[number].url})")
+                raise UserError(f"{self._indices[number].path}: this index is damaged, delete it ({self.files[number].shown})")
             while len(self._loaded) >= _LOADED:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[number] = known

@@ -45,7 +45,7 @@ class TableReader:
         group = self._group(row)
         file = int(self._group_file[group])
         first = int(self.starts[group - int(self._group_first[group])])
-        return f"{self.files[file].url} row {row - first + 1}"
+        return f"{self.files[file].shown} row {row - first + 1}"
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from tunalab.data.documents import Reject
 from tunalab.data.shards.corpus import Sample
-from tunalab.data.shards.files import ShardFile, open_file, read_range, stat_file
+from tunalab.data.shards.files import ShardFile, beside, open_file, read_range, stat_file
 from tunalab.data.shards.indexing import Damaged, index_files
 from tunalab.data.shards.ranges import RangeReader
 
@@ -66,7 +66,7 @@ def split_name(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 
 def _index(file: ShardFile) -> np.ndarray:
-    sidecar = stat_file(file.url + _SIDECAR)
+    sidecar = stat_file(beside(file.url, _SIDECAR))
     return _scan(file) if sidecar is None else _read_sidecar(file, sidecar)
 
 
@@ -101,5 +101,5 @@ def _read_sidecar(file: ShardFile, sidecar: ShardFile) -> np.ndarray:
     index = np.frombuffer(read_range(sidecar.url, 0, sidecar.size - sidecar.size % 8), "<u8").astype(np.int64)
     whole = sidecar.size % 8 == 0 and len(index) > 0 and not np.any(np.diff(index) <= 0)
     if not whole or not file.size - _LONGEST_END <= index[-1] <= file.size - _BLOCK:
-        raise Damaged(f"cut off, or its index {sidecar.url} does not fit: prepare it again, or delete it")
+        raise Damaged(f"cut off, or its index {sidecar.shown} does not fit: prepare it again, or delete it")
     return index

@@ -58,7 +58,7 @@ def pieces(text: str, most: int) -> list[str]:
 
 
 def _reader(name: str, files: Sequence[ShardFile], config: TextConfig) -> Reader:
-    endings = sorted({PurePosixPath(file.url).suffix for file in files})
+    endings = sorted({PurePosixPath(file.shown).suffix for file in files})
     if all(ending in PARQUET for ending in endings):
         return TableReader(name, files, {config.column: TEXT}, kept=config.window)
     if all(ending in LINES for ending in endings):
