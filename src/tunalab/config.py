@@ -7,6 +7,7 @@ range are refused (checks.py), each in one line (UserError).
 import copy
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -319,14 +320,29 @@ def read_config(path: Path) -> RunConfig:
     return from_plain(read_settings(path))
 
 
-def from_plain(plain: Any) -> RunConfig:
+def from_plain(plain: Any, references: bool = False) -> RunConfig:
     """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record.
 
-    Without a revision it is from before there was one, and of the first.
+    Without a revision it is from before there was one, and of the first. Without ``references`` text stays what it is: a stranger's
+    ``${oc.env:...}`` reads nothing of this machine.
     """
     if isinstance(plain, dict):
         plain = {"revision": 1, **plain}
+        try:
+            plain = plain if references else _literal(plain)
+        except OmegaConfBaseException as error:  # half a reference
+            raise UserError(f"config: {first_line(error)}") from error
     return _checked(_merge(_defaults(), plain, source="config"))
+
+
+def _literal(plain: Any) -> Any:
+    """``${`` as OmegaConf writes it where no reference is meant, with the backslashes before it doubled."""
+    if isinstance(plain, str) and "${" in plain:
+        OmegaConf.create([plain])
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", plain)
+    if isinstance(plain, dict):
+        return {_literal(key): _literal(value) for key, value in plain.items()}
+    return [_literal(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def _defaults() -> Any:

@@ -1,4 +1,6 @@
-"""The one exception whose message is meant for the person at the keyboard, and the exit code of what can go on."""
+"""The one exception whose message is meant for the person at the keyboard, and the end of what can go on: signals, exit code."""
+
+import signal
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a run, or a sweep, was stopped, has saved, and goes on when it is started again
 
@@ -8,3 +10,9 @@ class UserError(Exception):
 
     The message names the thing that is wrong and, where there are any, the choices.
     """
+
+
+def stop_signals_heeded() -> tuple[signal.Signals, ...]:
+    """Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes, unless whoever started this process had it ignored (nohup)."""
+    hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hung_up)

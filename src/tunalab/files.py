@@ -1,4 +1,7 @@
-"""Writing a file or a folder so that a reader, or a power cut, sees the old one or the new one and nothing in between."""
+"""Writing a file or a folder so that a reader, or a power cut, sees the old one or the new one and nothing in between.
+
+What is written has the mode that the umask says, whatever a library made of it: safetensors leaves files for their owner alone.
+"""
 
 import hashlib
 import os
@@ -14,18 +17,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the disk is full or not writable; ``path`` is then as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """An empty file beside ``final``; what is written to its path becomes ``final`` in one rename, after it has reached the disk.
+
+    Raises:
+        OSError: the disk is full or not writable; ``final`` is then as it was, as after any error inside.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers apart. Same folder: a rename is atomic only inside one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # what a killed process of the same number left
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o666  # that of any new file here
+        yield temporary
+        _set_mode(temporary, mode)
+        _flush(temporary)
+        os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)  # the rename itself lives in the folder
+    _flush(final.parent)  # the rename itself lives in the folder
 
 
 @contextmanager
@@ -38,16 +54,21 @@ def whole_folder(final: Path) -> Iterator[Path]:
     temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed process of the same number left
     temporary.mkdir(parents=True)
+    aside = final.parent / f".{final.name}.{os.getpid()}.old"
+    mode = temporary.stat().st_mode & 0o666  # a folder made just now tells the mode of any new file
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
+            if path.is_file():
+                _set_mode(path, mode)
             _flush(path)
-        if final.exists():  # a rename replaces no folder with something in it
-            shutil.rmtree(final)
+        if final.exists():  # a rename replaces no folder with something in it, and a file in use may not go at once
+            os.rename(final, aside)
         os.replace(temporary, final)
         _flush(final.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, aside):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
@@ -60,6 +81,11 @@ def sha256(path: Path) -> str:
     """In hexadecimal digits: zeroed or truncated weights load without any error otherwise."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)
 
 
 def _flush(path: Path) -> None:

@@ -184,7 +184,7 @@ def test_an_export_is_never_written_over_and_needs_a_run(run_dir: Path, exported
 def test_a_damaged_run_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        cut(checkpoint / TENSORS / "__0_0.distcp")
+        cut(checkpoint / TENSORS / "shard-00001-model-00001-of-00001.safetensors")
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
         load_run(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -71,6 +71,6 @@ def learnt(run_dir: Path) -> dict[str, object]:
             part.pop(name, None)
     last = sorted((run_dir / "checkpoints").glob("step-*"))[-1]
     files = json.loads((last / "manifest.json").read_text())["files"]
-    weights = [entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")]
+    weights = [entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")]
     assert weights and record["run"]["finished"] and record["points"][-1]["losses"]
     return {"totals": record["totals"], "points": record["points"], "weights": weights if len(weights) == 1 else "shared out"}

@@ -163,7 +163,7 @@ def test_killed_without_warning_and_resumed_is_the_same_run(folder: Path) -> Non
     assert report(folder, "killed") == ["killed"] * 2
     assert report(folder, "killed resumed") == [0, 0]
     said = printed(folder, "killed resumed")
-    assert f"step-{KILL_AT:09d} is damaged (tensors/__1_0.distcp does not match its hash)" in said
+    assert f"step-{KILL_AT:09d} is damaged (tensors/shard-00002-model-00001-of-00001.safetensors does not match its hash)" in said
     assert f"resuming from {folder / 'killed' / 'checkpoints' / f'step-{KILL_AT - 1:09d}'}" in said
     assert_same(final(folder / "fsdp2-whole"), final(folder / "killed"))
 
@@ -176,7 +176,7 @@ def test_stopped_and_resumed_replicas_are_the_same_run(folder: Path) -> None:
 def test_shards_are_shared_out(folder: Path) -> None:
     """Of a sharded run each rank writes about half of what there is."""
     newest = CheckpointStore(folder / "fsdp2-whole" / "checkpoints").steps()[-1]
-    first, second = ((newest / "tensors" / f"__{rank}_0.distcp").stat().st_size for rank in (0, 1))
+    first, second = ((newest / "tensors" / f"shard-0000{rank}-model-00001-of-00001.safetensors").stat().st_size for rank in (1, 2))
     assert 0.7 < first / second < 1.4
 
 

@@ -130,7 +130,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(config, tmp_path / "parts")
     newest = CheckpointStore(tmp_path / "parts" / "checkpoints").steps()[-1]
-    with (newest / TENSORS / "__0_0.distcp").open("r+b") as stream:  # 64 zeroed bytes load without any error in the stock path
+    (shard,) = (newest / TENSORS).iterdir()
+    with shard.open("r+b") as stream:  # 64 zeroed bytes load without any error in the stock path
         stream.seek(2000)
         stream.write(bytes(64))
     assert train(config, tmp_path / "parts") == 0

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from tunalab.cli.output import nobody_need_read
 from tunalab.errors import UserError
 
 FAMILIES = (
@@ -32,6 +33,11 @@ FAMILIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with nobody_need_read():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     try:
         _take_settings(arguments, rest)

@@ -1,4 +1,4 @@
-"""`tunalab convert`: official checkpoints and ours."""
+"""`tunalab convert` and `tunalab convert-checkpoints`: official checkpoints and ours, and a run's own of an earlier format."""
 
 import argparse
 from pathlib import Path
@@ -23,6 +23,8 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--experiment", help="what shapes cannot tell; the official models' settings by default")
     sub.add_argument("--variant", help="a variant's front-end settings, such as the VAE")
     add_settings(sub)
+    sub = add_command(commands, convert_checkpoints, "make the checkpoints of earlier versions readable: today's hold no pickles")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -39,4 +41,19 @@ def convert(arguments: argparse.Namespace) -> int:
             for folder, name in (("experiments", arguments.experiment), ("variants", arguments.variant))
         )
         convert_to_tunalab(source, target, experiment, variant, arguments.settings)
+    return 0
+
+
+def convert_checkpoints(arguments: argparse.Namespace) -> int:
+    from tunalab.sweeps.cells import take_lock
+    from tunalab.training.earlier import convert_checkpoints as convert_all
+
+    for run_dir in arguments.runs:
+        if not run_dir.is_dir():
+            raise UserError(f"{run_dir}: there is no such run directory")
+        lock = take_lock(run_dir)
+        if lock is None:
+            raise UserError(f"{run_dir} is being trained by another process")
+        with lock:
+            convert_all(run_dir)
     return 0

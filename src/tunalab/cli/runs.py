@@ -4,7 +4,7 @@ import argparse
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, run_config
 from tunalab.errors import EXIT_STOPPED, UserError
@@ -31,8 +31,8 @@ def train(arguments: argparse.Namespace) -> int:
     if several_started():
         return _train_together(arguments)
     config, run_dir, lock = _prepared(arguments)
-    with lock:
-        return _attempt(config, run_dir, writes=not os.environ.get(LOCK_HELD))
+    with lock as held:
+        return _attempt(config, run_dir, held)
 
 
 def _train_together(arguments: argparse.Namespace) -> int:
@@ -44,36 +44,39 @@ def _train_together(arguments: argparse.Namespace) -> int:
         with joined() as ranks:
             with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
-            with lock:
-                return _attempt(config, run_dir, writes=ranks.first and not os.environ.get(LOCK_HELD))
+            with lock as held:
+                return _attempt(config, run_dir, held)
     except ToldByFirst:
         return MISTAKE
 
 
-def _attempt(config: "RunConfig", run_dir: Path, writes: bool) -> int:
-    """Train; the exit code. ``writes``: no launcher does, so it writes the history of the run itself, and holds its lock."""
+def _attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None) -> int:
+    """Train; the exit code. Whoever holds the lock of the run writes its history: this process, unless a launcher does."""
     from tunalab.results.heads import read_head
     from tunalab.results.records import RECORD_FILE
     from tunalab.sweeps.attempts import How, begin, end, read_history, settle
+    from tunalab.sweeps.cells import holds
     from tunalab.training.run import train as train_run
 
-    if writes:
+    if lock is not None:
         head = read_head(run_dir / RECORD_FILE)
         settle(run_dir, finished=head is not None and head.finished)
         begin(run_dir, "alone", str(os.getpid()))
     try:
         code = train_run(config, run_dir, read_history(run_dir).summary())
     except BaseException as error:
-        if writes:
+        if lock is not None and holds(run_dir, lock):  # else what is there now is another's
             end(run_dir, "failed", f"{type(error).__name__}: {error}")
         raise
-    if writes:
+    if lock is not None:
         ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
         end(run_dir, ends.get(code, "failed"))
     return code
 
 
-def _prepared(arguments: argparse.Namespace, locks: bool = True) -> "tuple[RunConfig, Path, AbstractContextManager[object]]":
+def _prepared(
+    arguments: argparse.Namespace, locks: bool = True
+) -> "tuple[RunConfig, Path, AbstractContextManager[IO[str] | None]]":
     """The configuration of a run, its directory, and its lock: of several processes the first holds it for all.
 
     Raises:

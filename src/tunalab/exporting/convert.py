@@ -1,6 +1,5 @@
 """`tunalab convert`: an official checkpoint as a folder of ours, and a model of ours as an official checkpoint."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from tunalab.exporting.assembly import learnt_state, stored_once
 from tunalab.exporting.folder import MAX_SHARD, About, check_tokenizer, write_export
 from tunalab.exporting.loading import load_weights
 from tunalab.exporting.parts import RunParts, write_parts
+from tunalab.files import whole_file
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.origin import frozen_origin
 from tunalab.model.build import build_model
@@ -117,18 +117,13 @@ def convert_to_official(source: Path, target: Path, say: Callable[[str], None] =
 
 def write_official(target: Path, tensors: dict[str, Tensor]) -> None:
     """A `.pt`, a `.safetensors`, or a folder of shards with their index; whole or not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix not in (PICKLED, ".safetensors"):
         write_whole(target, lambda fresh: save_torch_state_dict(tensors, fresh, max_shard_size=MAX_SHARD), {"layout": "official"})
         return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(target) as temporary:
         if target.suffix == PICKLED:
             torch.save(tensors, temporary)
         else:
             # Two names of one tensor are stored once: whoever reads a tied model ties it.
             distinct = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
             save_file({name: tensors[name].contiguous() for name in distinct.values()}, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import UnifiedModel
 from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.state import refuse_foreign
 from tunalab.training.weights import learnt_weights
 
 
@@ -86,7 +87,7 @@ def load_weights(path: Path) -> tuple[RunConfig, dict[str, Tensor], list[str]]:
         about = read_about(path)
         return model_config(path), read_weights(path), about.initialised
     config = model_config(path)
-    return config, stored_once(config, learnt_weights(newest_checkpoint(path)).weights), []
+    return config, stored_once(config, learnt_weights(newest_checkpoint(path, config)).weights), []
 
 
 def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
@@ -114,7 +115,7 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} is not a run directory ({CONFIG_FILE} is missing)")
     config = read_config(run_dir / CONFIG_FILE)
-    newest = newest_checkpoint(run_dir)
+    newest = newest_checkpoint(run_dir, config)
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
     tokenizer = parts.tokenizer_for(config.decoder)
     learnt = learnt_weights(newest, raw)
@@ -129,11 +130,15 @@ def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = Fals
     return Loaded(model.to(device), tokenizer, config, origin)
 
 
-def newest_checkpoint(run_dir: Path) -> Path:
-    """The newest undamaged checkpoint of a run; damaged ones are named. Raises UserError when there is none."""
+def newest_checkpoint(run_dir: Path, config: RunConfig) -> Path:
+    """The newest undamaged checkpoint of a run; damaged ones are named.
+
+    Raises UserError when there is none, or it is of a run with other settings.
+    """
     store = CheckpointStore(run_dir / "checkpoints")
     newest = store.newest_valid(warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
     if newest is None:
         state = "every checkpoint in it is damaged" if store.steps() else "it holds no checkpoint"
         raise UserError(f"run {run_dir} cannot be loaded: {state}")
+    refuse_foreign(newest, config)
     return newest

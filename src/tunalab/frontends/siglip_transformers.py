@@ -66,7 +66,7 @@ def read_config(source: Source, published: bool = False) -> "SiglipVisionConfig"
     if published and source.name in PUBLISHED and source.folder is None:
         return SiglipVisionConfig(**PUBLISHED[source.name])
     with reading(source):
-        config: Any = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder)
+        config: Any = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder, trust_remote_code=False)
     if config.model_type not in MODEL_TYPES:
         raise UserError(f"{source.what} is a {config.model_type} (choices: {', '.join(MODEL_TYPES)})")
     return config.vision_config if config.model_type == "siglip" else config

@@ -41,7 +41,7 @@ def read_config(source: Source) -> Qwen2Config:
     if source.folder:
         read_json(source.folder / "config.json", source.what)
     with reading(source):
-        config = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder)
+        config = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder, trust_remote_code=False)
     if not isinstance(config, Qwen2Config):
         raise UserError(f"{source.what} is a {config.model_type}, not a qwen2")
     return config

@@ -38,7 +38,7 @@ def official_config(
         merged = laid
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
-    config = from_plain({"revision": REVISION, "stages": NO_STAGE, **plain})
+    config = from_plain({"revision": REVISION, "stages": NO_STAGE, **plain}, references=True)
     refuse_contradictions(told, config)
     return config
 

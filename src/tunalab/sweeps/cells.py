@@ -14,8 +14,9 @@ from tunalab.errors import UserError
 from tunalab.results.heads import read_head
 from tunalab.results.records import RECORD_FILE, Record, read_record, write_record
 from tunalab.sweeps.grid import Cell
+from tunalab.training.claiming import LOCK_FILE, is_same
 
-LOG_FILE, LOCK_FILE = "log.txt", "lock"
+LOG_FILE = "log.txt"
 GLANCES = 5  # a lock that is_locked() is looking at is free again at once
 ConfigHash = Callable[[Cell], str]
 
@@ -98,20 +99,28 @@ def take_lock(run_dir: Path) -> IO[str] | None:
     The lock is the kernel's, not the file's existence: it ends with its holders, also when they are killed. The child inherits
     it, so a cell that outlives its driver still cannot be trained a second time beside itself.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    stream = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (it is the lock, and outlives this function)
     for _ in range(GLANCES):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stream = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (it is the lock, and outlives this function)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            stream.close()
             time.sleep(0.01)
+            continue
+        if not holds(run_dir, stream):  # removed between the two: it locks nothing
+            stream.close()
             continue
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         return stream
-    stream.close()
     return None
+
+
+def holds(run_dir: Path, lock: IO[str]) -> bool:
+    """Whether the lock is that of the folder that has this name now: a run directory may be removed and made anew meanwhile."""
+    return is_same(run_dir / LOCK_FILE, lock.fileno())
 
 
 def is_locked(run_dir: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import IO, Literal, TextIO
 
 from tunalab.errors import EXIT_STOPPED
 from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, read_history, started
-from tunalab.sweeps.cells import LOG_FILE, last_line, take_lock
+from tunalab.sweeps.cells import LOG_FILE, holds, last_line, take_lock
 from tunalab.sweeps.devices import GPU_VARIABLE
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Outcome, Result, State, Work, failure
@@ -174,6 +174,11 @@ class _Queue:
         cell, log = run.cell, run.cell.run_dir / LOG_FILE
         self._seconds[cell.name] = seconds = self._seconds.get(cell.name, 0.0) + time.monotonic() - run.began
         how, reason = self._verdict(run)
+        if not holds(cell.run_dir, run.lock):  # what is there now is another's: nothing is written down, nothing starts again
+            reason = f"{cell.run_dir} was removed or replaced while the cell ran"
+            self.outcomes[cell.name] = Outcome(cell, "failed", reason, None, seconds)
+            progress.say(f"{cell.name} failed: {reason}")
+            return
         try:
             if read_history(cell.run_dir).open is not None:  # the cell itself may have told
                 end(cell.run_dir, how, reason)

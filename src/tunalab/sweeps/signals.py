@@ -4,6 +4,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tunalab.errors import stop_signals_heeded
+
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
@@ -14,7 +16,7 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
     before = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals_heeded():
             before[number] = signal.signal(number, lambda which, _: received.append(which))
     except ValueError:
         pass

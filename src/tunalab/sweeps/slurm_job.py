@@ -33,7 +33,7 @@ from typing import IO, Literal
 
 from tunalab.errors import EXIT_STOPPED
 from tunalab.sweeps.attempts import How, begin, end, read_history
-from tunalab.sweeps.cells import LOG_FILE, last_line, take_lock
+from tunalab.sweeps.cells import LOG_FILE, holds, last_line, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Work, failure
 from tunalab.sweeps.local import THREAD_VARIABLES
@@ -84,6 +84,8 @@ class CellJob:
             except OSError as error:  # no such command on this node
                 end(run_dir, "failed", f"does not start: {error}")
                 raise
+            if not holds(run_dir, lock):
+                raise CellFailed(f"{run_dir} was removed or replaced while the cell ran")
             how, reason = self._verdict(code, work.is_finished(self.cell), bool(signals), last_line(log, start))
             if read_history(run_dir).open is not None:  # the cell itself may have told
                 end(run_dir, how, reason)

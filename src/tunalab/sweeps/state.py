@@ -128,7 +128,7 @@ def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO |
             stream.write((f"\x1b[{lines}F" if lines else "") + "\x1b[J" + "\n".join(text) + "\n")
             stream.flush()
             lines = len(text)
-            if not any(one.state in ("queued", "running") for one in states):
+            if not stream.isatty() or not any(one.state in ("queued", "running") for one in states):  # a terminal may close
                 return
             time.sleep(seconds)
     except KeyboardInterrupt:

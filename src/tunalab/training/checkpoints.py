@@ -21,24 +21,29 @@ class CheckpointStore:
     All ``ranks`` write a checkpoint together, each its share of the files: it is there whole or not at all.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path, keep: int = 2, ranks: Ranks = ALONE, warn: Callable[[str], None] = print) -> None:
         self.folder = folder
+        self.warn = warn
         self.keep = keep
         self.ranks = ranks
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk.
 
-        A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards.
+        A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards; one that
+        cannot go (a file of it is in use on NFS) is named through ``warn``, and the next save tries again.
         """
         final = self.folder / f"step-{step:09d}"
         with self.ranks.together():
-            for stale in self.folder.glob(".step-*.tmp") if self.ranks.first else ():
+            for stale in self.folder.glob(".step-*") if self.ranks.first else ():
                 shutil.rmtree(stale, ignore_errors=True)
         write_whole(final, write, {"step": step}, self.ranks)
         with self.ranks.together():
             for old in self.steps()[: -self.keep] if self.ranks.first else ():
-                shutil.rmtree(old)
+                try:
+                    shutil.rmtree(old)
+                except OSError as error:
+                    self.warn(f"old checkpoint {old} cannot be deleted yet ({error.strerror}); the next save tries again")
         return final
 
     def steps(self) -> list[Path]:

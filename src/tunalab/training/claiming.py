@@ -1,5 +1,7 @@
-"""Whose a run directory is: one configuration's, from the moment that its run can begin."""
+"""Whose a run directory is: one configuration's, from the moment that its run can begin, and the very folder it began in."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.results.records import CONFIG_FILE
 
+LOCK_FILE = "lock"
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings
 
 
@@ -21,11 +24,15 @@ def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
     """
     path = run_dir / CONFIG_FILE
     if path.exists():
-        there = read_config(path)
-        there.data.reject_share = config.data.reject_share
-        if config_hash(there) != config_hash(config):
-            changed = _differences(to_plain(there), to_plain(config))
-            raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(changed)}): choose another run directory")
+        refuse_other_settings(read_config(path), config, f"{run_dir} holds a run", "choose another run directory")
+
+
+def refuse_other_settings(there: RunConfig, config: RunConfig, what: str, remedy: str) -> None:
+    """Raises UserError, naming the settings that differ, when ``there`` computes something else than ``config``."""
+    there.data.reject_share = config.data.reject_share
+    if config_hash(there) != config_hash(config):
+        changed = _differences(to_plain(there), to_plain(config))
+        raise UserError(f"{what} with other settings ({'; '.join(changed)}): {remedy}")
 
 
 def claim(run_dir: Path, config: RunConfig) -> None:
@@ -42,6 +49,40 @@ def claimed_hash(run_dir: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return line.removeprefix(HASH_LINE).strip() if line.startswith(HASH_LINE) else None
+
+
+class Holding:
+    """The folder that a run began in and the lock it found there: not whatever gets their names later.
+
+    Both stay open, so that no new folder can get their numbers.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._kept = [(path, os.open(path, os.O_RDONLY)) for path in (run_dir, run_dir / LOCK_FILE) if path.exists()]
+
+    def lost(self) -> bool:
+        return not all(is_same(path, descriptor) for path, descriptor in self._kept)
+
+    def check(self) -> None:
+        """Raises UserError when the folder or its lock was removed, renamed or replaced: what is there now is not this run's."""
+        if self.lost():
+            raise UserError(
+                f"{self.run_dir} was removed or replaced while this run trained there: it stops, and writes nothing more"
+            )
+
+    def close(self) -> None:
+        for _, descriptor in self._kept:
+            os.close(descriptor)
+        self._kept = []
+
+
+def is_same(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` still leads to what is open as ``descriptor``. A file system that does not answer is no answer."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,7 +1,6 @@
 """The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own."""
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tunalab.config import RunConfig
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.blocks import prepare_blocks
+from tunalab.training.clock import awake
 from tunalab.training.ema import Ema
 from tunalab.training.joint import JointStep
 from tunalab.training.memory import peak_memory
@@ -31,11 +31,11 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is, all ranks together. ``seconds`` is training time without evaluation; ``points`` the curve so far;
-    ``peak_memory`` in bytes, the most of all starts of the run and, as of a checkpoint, of all ranks. ``lanes`` (as
-    TrainingStream's ``resume``) and ``next_lane`` are this rank's own. ``window``: sums of losses over the ``window_steps`` since
-    the last row of the training log. ``read``: stage -> source -> what of it was read in all (a number for each of
-    data.stream.COUNTS).
+    """How far a run is, all ranks together. ``seconds`` is training time, without evaluation and without what the process was
+    stopped for; ``points`` the curve so far; ``peak_memory`` in bytes, the most of all starts of the run and, as of a checkpoint,
+    of all ranks. ``lanes`` (as TrainingStream's ``resume``) and ``next_lane`` are this rank's own. ``window``: sums of losses over
+    the ``window_steps`` since the last row of the training log. ``read``: stage -> source -> what of it was
+    read in all (a number for each of data.stream.COUNTS).
     """
 
     tokens: int = 0
@@ -102,7 +102,7 @@ class Harness(LightningModule):
 
     def training_step(self, step: JointStep, batch_idx: int) -> dict[str, float]:
         """One optimiser step; returns the losses averaged over their tokens, for logging."""
-        self._clock = self._clock or time.perf_counter()
+        self._clock = self._clock or awake()
         stage = self.config.stages[step.stage]
         if step.stage != self.progress.stage:
             self.enter_stage(step.stage)
@@ -184,7 +184,7 @@ class Harness(LightningModule):
 
     def _advance(self, step: JointStep) -> None:
         assert self._clock is not None
-        now = time.perf_counter()
+        now = awake()
         p = self.progress
         p.seconds += now - self._clock
         self._clock = now

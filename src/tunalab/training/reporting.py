@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning import Callback, Trainer
 from tqdm import tqdm
@@ -14,6 +14,7 @@ from tunalab.data.stream import COUNTS
 from tunalab.results.mlflow.tracking import Tracker
 from tunalab.results.status import Status, write_status
 from tunalab.results.training_log import Row, append_row, is_due
+from tunalab.training.clock import awake
 from tunalab.training.module import Harness, Progress
 
 NOTICED = 0.01  # share of a source's documents left out because they do not fit, from which it is said
@@ -51,7 +52,8 @@ def left_out(progress: Progress) -> dict[str, dict[str, int]]:
 class Reporting(Callback):
     """Averages the training losses between reports, so that a report is not one lucky step.
 
-    What people watch comes by the clock, rows of the training log by tokens: these must be the same in a run that was interrupted.
+    What people watch is shown by :class:`Telling`, after the step has been saved: a print that blocks or fails must not cost it. It
+    comes by the clock, rows of the training log by tokens: these must be the same in a run that was interrupted.
     """
 
     status_seconds = 3.0
@@ -62,6 +64,7 @@ class Reporting(Callback):
         self.budget = budget
         self.tracker: Tracker | None = None  # set once the run is known to begin
         self._bar: Any = None
+        self._untold: list[Callable[[], object]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
         self._last_status = self._last_line = 0.0
@@ -70,7 +73,7 @@ class Reporting(Callback):
         self._warned: set[str] = set()  # sources
 
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
-        self._began = (time.monotonic(), pl_module.progress.tokens)
+        self._began = (awake(), pl_module.progress.tokens)
         if sys.stderr.isatty():
             self._bar = tqdm(total=self.budget, initial=pl_module.progress.tokens, unit="tok", unit_scale=True, smoothing=0.05)
 
@@ -92,12 +95,21 @@ class Reporting(Callback):
         self.status(pl_module, pl_module.progress.stage)
         text = "  ".join(f"{name} {means[name]:.3f}" for name in ("text", "flow") if name in means)
         if self._bar is not None:
-            self._bar.update(tokens - self._bar.n)
-            self._bar.set_postfix_str(f"{pl_module.progress.stage}  {text}")
+            bar, stage = self._bar, pl_module.progress.stage
+            self._untold += [lambda: bar.update(tokens - bar.n), lambda: bar.set_postfix_str(f"{stage}  {text}")]
         elif now - self._last_line >= self.line_seconds:
             self._last_line = now
             speed, left = self._speed(tokens)
-            print(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}", flush=True)
+            self.say(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}")
+
+    def say(self, line: str, stream: TextIO | None = None) -> None:
+        """To be printed once the step is saved."""
+        self._untold.append(lambda: print(line, file=stream, flush=True))
+
+    def tell(self) -> None:
+        untold, self._untold = self._untold, []
+        for one in untold:
+            one()
 
     def on_train_end(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         self._warn(pl_module.progress, 1)
@@ -108,10 +120,9 @@ class Reporting(Callback):
             unfit, asked = counts["unfit"], counts["asked"]
             if source not in self._warned and unfit >= max(least, NOTICED * asked):
                 self._warned.add(source)
-                print(
+                self.say(
                     f"warning: {source}: {unfit:,} of {asked:,} documents do not fit and are left out ({unfit / asked:.1%}; "
-                    f"reasons in {self.run_dir / 'rejects.jsonl'}); others of {source} take their places",
-                    flush=True,
+                    f"reasons in {self.run_dir / 'rejects.jsonl'}); others of {source} take their places"
                 )
 
     def _log(self, progress: Progress, outputs: dict[str, float]) -> None:
@@ -136,13 +147,26 @@ class Reporting(Callback):
         try:
             write_status(self.run_dir, Status(module.progress.tokens, self.budget, speed, left, phase))
         except OSError as error:
-            print(f"warning: the status file cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+            self.say(f"warning: the status file cannot be written: {error.strerror}", sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def _speed(self, tokens: int) -> tuple[float, float | None]:
-        began, first = self._began or (time.monotonic(), tokens)
-        speed = (tokens - first) / max(time.monotonic() - began, 1e-9)
+        began, first = self._began or (awake(), tokens)
+        speed = (tokens - first) / max(awake() - began, 1e-9)
         return speed, (self.budget - tokens) / speed if speed > 0 else None
+
+
+class Telling(Callback):
+    """Stands last of all callbacks: what the others had to say of a step is shown when it has been saved."""
+
+    def __init__(self, reporting: Reporting) -> None:
+        self.reporting = reporting
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.reporting.tell()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.reporting.tell()

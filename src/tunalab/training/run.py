@@ -1,6 +1,7 @@
 """A run from its configuration to its record: `tunalab train`."""
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -31,14 +32,14 @@ from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, Run
 from tunalab.results.training_log import rewind
 from tunalab.training.checkpointing import Checkpointing, Resuming
 from tunalab.training.checkpoints import CheckpointStore
-from tunalab.training.claiming import check_unclaimed, claim
+from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
 from tunalab.training.evaluating import Evaluating
 from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
-from tunalab.training.reporting import Reporting, what_was_read
+from tunalab.training.reporting import Reporting, Telling, what_was_read
 from tunalab.training.start import load_start
-from tunalab.training.state import read_saved
+from tunalab.training.state import read_saved, refuse_foreign
 from tunalab.training.stopping import StopSignal
 
 
@@ -78,7 +79,8 @@ class Run:
         self.components = Components(ComponentSettings.seeded(config.components_seed))
         self.tokenizer = self.components.tokenizer_for(config.decoder)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
-        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks)
+        self.reporting = Reporting(run_dir, budget(config))
+        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
         if not self.store.steps():  # a run that goes on has weights of its own
             load_start(model, config, self._say)
         self.plain, self.hash = to_plain(config), config_hash(config)
@@ -95,7 +97,7 @@ class Run:
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
         at = evaluation_tokens(config.evaluation, budget(config))
         self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
-        self.reporting = Reporting(run_dir, budget(config))
+        self.holding: Holding | None = None  # of the first rank, once the run is known to begin
 
     def go(self) -> int:
         resume = self.resuming.checkpoint = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
@@ -110,6 +112,7 @@ class Run:
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
                 claim(self.run_dir, self.config)
+                self.holding = self.stop.holding = Holding(self.run_dir)
                 self.tracker = self.reporting.tracker = self._tracker(resume)
         try:
             with self.stop.handlers_restored():
@@ -130,6 +133,9 @@ class Run:
             self.reporting.status(self.module, "done")
         self._close("FINISHED")
         return 0
+
+    def _warn(self, line: str) -> None:
+        self.reporting.say(f"warning: {line}", sys.stderr)
 
     def _say(self, line: str) -> None:
         if self.ranks.first:
@@ -165,12 +171,14 @@ class Run:
                 *([self.reporting] if self.ranks.first else []),
                 self.evaluating,
                 self.checkpointing,
+                *([Telling(self.reporting)] if self.ranks.first else []),
             ],
         )
 
     def _loader(self, resume: Path | None) -> JointSteps:
         config, ranks = self.config, self.ranks
         if resume is not None:
+            refuse_foreign(resume, config)
             self._find_lanes(resume)
         stream = open_stream(
             config,
@@ -228,6 +236,7 @@ class Run:
         self.reporting.status(module, "evaluating")
         began = time.perf_counter()
         result = evaluate(module.model, self.tokenizer, self.config)
+        self._check_held()
         if self.config.evaluation.sample_prompts:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
@@ -236,7 +245,7 @@ class Run:
             if self.tracker is not None:
                 self.tracker.log_artifact(path, "samples")
         scores = "  ".join(f"{name} {score['accuracy']:.2f}" for name, score in result["benchmarks"].items())
-        print(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}", flush=True)
+        self.reporting.say(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}")
         return result
 
     def _on_point(self, module: Harness) -> None:
@@ -250,6 +259,7 @@ class Run:
                 self.tracker.log_metrics(metrics, tokens)
 
     def _write_record(self, finished: bool) -> None:
+        self._check_held()
         self.module.note_memory()
         p, config = self.module.progress, self.config
         record = Record(
@@ -274,10 +284,18 @@ class Run:
         )
         write_record(self.run_dir / RECORD_FILE, record)
 
+    def _check_held(self) -> None:
+        if self.holding is not None:
+            self.holding.check()
+
     def _close(self, status: Any) -> None:
+        self.reporting.tell()
+        held = self.holding is None or not self.holding.lost()
+        if self.holding is not None:
+            self.holding.close()
         if self.tracker is not None:
             self._log_points()
-            if (self.run_dir / RECORD_FILE).exists():
+            if held and (self.run_dir / RECORD_FILE).exists():
                 self.tracker.log_artifact(self.run_dir / RECORD_FILE)
             self.tracker.finish(status)
 

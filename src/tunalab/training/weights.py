@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunalab.training.state import EMA, MODEL, read_saved, read_whole
-
-FIRST_FORMAT = "state.ckpt"  # one file, written by Lightning, before checkpoints could be sharded
+from tunalab.training.state import EMA, FIRST_FORMAT, MODEL, read_saved, read_whole, reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +33,10 @@ def learnt_weights(checkpoint: Path, raw: bool = False) -> LearntWeights:
 
 
 def _first_format(path: Path, raw: bool) -> LearntWeights:
-    state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    weights = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
-    if not raw:
-        weights |= state["tunalab"]["ema"]["shadow"]
-    progress = state["tunalab"]["progress"]
-    return LearntWeights(weights, progress["steps"], progress["tokens"])
+    with reading(path.parent):
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        weights = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+        if not raw:
+            weights |= state["tunalab"]["ema"]["shadow"]
+        progress = state["tunalab"]["progress"]
+        return LearntWeights(weights, progress["steps"], progress["tokens"])

@@ -7,7 +7,6 @@ found by URL, size and stamp of its file, so a file that changed gets a new one.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tunalab.data.shards.files import ShardFile
+from tunalab.files import write_atomically
 
 _NUMBER = np.dtype("<i8")
 
@@ -69,15 +69,7 @@ def _path(file: ShardFile, kind: str) -> Path | None:
 def _write(path: Path, numbers: np.ndarray) -> bool:
     """Whole or not at all, also when several processes index the same file; False where nothing can be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent)
+        write_atomically(path, numbers.tobytes())
     except OSError:
-        return False
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(numbers.tobytes())
-        os.replace(scratch, path)
-    except OSError:  # a full disk
-        os.unlink(scratch)
         return False
     return True

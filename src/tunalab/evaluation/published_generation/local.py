@@ -18,8 +18,8 @@ def described(folder: Path, what: str, processor: Any) -> tuple[Source, Any, Any
         raise UserError(f"{what} {folder}: no such folder of a transformers model (config.json is missing)")
     source = Source(str(folder), "", f"{what} {folder}")
     with reading(source):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return source, config, processor.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return source, config, processor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def stamps(path: Path) -> list[Any]:

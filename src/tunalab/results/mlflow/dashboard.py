@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, stop_signals_heeded
 from tunalab.results.mlflow.client import database_path, quiet_environment, survive
 from tunalab.results.mlflow.sync import check_answer
 from tunalab.results.mlflow.views import set_up_views
@@ -37,9 +37,10 @@ def serve(uri: str, port: int = 5000) -> int:
         check_answer(uri)  # the server would answer a mistyped address with two stack traces
     _check_port(port)
     address = f"http://127.0.0.1:{port}"
+    # Before there is a server: a signal at any moment ends it as well.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stop_signals_heeded()}
     # A session of its own: the server is several processes, and ends as a whole.
     server = subprocess.Popen(server_command(uri, port), env=quiet_environment(os.environ), start_new_session=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_until_it_answers(server, address)
         _print_views(uri, address)
@@ -48,7 +49,8 @@ def serve(uri: str, port: int = 5000) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         try:

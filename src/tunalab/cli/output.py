@@ -1,0 +1,56 @@
+"""Output that nobody reads any more ends nothing: a closed terminal (EIO), or a pipe into something that has ended (EPIPE)."""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+
+class Unread:
+    """A text stream that is thrown away from the moment that its terminal or pipe has no reader. Other errors are errors."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._throw_away(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._throw_away(error)
+
+    def _throw_away(self, error: OSError) -> None:
+        number = self._stream.fileno()
+        unread = error.errno == errno.EPIPE or (error.errno == errno.EIO and not stat.S_ISREG(os.fstat(number).st_mode))
+        if not unread:
+            raise error
+        # Below everything that writes there, C libraries and Python's own last flush included.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def nobody_need_read() -> Iterator[None]:
+    """Inside, standard output and error are :class:`Unread`; where the caller closed one, what is printed goes nowhere."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = (cast(TextIO, Unread(stream or nowhere)) for stream in before)
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            sys.stdout, sys.stderr = before

@@ -1,0 +1,45 @@
+"""A clock that stands still while this process is stopped (SIGSTOP, a debugger, a paused virtual machine).
+
+A process is not told when it is stopped. So a thread looks at the clock again and again: where two looks lie far apart, and the
+process has hardly computed between them, it was stopped. What a suspended laptop misses, Python's own clock leaves out already.
+"""
+
+import threading
+import time
+
+TICK = 0.5  # seconds between two looks
+STOPPED = 3.0  # a gap from here on counts as being stopped; shorter ones are a busy machine
+
+
+class AwakeClock:
+    """Calling it gives seconds since some moment, without those in which the process was stopped (to about a tick each time)."""
+
+    def __init__(self, tick: float = TICK, stopped: float = STOPPED) -> None:
+        self.tick, self.stopped = tick, stopped
+        self._lock = threading.Lock()
+        self._last, self._worked, self._lost = time.perf_counter(), time.process_time(), 0.0
+        self._looking = False
+
+    def __call__(self) -> float:
+        if not self._looking:
+            self._looking = True
+            threading.Thread(target=self._look_on, name="awake clock", daemon=True).start()
+        return self._look()
+
+    def _look_on(self) -> None:
+        while True:
+            time.sleep(self.tick)
+            self._look()
+
+    def _look(self) -> float:
+        with self._lock:
+            now, worked = time.perf_counter(), time.process_time()
+            gap = now - self._last
+            # A library may keep this thread waiting while it computes: then the process has worked, and the time counts.
+            if gap > self.stopped and worked - self._worked < gap / 2:
+                self._lost += gap - self.tick
+            self._last, self._worked = now, worked
+            return now - self._lost
+
+
+awake = AwakeClock()
