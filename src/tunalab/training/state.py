@@ -163,7 +163,7 @@ def reading(folder: Path) -> Iterator[None]:
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         # PyTorch's own message on a pickle tells how to load it all the same, which is no good advice.
         unfit = "it holds more than tensors and plain values"
-        told = unfit if isinstance(reason, pickle.UnpicklingError) else one_line(reason)
+        told = unfit if isinstance(reason, pickle.UnpicklingError) else one_line(Exception(reason))
         raise UserError(f"checkpoint {folder} cannot be read: {told}") from error
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.components.examples import HELD_OUT_SPLIT, CaptionSource, batches, to_tensor
 from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
 from tunalab.frontends.components.tokenizer import TokenizerConfig
-from tunalab.frontends.loading import load_strictly
+from tunalab.frontends.loading import load_strictly, read_safetensors
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -161,5 +161,6 @@ def save_encoder(folder: Path, vit: "VisionTransformer") -> None:
 def load_encoder(folder: Path, config: EncoderConfig) -> "VisionTransformer":
     """The tower that :func:`save_encoder` wrote. Raises UserError when the weights do not fit the configuration."""
     vit = architecture(config)
-    load_strictly(vit, load_file(folder / WEIGHTS), f"component 'encoder' in {folder}")
+    what = f"component 'encoder' in {folder}"
+    load_strictly(vit, read_safetensors(folder / WEIGHTS, what), what)
     return vit.requires_grad_(True)

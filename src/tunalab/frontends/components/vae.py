@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from tunalab.errors import UserError
 from tunalab.frontends.components.examples import HELD_OUT_SPLIT, TRAIN_SPLIT, CaptionSource, batches, to_tensor
 from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
 from tunalab.frontends.latents import LatentCodec
-from tunalab.frontends.loading import load_strictly, read_json
+from tunalab.frontends.loading import load_strictly, read_json, read_safetensors
 from tunalab.frontends.psnr import psnr
 
 WEIGHTS, STATISTICS = "vae.safetensors", "latents.json"
@@ -192,6 +192,7 @@ def save_vae(folder: Path, trained: LatentCodec) -> None:
 def load_vae(folder: Path, config: VaeConfig) -> LatentCodec:
     """The codec that :func:`save_vae` wrote. Raises UserError when the weights do not fit the configuration."""
     vae = architecture(config)
-    load_strictly(vae, load_file(folder / WEIGHTS), f"component 'vae' in {folder}")
+    what = f"component 'vae' in {folder}"
+    load_strictly(vae, read_safetensors(folder / WEIGHTS, what), what)
     statistics = read_json(folder / STATISTICS, "component 'vae'")
     return codec(config, vae.eval().requires_grad_(False), statistics["mean"], statistics["std"])
