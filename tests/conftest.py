@@ -1,12 +1,13 @@
 """What many tests need: a tokenizer, a small configuration, untrained models with stand-in components."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from tests.globals import kept
 from tests.variants import settings_of
 from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
 from tunalab.data.scenes import text_sample
@@ -27,6 +28,13 @@ def pytest_xdist_auto_num_workers() -> int:
     Not more than eight: each worker takes up to 2 GB.
     """
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_handed_on() -> Iterator[None]:
+    """Every test begins with the same generators, and leaves threads, generators, environment and folder as they were."""
+    with kept():
+        yield
 
 
 @pytest.fixture(scope="session")
