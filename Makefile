@@ -126,6 +126,9 @@ test-gpu: install ## tests that need a CUDA device
 test-chaos: install ## a sweep whose runs and drivers are killed at random times ends as an undisturbed one
 	$(BIN)/pytest -m chaos -s
 
+test-fuzz: install ## 20,000 damaged images: pixels or one line (half a minute)
+	$(BIN)/pytest -m fuzz tests/data
+
 test-lmms: install ## tests of the published benchmarks; first installs the extra lmms (0.7 GB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
@@ -154,4 +157,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: test-chaos test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean

@@ -1,17 +1,19 @@
 """Images of unknown origin, files or bytes -> square RGB arrays (image_HWC: height, width, 3 channels, uint8)."""
 
+import contextlib
+import ctypes
 import errno
 import io
-import struct
+import logging
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
+from tunalab.data.image_metadata import DAMAGED, split_metadata
 
 # Named, because Pillow's other readers start programs (EPS) or are rarely what a data set means.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -33,19 +35,22 @@ _PATH_ERRNOS = {
     errno.EINVAL,
 }
 
-# What Pillow's decoders raise on damaged bytes; it has no exception of its own for all of them.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# What Pillow logs, and libtiff prints, about a damaged file is in the reason of its reject. On the
+# terminal it would be lines for each such sample.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+# EXIF's numbers of orientations that are not upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path, image_size: int | Buckets) -> np.ndarray:
@@ -72,14 +77,18 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
         # Pillow warns about odd metadata and about sizes that are judged below; either would be printed per sample.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            plain, orientation = split_metadata(data)
+            with Image.open(io.BytesIO(plain), formats=FORMATS) as image:
                 _check_shape(where, image.size)
                 # JPEG only: decode at a fraction of the size, still at least twice what may be asked for.
                 image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
-                upright = ImageOps.exif_transpose(image)
-                size = buckets.choose(where, upright.height, upright.width)
-                return cover(_to_rgb(where, upright), size)
-        except _DECODE_ERRORS as error:
+                image.load()
+                rgb = _to_rgb(where, image, _png_depth(plain))
+            # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
+            upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+            size = buckets.choose(where, upright.height, upright.width)
+            return cover(upright, size)
+        except DAMAGED as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
                 detail = f"not one of {', '.join(FORMATS)}"
@@ -132,12 +141,25 @@ def _check_shape(where: str, size: tuple[int, int]) -> None:
         raise Reject(f"{where}: {width}x{height} is longer than {MAX_ASPECT} times its short side")
 
 
-def _to_rgb(where: str, image: Image.Image) -> Image.Image:
+def _png_depth(data: bytes) -> int:
+    """Bits of a sample in a PNG, 8 in any other file."""
+    return data[24] if data.startswith(b"\x89PNG") and len(data) > 24 else 8
+
+
+def _to_rgb(where: str, image: Image.Image, depth: int) -> Image.Image:
+    """On white. ``depth``: bits of a sample as stored, the scale of a PNG's transparent value."""
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         # Pillow clips at 255 on conversion, which would turn most of such an image white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        shown = np.where(grey == transparent, 255, grey >> 8) if isinstance(transparent, int) else grey >> 8
+        return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise Reject(f"{where}: pixels of mode {image.mode} have no known range")
+    if image.mode == "L" and depth < 8 and isinstance(transparent, int):
+        image.info["transparency"] = transparent * 255 // (2**depth - 1)  # as Pillow scaled the pixels
+    if image.mode == "RGB" and depth == 16 and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
