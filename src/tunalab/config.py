@@ -78,8 +78,10 @@ class DataConfig:
     image_size: int = 32  # pixels along a side
     # Sizes "HEIGHTxWIDTH" that images of files are brought to, each to the one of the nearest shape; empty: image_size squares.
     buckets: list[str] = field(default_factory=list)
-    max_crop: float = 0.5  # with buckets: an image that would lose a larger share is rejected
-    max_upscale: float = 2.0  # with buckets: an image that would be enlarged more is rejected
+    # Bounds of images of files in training, with buckets and without: one that would lose a larger share to cropping, or be
+    # enlarged more, is left out with its reason. Without buckets .5 keeps shapes up to 2:1. 1 and a large factor: no bounds.
+    max_crop: float = 0.5
+    max_upscale: float = 2.0
     levels: list[float] = field(default_factory=lambda: [0.85, 0.1, 0.05])  # share of scene difficulty levels 1, 2, 3
     questions_per_image: int = 5
     caption_drop: float = 0.1  # share of text-to-image prompts left empty: trains the unconditional branch of guidance

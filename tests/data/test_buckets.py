@@ -85,9 +85,18 @@ def test_the_limits_of_shape_and_size_are_rejects_with_reasons(tmp_path: Path) -
         with pytest.raises(Reject, match=r"a.png: .* longer than 32 times its short side") as caught:
             read_image(png(tmp_path / "a.png", height, width), five)
         assert not isinstance(caught.value, Unfit)
-    # Without buckets nothing of this applies.
-    square = Buckets.square(512)
-    assert square.choose("a", 400, 1401) == square.choose("a", 16, 16) == (512, 512)
+    assert five.unbounded().choose("a", 64, 512) == (384, 672) and five.unbounded().tiers == five.tiers
+
+
+@pytest.mark.parametrize("given", [{}, {"buckets": ["512x512"]}])
+def test_one_bound_with_buckets_and_without(given: dict[str, Any]) -> None:
+    square = Buckets.of(DataConfig(image_size=512, **given))
+    assert square == Buckets.square(512) and square.choose("a", 300, 600) == (512, 512)
+    for height, width, reason in ((400, 801, "would lose 50.1% .* more than 50.0% .data.max_crop."), (1, 1, "data.max_upscale")):
+        with pytest.raises(Unfit, match=reason):
+            square.choose("a", height, width)
+        free = Buckets.of(DataConfig(image_size=512, max_crop=1.0, max_upscale=1000.0, **given))
+        assert free.choose("a", height, width) == square.unbounded().choose("a", height, width) == (512, 512)
 
 
 @pytest.mark.parametrize("shape", [(48, 80), (96, 64), (50, 50), (33, 70), (200, 90)])
@@ -180,6 +189,9 @@ def test_files_reach_the_corpora_in_their_buckets(tmp_path: Path) -> None:
     assert shapes == [[(12, 20)], [(20, 12), (12, 20)]]
     with pytest.raises(Reject, match="line.png"):
         source.document(2)
+    strip = DataConfig(image_size=16, manifests=data.manifests, max_crop=0.3)
+    with pytest.raises(Unfit, match="40x24 would lose 40.0%"):
+        build_source("manifest/mine", SourceSettings.of(strip, 0)).document(0)
     with_square = SourceSettings.of(DataConfig(image_size=16, manifests=data.manifests), 0)
     (image,) = [s for s in build_source("manifest/mine", with_square).document(0).segments if isinstance(s, Image)]
     assert image.pixels_HWC.shape == (16, 16, 3)

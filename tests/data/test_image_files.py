@@ -11,7 +11,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from tunalab.data import image_files
-from tunalab.data.documents import Reject
+from tunalab.data.buckets import Buckets
+from tunalab.data.documents import Reject, Unfit
 from tunalab.data.image_files import read_image
 
 RNG = np.random.default_rng(0)
@@ -22,6 +23,11 @@ def save(path: Path, pixels: np.ndarray | PillowImage.Image, **options: object) 
     image = pixels if isinstance(pixels, PillowImage.Image) else PillowImage.fromarray(pixels)
     image.save(path, **options)
     return path
+
+
+def square(side: int) -> Buckets:
+    """Whatever has to be cropped or enlarged."""
+    return Buckets.square(side).unbounded()
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -40,15 +46,15 @@ def test_square_image_of_the_right_size_is_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (7, 200), (33, 33)])
 def test_any_size_becomes_a_square(tmp_path: Path, shape: tuple[int, int], size: int) -> None:
     pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert read_image(save(tmp_path / "a.png", pixels), size).shape == (size, size, 3)
+    assert read_image(save(tmp_path / "a.png", pixels), square(size)).shape == (size, size, 3)
 
 
 def test_centre_is_cropped_without_distortion_or_padding(tmp_path: Path) -> None:
     pixels = np.full((32, 96, 3), 255, np.uint8)
     pixels[:, :32], pixels[:, 64:] = (255, 0, 0), (0, 0, 255)
-    got = read_image(save(tmp_path / "a.png", pixels), 16)
+    got = read_image(save(tmp_path / "a.png", pixels), square(16))
     assert (got == 255).all()  # the white middle third alone: no red, no blue, no black
-    got = read_image(save(tmp_path / "b.png", pixels.transpose(1, 0, 2)), 16)
+    got = read_image(save(tmp_path / "b.png", pixels.transpose(1, 0, 2)), square(16))
     assert (got == 255).all()
 
 
@@ -178,10 +184,36 @@ def test_programs_are_not_started(tmp_path: Path) -> None:
 
 
 def test_absurd_shapes(tmp_path: Path) -> None:
-    assert read_image(save(tmp_path / "a.png", np.zeros((10, 320, 3), np.uint8)), 16).shape == (16, 16, 3)
+    assert read_image(save(tmp_path / "a.png", np.zeros((10, 320, 3), np.uint8)), square(16)).shape == (16, 16, 3)
     for shape in ((10, 321), (321, 10)):
         with pytest.raises(Reject, match="longer than 32 times"):
-            read_image(save(tmp_path / "b.png", np.zeros((*shape, 3), np.uint8)), 16)
+            read_image(save(tmp_path / "b.png", np.zeros((*shape, 3), np.uint8)), square(16))
+
+
+def test_a_square_has_the_bounds_of_the_settings(tmp_path: Path) -> None:
+    """Half of a picture is left, and no pixel becomes more than two by two: unless no bounds are asked for."""
+    for shape, expected in {
+        (32, 64): None,
+        (32, 65): "65x32 would lose 50.8% to the nearest size (32 high, 32 wide), more than 50.0% (data.max_crop)",
+        (32, 1024): "1024x32 would lose 96.9% to",
+        (65, 32): "32x65 would lose",
+        (16, 16): None,
+        (
+            15,
+            16,
+        ): "16x15 would be enlarged 2.13 times for the nearest size (32 high, 32 wide), more than 2 times (data.max_upscale)",
+        (1, 1): "1x1 would be enlarged 32 times",
+    }.items():
+        path = save(tmp_path / "a.png", np.zeros((*shape, 3), np.uint8))
+        assert read_image(path, square(32)).shape == (32, 32, 3)
+        if expected is None:
+            assert read_image(path, 32).shape == (32, 32, 3)
+            continue
+        with pytest.raises(Unfit) as caught:
+            read_image(path, 32)
+        assert str(caught.value).startswith(f"{path}: {expected}")
+    with pytest.raises(Unfit, match=r"a.jpg \(1600x400, decoded smaller\): \d+x\d+ would lose 75.0%"):
+        read_image(save(tmp_path / "a.jpg", np.zeros((400, 1600, 3), np.uint8)), 32)
 
 
 @pytest.mark.parametrize("side", [9_000, 20_000, 2**31 - 1])

@@ -16,7 +16,17 @@ from tunalab.frontends.contract import TargetSpace
 from tunalab.inference import orders
 from tunalab.inference.files import read_settings
 from tunalab.inference.generation import sample_images
-from tunalab.inference.orders import ImageOrder, answers, check_size, find_images, make_images, output_size, read_texts
+from tunalab.inference.orders import (
+    ImageOrder,
+    answers,
+    check_size,
+    find_images,
+    input_buckets,
+    make_images,
+    output_size,
+    read_input,
+    read_texts,
+)
 from tunalab.inference.precision import find_device, precision
 from tunalab.inference.prompts import edit_prompt, image_prompt
 from tunalab.inference.samplers import SAMPLERS, evaluations
@@ -195,6 +205,14 @@ def test_sizes():
             output_size(plain, text)
     with pytest.raises(UserError, match="size=4 is out of range"):
         output_size(plain, "4x64")
+
+
+def test_the_only_image_there_is_is_never_too_small_or_too_long(tmp_path):
+    """Of a training set it would be left out (data.max_crop, data.max_upscale)."""
+    for shape in ((1, 1), (20, 300)):
+        Image.new("RGB", shape).save(tmp_path / "a.png")
+        for size in (None, "48"):
+            assert read_input(tmp_path / "a.png", input_buckets(DataConfig(image_size=48), size)).shape == (48, 48, 3)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 An image goes to the tier that its own size fills and there to the bucket nearest to its aspect ratio; it is resized to cover the
 bucket and the rest is cropped from both ends. So nothing is distorted or padded, and what is cropped is bounded by the choice of
-buckets, besides by ``max_crop``.
+buckets, besides by ``max_crop``. The square of a run without buckets is a single bucket, with the same bounds: half of a picture
+is the least that its caption or its questions can be expected to be about, and 2:1 is the widest shape of which that much is left.
+Whoever trains on panoramas or icons raises the bounds, or adds buckets. Evaluation has no bounds (``unbounded``): there a picture
+that is left out would change the benchmark.
 
 Images of several sizes stand in one packed row (packing.py). The other way, micro-batches of a single bucket fed from a waiting
 list per bucket, was rejected: the mix of a step would hang on which lists happen to be full, rare buckets would wait long or leave
@@ -12,7 +15,7 @@ ones leave, and resuming needs nothing new. The price is one call of the front-e
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from tunalab.checks import parse_size
@@ -39,21 +42,24 @@ class Buckets:
 
     @classmethod
     def square(cls, side: int) -> Self:
-        """Every image becomes this square, whatever has to be cropped or enlarged."""
-        return cls((((side, side),),))
+        """Every image becomes this square, within the bounds that settings have by default."""
+        return cls((((side, side),),), DataConfig.max_crop, DataConfig.max_upscale)
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
         """Those of a run; without ``data.buckets`` the square of ``data.image_size``."""
-        if not data.buckets:
-            return cls.square(data.image_size)
-        sizes = sorted((parse_size("data.buckets", text) for text in data.buckets), key=lambda size: (_area(size), size))
+        given = [parse_size("data.buckets", text) for text in data.buckets] or [(data.image_size, data.image_size)]
+        sizes = sorted(given, key=lambda size: (_area(size), size))
         tiers: list[list[Size]] = []
         for size in sizes:
             if not tiers or _area(size) >= TIER * _area(tiers[-1][0]):
                 tiers.append([])
             tiers[-1].append(size)
         return cls(tuple(map(tuple, tiers)), data.max_crop, data.max_upscale)
+
+    def unbounded(self) -> Self:
+        """The same sizes for every image, whatever has to be cropped or enlarged."""
+        return replace(self, max_crop=1.0, max_upscale=math.inf)
 
     @property
     def sizes(self) -> list[Size]:
@@ -76,11 +82,13 @@ class Buckets:
                 break
         shapes = size[0] * width, size[1] * height  # equal if the aspect ratios are
         cropped = 1 - min(shapes) / max(shapes)
-        shown, bucket = f"{where}: {width}x{height}", f"the nearest bucket ({size[0]} high, {size[1]} wide)"
+        shown, bucket = f"{where}: {width}x{height}", f"the nearest size ({size[0]} high, {size[1]} wide)"
         if cropped > self.max_crop:
-            raise Unfit(f"{shown} would lose {cropped:.1%} to {bucket}, more than {self.max_crop:.1%}")
+            raise Unfit(f"{shown} would lose {cropped:.1%} to {bucket}, more than {self.max_crop:.1%} (data.max_crop)")
         if scale > self.max_upscale:
-            raise Unfit(f"{shown} would be enlarged {scale:.3g} times for {bucket}, more than {self.max_upscale:g} times")
+            raise Unfit(
+                f"{shown} would be enlarged {scale:.3g} times for {bucket}, more than {self.max_upscale:g} times (data.max_upscale)"
+            )
         return size
 
 

@@ -56,10 +56,12 @@ _UPRIGHT = {
 def read_image(path: Path, image_size: int | Buckets) -> np.ndarray:
     """The image at ``path``: upright, on white, (H, W, 3) uint8, a square of side ``image_size`` or of the bucket it belongs to.
 
-    It is resized to cover that size and the centre kept: nothing is distorted or padded.
+    It is resized to cover that size and the centre kept: nothing is distorted or padded. A number
+    stands for the square of a run without buckets, with the bounds of the settings' defaults.
 
     Raises:
         Reject: the file is missing, unreadable, damaged, too large or of an absurd shape.
+        Unfit: too much of it would be cropped, or it is too small.
     """
     return decode_image(_read_bytes(path), str(path), image_size)
 
@@ -69,6 +71,7 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
 
     Raises:
         Reject: the bytes are damaged, too many or of an absurd shape.
+        Unfit: too much of the image would be cropped, or it is too small.
     """
     if len(data) > MAX_FILE_BYTES:
         raise Reject(f"{where}: image file of more than {MAX_FILE_BYTES // 2**20} MiB")
@@ -79,14 +82,16 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
         try:
             plain, orientation = split_metadata(data)
             with Image.open(io.BytesIO(plain), formats=FORMATS) as image:
-                _check_shape(where, image.size)
+                stored = image.size
+                _check_shape(where, stored)
                 # JPEG only: decode at a fraction of the size, still at least twice what may be asked for.
                 image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
+                drafted = "" if image.size == stored else f" ({stored[0]}x{stored[1]}, decoded smaller)"
                 image.load()
                 rgb = _to_rgb(where, image, _png_depth(plain))
             # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
             upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-            size = buckets.choose(where, upright.height, upright.width)
+            size = buckets.choose(where + drafted, upright.height, upright.width)
             return cover(upright, size)
         except DAMAGED as error:
             detail = " ".join(str(error).split()) or type(error).__name__

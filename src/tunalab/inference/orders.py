@@ -193,10 +193,13 @@ def read_texts(path: Path, what: str) -> list[str]:
 def input_buckets(data: DataConfig, size: str | None) -> Buckets:
     """What images become that are given to a model: ``size`` ("64", "384x512": height, width), else what they become in training.
 
+    A single size takes every image, for the user, or the benchmark, has no other image to give.
+
     Raises UserError for a size that is none or out of range.
     """
     if size is None:
-        return Buckets.of(data)
+        buckets = Buckets.of(data)
+        return buckets if data.buckets else buckets.unbounded()
     square = f"{size}x{size}" if size.isdecimal() else size
     return Buckets(((parse_size("size", square),),))
 

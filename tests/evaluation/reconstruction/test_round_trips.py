@@ -65,6 +65,7 @@ def test_originals_are_the_same_every_time_and_more_of_them_begin_alike() -> Non
     assert found_NHWC.shape == (len(PHOTOGRAPHS), 48, 48, 3) and found_NHWC.dtype == np.uint8
     assert len(np.unique(found_NHWC.reshape(len(found_NHWC), -1), axis=0)) == len(PHOTOGRAPHS)
     assert min(image.std() for image in found_NHWC) > 5
+    assert len(photographs(1024)) == len(PHOTOGRAPHS), "none is too small to be given back"
 
 
 def test_a_missing_photograph_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,8 @@ Shapes: H W C image pixels and channels.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
 
     As in the official evaluation it is stretched. In training it is cropped; here what is asked about might be cropped away.
     """
-    size = replace(buckets, max_crop=1.0, max_upscale=math.inf).choose("image", image.height, image.width)
+    size = buckets.unbounded().choose("image", image.height, image.width)
     return stretch(image.convert("RGB"), size)
 
 

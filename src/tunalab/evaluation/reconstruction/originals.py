@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
+from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Reject
 from tunalab.data.image_files import read_image
 from tunalab.data.scenes import caption_examples
@@ -32,6 +33,7 @@ def photographs(image_size: int) -> np.ndarray:
     """The centre square of each photograph at the model's size: uint8 (N, H, W, 3). Raises UserError when a file is missing."""
     folder = Path(skimage.data.__file__).parent
     try:
-        return np.stack([read_image(folder / name, image_size) for name in PHOTOGRAPHS])
+        square = Buckets.square(image_size).unbounded()
+        return np.stack([read_image(folder / name, square) for name in PHOTOGRAPHS])
     except Reject as reject:
         raise UserError(f"photographs of scikit-image: {reject}; install the version of constraints.txt") from reject
