@@ -1,7 +1,11 @@
 """How far two ways of computing the same may be apart: from the length of the sums and the data type, never from what was seen."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from tunalab.config import RunConfig
 
 
 def tolerance(terms: int, like: Tensor) -> dict[str, float]:
@@ -20,3 +24,23 @@ def assert_sums_close(found: Tensor, expected: Tensor, terms: int, msg: str | No
     close = tolerance(terms, expected)
     assert close["rtol"] < 0.01, "a sum as long as that needs float64"
     torch.testing.assert_close(found, expected, msg=msg, **close)
+
+
+def model_terms(config: RunConfig, length: int) -> int:
+    """The sums one after the other in a forward pass over sequences of ``length``; the encoder of tests has three layers.
+
+    A block: two norms, four projections, scores, softmax, values, and an MLP there and back.
+    """
+    width, blocks = config.decoder.width, config.decoder.layers + config.head.blocks + 3
+    return blocks * (7 * width + 2 * length + max(config.decoder.mlp, config.head.mlp, 4 * width)) + config.decoder.width
+
+
+def assert_gradients_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], terms: int) -> None:
+    """Gradients by name. Of a parameter whose gradient is small because parts of it cancel, a hundredth of the largest counts."""
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        close = tolerance(terms, gradient)
+        close["atol"] = max(close["atol"], close["rtol"] * largest / 100)
+        assert close["rtol"] < 0.01, "a sum as long as that needs float64"
+        torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}", **close)

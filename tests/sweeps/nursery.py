@@ -134,7 +134,9 @@ class _Subprocess:
 
 def start(place: Path, folder: Path) -> "subprocess.Popen[bytes]":
     """A nursery in a process of its own; returns once it can be asked."""
-    variables = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # Before what is given: the sources may be another checkout's than those that are installed.
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen([sys.executable, __file__, str(place)], cwd=folder, env=os.environ | variables)
     while not place.exists():
         assert process.poll() is None, "the nursery does not start"
