@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,54 @@ def test_after_an_error_of_a_writer_the_disk_is_asked(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match=f"No space left on device: .*{tmp_path}.*step-000000002"):
         store.save(2, write)
     assert [path.name for path in store.steps()] == ["step-000000001"] and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOTEMPTY, errno.EACCES])
+def test_an_old_checkpoint_that_cannot_go_is_a_warning_until_it_can(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS a file that another machine has open stays as `.nfs...`, and its folder with it."""
+    said: list[str] = []
+    store = CheckpointStore(tmp_path, keep=1, warn=said.append)
+    store_with(tmp_path, [1, 2], keep=2)
+    rmdir, stuck = os.rmdir, True
+
+    def refuse(path: object, *arguments: object, **more: object) -> None:
+        if stuck and str(path).endswith("step-000000001"):
+            raise OSError(number, os.strerror(number), path)
+        rmdir(path, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    write = lambda folder: (folder / "weights").write_bytes(b"w") and None  # noqa: E731
+    assert damage(store.save(3, write)) is None
+    (line,) = said
+    assert line.startswith(f"old checkpoint {tmp_path}/step-000000001 cannot be deleted yet ({os.strerror(number)})")
+    assert [path.name for path in store.steps()] == ["step-000000001", "step-000000003"] and store.newest_valid() == store.steps()[
+        -1
+    ]
+    stuck = False
+    store.save(4, write)
+    assert [path.name for path in store.steps()] == ["step-000000004"] and len(said) == 1
+
+
+def test_a_damaged_checkpoint_of_the_same_step_that_cannot_go_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_with(tmp_path, [1])
+    (tmp_path / "step-000000001" / "weights").write_bytes(b"damaged")
+    unlink = os.unlink
+
+    def refuse(path: object, *arguments: object, **more: object) -> None:
+        if str(path).endswith("weights"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, *arguments, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        store.save(1, lambda folder: (folder / "weights").write_bytes(b"whole") and None)
+    assert [damage(path) for path in store.steps()] == [None]
+    store.save(2, lambda folder: (folder / "weights").write_bytes(b"whole") and None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]
 
 
 def test_nothing_valid_is_none(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def nobody_need_read() -> Iterator[None]:
         sys.stdout, sys.stderr = (cast(TextIO, Unread(stream or nowhere)) for stream in before)
         try:
             yield
-        finally:
             for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+                stream.flush()  # here, where a reader who went away is no error
+        finally:
             sys.stdout, sys.stderr = before

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from tunalab.config import config_hash
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.state import restore, write_state
@@ -56,7 +57,7 @@ class Checkpointing(Callback):
         def write(folder: Path) -> None:
             write_state(folder, pl_module, trainer.optimizers[0])
 
-        self.store.save(pl_module.progress.steps, write)
+        self.store.save(pl_module.progress.steps, write, config_hash=config_hash(pl_module.config))
         self._saved_step = pl_module.progress.steps
         self._last = time.monotonic()
         self.requested = False

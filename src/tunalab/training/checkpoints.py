@@ -27,8 +27,9 @@ class CheckpointStore:
         self.keep = keep
         self.ranks = ranks
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk.
+    def save(self, step: int, write: Callable[[Path], None], **about: str) -> Path:
+        """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk. Its
+        manifest says ``about`` as well.
 
         A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards; one that
         cannot go (a file of it is in use on NFS) is named through ``warn``, and the next save tries again.
@@ -37,7 +38,7 @@ class CheckpointStore:
         with self.ranks.together():
             for stale in self.folder.glob(".step-*") if self.ranks.first else ():
                 shutil.rmtree(stale, ignore_errors=True)
-        write_whole(final, write, {"step": step}, self.ranks)
+        write_whole(final, write, {"step": step, **about}, self.ranks)
         with self.ranks.together():
             for old in self.steps()[: -self.keep] if self.ranks.first else ():
                 try:

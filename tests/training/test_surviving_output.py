@@ -1,0 +1,137 @@
+"""A run whose output nobody reads goes on, and the checkpoint of a step is there before anything is printed about it."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.training.conftest import quick_config
+from tests.training.test_resume import at_step
+from tunalab.cli import main
+from tunalab.config import RunConfig, to_plain
+from tunalab.errors import EXIT_STOPPED, stop_signals_heeded
+from tunalab.sweeps.signals import stop_signals
+from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.reporting import Reporting
+from tunalab.training.run import train
+from tunalab.training.state import read_saved
+
+
+@contextmanager
+def without_a_reader(kind: str) -> Iterator[TextIO]:
+    """A pipe whose reader has ended (EPIPE), or a terminal that was closed (EIO)."""
+    reader, writer = os.pipe() if kind == "pipe" else pty.openpty()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    try:
+        yield stream
+    finally:
+        with suppress(OSError):  # what was still in it
+            stream.close()
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for every step."""
+    monkeypatch.setattr(Reporting, "status_seconds", 0.0)
+    monkeypatch.setattr(Reporting, "line_seconds", 0.0)
+
+
+def saved(folder: Path, config: RunConfig) -> Path:
+    (folder / "saved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    return folder / "saved.yaml"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(
+    kind: str, talkative: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_a_reader(kind) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        with pytest.raises(OSError):
+            print("the stream of this test is read by somebody", flush=True)
+        config = saved(tmp_path, quick_config(checkpoint_seconds=0.0))
+        assert main(["train", "--config", str(config), "--run-dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "record.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_other_commands_end_without_a_word(kind: str) -> None:
+    code = "import sys; from tunalab.cli import main; sys.exit(main(sys.argv[1:]))"
+    with without_a_reader(kind) as stream:
+        done = subprocess.run([sys.executable, "-c", code, "--help"], stdout=stream, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_under_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can read what was not written: that is no reader who went away."""
+    from tunalab.cli.output import nobody_need_read
+
+    with suppress(OSError), open("/dev/full", "w") as stream, monkeypatch.context() as patch:  # closing it fails once more
+        patch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="No space left"), nobody_need_read():
+            print("a table", flush=True)
+
+
+def test_output_that_the_caller_closed_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunalab.cli.output import nobody_need_read
+
+    monkeypatch.setattr(sys, "stdout", None)
+    with nobody_need_read():
+        print("a line", flush=True)
+        assert not sys.stdout.isatty()
+
+
+def test_a_step_is_saved_before_anything_is_printed_about_it(
+    talkative: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    class Watching:
+        def write(self, text: str) -> None:
+            if "tokens" in text and "/s" in text or "evaluated in" in text:
+                newest = CheckpointStore(tmp_path / "checkpoints").steps()[-1]
+                assert int(text.split()[0].replace(",", "")) == read_saved(newest).progress["tokens"], text
+                checked.append("evaluated" in text)
+
+        def flush(self) -> None:
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Watching())
+        assert train(quick_config(checkpoint_seconds=0.0), tmp_path) == 0
+    assert True in checked and False in checked
+
+
+def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert train(quick_config(), tmp_path) == EXIT_STOPPED
+    assert signal.getsignal(signal.SIGHUP) == before
+    newest = CheckpointStore(tmp_path / "checkpoints").newest_valid()
+    assert newest is not None and newest.name == "step-000000004"
+
+
+def test_a_sweep_hears_a_terminal_that_closes_unless_started_by_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert signal.SIGHUP not in stop_signals_heeded()
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
