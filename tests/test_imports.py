@@ -10,6 +10,7 @@ import tunalab
 
 PACKAGE = Path(tunalab.__file__).parent
 ORDER = [
+    "redaction",
     "errors",
     "files",
     "limits",
@@ -110,6 +111,6 @@ def test_training_knows_no_sweep_and_the_model_no_run() -> None:
     for path in FILES:
         names = {name for name, _ in imported(path)}
         if part(path) == "data":
-            assert names <= {"errors", "files", "limits", "checks", "config", "data"}
+            assert names <= {"redaction", "errors", "files", "limits", "checks", "config", "data"}
         if part(path) in ("frontends", "model"):
             assert not names & {"training", "results", "sweeps", "evaluation", "inference"}

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tunalab.checks import check_settings, misfit
 from tunalab.errors import UserError
 from tunalab.layers import Layer, first_line, read_settings, settings_layers
 from tunalab.layers import read_yaml as read_yaml
+from tunalab.redaction import redacted_settings
 from tunalab.values import named_members, typed
 
 # Raised whenever the same settings begin to compute something else (documents, draws, losses): earlier runs are then other runs.
@@ -347,6 +348,12 @@ def _literal(plain: Any) -> Any:
     return [_literal(value) for value in plain] if isinstance(plain, list) else plain
 
 
+def laid_over(config: RunConfig, setting: str) -> RunConfig:
+    """A configuration with one more setting of the command line. Raises UserError, one line."""
+    below = _merge(_defaults(), _literal(asdict(config)), source="config")
+    return _checked(_laid(below, settings_layers(None, None, [setting])))
+
+
 def _defaults() -> Any:
     return copy.deepcopy(_DEFAULTS)
 
@@ -398,10 +405,10 @@ def _checked(merged: Any) -> RunConfig:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Plain nested dicts of numbers, strings and lists: what is saved, hashed and compared."""
+    """Plain nested dicts of numbers, strings and lists, without credentials: what is saved, shown, hashed and compared."""
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): redacted_settings(value) for key, value in plain.items()}
 
 
 def completed(plain: dict[str, Any]) -> dict[str, Any]:
@@ -441,8 +448,8 @@ def plain_hash(plain: dict[str, Any]) -> str:
 
 
 def identity(plain: dict[str, Any]) -> str:
-    """What of a plain configuration decides what a run computes, as the text that is hashed."""
-    entering = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    """What of a plain configuration decides what a run computes, as the text that is hashed: a new password is no other run."""
+    entering = {key: redacted_settings(value) for key, value in plain.items() if key not in NOT_IDENTITY}
     for key in NOT_IDENTITY_INSIDE:
         group, _, name = key.partition(".")
         if group in entering:

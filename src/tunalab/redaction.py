@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -27,7 +27,7 @@ _SECRET_KEY = re.compile(
 _SIGNED_KEY = re.compile(r"se|sp|sv|st|sr|ss|srt|spr|sip|sdd|ske|skt|sks|skv|skoid|sktid|saoid|suoid|scid|expires|policy|keypairid")
 _SIGNATURE = re.compile(r"sig|signature|sas")
 
-_SCHEME = r"(?P<head>(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?:\\*/){2})"  # \\/ in some JSON
+_SCHEME = r"(?P<head>(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?:(?:\\*/){2}(?!/)|/(?=[^/@\s]*:\S*@)))"  # \\/: of JSON; one /: of a Path
 _URL = re.compile(rf"{_SCHEME}(?P<rest>(?:(?![A-Za-z][A-Za-z0-9+.-]*:(?:\\*/){{2}})[^\s\"'<>`])+)")  # up to the next one
 _WHOLE_URL = re.compile(rf"{_SCHEME}(?P<rest>.+)", re.DOTALL)
 _BARE = re.compile(r"(?<![\w/@.%+~:*-])(?://)?[\w.%+~-]+:[^\s@/\"'<>]+@(?=\w)")  # the scheme was forgotten
@@ -70,12 +70,12 @@ def redacted_settings(node: Any) -> Any:
 def is_incomplete(node: Any) -> bool:
     """Whether a setting, or one inside, was saved without its credentials."""
     if isinstance(node, str):
-        return f"//{MARK}@" in node or f"={MARK}" in node
+        return f"/{MARK}@" in node or f"={MARK}" in node
     members = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
     return any(is_incomplete(member) for member in members)
 
 
-def hand_over(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
+def hand_over(arguments: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
     """The arguments of a command without credentials; with ``environment`` the command gets them back by :func:`restored`.
 
     The words of a command are seen by everybody (``ps``), logged, and written into job scripts.

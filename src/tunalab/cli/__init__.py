@@ -10,9 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from tunalab.cli.output import nobody_need_read
 from tunalab.errors import UserError
+from tunalab.redaction import hide_credentials, redacted
 
 FAMILIES = (
     "runs",
@@ -33,6 +35,7 @@ FAMILIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    hide_credentials()
     with nobody_need_read():
         return _main(argv)
 
@@ -59,8 +62,13 @@ def _take_settings(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.settings = [*arguments.settings, *rest]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tunalab", description="What does the visual front-end buy?")
+    parser = _Parser(prog="tunalab", description="What does the visual front-end buy?")
     commands = parser.add_subparsers(required=True, metavar="command")
     for family in FAMILIES:
         import_module(f"{__name__}.{family}").add(commands)

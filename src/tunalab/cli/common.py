@@ -84,9 +84,9 @@ def check_out(path: Path, folder: bool = False) -> None:
 
 
 def tracking_uri(tracking: "TrackingConfig") -> str:
-    from tunalab.results.mlflow.client import default_uri
+    from tunalab.results.mlflow.client import full_uri
 
-    return tracking.uri or default_uri()
+    return full_uri(tracking.uri)
 
 
 def build_components(seeds: set[int]) -> None:

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, run_config
 from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.redaction import restored
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -82,6 +83,7 @@ def _prepared(
     Raises:
         UserError: a setting is wrong, data is missing, or the directory is another process's.
     """
+    arguments.settings = restored(arguments.settings, os.environ)
     if arguments.config is not None:
         config, run_dir = _replayed(arguments)
     else:
@@ -100,6 +102,16 @@ def _prepared(
     return config, run_dir, lock
 
 
+def _completed(file: Path, config: "RunConfig", setting: str) -> "RunConfig":
+    """With a setting of the file once more, with credentials. Raises UserError: it is another one."""
+    from tunalab.config import laid_over, to_plain
+
+    whole = laid_over(config, setting)
+    if to_plain(whole) != to_plain(config) or whole == config:
+        raise UserError(f"--config {file} replays a run as it was: leave out '{setting}'")
+    return whole
+
+
 def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     """The configuration in a saved file, and where its run goes. It reports on its own: it is no part of the sweep it once was of.
 
@@ -110,13 +122,15 @@ def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     from tunalab.layers import read_settings
     from tunalab.training.preflight import check_run
 
-    named = [f"--{name}" for name in ("experiment", "variant") if getattr(arguments, name)]
-    for other in [*named, *arguments.settings]:
-        raise UserError(f"--config {arguments.config} replays a run as it was: leave out '{other}'")
+    for name in ("experiment", "variant"):
+        if getattr(arguments, name):
+            raise UserError(f"--config {arguments.config} replays a run as it was: leave out '--{name}'")
     plain = read_settings(arguments.config)
     if "variant" not in plain:
         raise UserError(f"{arguments.config} is not the saved configuration of a run: use --experiment and --variant")
     config = from_plain(plain)
+    for setting in arguments.settings:  # what was saved without its credentials
+        config = _completed(arguments.config, config, setting)
     config.tracking.sweep = config.tracking.parent_run = ""
     check_run(config)
     own = RUNS / config.experiment / f"{config.variant}-seed{config.seed}+{config_hash(config)}"

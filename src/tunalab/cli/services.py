@@ -20,6 +20,8 @@ def add(commands: "Commands") -> None:
     sub = add_command(commands, dashboard, "open MLflow's page on a comparison of the runs")
     sub.add_argument("--uri", help=default)
     sub.add_argument("--port", type=int, default=5000)
+    alone = "address to listen at; any other than the default shows the runs to whoever reaches it, without a password"
+    sub.add_argument("--host", default="127.0.0.1", help=f"{alone} (default: 127.0.0.1, this machine alone)")
     sub = add_command(commands, mlflow_sync, "bring to MLflow what it lacks of runs that trained without it")
     sub.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help=f"default: every run directory below {RUNS}/")
     sub.add_argument("--records", type=Path, metavar="FOLDER", help="instead: the records (*.json) of a folder, made anywhere")
@@ -43,7 +45,7 @@ def dashboard(arguments: argparse.Namespace) -> int:
     from tunalab.results.mlflow.client import default_uri
     from tunalab.results.mlflow.dashboard import serve
 
-    return serve(arguments.uri or default_uri(), arguments.port)
+    return serve(arguments.uri or default_uri(), arguments.port, arguments.host)
 
 
 def mlflow_sync(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from tunalab.cli.common import (
     yaml_path,
 )
 from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.redaction import hand_over, redacted
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -99,6 +100,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         def command(cell: "Cell") -> list[str]:
             settings = [*own_settings(cell, arguments.settings), f"tracking.sweep={cell.sweep}"]
             settings += [f"tracking.parent_run={tracked.parent}"] if tracked.parent else []
+            settings = hand_over(settings, os.environ)
             names = ["--experiment", cell.experiment, "--variant", cell.variant, "--run-dir", str(cell.run_dir)]
             return [sys.executable, "-m", "tunalab", "train", *names, *settings]
 
@@ -112,7 +114,9 @@ def sweep(arguments: argparse.Namespace) -> int:
     records = collect(cells, plan.hash, plan.sweep.records)
     if records:
         flags = [f"--variant {arguments.variant}"] if arguments.variant else []
-        written = _write_results(records, plan.sweep, " ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
+        written = _write_results(
+            records, plan.sweep, redacted(" ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
+        )
         if tracked.parent:
             from tunalab.results.mlflow.tracking import log_files
 

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from tunalab.redaction import redacted
+
 Kind = Literal["caption", "vqa", "text_to_image", "edit", "text"]
 KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
 IMAGES_PER_DOCUMENT = 8  # at most: the noise of an image is drawn by its number within the document
@@ -44,6 +46,9 @@ class Document:
 
 class Reject(Exception):
     """A document that cannot be built (broken line, unreadable image): counted, logged with this reason, skipped."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(redacted(reason))
 
 
 class Unfit(Reject):

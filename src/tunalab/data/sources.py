@@ -27,6 +27,7 @@ from tunalab.data.shards.omniedit import open_omniedit
 from tunalab.data.shards.text import open_text
 from tunalab.data.shards.webdataset import open_webdataset
 from tunalab.errors import UserError
+from tunalab.redaction import is_incomplete
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ def _choices(names: list[str]) -> str:
 def _open_shards(name: str, config: ShardsConfig, settings: SourceSettings) -> Corpus:
     if not config.urls:
         raise UserError(f"{name}: data.{name.replace('/', '.', 1)}.urls is not set")
+    if is_incomplete(config.urls):
+        key = f"data.{name.replace('/', '.', 1)}.urls"
+        raise UserError(f"{key}: these settings were saved without credentials: give {key}=[...] again, with them")
     decode = partial(decode_image, image_size=settings.file_sizes)
     if isinstance(config, WebDatasetConfig):
         return open_webdataset(name, config, decode, DESCRIBE, settings.seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.files import write_atomically
+from tunalab.redaction import redacted_settings
 
 if TYPE_CHECKING:  # records hold what is defined here, and are read without a model, its data or numpy
     from tunalab.evaluation.parts import Piece
@@ -91,6 +92,7 @@ def _evaluate(subject: "Subject", piece: "Piece", say: Callable[[str], None]) ->
 def to_text(result: Evaluated) -> str:
     """JSON with a line a measure."""
     plain = asdict(result)
+    plain["settings"] = redacted_settings(plain["settings"])
     measures = plain.pop("measures")
     head = json.dumps(plain, allow_nan=False)[:-1]
     lines = ",\n".join(" " + json.dumps(measure, allow_nan=False, separators=(",", ":")) for measure in measures)

@@ -25,6 +25,7 @@ from tunalab.official.conversion import MASK_TOKEN, to_official, to_ours
 from tunalab.official.files import read_tensors, shorten, without_prefix
 from tunalab.official.initial import architecture_config, initial_weights
 from tunalab.official.layout import MODELS, detect, target_layout, without_vae
+from tunalab.redaction import redacted
 from tunalab.training.checkpoints import write_whole
 
 PICKLED = ".pt"
@@ -65,7 +66,7 @@ def convert_to_tunalab(
     )
     say(f"all {len(tensors)} names mapped to {len(converted.weights)} of ours")
     if frozen:
-        say(f"left out: {len(frozen)} tensors of the frozen VAE, which comes from frontend.vae={config.frontend.vae}")
+        say(f"left out: {len(frozen)} tensors of the frozen VAE, which comes from frontend.vae={redacted(config.frontend.vae)}")
     if converted.missing:
         say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
     dtype = converted.weights["decoder.model.embed_tokens.weight"].dtype

@@ -22,6 +22,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.loading import read_json
 from tunalab.official.files import INDEX, read_tensors
+from tunalab.redaction import redacted_settings
 from tunalab.results.records import CONFIG_FILE
 from tunalab.training.checkpoints import MANIFEST, damage, write_whole
 
@@ -73,7 +74,7 @@ def write_export(
             tokenizer.save(fresh / TOKENIZER)
         write_parts(fresh)
 
-    write_whole(folder, write, {"tunalab": asdict(about)})
+    write_whole(folder, write, {"tunalab": redacted_settings(asdict(about))})
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocabulary: int, what: str) -> None:

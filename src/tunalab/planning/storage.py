@@ -7,6 +7,7 @@ from tunalab.data.scenes import BENCHMARKS
 from tunalab.frontends.components.handle import TINY
 from tunalab.planning.memory import FLOAT, HALF
 from tunalab.planning.parameters import FRONT_END, Count, Totals
+from tunalab.redaction import redacted
 
 STATES = 4  # of every trained parameter, in float32: itself, its average over training, AdamW's two moments
 # A benchmark at a point of a record, without its outcomes (a hexadecimal digit for four questions); a caption in a picture.
@@ -48,7 +49,7 @@ def downloads(config: RunConfig, parameters: dict[str, Count]) -> dict[str, int]
 
     def add(name: str, starts: str, width: int) -> None:
         held = [count for part, count in parameters.items() if part.startswith(starts)]
-        found[name] = width * sum(count.trained + count.frozen for count in held)
+        found[redacted(name)] = width * sum(count.trained + count.frozen for count in held)
 
     if config.decoder.pretrained:
         add(config.decoder.pretrained, "decoder: ", HALF)

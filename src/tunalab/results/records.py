@@ -20,11 +20,13 @@ from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import write_atomically
+from tunalab.redaction import redacted_settings
 from tunalab.results.checking import Mismatch, build
 
 SCHEMA = 1
 RECORD_FILE, CONFIG_FILE = "record.json", "config.yaml"  # of a run directory
 _EVALUATION = ',\n "evaluation": [\n'  # where write_record puts it: last, and by far the largest
+_QUOTED = {"run", "config", "environment", "components"}  # free of credentials, in the records of earlier versions too
 _BLOCK = 65_536  # bytes; most records are in one without their evaluation
 
 
@@ -201,6 +203,8 @@ def _parse(path: Path, plain: Any) -> Record:
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         found = plain.get("schema", "none") if isinstance(plain, dict) else type(plain).__name__
         raise UserError(f"{path}: schema is {found!r}, this version reads {SCHEMA}")
+    for part in _QUOTED & plain.keys():
+        plain[part] = redacted_settings(plain[part])
     try:
         record = build(Record, plain)
         _check(record)

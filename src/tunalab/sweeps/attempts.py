@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tunalab.redaction import redacted
 from tunalab.results.status import read_status
 
 ATTEMPTS_FILE = "attempts.jsonl"
@@ -142,7 +143,7 @@ def end(run_dir: Path, how: How, reason: str = "") -> None:
     """The end of the attempt that has begun. Raises OSError: the disk is full or not writable."""
     status = read_status(run_dir)
     tokens = 0 if status is None else status.tokens
-    _append(run_dir, "ended", how=how, reason=reason[:1000], tokens=tokens, saved=newest_step(run_dir))
+    _append(run_dir, "ended", how=how, reason=redacted(reason)[:1000], tokens=tokens, saved=newest_step(run_dir))
 
 
 def settle(run_dir: Path, finished: bool, last_words: str = "") -> History:

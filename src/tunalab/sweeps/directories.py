@@ -12,6 +12,7 @@ from typing import Any
 from tunalab.config import NOT_IDENTITY, RunConfig, config_hash, digest, read_config
 from tunalab.errors import UserError
 from tunalab.layers import read_setting
+from tunalab.redaction import redacted_settings
 from tunalab.results.records import CONFIG_FILE
 from tunalab.sweeps.grid import Cell, Sweep
 from tunalab.training.claiming import claimed_hash
@@ -28,7 +29,7 @@ def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:
             inner = node.get(name)
             node[name] = node = inner if isinstance(inner, dict) else {}
         node[names[-1]] = texts(value, RunConfig, ".".join(names))
-    told = {key: value for key, value in merged.items() if key not in NOT_IDENTITY}
+    told = {key: redacted_settings(value) for key, value in merged.items() if key not in NOT_IDENTITY}
     return replace(sweep, name=f"{sweep.name}+{digest(told)[:8]}", records=None)
 
 

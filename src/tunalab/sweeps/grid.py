@@ -20,6 +20,7 @@ import yaml
 from tunalab.config import RunConfig
 from tunalab.errors import UserError
 from tunalab.layers import UNREADABLE, nested, read_setting, read_value
+from tunalab.redaction import redacted_settings
 from tunalab.results.labels import FIGURE_NAMES, last_words
 from tunalab.values import parse, resolved, texts
 
@@ -251,5 +252,5 @@ def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
 
 def _slug(value: Any) -> str:
     """A value for a file name."""
-    text = f"{value:g}" if isinstance(value, float) else setting(value)
+    text = f"{value:g}" if isinstance(value, float) else setting(redacted_settings(value))
     return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)

@@ -16,6 +16,7 @@ from typing import Any
 from tunalab.config import RunConfig, check, identity, load_config, text_digest
 from tunalab.errors import UserError
 from tunalab.layers import read_setting, settings_layers
+from tunalab.redaction import redacted_settings
 from tunalab.sweeps.grid import Cell
 from tunalab.values import resolved
 
@@ -101,7 +102,7 @@ class _First:
 
     def __init__(self, files: tuple[Path, Path], own: list[str], independent: bool) -> None:
         self.config = load_config(*files, own)
-        self.plain = asdict(self.config)
+        self.plain = redacted_settings(asdict(self.config))
         self._own, self._independent = own, independent
         self._typed: dict[str, Number | None] = {}
         self._identities: dict[tuple[str, ...], str] = {}

@@ -6,7 +6,7 @@ the jobs running; started again, it finds them.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from tunalab.errors import UserError
@@ -152,7 +152,7 @@ class _Watch:
     def _submit(self, cells: list[Cell]) -> None:
         jobs = [
             CellJob(
-                cell,
+                replace(cell, factors={}, overrides=[]),  # it needs none of them, and they may hold credentials
                 self.work.command(cell),
                 self.work.hashes[cell.name],
                 self.work.records,

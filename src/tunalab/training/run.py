@@ -25,7 +25,7 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import flop_costs
 from tunalab.results.environment import environment
-from tunalab.results.mlflow.client import default_uri
+from tunalab.results.mlflow.client import full_uri
 from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
 from tunalab.results.mlflow.tracking import RUN_ID, Tracker
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
@@ -217,7 +217,7 @@ class Run:
         if not tracking.enabled:
             return None
         tracker = Tracker(
-            tracking.uri or default_uri(),
+            full_uri(tracking.uri),
             tracking.experiment,
             self.run_dir.name,
             run_tags(self.run_dir.name, self.plain, self.hash, self.environment),

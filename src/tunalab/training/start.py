@@ -16,6 +16,7 @@ from tunalab.official.conversion import Converted, match_ours, to_ours
 from tunalab.official.files import read_tensors, without_prefix
 from tunalab.official.initial import initial_weights
 from tunalab.official.layout import detect, told_by_shapes, without_vae
+from tunalab.redaction import redacted
 from tunalab.training.checkpoints import MANIFEST, damage
 from tunalab.training.meaning import refuse_other_meaning
 
@@ -42,7 +43,7 @@ def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None
         converted = _official(path, config, own)
     drawn = initial_weights(config, components, model.decoder.config.vocab_size, converted.missing)
     model.load_state_dict({**state, **converted.weights, **drawn})
-    say(f"started from {path}: {len(converted.weights)} weights")
+    say(f"started from {redacted(str(path))}: {len(converted.weights)} weights")
     if converted.missing:
         say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
 

@@ -36,12 +36,12 @@ def test_a_remote_server_that_does_not_answer_is_an_exit_code(monkeypatch, capsy
 def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").touch()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert dashboard.server_command(uri, 5001)[:4] == [sys.executable, "-m", "mlflow", "ui"]
+    assert dashboard.server_command(5001)[:4] == [sys.executable, "-m", "mlflow", "ui"]
     monkeypatch.setattr(dashboard, "server_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(UserError, match="exit code 3"):
         dashboard.serve(uri, 5001)
     answers = "import http.server as h; s = h.HTTPServer(('127.0.0.1', {}), h.SimpleHTTPRequestHandler); s.handle_request()"
-    monkeypatch.setattr(dashboard, "server_command", lambda _, port: [sys.executable, "-c", answers.format(port)])
+    monkeypatch.setattr(dashboard, "server_command", lambda port, _: [sys.executable, "-c", answers.format(port)])
     assert dashboard.serve(uri, 47391) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [

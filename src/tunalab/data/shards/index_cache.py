@@ -15,6 +15,7 @@ import numpy as np
 
 from tunalab.data.shards.files import ShardFile
 from tunalab.files import write_atomically
+from tunalab.redaction import redacted
 
 _NUMBER = np.dtype("<i8")
 
@@ -62,7 +63,7 @@ def _path(file: ShardFile, kind: str) -> Path | None:
     folder = cache_folder()
     if folder is None or not file.stamp:
         return None
-    key = "\n".join((file.url, str(file.size), file.stamp, kind))
+    key = "\n".join((redacted(file.url), str(file.size), file.stamp, kind))
     return folder / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.idx"
 
 

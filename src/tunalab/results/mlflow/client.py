@@ -8,12 +8,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from ssl import SSLError
 from typing import TYPE_CHECKING, TypeVar
-from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import urlopen
+
+from tunalab.errors import UserError
+from tunalab.redaction import MARK, is_incomplete, redacted, redacted_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,15 +42,37 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def full_uri(setting: str) -> str:
+    """Where to connect to: ``tracking.uri``, else :func:`default_uri`.
+
+    A setting that was saved has lost its credentials: MLFLOW_TRACKING_URI has them, or the variables of MLflow's client.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if is_incomplete(setting) and redacted_settings(given) == setting:
+        return given
+    others = setting.replace(f"{MARK}@", "")
+    return others if others != setting and not is_incomplete(others) and _has_credentials() else setting or default_uri()
+
+
+def _has_credentials() -> bool:
+    return any(os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "TOKEN", "AUTH"))
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of the tracking server or database at ``uri``.
 
     Raises:
         OSError: an HTTP server does not answer within seconds.
+        UserError: the URI was saved without its credentials, and there are none.
     """
+    if is_incomplete(uri):
+        raise UserError(
+            f"{uri} was saved without its credentials: set MLFLOW_TRACKING_URI to all of it, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    quiet()
     if urlparse(uri).scheme in ("http", "https"):
         _knock(uri)
-    quiet()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -128,18 +152,39 @@ def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
     except Exception as error:  # noqa: BLE001
         if uri not in _warned:
             _warned.add(uri)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             where, kept = without_password(uri), "run directories keep everything"
-            text = f"warning: MLflow at {where} failed ({reason}); going on without it, {kept}"
+            text = f"warning: MLflow at {where} failed ({reason_of(error, uri)}); going on without it, {kept}"
             print(text, file=sys.stderr, flush=True)
         return False, None
 
 
 def without_password(uri: str) -> str:
-    """For logs."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """For messages and links."""
+    return str(redacted_settings(uri)).replace(f"{MARK}@", "")
+
+
+def reason_of(error: BaseException, uri: str) -> str:
+    """One line, short, and without what stands in ``uri`` for nobody else's eyes."""
+    return f"{type(error).__name__}: {redacted(' '.join(str(error).split()), uri)[:200]}"
 
 
 def _knock(uri: str) -> None:
-    with suppress(HTTPError):  # an unkind answer is one, too: a proxy may not pass /health on
-        urlopen(uri.rstrip("/") + "/health", timeout=ANSWER_SECONDS).close()
+    """As MLflow's client asks: with its certificates, passwords, tokens and proxies. An unkind answer is one, too: a proxy may not
+    pass /health on.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False)
+    except MlflowException as error:
+        first = _first_cause(error)
+        advice = "; MLFLOW_TRACKING_SERVER_CERT_PATH names a certificate to trust" if isinstance(first, SSLError) else ""
+        raise OSError(f"{reason_of(first, uri)}{advice}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunalab.config import config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.whole import Evaluated
-from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, without_password
+from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, reason_of, without_password
 from tunalab.results.mlflow.evaluation import evaluation_folder, log_evaluation
 from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
 from tunalab.results.mlflow.names import legal_name
@@ -113,8 +113,7 @@ def _in_one_line(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        where, reason = without_password(uri), " ".join(str(error).split())[:200]
-        raise UserError(f"MLflow at {where} failed: {type(error).__name__}: {reason}") from error
+        raise UserError(f"MLflow at {without_password(uri)} failed: {reason_of(error, uri)}") from error
 
 
 def _sync(uri: str, experiment: str, kept: Kept) -> int:
@@ -141,7 +140,7 @@ def _sync(uri: str, experiment: str, kept: Kept) -> int:
     end = tracker.start_time + kept.seconds
     tracker.finish("FINISHED" if kept.finished else "KILLED", end)
     if not tracker.active or tracker.run_id is None:
-        raise UserError(f"{kept.name} did not reach MLflow at {uri} whole: try again when it answers")
+        raise UserError(f"{kept.name} did not reach MLflow at {without_password(uri)} whole: try again when it answers")
     added = tracker.added + _add_files(client, tracker.run_id, kept.files)
     tokens = kept.points[-1].tokens if kept.points else 0
     for result in kept.evaluation:
