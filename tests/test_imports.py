@@ -1,6 +1,7 @@
 """The folders of the package form a line: each imports from those before it only."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def part(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Modules of the package that a file imports, also inside functions, with the line."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tunalab" else [node.module or ""]
@@ -114,3 +115,29 @@ def test_training_knows_no_sweep_and_the_model_no_run() -> None:
             assert names <= {"redaction", "errors", "files", "limits", "checks", "config", "data"}
         if part(path) in ("frontends", "model"):
             assert not names & {"training", "results", "sweeps", "evaluation", "inference"}
+
+
+NOT_TEXT = {"os", "Image", "PillowImage", "tarfile", "system"}  # owners of an ``open`` of another kind
+
+
+def opened_as_text(path: Path) -> Iterator[ast.Call]:
+    """Calls that open a file as text."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        modes = [word.value for word in [*node.args, *(k.value for k in node.keywords)] if isinstance(word, ast.Constant)]
+        binary = any(isinstance(mode, str) and re.fullmatch(r"[rwax]\+?b\+?|[rwax]b?\+?:?", mode) and "b" in mode for mode in modes)
+        if name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary):
+            if not (isinstance(owner, ast.Name) and owner.id in NOT_TEXT and name == "open"):
+                yield node
+        if any(k.arg in ("text", "universal_newlines") for k in node.keywords) and name in ("run", "Popen", "check_output"):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_text_is_opened_with_its_encoding(path: Path) -> None:
+    """Else it is the locale's, and a prompt with an accent cannot be read on the next machine."""
+    unnamed = [call.lineno for call in opened_as_text(path) if not any(k.arg == "encoding" for k in call.keywords)]
+    assert not unnamed or path.name == "environment.py", f"{path}: lines {unnamed}"

@@ -75,14 +75,16 @@ def _in_a_process(part: str) -> dict[str, Any]:
         out = Path(folder) / "part.json"
         command = [sys.executable, "-m", "tunalab", "bench", "--gpu", "--only", part, "--out", str(out)]
         try:
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+            done = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", timeout=LIMIT
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"took more than {LIMIT} s"}
         if not out.exists():
             sys.stderr.write(done.stderr)
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             return {"failed": lines[-1]}
-        found: dict[str, Any] = json.loads(out.read_text())[part]
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))[part]
         return found
 
 

@@ -51,7 +51,8 @@ def thousand(folder: Path, seeds: int = 84) -> int:
     (folder / "sweeps").mkdir()
     (folder / "sweeps" / "large.yaml").write_text(
         f"experiment: scenes\nvariants: [tuna, tuna_r, tuna2]\nseeds: {list(range(seeds))}\n"
-        "factors: {objective.masking.ratio: [0.0, 0.25, 0.5, 0.75]}\n"
+        "factors: {objective.masking.ratio: [0.0, 0.25, 0.5, 0.75]}\n",
+        encoding="utf-8",
     )
     with chdir(folder):
         cells = expand(load_sweep(Path("sweeps/large.yaml")))
@@ -65,10 +66,10 @@ def thousand(folder: Path, seeds: int = 84) -> int:
             begin(cell.run_dir, "local", "1")
             write_status(cell.run_dir, Status(9000, 1000, 50.0, 16.0, "pretrain"))
             (cell.run_dir / "lock").touch()
-            (cell.run_dir / "config.yaml").write_text(f"# hash: {resolved[cell.name].hash}\n")
+            (cell.run_dir / "config.yaml").write_text(f"# hash: {resolved[cell.name].hash}\n", encoding="utf-8")
             end(cell.run_dir, "killed", "signal 9")
             if number % 3 == 0:
-                (cell.run_dir / "record.json").write_text(record.replace(old, resolved[cell.name].hash, 1))
+                (cell.run_dir / "record.json").write_text(record.replace(old, resolved[cell.name].hash, 1), encoding="utf-8")
     return len(cells)
 
 

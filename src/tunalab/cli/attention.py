@@ -144,7 +144,7 @@ def _track(models: list[Path], pictures: list[Path]) -> None:
     for path in models:
         tracking, known = model_config(path).tracking, path / RUN_ID
         if tracking.enabled and known.is_file():
-            log_files(tracking_uri(tracking), known.read_text().strip(), pictures, "attention")
+            log_files(tracking_uri(tracking), known.read_text(encoding="utf-8").strip(), pictures, "attention")
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Path]:

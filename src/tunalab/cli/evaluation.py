@@ -128,4 +128,6 @@ def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path, p
     known = run_dir / RUN_ID
     if loaded.config.tracking.enabled and known.is_file():
         uri = tracking_uri(loaded.config.tracking)
-        log_evaluation(uri, known.read_text().strip(), result, int(loaded.origin.get("tokens") or 0), record, pictures)
+        log_evaluation(
+            uri, known.read_text(encoding="utf-8").strip(), result, int(loaded.origin.get("tokens") or 0), record, pictures
+        )

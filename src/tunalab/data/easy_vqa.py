@@ -124,7 +124,7 @@ def _data_folder() -> Path:
 def _read_rows(folder: Path, split: str) -> list[tuple[str, str, int]]:
     path = folder / split / "questions.json"
     try:
-        rows = [(prompt, answer, image_id) for prompt, answer, image_id in json.loads(path.read_text("utf-8"))]
+        rows = [(prompt, answer, image_id) for prompt, answer, image_id in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise UserError(f"easy_vqa: {path} cannot be read, install it again: pip install 'tunalab[data]'") from error
     found = (len({image_id for _, _, image_id in rows}), len(rows))

@@ -106,7 +106,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         self.backend.save_pretrained(str(folder))
         sidecar = {"specials": asdict(self.specials), "prefix_space": self.prefix_space}
-        (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
+        (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, specials: SpecialTokens | None = None) -> "Tokenizer":
@@ -121,7 +121,7 @@ class Tokenizer:
         prefix_space = False
         try:
             if (folder / SIDECAR).is_file():
-                sidecar = json.loads((folder / SIDECAR).read_text())
+                sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
                 specials = specials or SpecialTokens(**sidecar["specials"])
                 prefix_space = bool(sidecar["prefix_space"])
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder))

@@ -107,4 +107,4 @@ def _about(module: str) -> str:
     """The first line of a module's docstring, without seconds of imports."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
-    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").splitlines()[0]
+    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or "").splitlines()[0]

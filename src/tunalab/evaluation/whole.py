@@ -102,7 +102,7 @@ def to_text(result: Evaluated) -> str:
 def read_evaluated(path: Path) -> Evaluated:
     """Raises UserError: the file is missing, damaged, or of another version."""
     try:
-        plain = json.loads(path.read_text())
+        plain = json.loads(path.read_text(encoding="utf-8"))
         return Evaluated(**{**plain, "measures": [Measure(**measure) for measure in plain["measures"]]})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no result of an evaluation ({error}): remove it to measure again") from error

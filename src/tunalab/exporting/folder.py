@@ -68,7 +68,7 @@ def write_export(
 
     def write(fresh: Path) -> None:
         save_torch_state_dict(dict(weights), fresh, max_shard_size=max_shard)
-        (fresh / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        (fresh / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
             tokenizer.save(fresh / TOKENIZER)

@@ -22,7 +22,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{what}: {path} is missing")
     try:
-        loaded = json.loads(path.read_text())
+        loaded = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{what}: {path} is damaged ({str(error).splitlines()[0]})") from error
     if not isinstance(loaded, dict):

@@ -126,7 +126,7 @@ def holds(run_dir: Path, lock: IO[str]) -> bool:
 def is_locked(run_dir: Path) -> bool:
     """Whether a process holds the run directory. Looking takes a share of a free lock for a moment."""
     try:
-        with (run_dir / LOCK_FILE).open() as stream:
+        with (run_dir / LOCK_FILE).open(encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

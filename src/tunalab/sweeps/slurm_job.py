@@ -190,7 +190,7 @@ def standing(patience: float = 20.0) -> Standing:
     call = ["squeue", "--noheader", f"--jobs={job_number()}", "--Format=State:30,RestartCnt:12"]
     until = time.monotonic() + patience
     while True:
-        found = subprocess.run(call, capture_output=True, text=True)
+        found = subprocess.run(call, capture_output=True, encoding="utf-8", errors="replace")
         if found.returncode == 0 or time.monotonic() > until:
             break
         time.sleep(LOOK_SECONDS)

@@ -70,7 +70,7 @@ class SlurmQueue:
         """
         fields = "%F|%K|%T|%j|%r"
         call = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={fields}"]
-        found = subprocess.run(call, capture_output=True, text=True)
+        found = subprocess.run(call, capture_output=True, encoding="utf-8", errors="replace")
         if found.returncode != 0:
             raise QueueAway((found.stderr.strip() or f"squeue: exit code {found.returncode}").splitlines()[-1])
         jobs: dict[Key, Job] = {}
@@ -112,7 +112,7 @@ class SlurmQueue:
     def alone(self) -> Iterator[None]:
         """One driver at a time looks and submits: of two that start together, one finds the jobs of the other."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as stream:
+        with (self.folder / "lock").open("a", encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

@@ -87,7 +87,9 @@ def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any
                 unseen = {str(p.relative_to(folder)) for p in files} ^ listed.keys()
                 if unseen:
                     raise OSError(f"{folder} does not look the same to every rank: {', '.join(sorted(unseen))}")
-                (folder / MANIFEST).write_text(json.dumps({**about, "files": dict(sorted(listed.items()))}, indent=1))
+                (folder / MANIFEST).write_text(
+                    json.dumps({**about, "files": dict(sorted(listed.items()))}, indent=1), encoding="utf-8"
+                )
             stack.close()
 
 
@@ -111,7 +113,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 def damage(path: Path, ranks: Ranks = ALONE) -> str | None:
     """What is wrong with a checkpoint folder, None if every file (of this rank's share) is there with its hash."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest unreadable: {type(error).__name__}"

@@ -29,7 +29,7 @@ def _most(who: int) -> int:
 def _resident_peak(pid: int | None) -> int:
     """Of a running process, where the system tells (Linux); 0 elsewhere, and when it ended meanwhile."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return 0
     for line in status.splitlines():

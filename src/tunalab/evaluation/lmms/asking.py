@@ -64,7 +64,7 @@ def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: 
         new = dict(_answer(subject, part, batch_tokens))
         replies |= new
         if kept_at is not None:
-            with kept_at.open("a") as stream:
+            with kept_at.open("a", encoding="utf-8") as stream:
                 stream.write("".join(json.dumps(pair) + "\n" for pair in new.items()))
     return [replies[one.key] for one in asked]
 
@@ -112,7 +112,7 @@ def _kept(path: Path | None) -> dict[str, str]:
     """Replies written so far; the line that an interrupted write cut off is asked again."""
     if path is None or not path.exists():
         return {}
-    whole, _, rest = path.read_text().rpartition("\n")
+    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
     if rest:
-        path.write_text(f"{whole}\n" if whole else "")
+        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
     return dict(json.loads(line) for line in whole.splitlines())

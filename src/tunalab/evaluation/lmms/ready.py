@@ -47,7 +47,7 @@ def copy_identity(folder: Path) -> str:
 def write_ready(data: Path, task: str, folder: Path) -> None:
     """A task's file into ``folder``, with the paths of the data and of the stock files that it includes."""
     places = {"data": str(data.resolve()), "stock": str(stock())}
-    text = files(__package__).joinpath("tasks", f"{task}.yaml").read_text()
+    text = files(__package__).joinpath("tasks", f"{task}.yaml").read_text(encoding="utf-8")
     write_atomically(folder / f"{task}.yaml", f"task: {task}{LOCAL}\n{Template(text).substitute(places)}")
 
 

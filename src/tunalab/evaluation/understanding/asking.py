@@ -103,7 +103,7 @@ def _answers(subject: Subject, questions: Sequence[Question], blind: dict[str, s
 def _kept(path: Path, questions: Sequence[Question]) -> Answers | None:
     """The answers that an interrupted evaluation left; None where there are none, or not to these questions."""
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text(encoding="utf-8"))
         answers = [(str(seen), str(unseen)) for _, _, seen, unseen in rows]
     except (OSError, ValueError, TypeError):
         return None

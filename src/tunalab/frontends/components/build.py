@@ -61,7 +61,7 @@ def build_components(
             finally:
                 lock.release()
         verify(folder, name)
-        quality = json.loads((folder / "quality.json").read_text())
+        quality = json.loads((folder / "quality.json").read_text(encoding="utf-8"))
         log(f"component {name}: {folder}  " + "  ".join(f"{k}={v}" for k, v in quality.items() if k != "versions"))
     return Components(settings, root)
 
@@ -89,7 +89,7 @@ def _build(name: str, settings: ComponentSettings, root: Path, captions: Caption
 
     def write(folder: Path) -> None:
         save(folder)
-        (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     write_component(folder_of(root, name, config), config, write)
 

@@ -47,10 +47,10 @@ def write_component(folder: Path, config: Any, write: Callable[[Path], None]) ->
     """
 
     def fill(fresh: Path) -> None:
-        (fresh / "config.json").write_text(json.dumps(plain(config), indent=1) + "\n")
+        (fresh / "config.json").write_text(json.dumps(plain(config), indent=1) + "\n", encoding="utf-8")
         write(fresh)
         sums = {path.name: sha256(path) for path in sorted(fresh.iterdir())}
-        (fresh / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")
+        (fresh / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
 

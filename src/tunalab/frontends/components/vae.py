@@ -186,7 +186,7 @@ def quality(config: VaeConfig, trained: LatentCodec, source: CaptionSource) -> d
 def save_vae(folder: Path, trained: LatentCodec) -> None:
     save_file({name: tensor.contiguous() for name, tensor in trained.vae.state_dict().items()}, folder / WEIGHTS)
     statistics = {"mean": trained.mean_C.tolist(), "std": trained.std_C.tolist()}
-    (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
+    (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
 
 
 def load_vae(folder: Path, config: VaeConfig) -> LatentCodec:

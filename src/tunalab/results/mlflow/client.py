@@ -136,7 +136,7 @@ def creation_lock(uri: str) -> Iterator[None]:
         yield
         return
     digest = hashlib.sha256(str(database).encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir()) / f"tunalab-{os.getuid()}-{digest}.lock", "w") as stream:
+    with open(Path(tempfile.gettempdir()) / f"tunalab-{os.getuid()}-{digest}.lock", "w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

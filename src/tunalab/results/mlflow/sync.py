@@ -154,7 +154,7 @@ def _find(client: "MlflowClient", uri: str, experiment: str, kept: Kept) -> str 
     from mlflow.exceptions import MlflowException
 
     if kept.id_file is not None and kept.id_file.exists():
-        known = kept.id_file.read_text().strip()
+        known = kept.id_file.read_text(encoding="utf-8").strip()
         try:
             client.get_run(known)
             return known

@@ -142,7 +142,7 @@ class Tracker:
         """
         self.uri, self.experiment, self.name, self.tags = uri, experiment, name, plain_tags(tags)
         self.id_file = id_file
-        self.run_id = run_id or (id_file.read_text().strip() if id_file is not None and id_file.exists() else None)
+        self.run_id = run_id or (id_file.read_text(encoding="utf-8").strip() if id_file is not None and id_file.exists() else None)
         self.sources, self.system_metrics, self.reopen = sources, system_metrics, reopen
         self.start_time = time.time() if start_time is None else start_time
         self.added = 0  # entries that were new to the store
