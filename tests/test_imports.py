@@ -129,10 +129,13 @@ def opened_as_text(path: Path) -> Iterator[ast.Call]:
         name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
         modes = [word.value for word in [*node.args, *(k.value for k in node.keywords)] if isinstance(word, ast.Constant)]
         binary = any(isinstance(mode, str) and re.fullmatch(r"[rwax]\+?b\+?|[rwax]b?\+?:?", mode) and "b" in mode for mode in modes)
-        if name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary):
-            if not (isinstance(owner, ast.Name) and owner.id in NOT_TEXT and name == "open"):
-                yield node
-        if any(k.arg in ("text", "universal_newlines") for k in node.keywords) and name in ("run", "Popen", "check_output"):
+        other = isinstance(owner, ast.Name) and owner.id in NOT_TEXT and name == "open"
+        if (
+            name in ("read_text", "write_text")
+            or (name in ("open", "fdopen") and not binary and not other)
+            or any(k.arg in ("text", "universal_newlines") for k in node.keywords)
+            and name in ("run", "Popen", "check_output")
+        ):
             yield node
 
 

@@ -5,6 +5,7 @@ What is written has the mode that the umask says, whatever a library made of it:
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +76,25 @@ def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
     """``final`` as a folder of what ``fill`` puts into an empty one, whole or not at all: as :func:`whole_folder`."""
     with whole_folder(final) as folder:
         fill(folder)
+
+
+def below(folder: Path, name: str, links: bool = False) -> Path | None:
+    """The file that a foreign text (a manifest, an index, a record) names in a folder; None where that would lead out of it:
+    absolute, by ``..``, by a drive of Windows, by a link, or as no name at all.
+
+    Links of the Hugging Face cache lead from ``snapshots/`` to files beside it, and are followed. ``links``: so are all, in a
+    folder that is the user's own.
+    """
+    if not name or "\0" in name or name[0] in "/\\" or ".." in re.split(r"[/\\]", name) or re.match("[A-Za-z]:", name):
+        return None
+    if links:
+        return folder / name
+    try:
+        real, path = folder.resolve(), (folder / name).resolve()
+    except (OSError, RuntimeError):  # a name too long, links in a circle
+        return None
+    root = next((above.parent for above in (real, *real.parents) if above.name == "snapshots"), real)
+    return folder / name if path.is_relative_to(root) else None
 
 
 def sha256(path: Path) -> str:

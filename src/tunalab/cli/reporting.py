@@ -68,6 +68,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside":
     """Samples that were published beside the records, else those of run directories that are here; what sweeps were to run."""
+    from tunalab.files import below
     from tunalab.results.report.build import Beside
     from tunalab.results.samples import FOLDER, of_run, published
     from tunalab.sweeps.grid import expand, load_sweep
@@ -75,10 +76,12 @@ def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside
     samples = {}
     for record in records:
         run = record.run
-        run_dir = (runs or RUNS / (run.sweep or run.experiment)) / run.name
-        found = published(folder / FOLDER / f"{run.name}.png") or of_run(run_dir, record)
+        run_dir = below(runs or RUNS, run.name if runs else f"{run.sweep or run.experiment}/{run.name}", links=True)
+        beside = below(folder / FOLDER, f"{run.name}.png")
+        found = (published(beside) if beside else None) or (of_run(run_dir, record) if run_dir else None)
         if found is not None:
             samples[run.name] = found
-    files = {record.run.sweep: Path("sweeps") / f"{record.run.sweep}.yaml" for record in records if record.run.sweep}
+    sweeps = dict.fromkeys(record.run.sweep for record in records if record.run.sweep)
+    files = {name: file for name in sweeps if name and (file := below(Path("sweeps"), f"{name}.yaml", links=True))}
     planned = {name: [cell.name for cell in expand(load_sweep(file))] for name, file in files.items() if file.is_file()}
     return Beside(samples=samples, planned=planned)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
+from tunalab.files import below
 from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
@@ -63,6 +64,8 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"checkpoint {index.parent}: {index.name} is damaged (no weight_map)")
     files = sorted(set(places.values()))
+    if strange := [file for file in files if below(index.parent, file) is None]:
+        raise UserError(f"checkpoint {index.parent}: {index.name} names {strange[0]!r}, which leads out of the folder")
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
         raise UserError(

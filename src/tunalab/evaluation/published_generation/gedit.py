@@ -19,7 +19,7 @@ from tunalab.data.shards.schema import IMAGE, Column, is_text
 from tunalab.data.shards.table import TableReader
 from tunalab.errors import UserError
 from tunalab.evaluation.published_generation.images import OwnSize
-from tunalab.evaluation.published_generation.lines import read_lines, text_of
+from tunalab.evaluation.published_generation.lines import path_of, read_lines, text_of
 from tunalab.evaluation.published_generation.making import Picture
 from tunalab.inference.files import save_image
 from tunalab.inference.wanted import Wanted
@@ -69,7 +69,7 @@ def read_gedit(data: Path, images: Path | None) -> Iterator[tuple[str, Mapping[s
 def _of_lines(data: Path, root: Path) -> Iterator[tuple[str, Mapping[str, Any], SourcePicture]]:
     for where, plain in read_lines(data, "GEdit-Bench's edits"):
         name = text_of(where, plain, "input_image")
-        yield where, plain, SourcePicture(name, partial(read_image, root / name))
+        yield where, plain, SourcePicture(name, partial(read_image, path_of(where, plain, "input_image", root)))
 
 
 def _decode_cell(reader: TableReader, row: int, buckets: Buckets) -> np.ndarray:

@@ -17,7 +17,7 @@ from tunalab.data.image_files import read_image
 from tunalab.errors import UserError
 from tunalab.evaluation.published_generation.gedit import read_gedit
 from tunalab.evaluation.published_generation.geneval import folder_of, metadata_of, read_prompts, sample_of
-from tunalab.evaluation.published_generation.lines import checked_name, name_of, read_bytes, text_of
+from tunalab.evaluation.published_generation.lines import checked_name, name_of, path_of, read_bytes, text_of
 from tunalab.evaluation.published_generation.making import Item, Picture
 from tunalab.files import write_atomically
 from tunalab.frontends.loading import read_json
@@ -66,7 +66,7 @@ def imgedit(data: Path, seeds: Sequence[int], images: Path | None) -> list[Item]
             raise UserError(f"{where}: an edit must be an object")
         text_of(where, plain, "edit_type")
         text, name = text_of(where, plain, "prompt"), text_of(where, plain, "id")
-        picture = Picture(name, partial(read_image, root / name))
+        picture = Picture(name, partial(read_image, path_of(where, plain, "id", root)))
         items.append(Item(f"{checked_name(where, key)}.png", text, _one(seeds), picture))
     if not items:
         raise UserError(f"ImgEdit's edits: {data} is empty")

@@ -7,6 +7,7 @@ from typing import Any
 from tunalab.data.documents import Reject
 from tunalab.data.lines import parse_line
 from tunalab.errors import UserError
+from tunalab.files import below
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -49,7 +50,16 @@ def name_of(where: str, plain: Mapping[str, Any], key: str) -> str:
     return checked_name(where, text_of(where, plain, key))
 
 
+def path_of(where: str, plain: Mapping[str, Any], key: str, folder: Path) -> Path:
+    """The file that a text names below a folder. Raises UserError when it would lead elsewhere."""
+    name = text_of(where, plain, key)
+    path = below(folder, name)
+    if path is None:
+        raise UserError(f"{where}: {key} {name!r} leads out of {folder}: a path below that folder is needed")
+    return path
+
+
 def checked_name(where: str, name: str) -> str:
-    if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+    if "/" in name or "\\" in name or name.startswith(".") or below(Path(), name) is None:
         raise UserError(f"{where}: {name!r} cannot be part of a file's name")
     return name

@@ -15,7 +15,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.published_generation.clip import Clip
 from tunalab.evaluation.published_generation.dpg import cells
-from tunalab.evaluation.published_generation.lines import read_lines, text_of
+from tunalab.evaluation.published_generation.lines import path_of, read_lines, text_of
 from tunalab.evaluation.published_generation.outcomes import Outcomes
 from tunalab.evaluation.published_generation.summary import item_measure
 from tunalab.inference.files import read_settings
@@ -60,7 +60,7 @@ def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:
         raise UserError(f"{folder}: no such folder of images")
     if data is not None:
         listed = [
-            Prompted(folder / text_of(where, line, "image"), text_of(where, line, "prompt"))
+            Prompted(path_of(where, line, "image", folder), text_of(where, line, "prompt"))
             for where, line in read_lines(data, "prompts")
         ]
         if missing := [one.path for one in listed if not one.path.is_file()]:

@@ -26,8 +26,8 @@ _DOTS = 20  # seeds of a line: more dots hide the band they scatter about, and a
 def page(found: Panels, command: str) -> str:
     """The page as text."""
     text = json.dumps(figure_data(found, command), separators=(",", ":"), allow_nan=False)
-    # A name with "</script>" in it would end the script.
-    return _template().replace(_DATA, text.replace("</", "<\\/"))
+    # A name with "</script>" in it would end the script, one with "<!--<script>" would keep it from ending.
+    return _template().replace(_DATA, text.replace("<", "\\u003c"))
 
 
 @cache

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunalab.files import below
 from tunalab.results.labels import ordered_variants, value_label, variant_label
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section, table
@@ -17,7 +18,8 @@ def question(records: Sequence[Record], sweeps: Sequence[str], root: Path) -> Se
     """The headers of the sweeps' files, where none has one that of the experiment."""
     names = dict.fromkeys(record.run.experiment for record in records)
     of_sweeps, of_experiments = (
-        [root / folder / f"{name}.yaml" for name in of] for folder, of in (("sweeps", sweeps), ("experiments", names))
+        [file for name in of if (file := below(root / folder, f"{name}.yaml", links=True))]
+        for folder, of in (("sweeps", sweeps), ("experiments", names))
     )
     files = [file for file in of_sweeps if file.is_file()] or [file for file in of_experiments if file.is_file()][:1]
     if files:

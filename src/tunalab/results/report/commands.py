@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunalab.config import NOT_IDENTITY, config_hash, from_plain, load_config, to_plain
 from tunalab.errors import UserError
+from tunalab.files import below
 from tunalab.results.analysis.fairness import revision
 from tunalab.results.records import Record
 from tunalab.results.report.document import Section
@@ -26,7 +27,7 @@ def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, ro
         steps["Evaluations of a finished model, after training"] = (
             f"tunalab evaluate runs/{sweeps[0] if len(sweeps) == 1 else records[0].run.experiment}/NAME"
         )
-    here = [name for name in sweeps if (root / "sweeps" / f"{name}.yaml").is_file()]
+    here = [name for name in sweeps if (file := below(root / "sweeps", f"{name}.yaml", links=True)) and file.is_file()]
     if here:
         steps["All runs that have no record here"] = "\n".join(f"tunalab sweep {name}" for name in here)
     blocks = [f"{what}:\n\n```\n{command}\n```" for what, command in steps.items()]
@@ -41,7 +42,8 @@ def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, ro
 def run_command(record: Record, root: Path) -> str:
     """A call of `tunalab train` that resolves to the record's configuration under today's files; a comment where none does."""
     run = record.run
-    files = root / "experiments" / f"{run.experiment}.yaml", root / "variants" / f"{run.variant}.yaml"
+    experiment = below(root / "experiments", f"{run.experiment}.yaml", links=True)
+    files = experiment or Path(), below(root / "variants", f"{run.variant}.yaml", links=True) or Path()  # no file: refused below
     try:
         wanted = from_plain(record.config)
         words = _settings(to_plain(load_config(*files, [])), to_plain(wanted))

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from tunalab.results.report.document import Report
 from tunalab.results.samples import png
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+# What records say is text: no HTML, and no image or link that would ask somebody else's server.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
 
 
 def to_markdown(report: Report) -> str:
