@@ -130,12 +130,9 @@ def opened_as_text(path: Path) -> Iterator[ast.Call]:
         modes = [word.value for word in [*node.args, *(k.value for k in node.keywords)] if isinstance(word, ast.Constant)]
         binary = any(isinstance(mode, str) and re.fullmatch(r"[rwax]\+?b\+?|[rwax]b?\+?:?", mode) and "b" in mode for mode in modes)
         other = isinstance(owner, ast.Name) and owner.id in NOT_TEXT and name == "open"
-        if (
-            name in ("read_text", "write_text")
-            or (name in ("open", "fdopen") and not binary and not other)
-            or any(k.arg in ("text", "universal_newlines") for k in node.keywords)
-            and name in ("run", "Popen", "check_output")
-        ):
+        file = name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary and not other)
+        output = name in ("run", "Popen", "check_output") and {"text", "universal_newlines"} & {k.arg for k in node.keywords}
+        if file or output:
             yield node
 
 

@@ -79,6 +79,21 @@ def test_what_a_run_lost_on_its_way_is_added_and_nothing_else(store, run_dir):
     assert histories(store, run)["train/text"] == {1000: 4.0, 2000: 2.0, 3000: 4 / 3}
 
 
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_what_was_deleted_there_is_brought_again(store, run_dir, capsys, what):
+    name = f"deleted {what}"
+    assert main(["mlflow-sync", str(run_dir), "--uri", store, "--experiment", name]) == 0
+    (run,) = runs_of(store, name)
+    client = connect(store)
+    client.delete_run(run.info.run_id) if what == "run" else client.delete_experiment(run.info.experiment_id)
+    assert main(["mlflow-sync", str(run_dir), "--uri", store, "--experiment", name]) == 0
+    (again,) = runs_of(store, name if what == "run" else f"{name} (2)")
+    assert again.info.run_id != run.info.run_id and histories(store, again) == histories(store, run)
+    capsys.readouterr()
+    assert main(["mlflow-sync", str(run_dir), "--uri", store, "--experiment", name]) == 0
+    assert "nothing to add" in capsys.readouterr().out
+
+
 def test_a_run_without_a_record_has_its_curve(store, run_dir):
     (run_dir / "record.json").unlink()
     sync(store, "unfinished", Kept.of_run_dir(run_dir))

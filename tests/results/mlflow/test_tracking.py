@@ -105,6 +105,75 @@ def test_an_unknown_run_id_becomes_a_new_run(uri, tmp_path):
     assert connect(uri).get_run(tracker.run_id).data.tags["variant"] == "tuna2"
 
 
+def until(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_deleted_while_it_trains_becomes_a_new_one_with_all_of_it(uri, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sender, "GATHER_SECONDS", 0.01)
+    (tmp_path / "config.yaml").write_text("seed: 0", encoding="utf-8")
+    tracker = Tracker(uri, "scenes", "deleted", TAGS, id_file=tmp_path / "id", sources=[Source("scenes/vqa", "2")])
+    tracker.log_params({"a": 1})
+    tracker.log_artifact(tmp_path / "config.yaml")
+    tracker.log_metrics({"loss": 1.0}, 1)
+    until(lambda: tracker.added == 2)
+    first, client = tracker.run_id, connect(uri)
+    client.delete_run(first)
+    tracker.log_metrics({"loss": 2.0}, 2)
+    until(lambda: tracker.run_id not in (None, first) and tracker.added == 5)
+    client.delete_run(tracker.run_id)  # and once more, at its very end
+    tracker.finish()
+    run = client.get_run(tracker.run_id)
+    assert tracker.active and run.info.status == "FINISHED" and run.info.lifecycle_stage == "active"
+    assert history(uri, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0)] and run.data.params == {"a": "1"}
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"] and run.inputs.dataset_inputs
+    assert (tmp_path / "id").read_text().strip() == tracker.run_id
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and f"`mlflow runs restore --run-id {first}` brings the deleted one back" in lines[0]
+
+
+def test_a_run_deleted_between_two_starts_becomes_a_new_one(uri, tmp_path):
+    first = Tracker(uri, "scenes", "between", TAGS, id_file=tmp_path / "id")
+    first.finish("KILLED")
+    connect(uri).delete_run(first.run_id)
+    again = Tracker(uri, "scenes", "between", TAGS, id_file=tmp_path / "id")
+    again.log_metrics({"loss": 1.0}, 1)
+    again.finish()
+    assert again.active and again.run_id != first.run_id and (tmp_path / "id").read_text().strip() == again.run_id
+    assert connect(uri).get_run(first.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_an_experiment_that_is_deleted_has_another_in_its_place(uri, monkeypatch, capfd):
+    monkeypatch.setattr(sender, "GATHER_SECONDS", 0.01)
+    client = connect(uri)
+    parent = start_sweep(uri, "thrown away", "s")
+    tracker = Tracker(uri, "thrown away", "a", TAGS, parent_run_id=parent)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    until(lambda: tracker.added == 1)
+    deleted = client.get_experiment_by_name("thrown away").experiment_id
+    client.delete_experiment(deleted)
+    tracker.log_metrics({"loss": 2.0}, 2)
+    tracker.finish()
+    end_sweep(uri, parent, "FINISHED")
+    found = client.get_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    assert tracker.active and found.name == "thrown away (2)" and history(uri, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0)]
+    assert f"`mlflow experiments restore --experiment-id {deleted}`" in capfd.readouterr().err
+    assert prepare(uri, "thrown away") and start_sweep(uri, "thrown away", "s") not in (None, parent)
+    assert client.get_experiment(deleted).lifecycle_stage == "deleted"
+
+
+def test_an_evaluation_of_a_deleted_run_says_how_it_gets_there(uri, capsys):
+    tracker = Tracker(uri, "scenes", "gone", TAGS)
+    tracker.finish()
+    connect(uri).delete_run(tracker.run_id)
+    result = Evaluated("understanding", {}, {}, 1.0, [share("understanding", "count@3", [True])])
+    assert not log_evaluation(uri, tracker.run_id, result, 1, None)
+    assert "its run is deleted there: `tunalab mlflow-sync RUN_DIR`" in capsys.readouterr().err
+
+
 def test_a_sweep_started_again_is_the_same_parent_and_gets_its_figures(uri, tmp_path):
     first = start_sweep(uri, "scenes", "again")
     end_sweep(uri, first, "KILLED")

@@ -54,3 +54,22 @@ def test_every_sweep_has_its_view_the_newest_first(store, monkeypatch):
     assert value["name"] == views[0].name and state["groupBy"]["groupByKeys"][0]["groupByData"] == "arm"
     assert state["searchFilter"] == "tags.sweep = 'figure6' and tags.variant LIKE '%'"
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["accuracy/count"]
+
+
+def test_a_run_trained_again_after_its_directory_was_deleted_is_told_apart(store):
+    for seed, start in ((0, 100.0), (1, 150.0), (0, 200.0)):
+        tags = {"sweep": "twice", "variant": "tuna2", "arm": "tuna2", "seed": seed}
+        tracker = Tracker(store, "repeats", f"tuna2-seed{seed}", tags, start_time=start)
+        tracker.log_params({"seed": seed, "decoder": {"layers": 5}})
+        tracker.log_metrics({"accuracy/count": 0.5}, 1000)
+        tracker.finish()
+        (view,) = [view for view in set_up_views(store) if view.name.startswith("twice")]
+        assert view.name.endswith(", by variant, repeat" if start == 200.0 else ", by variant")
+    client = connect(store)
+    experiment = client.get_experiment_by_name("repeats")
+    runs = sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
+    assert [run.data.tags["repeat"] for run in runs] == ["1", "1", "2"]
+    value = json.loads(client.get_experiment(experiment.experiment_id).tags[f"{TAG}tunalab-twice"])
+    state = json.loads(zlib.decompress(base64.b64decode(value["state"].removeprefix("deflate;"))))
+    assert [key["groupByData"] for key in state["groupBy"]["groupByKeys"]] == ["arm", "repeat"]
+    assert "tags.`repeat`" in state["selectedColumns"]

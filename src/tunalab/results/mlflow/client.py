@@ -19,10 +19,12 @@ from tunalab.redaction import MARK, is_incomplete, redacted, redacted_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.exceptions import MlflowException
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ANSWER_SECONDS = 5
+ACTIVE = "active"  # a stage in the life of runs and experiments; the other one is "deleted"
 
 # MLflow's own patience with a server that is gone is many minutes.
 _SETTINGS = {
@@ -99,12 +101,20 @@ def database_path(uri: str) -> Path | None:
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """The id of an experiment, created if need be (call it under ``creation_lock``)."""
+    """The id of an experiment, created if need be (call it under ``creation_lock``).
+
+    One that was deleted keeps its name: another stands in for it, ``name (2)``, so that what somebody has thrown away stays away.
+    """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    wanted, number = name, 1
+    while (found := client.get_experiment_by_name(name)) is not None:
+        if found.lifecycle_stage == ACTIVE:
+            return str(found.experiment_id)
+        number += 1
+        name = f"{wanted} ({number})"
+        restore = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings the deleted one back"
+        say_once(f"{uri} {name}", f"experiment {wanted!r} is deleted in MLflow: runs go to {name!r}; {restore}")
     database = database_path(uri)
     # Beside the database: MLflow's default is the working folder of whichever process came first.
     location = (database.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if database else None
@@ -115,6 +125,19 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
         if found is None:
             raise
         return str(found.experiment_id)
+
+
+def existing(client: "MlflowClient", run_id: str) -> "Run | None":
+    """A run; None where the store has none of this id, or somebody has deleted it there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == ACTIVE else None
 
 
 def is_missing(error: "MlflowException") -> bool:
@@ -151,11 +174,16 @@ def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
         return True, action()
     except Exception as error:  # noqa: BLE001
         if uri not in _warned:
-            _warned.add(uri)
             where, kept = without_password(uri), "run directories keep everything"
-            text = f"warning: MLflow at {where} failed ({reason_of(error, uri)}); going on without it, {kept}"
-            print(text, file=sys.stderr, flush=True)
+            say_once(uri, f"MLflow at {where} failed ({reason_of(error, uri)}); going on without it, {kept}")
         return False, None
+
+
+def say_once(about: str, text: str) -> None:
+    """A warning, one for each thing that it is about."""
+    if about not in _warned:
+        _warned.add(about)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def without_password(uri: str) -> str:

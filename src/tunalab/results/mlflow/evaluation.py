@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from tunalab.errors import UserError
 from tunalab.evaluation.whole import Evaluated, to_text
-from tunalab.results.mlflow.client import connect, survive
+from tunalab.results.mlflow.client import connect, existing, survive
 from tunalab.results.mlflow.names import legal_name
 from tunalab.results.mlflow.tracking import METRICS_A_BATCH
 
@@ -36,7 +37,9 @@ def log_evaluation(
 
         client, now = connect(uri), int((time.time() if at is None else at) * 1000)
         tag, stamp = f"evaluation.{result.part}", sha256(to_text(result).encode()).hexdigest()[:16]
-        run = client.get_run(run_id)
+        run = existing(client, run_id)
+        if run is None:
+            raise UserError("its run is deleted there: `tunalab mlflow-sync RUN_DIR` makes a new one, evaluation included")
         if run.data.tags.get(tag) == stamp:
             return False
         names = {legal_name("/".join(["evaluation", *filter(None, one.key)])): one.value for one in result.measures}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunalab.config import config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.whole import Evaluated
-from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, reason_of, without_password
+from tunalab.results.mlflow.client import connect, creation_lock, existing, experiment_id, reason_of, without_password
 from tunalab.results.mlflow.evaluation import evaluation_folder, log_evaluation
 from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
 from tunalab.results.mlflow.names import legal_name
@@ -95,8 +95,8 @@ def check_answer(uri: str) -> None:
 def sync(uri: str, experiment: str | None, kept: Kept) -> int:
     """Bring a run to MLflow, ``experiment`` by default that of its settings; returns how much was added: 0 when all was there.
 
-    It becomes the run of its id, or, where the store has none of that id, the one that shows the same configuration under the same
-    name in the same sweep, or a new one.
+    It becomes the run of its id, or, where the store has none of that id or a deleted one, of the one that shows the same settings
+    under the same name in the same sweep, or a new one.
 
     Raises:
         UserError: MLflow does not answer, or refuses something.
@@ -151,16 +151,10 @@ def _sync(uri: str, experiment: str, kept: Kept) -> int:
 
 def _find(client: "MlflowClient", uri: str, experiment: str, kept: Kept) -> str | None:
     """The id of the run in this store."""
-    from mlflow.exceptions import MlflowException
-
     if kept.id_file is not None and kept.id_file.exists():
         known = kept.id_file.read_text(encoding="utf-8").strip()
-        try:
-            client.get_run(known)
+        if existing(client, known) is not None:
             return known
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
     with creation_lock(uri):
         number = experiment_id(client, uri, experiment)
     same = f"tags.config_hash = '{kept.config_hash}'"

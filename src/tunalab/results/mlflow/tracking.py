@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tunalab.files import write_atomically
-from tunalab.results.mlflow.client import connect, creation_lock, experiment_id, is_missing, is_refused, survive
+from tunalab.results.mlflow.client import (
+    connect,
+    creation_lock,
+    existing,
+    experiment_id,
+    is_missing,
+    is_refused,
+    say_once,
+    survive,
+)
 from tunalab.results.mlflow.names import flatten, legal_name, plain_tags
 from tunalab.results.mlflow.sender import Sender
 
@@ -136,7 +145,8 @@ class Tracker:
     ) -> None:
         """Start a run, or go on with that of ``run_id`` (else of the id in ``id_file``).
 
-        An id that the store does not know (a new database) becomes a new run; ``id_file`` always gets the id. ``tags`` should hold
+        An id that the store does not know (a new database), or whose run was deleted there, becomes a new run, now or while this
+        one is logged; ``id_file`` always gets the id. ``tags`` should hold
         sweep, experiment, variant, mask_ratio and seed: nested runs are hidden in charts until expanded, tags can always be
         grouped by. ``reopen``: the status of a run that goes on returns to RUNNING. ``start_time``: of a new run, Unix seconds.
         """
@@ -154,6 +164,7 @@ class Tracker:
         self._steps: dict[str, set[int]] = {}  # of each metric, those that are logged
         self._parameters: set[str] = set()
         self._status = "RUNNING"
+        self._delivered: list[Entry] = []  # what a new run needs if somebody deletes this one
         began = survive(uri, self._begin)[0]
         self._sender = Sender(uri, self._deliver, failed_at_start=not began)
 
@@ -196,7 +207,7 @@ class Tracker:
         with creation_lock(self.uri):
             client = connect(self.uri)
             number = experiment_id(client, self.uri, self.experiment)
-        known = self._known(client)
+        known = None if self.run_id is None else existing(client, self.run_id)
         if known is None:
             known = client.create_run(number, int(self.start_time * 1000), tags=self.tags, run_name=self.name)
         else:
@@ -210,18 +221,6 @@ class Tracker:
             self._monitor = _monitor(self.uri, run_id)
         self._client = client
         return client
-
-    def _known(self, client: "MlflowClient") -> "Run | None":
-        if self.run_id is None:
-            return None
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return client.get_run(self.run_id)
-        except MlflowException as error:
-            if is_missing(error):
-                return None
-            raise
 
     def _take_up(self, client: "MlflowClient", run: "Run") -> None:
         from mlflow.entities import RunTag
@@ -249,11 +248,30 @@ class Tracker:
             try:
                 self._send(client, batch)
             except MlflowException as error:
-                if not is_refused(error):
+                if not (is_refused(error) or is_missing(error)):
                     raise
+                if existing(client, str(self.run_id)) is None:
+                    client = self._begin_again(unsent)
+                    continue
                 survive(self.uri, lambda error=error: _raise(error))  # type: ignore[misc]
                 self.lost += len(batch)
+            self._delivered += batch
             del unsent[: len(batch)]
+
+    def _begin_again(self, unsent: list[Entry]) -> "MlflowClient":
+        """A new run in place of one that was deleted, which gets all of it: put before what is to be delivered."""
+        say_once(
+            f"{self.uri} {self.run_id}",
+            f"run {self.name} was deleted in MLflow and is logged as a new one; `mlflow runs restore --run-id {self.run_id}` "
+            "brings the deleted one back",
+        )
+        if self._monitor is not None:
+            self._monitor.finish()
+        self.run_id, self._status, self._steps, self._parameters = None, "RUNNING", {}, set()
+        client = self._begin()
+        unsent[:0] = self._delivered
+        self._delivered.clear()
+        return client
 
     def _send(self, client: "MlflowClient", batch: list[Entry]) -> None:
         from mlflow.entities import Metric, Param

@@ -9,6 +9,7 @@ import json
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ TAG = "mlflow.sharedViewState."  # and the key of the view, which its URL names
 ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds", "The same on harder levels"
 HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
 PAGE_RUNS = 1000  # a request
+REPEAT = "repeat"  # tag of runs that are there more than once
 NOT_TOLD = {*NOT_IDENTITY, "seed", "start"}  # of parameters; the checkpoint to start from is a seed's own
 
 
@@ -68,12 +70,33 @@ def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Seque
         "variant" if len({run.data.tags.get(group) for run in runs}) <= len({run.data.tags["variant"] for run in runs}) else group
     )
     told = told_apart([run.data.tags.get(group, "") for run in runs], [run.data.params for run in runs])
-    by = ", ".join([varied, *told])
+    again = number_repeats(client, group, told, runs)
+    by = ", ".join([varied, *told, *([REPEAT] if again else [])])
     name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {by}", int(time.time() * 1000)
-    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics, told)
+    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics, told, again)
     value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed(state)})
     client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
     return View(name, f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART")
+
+
+def number_repeats(client: "MlflowClient", group: str, told: Sequence[str], runs: "Sequence[Run]") -> bool:
+    """Whether there are runs that differ in nothing, seed included: a directory was deleted, and its run trained again.
+
+    Their mean would count a seed twice. So each run gets a number as a tag, the first that began 1.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    numbers: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
+        tags, params = run.data.tags, run.data.params
+        key = (tags.get(group, ""), tags.get("seed", params.get("seed", "")), *(params.get(name, "") for name in told))
+        counts[key] += 1
+        numbers[run.info.run_id] = str(counts[key])
+    if not any(count > 1 for count in counts.values()):
+        return False
+    for run in runs:
+        if run.data.tags.get(REPEAT) != numbers[run.info.run_id]:
+            client.set_tag(run.info.run_id, REPEAT, numbers[run.info.run_id])
+    return True
 
 
 def group_tag(tags: Sequence[dict[str, str]]) -> str:
@@ -106,16 +129,19 @@ def packed(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
 
 
-def view_state(search: str, group: str, metrics: Sequence[str], params: Sequence[str] = ()) -> dict[str, Any]:
+def view_state(
+    search: str, group: str, metrics: Sequence[str], params: Sequence[str] = (), repeats: bool = False
+) -> dict[str, Any]:
     """What the page keeps of itself: line charts of ``metrics`` for the runs that ``search`` finds, a line a value of the tag
-    ``group`` and of the parameters ``params``.
+    ``group`` and of the parameters ``params``, with ``repeats`` also one a repetition of the same runs.
 
     The parent run of a sweep has no variant and stays out. Every other metric has a chart that MLflow makes by
     itself: emptying the search box above the charts shows them.
     """
     sections = [(ACCURACIES, [name for name in metrics if not HARD.search(name)])]
     sections.append((HARDER, [name for name in metrics if HARD.search(name)]))
-    keys = [{"mode": "tag", "groupByData": group}, *({"mode": "param", "groupByData": name} for name in params)]
+    tags = [group, *([REPEAT] if repeats else [])]
+    keys = [*({"mode": "tag", "groupByData": name} for name in tags), *({"mode": "param", "groupByData": name} for name in params)]
     return {
         "searchFilter": f"{search} and tags.variant LIKE '%'" if "sweep" in search else search,
         "orderByKey": "tags.`mlflow.runName`",  # sorted by time, the page fetches parent runs too
@@ -124,7 +150,10 @@ def view_state(search: str, group: str, metrics: Sequence[str], params: Sequence
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [*(f"tags.`{tag}`" for tag in ("variant", "seed")), *(f"metrics.`{name}`" for name in metrics)],
+        "selectedColumns": [
+            *(f"tags.`{tag}`" for tag in ("variant", "seed", *tags[1:])),
+            *(f"metrics.`{name}`" for name in metrics),
+        ],
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
         "useGroupedValuesInCharts": True,
