@@ -26,6 +26,7 @@ from tunalab.config import (
     config_hash,
     from_plain,
     load_config,
+    plain_hash,
     read_yaml,
     to_plain,
 )
@@ -120,6 +121,16 @@ def test_numbers_out_of_range_are_refused() -> None:
             message = check_refuses(key, value)
             assert "out of range" in message
             assert high is None or f"to {high:.10g}" in message
+
+
+@pytest.mark.parametrize("override", ["data.unfit_share=0.9", "data.full_digests=true", "start.accept_changed_data=true"])
+def test_settings_that_decide_whether_a_run_goes_on_are_no_part_of_what_it_is(override: str) -> None:
+    plain, changed = load_config(SCENES, None, []), load_config(SCENES, None, [override])
+    assert to_plain(plain) != to_plain(changed) and config_hash(plain) == config_hash(changed)
+    earlier = to_plain(plain)
+    group, _, name = override.partition("=")[0].partition(".")
+    del earlier[group][name]
+    assert config_hash(from_plain(earlier)) == plain_hash(earlier), "earlier runs keep the hash they had"
 
 
 def test_words_that_are_no_choice_are_refused_with_the_choices() -> None:

@@ -91,6 +91,7 @@ class DataConfig:
     accumulate: int = 1  # micro-batches an optimiser step, on every rank
     step_tokens: int = 0  # places (padding included) an optimiser step over all ranks; 0: what `accumulate` comes to
     lookahead: int = 48  # documents that wait for a row they fit into
+    full_digests: bool = False  # whether data changed while a run was stopped is told by all of their bytes (data/changes.py)
     workers: int = 0  # data processes a rank; part of the data order, so it is recorded with the run
     reject_share: float = 0.01  # broken documents above this share stop the run
     unfit_share: float = 0.5  # as do sound ones of a source that do not fit (longer than a row, too small): they are left out
@@ -204,6 +205,7 @@ class StartConfig:
     """Weights to start from instead of random ones (training/start.py)."""
 
     checkpoint: str = ""  # exported or converted folder, or official checkpoint; empty: from scratch
+    accept_changed_data: bool = False  # a run that was stopped goes on although its data changed since
     allow_missing: list[str] = field(default_factory=list)  # patterns (*) of weights it may lack: these start from scratch
 
 
@@ -288,8 +290,8 @@ NOT_IDENTITY = (
     *("tracking", "checkpoint_seconds", "keep_checkpoints", "threads"),
     *("activation_checkpointing", "compile_blocks", "distribution"),
 )
-# As these, inside of others: they say when a run stops.
-NOT_IDENTITY_INSIDE = ("data.unfit_share",)
+# As these, inside of others: they say when a run stops or may go on.
+NOT_IDENTITY_INSIDE = ("data.unfit_share", "data.full_digests", "start.accept_changed_data")
 
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
 _TREE = RunConfig(

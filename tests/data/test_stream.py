@@ -87,7 +87,7 @@ def all_same(a: list[Step], b: list[Step]) -> bool:
 
 def test_no_front_end_enters() -> None:
     """The order is equal for every variant because nothing of a variant is given to the stream but the size of its tokens."""
-    expected = "config stages open_source tokenizer token_pixels seed reject_path rank world_size resume next_lane"
+    expected = "config stages open_source tokenizer token_pixels seed reject_path rank world_size resume next_lane accept_changed"
     assert list(inspect.signature(TrainingStream).parameters) == expected.split()
 
 

@@ -12,8 +12,9 @@ import torch
 
 from tests.training.conftest import quick_config
 from tunalab.config import RunConfig
-from tunalab.errors import EXIT_STOPPED
+from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.results import training_log
+from tunalab.results.records import read_record
 from tunalab.results.training_log import read_rows
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
@@ -119,6 +120,32 @@ def test_with_data_processes_the_order_is_kept_across_a_stop(tmp_path: Path, mon
         assert train(config, tmp_path / "parts") == EXIT_STOPPED
     assert train(config, tmp_path / "parts") == 0
     assert_same(whole, final(tmp_path / "parts"))
+
+
+def test_data_that_changed_while_a_run_was_stopped_are_refused_or_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"the number {number}"}) + "\n" for number in range(60)))
+
+    def config(**changes: Any) -> RunConfig:
+        stages = {"only": {"tokens": 2000, "mix": {"text/mine": 1.0, "scenes/vqa": 1.0}}}
+        return quick_config(stages=stages, data__text={"mine": {"urls": [str(texts)]}}, **changes)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(config(), run) == EXIT_STOPPED
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    texts.write_text(texts.read_text().replace("number 7", "cypher 7!"))
+    with pytest.raises(
+        UserError, match=r"^data changed .*texts.jsonl has [\d,]+ bytes, had [\d,]+: .*start.accept_changed_data=true$"
+    ):
+        train(config(), run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held, "nothing was written"
+    assert train(config(start__accept_changed_data=True), run) == 0
+    record = read_record(run / "record.json")
+    (accepted,) = record.data["accepted_changes"]
+    assert accepted["count"] == 1 and 0 < accepted["tokens"] < 2000 and "texts.jsonl" in accepted["changes"][0]
+    assert sum(record.data["mix"]["only"]["tokens"].values()) == record.totals.tokens, "counts go on over the stop"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(

@@ -16,7 +16,7 @@ class CopyCorpus:
     def __init__(self, corpus: Corpus) -> None:
         self.name = f"{PREFIX}{corpus.name}"
         self.fingerprint = fingerprint_of(corpus)
-        self._corpus = corpus
+        self.copied = self._corpus = corpus
 
     @property
     def length(self) -> int | None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PillowImage
 
+from tunalab.data.changes import local_file, sampled
 from tunalab.data.documents import Document, Image, Text
 from tunalab.data.image_files import cover
 from tunalab.data.questions import Question
+from tunalab.data.shards.files import ShardFile
 from tunalab.errors import UserError
 
 # Published sizes, (images, questions) a split. A package that differs from them is not the benchmark.
@@ -43,6 +45,14 @@ class EasyVqaCorpus:
     @property
     def length(self) -> int:
         return SPLITS["train"][0]
+
+    def seen_files(self, every: bool) -> list[ShardFile]:
+        return [file for file in [local_file(self._folder / "train" / "questions.json")] if file]
+
+    def seen_images(self, every: bool) -> list[ShardFile]:
+        numbers = sampled(self.length, every)
+        found = (local_file(self._folder / "train" / "images" / f"{number}.png") for number in numbers)
+        return [file for file in found if file]
 
     def document(self, index: int) -> Document:
         """Document ``index``; indices from ``length`` on belong to later epochs."""

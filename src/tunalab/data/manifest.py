@@ -13,9 +13,11 @@ from typing import Any
 
 from tunalab.data.assembling import CAPTION_KINDS, Pixels, caption_document, conversation_document, edit_document, filled_text
 from tunalab.data.buckets import Buckets
+from tunalab.data.changes import local_file, sampled
 from tunalab.data.documents import Document, Reject
 from tunalab.data.image_files import read_image
 from tunalab.data.lines import check_line_size, index_lines, parse_line
+from tunalab.data.shards.files import ShardFile
 from tunalab.errors import UserError
 
 FORMS = (
@@ -92,6 +94,24 @@ class ManifestCorpus:
             return conversation_document(line["conversations"])
         known = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
         raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {known}")
+
+    def seen_files(self, every: bool) -> list[ShardFile]:
+        return [file for file in [local_file(self.path)] if file]
+
+    def seen_images(self, every: bool) -> list[ShardFile]:
+        """Those that lines name under any key, as text or in a list."""
+        found: dict[str, ShardFile] = {}
+        for number in sampled(self.length, every):
+            try:
+                line = self._read_line(number)
+            except Reject:
+                continue
+            for value in (line.get(key) for key in ("image", "images", "raw_image", "out_image")):
+                for name in value if isinstance(value, list) else [value]:
+                    file = local_file(self.root / name) if isinstance(name, str) and name else None
+                    if file is not None:
+                        found[file.url] = file
+        return list(found.values())
 
     def _pixels(self, line: dict[str, Any], key: str) -> Pixels:
         return lambda: read_image(self.root / filled_text(line[key], key), self.image_size)

@@ -107,6 +107,8 @@ class TrainingStream(IterableDataset[Step]):
     ends is for the StepLoader to say, which sees the steps of all lanes in their order. So a run has as many tokens, to within a
     step, with any number of lanes.
 
+    ``accept_changed``: go on although files of sources are others than those that were read so far.
+
     Iterating raises UserError when a source holds too many broken documents, or none that fits; read through a StepLoader.
     """
 
@@ -123,6 +125,7 @@ class TrainingStream(IterableDataset[Step]):
         world_size: int = 1,
         resume: dict[int, dict[str, Any]] | None = None,
         next_lane: int = 0,
+        accept_changed: bool = False,
     ) -> None:
         self.config = config
         self.stages = stages
@@ -138,6 +141,7 @@ class TrainingStream(IterableDataset[Step]):
         self.rejects = RejectLog(reject_path, config.reject_share, config.unfit_share, lengths)
         self._resume = resume or {}
         self._next_lane = next_lane
+        self._accept_changed = accept_changed
         self._mixer: Mixer | None = None
         self._waiting: list[Placed] = []
         self._picks: dict[int, Pick] = {}
@@ -239,10 +243,12 @@ class TrainingStream(IterableDataset[Step]):
             raise Unfit(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
         return Placed(pick.position, sequence)
 
-    def _place_again(self, pick: Pick) -> Placed:
+    def _place_again(self, pick: Pick) -> Placed | None:
         try:
             return self._place(pick)
         except Reject as reject:
+            if self._accept_changed:
+                return None
             raise UserError(f"{pick.source}: document {pick.index} was sound before this run stopped, now: {reject}") from reject
 
     def _state(self) -> dict[str, Any]:
@@ -262,11 +268,15 @@ class TrainingStream(IterableDataset[Step]):
         assert self._mixer is not None
         self._mixer.load_state_dict(state["mixer"])
         for name, known in state.get("sources", {}).items():  # checkpoints from before there were any have none
-            if known != fingerprint_of(self.sources[name]):
-                raise UserError(f"{name}: its files are not those this run began with: put them back, or start another run")
+            if known != fingerprint_of(self.sources[name]) and not self._accept_changed:
+                raise UserError(
+                    f"{name}: its files are not those this run began with: put them back, start another run, or go on with them by "
+                    "start.accept_changed_data=true"
+                )
         picks = [Pick(*pick) for pick in state["waiting"]]
-        self._picks = {pick.position: pick for pick in picks}
-        self._waiting = [self._place_again(pick) for pick in picks]
+        self._waiting = [placed for pick in picks if (placed := self._place_again(pick)) is not None]
+        waiting = {placed.position for placed in self._waiting}
+        self._picks = {pick.position: pick for pick in picks if pick.position in waiting}
         self._schedule.tokens, self._schedule.step = state["tokens"], state["stage_step"]
         self._schedule.start = tuple(state["stage_start"])
         self.rejects.load_state_dict(state["rejects"])

@@ -12,6 +12,7 @@ import lightning
 import torch
 
 from tunalab.config import RunConfig, budget, config_hash, to_plain
+from tunalab.data.changes import SeenData, keep, seen_again
 from tunalab.data.lanes import deal_lanes
 from tunalab.data.stream import StepLoader, open_stream
 from tunalab.data.versions import data_versions
@@ -94,6 +95,7 @@ class Run:
         self.tracker: Tracker | None = None
         self.stop = StopSignal(self.ranks)
         self.resuming = Resuming()
+        self.seen = SeenData({})  # of the first rank
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
         at = evaluation_tokens(config.evaluation, budget(config))
         self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
@@ -113,6 +115,7 @@ class Run:
             if self.ranks.first:
                 claim(self.run_dir, self.config)
                 self.holding = self.stop.holding = Holding(self.run_dir)
+                keep(self.run_dir, self.seen)
                 self.tracker = self.reporting.tracker = self._tracker(resume)
         try:
             with self.stop.handlers_restored():
@@ -189,9 +192,13 @@ class Run:
             world_size=ranks.world_size,
             resume=self.resuming.lanes,
             next_lane=self.resuming.next_lane,
+            accept_changed=config.start.accept_changed_data,
         )
         if ranks.first:
             self.environment["data"] = data_versions(stream.sources, config.data, config.revision)
+            tokens = None if resume is None else read_saved(resume).progress["tokens"]
+            accept = config.start.accept_changed_data
+            self.seen = seen_again(self.run_dir, stream.sources, config.data.full_digests, accept, tokens)
         return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), self.costs, ranks)
 
     def _find_lanes(self, resume: Path) -> None:
@@ -280,7 +287,7 @@ class Run:
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in p.points],
             attempts=self.attempts,
-            data=what_was_read(p, config.stages),
+            data={**what_was_read(p, config.stages), **({"accepted_changes": changed} if (changed := self.seen.accepted) else {})},
         )
         write_record(self.run_dir / RECORD_FILE, record)
 

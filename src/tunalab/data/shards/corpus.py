@@ -73,6 +73,9 @@ class ShardedCorpus:
         """Samples in all files, broken ones included; None if the corpus orders them itself."""
         return None if self._order else self.rows
 
+    def seen_files(self, every: bool) -> Sequence[ShardFile]:
+        return self._reader.files
+
     def document(self, index: int) -> Document:
         """The document of an index; indices from ``rows`` on belong to later epochs.
 

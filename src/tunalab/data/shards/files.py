@@ -28,19 +28,10 @@ from tunalab.redaction import redacted
 
 _GLOB = frozenset("*?[")
 
-# What file systems tell of a file that changes with its content. Their names for it differ.
-_STAMPS = (
-    "blob_id",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "updated",
-    "ETag",
-    "etag",
-    "last_commit",
-    "created",
-)
+# What file systems tell of a file that changes with its content, and only with it; and what every writing of it changes too.
+# Their names for it differ.
+_CONTENT = ("blob_id", "md5Hash", "Content-MD5", "ETag", "etag")
+_STAMPS = (*_CONTENT, "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "last_commit", "created")
 
 # Errors that speak of one file. Others (a dead disk, a lost network) are not the sample's fault: counting them as rejects would
 # make the order of documents depend on the machine.
@@ -69,6 +60,15 @@ class ShardFile:
     url: str
     size: int
     stamp: str
+
+    @property
+    def content(self) -> str:
+        """The stamp, if copies of a file have the same; else empty."""
+        return self.stamp if self.stamp.partition("=")[0] in _CONTENT else ""
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
 
     @property
     def shown(self) -> str:

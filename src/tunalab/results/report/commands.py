@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunalab.config import NOT_IDENTITY, config_hash, from_plain, load_config, to_plain
+from tunalab.config import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
 from tunalab.errors import UserError
 from tunalab.files import below
 from tunalab.results.analysis.fairness import revision
@@ -58,7 +58,8 @@ def run_command(record: Record, root: Path) -> str:
 def _settings(base: dict[str, object], wanted: dict[str, object]) -> list[str]:
     """``key=value`` for all in which two configurations differ, the seed always; what changes no result is left out."""
     old, new = dict(leaves(base)), dict(leaves(wanted))
-    differ = [key for key in new if new[key] != old.get(key) and key.split(".")[0] not in NOT_IDENTITY and key != "seed"]
+    left_out = {*NOT_IDENTITY_INSIDE, "seed"}
+    differ = [key for key in new if new[key] != old.get(key) and key.split(".")[0] not in NOT_IDENTITY and key not in left_out]
     return [*(f"{key}={_written(new[key])}" for key in differ), f"seed={new['seed']}"]
 
 
