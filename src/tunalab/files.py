@@ -40,6 +40,10 @@ def whole_file(final: Path) -> Iterator[Path]:
         _set_mode(temporary, mode)
         _flush(temporary)
         os.replace(temporary, final)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # writing names no file
+            raise OSError(error.errno, error.strerror, str(final)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _flush(final.parent)  # the rename itself lives in the folder

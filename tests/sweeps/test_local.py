@@ -200,7 +200,7 @@ def test_progress_is_printed_as_lines_where_there_is_no_terminal(cells, trains):
     stream = io.StringIO()
     run(cells[:2], trains(body), stream=stream, parallel=1, line_seconds=0.0, total_tokens=lambda _: 100)
     lines = stream.getvalue().splitlines()
-    assert any(cells[0].name in line and "of 0.0M tokens" in line and "0/2 cells" in line for line in lines)
+    assert any(cells[0].name in line and "of 200 tokens" in line and "0/2 cells" in line for line in lines)
     assert any("1/2 cells" in line and "s left" in line and f"running: {cells[1].name}" in line for line in lines)
     assert json.loads((cells[0].run_dir / "status.json").read_text())["tokens"] == 80
 
@@ -209,8 +209,13 @@ class Terminal(io.StringIO):
     def isatty(self):
         return True
 
+    def fileno(self):
+        return 1
 
-def test_on_a_terminal_there_is_one_bar(cells, trains):
+
+def test_on_a_terminal_there_is_one_bar(cells, trains, monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((120, 24)))
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     run(cells[:2], trains("time.sleep(1.2)"), stream=stream, parallel=2, total_tokens=lambda _: 500)
     assert (

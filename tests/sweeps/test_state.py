@@ -120,7 +120,7 @@ def test_the_table_ends_with_what_matters_and_sums_up(cells: list[Cell]) -> None
     ]
     lines = table(many).splitlines()
     assert [line.split()[1] for line in lines[1:5]] == ["done", "queued", "running", "failed"] and lines[4].endswith("ValueError")
-    assert lines[5] == summary(many) == "4 runs: 1 done, 1 queued, 1 running, 1 failed; 38% of 0.0M tokens, about 30 s left"
+    assert lines[5] == summary(many) == "4 runs: 1 done, 1 queued, 1 running, 1 failed; 37% of 4,000 tokens, about 30 s left"
     short = table(many, most=2).splitlines()
     assert short[1] == "(1 done, 1 queued: not shown)" and len(short) == 5
 
@@ -143,6 +143,34 @@ def test_a_terminal_is_refreshed_in_place_until_all_is_done(cells: list[Cell], m
     looks = iter([[CellState(cells[0], "running", 1, 9)]])
     show(lambda: next(looks), once=True, stream=(once := Terminal()))
     assert "\x1b" not in once.getvalue()
+
+
+def test_what_has_gone_beyond_its_budget_is_whole_and_what_is_not_done_is_not(cells: list[Cell]) -> None:
+    """The last step of a run goes beyond its budget; a run nearly there is not there."""
+    states = [CellState(cells[0], "running", 1070, 1000), CellState(cells[1], "running", 999, 1000)]
+    lines = table(states).splitlines()
+    assert [line.split()[3] for line in lines[1:3]] == ["100%", "99%"]
+    assert lines[3].startswith("2 runs: 2 running; 99% of 2,000 tokens")
+    assert "100% of 4.5M tokens" in summary([CellState(cells[0], "done", 9_000_000, 4_500_000)])
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (1, 1), (39, 24), (80, 2)])
+def test_a_terminal_that_is_too_small_gets_the_whole_table_once(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch, columns: int, rows: int
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, rows)))
+    states = [CellState(cells[0], "running", 1, 9, note="a word on it")]
+    show(lambda: states, once=False, stream=(stream := Terminal()))
+    assert stream.getvalue() == f"{table(states)}\n"
+
+
+def test_on_a_narrow_terminal_lines_go_on_in_the_next(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((41, 10)))
+    states = [CellState(cell, "failed", 1, 9, note="ValueError: " + "a long story " * 7) for cell in cells[:4]]
+    show(lambda: states, once=False, stream=(stream := Terminal()))
+    text = stream.getvalue().removeprefix("\x1b[J")
+    assert ("a long story " * 7).strip() in text.replace("\n", "") and len(text.splitlines()) < 10
+    assert max(map(len, text.splitlines())) <= 40
 
 
 def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ Imports of torch and friends stand inside the commands: `tunalab sweep --dry-run
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from locale import getpreferredencoding
 from typing import NoReturn
 
 from tunalab.cli.output import nobody_need_read
-from tunalab.errors import UserError
+from tunalab.errors import UserError, refused_by_system
 from tunalab.redaction import hide_credentials, redacted
 
 FAMILIES = (
@@ -35,6 +38,7 @@ FAMILIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _prepare_output(program=argv is None)
     hide_credentials()
     with nobody_need_read():
         return _main(argv)
@@ -51,6 +55,28 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = refused_by_system(error)
+        if line is None:
+            raise
+        print(f"error: {redacted(line)}", file=sys.stderr)
+        return 2
+
+
+def _prepare_output(program: bool) -> None:
+    """Letters that a terminal cannot show are shown by their numbers. A ``program`` starts again in UTF-8 where the locale is not.
+
+    So files are UTF-8 on every machine, and the locale's encoding is the terminal's alone. Python takes that from its start on
+    only, and processes that are started inherit it.
+    """
+    utf8 = getpreferredencoding(False).lower().replace("-", "") == "utf8"
+    if program and not utf8 and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
+        shown = getattr(sys.stdout, "encoding", None) or "ascii"
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or f"{shown}:backslashreplace"}
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _take_settings(arguments: argparse.Namespace, rest: list[str]) -> None:

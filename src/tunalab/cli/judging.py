@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunalab.cli.common import add_command
 from tunalab.errors import UserError
+from tunalab.terminal import progress_bar
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -90,15 +91,13 @@ def _vote(
     prompts: list[str],
 ) -> "tuple[list[dict[str, Any]], dict[str, list[Measure]]]":
     """All votes, plain, and the win rates of every candidate."""
-    from tqdm import tqdm
-
     from tunalab.evaluation.judging.candidates import read_images
     from tunalab.evaluation.judging.comparison import compare, reasons
 
     groups = list(combinations(range(len(names)), 2)) if arguments.pairwise else [tuple(range(len(names)))]
     votes: list[dict[str, Any]] = []
     rates: dict[str, list[Measure]] = {name: [] for name in names}
-    with tqdm(total=len(groups) * len(prompts), desc=question, disable=None, leave=False) as bar:
+    with progress_bar(total=len(groups) * len(prompts), desc=question) as bar:
         for group in groups:
             chosen = [names[number] for number in group]
             outcome = compare(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from tunalab.config import RunConfig, SamplingConfig
 from tunalab.data.tokenizer import Tokenizer
@@ -21,6 +20,7 @@ from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
 from tunalab.model.unified import UnifiedModel
+from tunalab.terminal import progress_bar
 
 T = TypeVar("T")
 
@@ -58,15 +58,7 @@ class Subject:
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """The items, with a bar that shows the time left."""
-        bar: Iterable[T] = tqdm(
-            items,
-            desc=what,
-            total=total,
-            leave=False,
-            disable=self.quiet or None,
-            dynamic_ncols=True,
-            position=side_by_side.bar,
-        )
+        bar: Iterable[T] = progress_bar(items, self.quiet, desc=what, total=total, position=side_by_side.bar)
         return bar
 
     def answers(self, questions: Sequence[tuple[np.ndarray | None, str]], max_tokens: int | None = None) -> list[str]:

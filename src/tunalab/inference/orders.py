@@ -34,6 +34,7 @@ from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
 from tunalab.inference.samplers import evaluations
 from tunalab.inference.wanted import Manner, Source, Wanted, square
 from tunalab.model.unified import UnifiedModel
+from tunalab.terminal import progress_bar
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files in a folder
 BAR_DELAY = 3.0  # seconds after which work is long
@@ -232,6 +233,6 @@ def image_bar(images: int, sampling: SamplingConfig) -> "tqdm[Any]":
 
 
 def _bar(total: int, what: str) -> "tqdm[Any]":
-    """Time left, on stderr, of work that is long; nothing where nobody is watching."""
+    """Time left, on stderr, of work that is long."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
-    return tqdm(total=total, desc=what, bar_format=form, delay=BAR_DELAY, disable=None, leave=False, dynamic_ncols=True)
+    return progress_bar(total=total, desc=what, bar_format=form, delay=BAR_DELAY)

@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from tunalab.results.status import Status, read_status
 from tunalab.sweeps.grid import Cell
-
-LINE_SECONDS = 30.0
+from tunalab.terminal import LINE_SECONDS, amount, redraws, share
 
 
 class Progress:
@@ -34,7 +33,7 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._first: int | None = None
         self._bar: tqdm | None = None  # type: ignore[type-arg]
-        if self.stream.isatty():
+        if redraws(self.stream):
             # smoothing=0: the mean speed so far, with imports and evaluations in it, is what the rest will run at.
             self._bar = tqdm(total=0, unit="tok", unit_scale=True, smoothing=0, dynamic_ncols=True, file=self.stream)
 
@@ -63,8 +62,8 @@ class Progress:
             self._bar.set_postfix_str(names, refresh=True)
         elif time.monotonic() - self._last_line >= self.line_seconds:
             self._last_line = time.monotonic()
-            share = f"{100 * done / total:.0f}% of {total / 1e6:.1f}M tokens" if total else "tokens not known yet"
-            self.say(f"sweep: {finished}, {share}, {self._left(done, total)}; running: {names or 'none'}")
+            far = f"{share(done, total)} of {amount(total)} tokens" if total else "tokens not known yet"
+            self.say(f"sweep: {finished}, {far}, {self._left(done, total)}; running: {names or 'none'}")
 
     def close(self) -> None:
         """End the bar."""
@@ -73,7 +72,7 @@ class Progress:
 
     def _read(self, cell: Cell, status: Status | None) -> None:
         if status is not None:
-            self.done[cell.name] = status.tokens
+            self.done[cell.name] = min(status.tokens, status.total_tokens)  # the last step goes beyond
             self.totals[cell.name] = status.total_tokens
 
     def _left(self, done: int, total: int) -> str:

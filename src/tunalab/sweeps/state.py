@@ -15,6 +15,7 @@ from tunalab.sweeps.attempts import RETRIES, Attempt, History, How, read_history
 from tunalab.sweeps.cells import is_finished, is_locked
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.resolving import Resolved
+from tunalab.terminal import amount, redraws, share, wrapped
 
 State = Literal["done", "queued", "running", "failed"]
 STATES: tuple[State, ...] = ("done", "queued", "running", "failed")  # in this order: what matters last, where the eye is
@@ -37,9 +38,8 @@ class CellState:
     note: str = ""
 
     def row(self) -> list[str]:
-        share = f"{100 * self.tokens / self.total:.0f}%" if self.total else ""
         speed = f"{self.speed:,.0f}" if self.speed else ""
-        return [self.cell.name, self.state, f"{self.tokens:,}", share, speed, _duration(self.seconds_left)]
+        return [self.cell.name, self.state, f"{self.tokens:,}", share(self.tokens, self.total), speed, _duration(self.seconds_left)]
 
 
 def look(
@@ -105,18 +105,18 @@ def table(states: Sequence[CellState], most: int | None = None) -> str:
 def summary(states: Sequence[CellState]) -> str:
     """How many cells are in which state, and how far all are together."""
     counts = {state: sum(one.state == state for one in states) for state in STATES}
-    done, total = sum(one.tokens for one in states), sum(one.total for one in states)
+    done, total = sum(min(one.tokens, one.total) for one in states), sum(one.total for one in states)  # last steps go beyond
     speed = sum(one.speed for one in states)
-    open_tokens = sum(one.total - one.tokens for one in states if one.state in ("queued", "running"))
+    open_tokens = sum(max(0, one.total - one.tokens) for one in states if one.state in ("queued", "running"))
     left = f", about {_duration(open_tokens / speed)} left" if speed and open_tokens else ""
-    share = f"{100 * done / total:.0f}% of {total / 1e6:,.1f}M tokens" if total else ""
-    return f"{len(states)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {share}{left}"
+    far = f"{share(done, total)} of {amount(total)} tokens" if total else ""
+    return f"{len(states)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {far}{left}"
 
 
 def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO | None = None, seconds: float = 2.0) -> None:
     """Print the table; on a terminal (unless ``once``) again and again in its own place, until nothing is left to do or Ctrl-C."""
     stream = sys.stdout if stream is None else stream
-    if once or not stream.isatty():
+    if once or not redraws(stream):
         print(table(look_again()), file=stream)
         return
     lines = 0
@@ -124,7 +124,11 @@ def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO |
         while True:
             states = look_again()
             size = os.get_terminal_size(stream.fileno())
-            text = [line[: size.columns - 1] for line in table(states, most=max(1, size.lines - 4)).splitlines()]
+            rows = size.lines - 4
+            text = wrapped(table(states, most=rows), size.columns - 1)
+            while len(text) >= size.lines and rows > 1:  # what has left the screen is not drawn over
+                rows -= 1
+                text = wrapped(table(states, most=rows), size.columns - 1)
             stream.write((f"\x1b[{lines}F" if lines else "") + "\x1b[J" + "\n".join(text) + "\n")
             stream.flush()
             lines = len(text)

@@ -14,6 +14,7 @@ from tunalab.data.stream import COUNTS
 from tunalab.results.mlflow.tracking import Tracker
 from tunalab.results.status import Status, write_status
 from tunalab.results.training_log import Row, append_row, is_due
+from tunalab.terminal import redraws
 from tunalab.training.clock import awake
 from tunalab.training.module import Harness, Progress
 
@@ -74,8 +75,15 @@ class Reporting(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         self._began = (awake(), pl_module.progress.tokens)
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self.budget, initial=pl_module.progress.tokens, unit="tok", unit_scale=True, smoothing=0.05)
+        if redraws(sys.stderr):
+            self._bar = tqdm(
+                total=self.budget,
+                initial=pl_module.progress.tokens,
+                unit="tok",
+                unit_scale=True,
+                smoothing=0.05,
+                dynamic_ncols=True,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Harness, *_: Any) -> None:  # type: ignore[override]
         self._before = pl_module.progress.tokens

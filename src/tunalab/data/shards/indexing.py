@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from tunalab.data.documents import Reject
 from tunalab.data.shards.files import ShardFile, first_line
 from tunalab.data.shards.index_cache import StoredIndex, stored_index
 from tunalab.errors import UserError
+from tunalab.terminal import progress_bar
 
 _THREADS = 16  # they mostly wait, for the disk or for a server
 _NAMED = 3
@@ -44,9 +44,9 @@ def index_files(name: str, files: Sequence[ShardFile], kind: str, build: Callabl
 
     order = random.SystemRandom().sample(range(len(files)), len(files))
     with ThreadPoolExecutor(_THREADS) as pool:
-        # Shown on a terminal only, and only if it takes a while.
+        # Shown only if it takes a while.
         results = pool.map(index, (files[number] for number in order))
-        shown = tqdm(results, desc=f"index {name}", total=len(files), disable=None, delay=3, leave=False)
+        shown = progress_bar(results, desc=f"index {name}", total=len(files), delay=3)
         found = dict(zip(order, shown, strict=True))
     done = [found[number] for number in range(len(files))]
     broken = [item for item in done if isinstance(item, str)]

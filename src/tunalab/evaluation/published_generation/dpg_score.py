@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
@@ -13,6 +12,7 @@ from tunalab.evaluation.published_generation.dpg import GridScore, Question, cel
 from tunalab.evaluation.published_generation.outcomes import Outcomes
 from tunalab.evaluation.published_generation.summary import item_measure
 from tunalab.evaluation.published_generation.vqa import VQA
+from tunalab.terminal import progress_bar
 
 BENCHMARK = "DPG-Bench"
 
@@ -34,7 +34,7 @@ def score_dpg(folder: Path, questions: Mapping[str, Sequence[Question]], count: 
         return {"answers": [given[first : first + len(texts)] for first in range(0, len(given), len(texts))]}
 
     scores: list[GridScore | None] = []
-    for item, path in tqdm(list(paths.items()), desc=BENCHMARK, disable=None, leave=False):
+    for item, path in progress_bar(list(paths.items()), desc=BENCHMARK):
         asked = [count, [question.text for question in questions[item]]]
         found = outcomes.of(path, asked, lambda pixels, item=item: find(item, pixels))  # type: ignore[misc]
         scores.append(None if found is None else grid_score(questions[item], found["answers"]))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
@@ -14,6 +13,7 @@ from tunalab.evaluation.published_generation.geneval import TAGS, GenEvalPrompt,
 from tunalab.evaluation.published_generation.lines import read_lines
 from tunalab.evaluation.published_generation.outcomes import Outcomes
 from tunalab.evaluation.published_generation.summary import group_measures
+from tunalab.terminal import progress_bar
 
 BENCHMARK = "GenEval"
 
@@ -39,7 +39,7 @@ def score_geneval(
 
     values: dict[str, list[float | None]] = {tag: [] for tag in TAGS}
     failures = dict.fromkeys(TAGS, 0)
-    for prompt, paths in tqdm(list(zip(prompts, samples, strict=True)), desc=BENCHMARK, disable=None, leave=False):
+    for prompt, paths in progress_bar(list(zip(prompts, samples, strict=True)), desc=BENCHMARK):
         found = [outcomes.of(path, prompt.line, lambda pixels, prompt=prompt: find(prompt, pixels)) for path in paths]  # type: ignore[misc]
         rights = [one["right"] for one in found if one is not None]
         failures[prompt.tag] += len(found) - len(rights)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
@@ -19,6 +18,7 @@ from tunalab.evaluation.published_generation.lines import path_of, read_lines, t
 from tunalab.evaluation.published_generation.outcomes import Outcomes
 from tunalab.evaluation.published_generation.summary import item_measure
 from tunalab.inference.files import read_settings
+from tunalab.terminal import progress_bar
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def score_fit(benchmark: str, images: Sequence[Prompted], clip: Clip, outcomes: 
     """The mean cosine, items being prompts. Raises UserError when no image can be read."""
     values: dict[str, list[float]] = {}
     failures = 0
-    for image in tqdm(images, desc=benchmark, disable=None, leave=False):
+    for image in progress_bar(images, desc=benchmark):
         prompt = image.prompt
         if prompt is None:
             failures += 1

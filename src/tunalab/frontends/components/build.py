@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from tunalab import terminal
 from tunalab.frontends.components import siglip, tokenizer, vae
 from tunalab.frontends.components.cache import components_root, folder_of, is_built, verify, write_component
 from tunalab.frontends.components.examples import CaptionSource, TextSource
@@ -106,9 +106,9 @@ def fixed_threads(count: int) -> Iterator[None]:
 
 
 def progress_bar(name: str, steps: int) -> Progress:
-    """A bar with the time left, on stderr; rarely refreshed where stderr is a file."""
+    """A bar with the time left, on stderr."""
 
     def bar(items: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(items, total=steps, desc=f"component {name}", unit="step", mininterval=1.0)
+        return terminal.progress_bar(items, total=steps, desc=f"component {name}", unit="step", mininterval=1.0, leave=True)
 
     return bar
