@@ -21,21 +21,28 @@ def test_other_names_of_the_roles() -> None:
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("<image>\nwhat is it?", "what is it?"),
-        ("what is it?\n<image>", "what is it?"),
-        ("what is <image> here?", "what is here?"),
-        ("what is it?", "what is it?"),
-        ("<image>", ""),
+        ("<image>\nwhat is it?", "<image>what is it?"),
+        (" <image> what is it? ", "<image>what is it?"),
+        ("what is it?\n<image>", "<image>what is it?"),
+        ("what is it? \n \n <image> \n", "<image>what is it?"),
+        ("what is <image> here?", "what is<image>here?"),
+        ("look at\n<image>\nwhat is it?", "look at<image>what is it?"),
+        ("what is it: <image>", "what is it:<image>"),
+        ("what is it?", "<image>what is it?"),
+        ("<image>", "<image>"),
     ],
 )
-def test_placeholder_is_taken_out(prompt: str, expected: str) -> None:
+def test_a_placeholder_stays_where_it_stands(prompt: str, expected: str) -> None:
+    """But on a line behind the whole text it means the same as before it, as when it is left out."""
     assert read_turns(talk(prompt, "b"), images=1) == [(expected, "b")]
 
 
 def test_a_placeholder_for_each_of_several_images() -> None:
-    assert read_turns(talk("<image>\n<image>\nwhich is red?", "b"), images=2) == [("which is red?", "b")]
-    assert read_turns(talk("is <image> or <image> red?", "b"), images=2) == [("is or red?", "b")]
-    assert read_turns(talk("which is red?", "b"), images=2) == [("which is red?", "b")]
+    assert read_turns(talk("<image>\n<image>\nwhich is red?", "b"), images=2) == [("<image><image>which is red?", "b")]
+    assert read_turns(talk("which is red?\n<image>\n<image>", "b"), images=2) == [("<image><image>which is red?", "b")]
+    assert read_turns(talk("is <image> or <image> red?", "b"), images=2) == [("is<image>or<image>red?", "b")]
+    assert read_turns(talk("A:\n<image>\nB:\n<image>", "b"), images=2) == [("A:<image>B:<image>", "b")]
+    assert read_turns(talk("which is red?", "b"), images=2) == [("<image><image>which is red?", "b")]
     for prompt in ("<image>", "<image><image><image>"):
         with pytest.raises(Reject, match="<image>, 2 images"):
             read_turns(talk(prompt, "b"), images=2)
@@ -48,7 +55,27 @@ def test_roles_and_contents() -> None:
 
 def test_system_turn_opens_the_first_prompt() -> None:
     turns = [{"from": "system", "value": "Be brief."}, *talk("<image>\na?", "b", "c?", "d")]
-    assert read_turns(turns, images=1) == [("Be brief.\na?", "b"), ("c?", "d")]
+    assert read_turns(turns, images=1) == [("<image>Be brief.\na?", "b"), ("c?", "d")]
+    turns = [{"from": "system", "value": "Be brief."}, *talk("is <image> red?", "b")]
+    assert read_turns(turns, images=1) == [("Be brief.\nis<image>red?", "b")]
+    turns = [{"from": "system", "value": "Be brief."}, *talk("<image>", "b")]
+    assert read_turns(turns, images=1) == [("<image>Be brief.", "b")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("    def f():\n        return 1\n\n", "    def f():\n        return 1"),
+        ("\n\n\tx = 1\n", "\tx = 1"),
+        ("\r\n  x", "  x"),
+        ("  \n \n   x\ny", "   x\ny"),
+        (" context\n-old\n+new", " context\n-old\n+new"),  # of a diff
+        (" yes ", "yes"),  # a blank before a word is no indentation
+        ("\ufeff    x", "    x"),
+    ],
+)
+def test_answers_keep_their_indentation(answer: str, expected: str) -> None:
+    assert read_turns(talk("a?", answer, " c? ", answer), images=0) == [("a?", expected), ("c?", expected)]
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,18 @@ def test_text(folder: Path, extra: dict) -> None:
 
 
 BROKEN = {
-    "": "empty line",
-    "   ": "empty line",
     "{": "not JSON",
     '{"image": "images/red.png", "caption": "a"} x': "not JSON",
     "[" * 100_000: "not JSON",
     '{"caption": ' + "9" * 10_000 + "}": "not JSON",
     b'{"image": "images/red.png", "caption": "\xff"}': "not UTF-8: byte 40",
-    "[1, 2]": "must be an object, not list",
+    "[1, 2]": "must be an object, not list (a JSON array? Lines of JSON have an object each: `jq -c",
+    '{"image": "images/red.png", "caption": "a"},': "(a JSON array?",
+    '{"images": "images/red.png", "caption": "a"}': "images must be a list, not str",
+    '{"images": [3], "caption": "a"}': "image 1 must be a string, not int",
+    '{"images": ["images/red.png", "images/blue.png"], "caption": "a"}': "2 images and one caption",
+    '{"images": ["images/red.png"], "image": "images/red.png", "caption": "a"}': "image and images: one of them",
+    '{"images": [], "caption": "a"}': "keys caption are none",
     "null": "must be an object, not NoneType",
     "{}": "keys (none) are none of the four forms",
     '{"image": "images/red.png"}': "keys image are none",
@@ -228,3 +232,94 @@ def test_user_errors(folder: Path) -> None:
         with pytest.raises(UserError, match=part) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("video", "audio", "Image", "IMAGE", "Images", "img", "imgs", "picture", "Photos", "VIDEO", "videos", "audios", "Audio"),
+        *("image_path", "imagePath", "image-file", "img_url", "images_base64", "video_path", "audio_file", "source_image"),
+    ],
+)
+@pytest.mark.parametrize("value", ["a.png", ["a.png"], {"path": "a.png"}])
+def test_what_would_be_left_out_is_rejected_by_name(folder: Path, key: str, value: object) -> None:
+    talk = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "red"}]
+    with pytest.raises(Reject) as caught:
+        ManifestCorpus(write(folder, {key: value, "conversations": talk}), image_size=16).document(0)
+    assert f"key {key!r} names what is not read" in str(caught.value) and "read: image, images" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["video", "audio_path", "Image", "imgs", "second_image"])
+def test_what_would_be_left_out_beside_an_image_is_rejected_by_name(folder: Path, key: str) -> None:
+    line = {"image": "images/red.png", "caption": "a", key: "b.mp4"}
+    with pytest.raises(Reject, match=f"key '{key}'"):
+        ManifestCorpus(write(folder, line), image_size=16).document(0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"video": None, "audio": "", "videos": [], "Image": {}},
+        {"image_id": "7", "image_size": [40, 30], "num_images": 1, "has_image": True, "image_width": 40},
+        {"image_url": "https://example.org/a.png", "image_path": "a.png", "original_image_name": "a"},
+        {"videography": "by hand", "imagery": "bright", "photographer": "someone"},
+    ],
+)
+def test_keys_that_name_no_media_are_ignored(folder: Path, more: dict) -> None:
+    document = ManifestCorpus(write(folder, {"image": "images/red.png", "caption": "a", **more}), image_size=16).document(0)
+    assert shown(document) == [(RED, False), ("a", True)]
+
+
+def test_images_in_a_list(folder: Path) -> None:
+    both, talk = ["images/red.png", "images/blue.png"], [{"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]
+    between = [{"from": "human", "value": "is <image> as <image> or not?"}, {"from": "gpt", "value": "no"}]
+    lines = [
+        {"images": both[:1], "conversations": TALK},
+        {"images": both, "conversations": talk},
+        {"images": both, "conversations": between},
+        {"images": [], "conversations": talk},
+        {"images": both[1:], "caption": "blue"},
+        {"images": both[:1], "image": None, "conversations": talk, "video": None},
+    ]
+    corpus = ManifestCorpus(write(folder, *lines), image_size=16)
+    sure = [("sure?", False), ("yes", True)]
+    middle = [("is", False), (RED, False), ("as", False), (BLUE, False), ("or not?", False), ("no", True)]
+    assert [shown(corpus.document(number)) for number in range(6)] == [
+        [(RED, False), ("what is it?", False), ("red", True)],
+        [(RED, False), (BLUE, False), *sure],
+        middle,
+        sure,
+        [(BLUE, False), ("blue", True)],
+        [(RED, False), *sure],
+    ]
+    assert [corpus.document(number).kind for number in range(6)] == ["vqa", "vqa", "vqa", "text", "caption", "vqa"]
+    for images, words in ((both[:1], "2 times <image>, one image"), (both * 2, "2 times <image>, 4 images")):
+        with pytest.raises(Reject, match=words):
+            ManifestCorpus(write(folder, {"images": images, "conversations": between}), image_size=16).document(0)
+
+
+def test_the_image_of_an_instruction_stays_where_it_stands(folder: Path) -> None:
+    line = {"raw_image": "images/red.png", "out_image": "images/blue.png", "instruction": "turn <image> blue"}
+    document = ManifestCorpus(write(folder, line), image_size=16).document(0)
+    assert shown(document) == [("turn", False), (RED, False), ("blue", False), (BLUE, True)]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\r", "\f\v", "  \r"])
+def test_blank_lines_are_nothing(folder: Path, blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, between and behind the others, after a byte order mark, and where a scan ends within them."""
+    captions = [json.dumps({"image": "images/red.png", "caption": f"{number}"}) for number in range(5)]
+    text = [blank, blank, captions[0], captions[1], blank, captions[2], blank, blank, blank, captions[3], captions[4], blank]
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for last in (text, text[:-1], [*text, ""]):
+            (folder / "data.jsonl").write_bytes(mark + "\n".join(last).encode())
+            for scan in (3, 5, 64, 2**20):
+                monkeypatch.setattr(lines, "_SCAN_BYTES", scan)
+                corpus = ManifestCorpus(folder / "data.jsonl", image_size=16)
+                assert [shown(corpus.document(number))[-1][0] for number in range(corpus.length)] == list("01234")
+
+
+def test_a_file_of_blank_lines_has_none(folder: Path) -> None:
+    for text in (b"\n \n", b"\xef\xbb\xbf\n\n", b"\xef\xbb\xbf"):
+        (folder / "data.jsonl").write_bytes(text)
+        with pytest.raises(UserError, match="has no lines"):
+            ManifestCorpus(folder / "data.jsonl", image_size=16)

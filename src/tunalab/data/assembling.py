@@ -3,12 +3,13 @@
 Pixels come as functions: texts are judged first, an image is decoded for a sound document only.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tunalab.data.conversations import PLACEHOLDER, check_text, read_turns, take_placeholder
+from tunalab.data.conversations import PLACEHOLDER, check_text, place_images, read_turns
 from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Reject, Text, Unfit
 
 Pixels = Callable[[], np.ndarray]
@@ -16,9 +17,32 @@ CaptionKind = Literal["caption", "text_to_image"]
 CAPTION_KINDS: tuple[CaptionKind, ...] = get_args(CaptionKind)
 
 
-def filled_text(value: Any, name: str) -> str:
-    """``value`` without outer white space. Raises Reject: it is no text, or there is nothing in it."""
-    text = check_text(value, name)
+# Keys that name a picture, video or audio, as data sets write them: Image, images, video_path, source_image.
+_MEDIA = re.compile(
+    r"(?P<before>.+[_-])?(?P<kind>image|img|picture|photo|video|audio)s?(?P<behind>[_-]?(path|file|filename|name|url|uri|bytes|base64|data)s?)?",
+    re.IGNORECASE,
+)
+
+
+def check_media(line: Mapping[str, Any], read: Iterable[str] = (), instead: str = "") -> None:
+    """Raises Reject for a key that names a picture, video or audio and is none of those that are ``read``.
+
+    Only what holds text, a list or an object: sizes and counts are no media. Beside a picture that is read, the place or the
+    name of a picture (``image_url``) is taken for its own. ``instead`` ends the reason.
+    """
+    read = [key for key in read if line.get(key)]
+    for key, value in line.items():
+        found = _MEDIA.fullmatch(key)
+        if found is None or key in read or not value or not isinstance(value, str | bytes | list | dict):
+            continue
+        if read and found["behind"] and found["kind"].lower() not in ("video", "audio"):
+            continue
+        raise Reject(f"key {key!r} names what is not read, and would be left out{instead}")
+
+
+def filled_text(value: Any, name: str, indented: bool = False) -> str:
+    """``value`` as :func:`check_text` gives it. Raises Reject: it is no text, or there is nothing in it."""
+    text = check_text(value, name, indented)
     if not text:
         raise Reject(f"empty {name}")
     return text
@@ -40,7 +64,7 @@ def caption_document(kind: str, caption: Any, caption_prompt: str, pixels: Pixel
 
 
 def conversation_document(conversations: Any, images: Sequence[Pixels] = ()) -> Document:
-    """A conversation about ``images``, which stand before its text; without images a document of kind text.
+    """A conversation about ``images``, which stand where :func:`place_images` puts them; without images of kind text.
 
     Raises:
         Reject: the turns are no conversation (:func:`read_turns`).
@@ -48,17 +72,25 @@ def conversation_document(conversations: Any, images: Sequence[Pixels] = ()) -> 
     """
     if len(images) > IMAGES_PER_DOCUMENT:
         raise Unfit(f"{len(images)} images, a document takes at most {IMAGES_PER_DOCUMENT}")
-    answers: list[Text] = []
-    for prompt, answer in read_turns(conversations, len(images)):
-        # The image alone may be the question, and an empty run of text is no segment.
-        answers += [Text(prompt)] if prompt else []
-        answers.append(Text(answer, target=True))
-    return Document("vqa" if images else "text", (*(Image(pixels()) for pixels in images), *answers))
+    (first, answer), *later = read_turns(conversations, len(images))
+    segments = [*_laid_out(first, images), Text(answer, target=True)]
+    for prompt, answer in later:
+        segments += [Text(prompt), Text(answer, target=True)]
+    return Document("vqa" if images else "text", tuple(segments))
 
 
 def edit_document(instruction: Any, source: Pixels, edited: Pixels) -> Document:
     """An image, what to do with it, and the image to generate. Raises Reject: the instruction is no text or empty."""
-    instruction = take_placeholder(filled_text(instruction, "instruction"), images=1)
-    if not instruction:
+    instruction = place_images(filled_text(instruction, "instruction"), images=1)
+    if instruction == PLACEHOLDER:
         raise Reject("empty instruction")
-    return Document("edit", (Image(source()), Text(instruction), Image(edited(), generate=True)))
+    return Document("edit", (*_laid_out(instruction, [source]), Image(edited(), generate=True)))
+
+
+def _laid_out(text: str, images: Sequence[Pixels]) -> list[Text | Image]:
+    """The parts of a text with its images in place of their placeholders. An empty run of text is no segment."""
+    segments: list[Text | Image] = []
+    for number, part in enumerate(text.split(PLACEHOLDER)):
+        segments += [Image(images[number - 1]())] if number else []
+        segments += [Text(part)] if part else []
+    return segments

@@ -9,11 +9,11 @@ _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "
 
 
 def read_turns(conversations: Any, images: int) -> list[tuple[str, str]]:
-    """The (prompt, answer) pairs of a conversation about ``images`` images, without their placeholders.
+    """The (prompt, answer) pairs of a conversation about ``images`` images.
 
-    Turns alternate between human and gpt; a system turn may come first and opens the first prompt. The placeholders may
-    stand in the first human turn, one an image, or be left out: our layout shows the images before all text, so later in
-    the conversation one would answer for turns that were held without it. A prompt is empty only if images stand alone.
+    Turns alternate between human and gpt; a system turn may come first and opens the first prompt. That prompt has a
+    placeholder for each image (:func:`place_images`), which a system turn follows where images come first. Later in the
+    conversation a placeholder would answer for turns that were held without its image. Answers keep their indentation.
 
     Raises:
         Reject: anything else, with the number of the turn (from 1).
@@ -32,35 +32,43 @@ def read_turns(conversations: Any, images: int) -> list[tuple[str, str]]:
     for number in range(0, len(turns), 2):
         prompt, answer = turns[number][1], turns[number + 1][1]
         if number == 0:
-            prompt = take_placeholder(prompt, images)
-        if not prompt and not (images and number == 0):
+            prompt = place_images(prompt, images)
+        if not prompt:
             raise Reject("empty prompt")
         if number == 0 and system:
-            prompt = f"{system}\n{prompt}".strip()
+            text = prompt
+            while text.startswith(PLACEHOLDER):
+                text = text.removeprefix(PLACEHOLDER)
+            prompt = prompt[: len(prompt) - len(text)] + f"{system}\n{text}".strip()
         if not answer:
             raise Reject("empty answer")
         pairs.append((prompt, answer))
     return pairs
 
 
-def take_placeholder(text: str, images: int) -> str:
-    """``text`` without its image placeholders.
+def place_images(text: str, images: int) -> str:
+    """``text`` with a placeholder for each of its ``images``, without white space beside them.
+
+    A placeholder stays where it stands. Without any the images come first, and also where all stand on lines of their own
+    behind the text: data sets write a question so as often as with the image first, and mean the same.
 
     Raises:
-        Reject: it has some, but not one for each of its ``images``.
+        Reject: it has some, but not one for each image.
     """
     before, *after = text.split(PLACEHOLDER)
-    if not after:
-        return text.strip()
-    if not images:
+    if after and not images:
         raise Reject(f"{PLACEHOLDER} without an image")
-    if len(after) != images:
+    if after and len(after) != images:
         raise Reject(f"{len(after)} times {PLACEHOLDER}, {'one image' if images == 1 else f'{images} images'}")
-    return " ".join([before.rstrip(), *(part.strip() for part in after[:-1]), after[-1].lstrip()]).strip()
+    if not after or (before.rstrip(" \t").endswith("\n") and not "".join(after).strip()):
+        return PLACEHOLDER * images + before.strip()
+    return PLACEHOLDER.join(part.strip() for part in (before, *after))
 
 
-def check_text(value: Any, name: str) -> str:
-    """``value`` without outer white space.
+def check_text(value: Any, name: str, indented: bool = False) -> str:
+    """``value`` without outer white space and without a byte order mark.
+
+    ``indented``: it may be code, so the indentation of its first line stays. One blank before a single line is none.
 
     Raises:
         Reject: it is no string, or holds half a surrogate pair: JSON can escape it, no tokenizer can encode it.
@@ -71,7 +79,11 @@ def check_text(value: Any, name: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise Reject(f"{name} holds half a surrogate pair at character {error.start}") from error
-    return value.strip()
+    value = value.removeprefix("\ufeff").rstrip()
+    text = value.lstrip()
+    indentation = value[: len(value) - len(text)].rpartition("\n")[2]
+    kept = indented and (indentation != " " or "\n" in text)
+    return indentation + text if kept else text
 
 
 def _read_turn(turn: Any, number: int) -> tuple[str, str]:
@@ -80,4 +92,4 @@ def _read_turn(turn: Any, number: int) -> tuple[str, str]:
     role, value = (turn.get("from"), turn.get("value")) if "from" in turn else (turn.get("role"), turn.get("content"))
     if not isinstance(role, str) or role not in _ROLES:
         raise Reject(f"turn {number} is from {role!r}; choices: {', '.join(_ROLES)}")
-    return _ROLES[role], check_text(value, f"the value of turn {number}")
+    return _ROLES[role], check_text(value, f"the value of turn {number}", indented=_ROLES[role] == "gpt")

@@ -10,21 +10,40 @@ from tunalab.data.documents import Reject
 # A line is text and paths; one of this size is a broken file (lost line ends), and reading it could fill the memory.
 MAX_LINE_BYTES = 16 * 2**20
 _SCAN_BYTES = 64 * 2**20
+BOM = b"\xef\xbb\xbf"
+_CONTENT = np.array([byte not in b" \t\n\r\v\f" for byte in range(256)])  # a line without any is blank
 
 
 def index_lines(file: BinaryIO) -> np.ndarray:
-    """Byte offsets (int64) of the starts of all lines, and last the end of the last one. Trailing empty lines go."""
-    breaks = []
-    offset = 0
+    """Byte offsets (int64) of the starts of all lines, and last the end of the last one.
+
+    Blank lines are nothing: they count as the end of the line before them, and the first ones go.
+    """
+    starts: list[np.ndarray] = []
+    offset = end = begun = 0  # `begun`: the start of the line that the bytes read so far end in
+    filled = False  # whether that line has anything in it
     while chunk := file.read(_SCAN_BYTES):
-        breaks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + (offset + 1))
-        offset += len(chunk)
-    starts = np.concatenate([np.zeros(1, np.int64), *breaks, np.full(1, offset, np.int64)])
-    # A file that ends in a line break has no line after it; an empty one has no lines at all.
-    count = len(starts) - 1
-    while count and _is_blank(file, int(starts[count - 1]), int(starts[count])):
-        count -= 1
-    return np.ascontiguousarray(starts[: count + 1], np.int64)
+        data = np.frombuffer(chunk, np.uint8)
+        content = _CONTENT[data]
+        if offset == 0 and chunk.startswith(BOM):
+            content[: len(BOM)] = False
+        breaks = np.flatnonzero(data == ord("\n")) + 1
+        parts = np.concatenate([[0], breaks[breaks < len(data)]])
+        has = np.logical_or.reduceat(content, parts)
+        has[0] |= filled
+        of_parts = parts + offset
+        of_parts[0] = begun
+        closed = len(breaks)  # the part after the last break goes on in the next chunk
+        starts.append(of_parts[:closed][has[:closed]])
+        if has[:closed].any():
+            end = offset + int(breaks[np.flatnonzero(has[:closed])[-1]])
+        offset += len(data)
+        ends_closed = len(parts) == closed
+        begun, filled = (offset, False) if ends_closed else (int(of_parts[-1]), bool(has[-1]))
+    if filled:
+        starts.append(np.array([begun]))
+        end = offset
+    return np.ascontiguousarray(np.concatenate([*starts, [end]]), np.int64)
 
 
 def check_line_size(size: int) -> None:
@@ -39,19 +58,23 @@ def parse_line(data: bytes) -> dict[str, Any]:
     Raises:
         Reject: the line is empty, no UTF-8, no JSON or no object.
     """
-    if not data.strip():
+    data = data.strip()
+    if not data:
         raise Reject("empty line")
     try:
         line = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise Reject(f"not UTF-8: byte {error.start} of the line") from error
     except (ValueError, RecursionError) as error:
-        raise Reject(f"not JSON: {error}") from error
+        raise Reject(f"not JSON: {error}{_hint(data)}") from error
     if not isinstance(line, dict):
-        raise Reject(f"a line must be an object, not {type(line).__name__}")
+        raise Reject(f"a line must be an object, not {type(line).__name__}{_hint(data)}")
     return line
 
 
-def _is_blank(file: BinaryIO, start: int, end: int) -> bool:
-    file.seek(start)
-    return end - start <= MAX_LINE_BYTES and not file.read(end - start).strip()
+def _hint(data: bytes) -> str:
+    """For the lines of a file that is one JSON value: a list, or objects over several lines."""
+    text = data.removeprefix(BOM)
+    if text.startswith((b"[", b"]", b"}")) or text.endswith((b",", b"{", b"[")):
+        return " (a JSON array? Lines of JSON have an object each: `jq -c '.[]' FILE` writes them)"
+    return ""

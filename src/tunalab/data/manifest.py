@@ -1,17 +1,28 @@
 """JSONL manifests as a corpus: the user's own captions, conversations and edits.
 
-A line has one of four forms, told apart by its keys (others are ignored, and a null counts as absent):
+A line has one of four forms, told apart by its keys (a null or an empty list counts as absent):
 
     {"image", "caption"}                        caption or text_to_image, a setting
     {"image", "conversations"}                  vqa
     {"raw_image", "out_image", "instruction"}   edit
     {"conversations"}                           text
+
+``images``, a list, may stand for ``image``. Other keys are ignored, but for those that name a picture, a video or audio
+(:func:`check_media`): without it the line would be another one. Blank lines are nothing, and do not count.
 """
 
 from pathlib import Path
 from typing import Any
 
-from tunalab.data.assembling import CAPTION_KINDS, Pixels, caption_document, conversation_document, edit_document, filled_text
+from tunalab.data.assembling import (
+    CAPTION_KINDS,
+    Pixels,
+    caption_document,
+    check_media,
+    conversation_document,
+    edit_document,
+    filled_text,
+)
 from tunalab.data.buckets import Buckets
 from tunalab.data.changes import local_file, sampled
 from tunalab.data.documents import Document, Reject
@@ -27,6 +38,7 @@ FORMS = (
     frozenset({"conversations"}),
 )
 _KEYS = frozenset().union(*FORMS)
+_PICTURES = ("image", "images", "raw_image", "out_image")
 
 
 class ManifestCorpus:
@@ -73,7 +85,7 @@ class ManifestCorpus:
 
     @property
     def length(self) -> int:
-        """Lines of the manifest, broken ones included."""
+        """Lines of the manifest that are not blank, broken ones included."""
         return len(self._starts) - 1
 
     def document(self, index: int) -> Document:
@@ -84,12 +96,21 @@ class ManifestCorpus:
         """
         line = self._read_line(int(index) % self.length)
         form = frozenset(key for key in _KEYS if line.get(key) is not None)
+        images = [self._pixels(line["image"], "image")] if "image" in form else []
+        if line.get("images") not in (None, []):
+            if images:
+                raise Reject("image and images: one of them names the pictures of a line")
+            images, form = self._list(line["images"]), form | {"image"}
+        check_media(line, _PICTURES, f" (read: {', '.join(_PICTURES)})")
         if form == {"image", "caption"}:
-            return caption_document(self.kind, line["caption"], self.caption_prompt, self._pixels(line, "image"))
+            if len(images) > 1:
+                raise Reject(f"{len(images)} images and one caption")
+            return caption_document(self.kind, line["caption"], self.caption_prompt, images[0])
         if form == {"image", "conversations"}:
-            return conversation_document(line["conversations"], [self._pixels(line, "image")])
+            return conversation_document(line["conversations"], images)
         if form == {"raw_image", "out_image", "instruction"}:
-            return edit_document(line["instruction"], self._pixels(line, "raw_image"), self._pixels(line, "out_image"))
+            source, edited = (self._pixels(line[key], key) for key in ("raw_image", "out_image"))
+            return edit_document(line["instruction"], source, edited)
         if form == {"conversations"}:
             return conversation_document(line["conversations"])
         known = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
@@ -106,15 +127,20 @@ class ManifestCorpus:
                 line = self._read_line(number)
             except Reject:
                 continue
-            for value in (line.get(key) for key in ("image", "images", "raw_image", "out_image")):
+            for value in (line.get(key) for key in _PICTURES):
                 for name in value if isinstance(value, list) else [value]:
                     file = local_file(self.root / name) if isinstance(name, str) and name else None
                     if file is not None:
                         found[file.url] = file
         return list(found.values())
 
-    def _pixels(self, line: dict[str, Any], key: str) -> Pixels:
-        return lambda: read_image(self.root / filled_text(line[key], key), self.image_size)
+    def _list(self, value: Any) -> list[Pixels]:
+        if not isinstance(value, list):
+            raise Reject(f"images must be a list, not {type(value).__name__}")
+        return [self._pixels(one, f"image {number}") for number, one in enumerate(value, start=1)]
+
+    def _pixels(self, value: Any, name: str) -> Pixels:
+        return lambda: read_image(self.root / filled_text(value, name), self.image_size)
 
     def _read_line(self, index: int) -> dict[str, Any]:
         start, end = int(self._starts[index]), int(self._starts[index + 1])

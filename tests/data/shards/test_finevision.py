@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from shard_files import FINEVISION, cell, colour, decode, encoded, refusal, shown, write_parquet
+from shard_files import FINEVISION, IMAGE, cell, colour, decode, encoded, refusal, shown, write_parquet
 
 from tunalab.config import FineVisionConfig
 from tunalab.data.documents import Reject, Unfit
@@ -47,6 +48,25 @@ def test_several_images_and_none(tmp_path: Path) -> None:
     assert shown(corpus.document(0)) == ["vqa", (colour(1), False), (colour(2), False), ("which?", False), ("one", True)]
     assert shown(corpus.document(1)) == shown(corpus.document(2)) == ["text", ("what?", False), ("this", True)]
     assert shown(corpus.document(3)) == ["vqa", (colour(3), False), ("a caption", True)]
+
+
+def test_an_image_within_a_question_stays_there(tmp_path: Path) -> None:
+    texts = [{"user": "is <image> as <image>?", "assistant": "    no"}]
+    document = of(tmp_path, {"images": [cell(1), cell(2)], "texts": texts}).document(0)
+    parts = [("is", False), (colour(1), False), ("as", False), (colour(2), False), ("?", False), ("    no", True)]
+    assert shown(document) == ["vqa", *parts]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.null()), pa.null(), pa.list_(IMAGE)])
+@pytest.mark.parametrize("images", [[], None])
+def test_a_table_without_any_image(tmp_path: Path, kind: pa.DataType, images: list | None) -> None:
+    """Its column of images has no type of its own."""
+    if pa.types.is_null(kind) and images is not None:
+        images = None
+    schema = FINEVISION.set(0, pa.field("images", kind))
+    url = write_parquet(f"{tmp_path}/a.parquet", schema, [{"images": images, "texts": [TURN]}] * 2)
+    corpus = open_finevision("finevision/a", FineVisionConfig(urls=[url], window=0), decode, seed=0)
+    assert shown(corpus.document(1)) == ["text", ("what?", False), ("this", True)]
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [

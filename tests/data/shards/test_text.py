@@ -61,6 +61,50 @@ def test_long_texts_are_read_in_pieces_one_an_epoch(tmp_path: Path) -> None:
     assert shown(texts.document(1)) == ["text", ("short", True)]
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_texts_keep_their_indentation_and_lose_their_mark(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": "\ufeff    def f():\n        return 1\n\n"}, {"text": "\n\tx\n"}, {"text": " a word"}]
+    if ending == "parquet":
+        url = write_parquet(f"{tmp_path}/a.parquet", pa.schema([("text", pa.string())]), rows)
+    else:
+        url = write_lines(f"{tmp_path}/a.jsonl", *rows)
+    texts = corpus(url)
+    assert [shown(texts.document(n))[1][0] for n in range(3)] == ["    def f():\n        return 1", "\tx", "a word"]
+
+
+def test_blank_lines_are_nothing(tmp_path: Path) -> None:
+    texts = corpus(write_bytes(f"{tmp_path}/a.jsonl", b'\xef\xbb\xbf\n\n{"text": "a"}\r\n \r\n\r\n{"text": "b"}\n\n{"text": "c"}'))
+    assert texts.length == 3 and [shown(texts.document(n))[1][0] for n in range(3)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("key", ["images", "image", "Video", "audio_path"])
+def test_conversations_whose_images_would_be_left_out_are_rejects(tmp_path: Path, key: str) -> None:
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", {"text": talk, key: ["a.png"]}, {"text": talk, key: []}))
+    assert f"key {key!r} names what is not read" in refusal(lambda: texts.document(0), Reject)
+    assert shown(texts.document(1)) == ["text", ("a?", False), ("b", True)]
+    # A text is whole without the picture of the page it was taken from.
+    assert shown(corpus(write_lines(f"{tmp_path}/b.jsonl", {"text": "a", key: "a.png"})).document(0)) == ["text", ("a", True)]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Json", "a.NDJSON", "a.PARQUET", "a.Parquet"])
+def test_endings_in_any_case(tmp_path: Path, name: str) -> None:
+    url = f"{tmp_path}/{name}"
+    if "q" in name.lower():
+        write_parquet(url, pa.schema([("text", pa.string())]), [{"text": "a"}])
+    else:
+        write_lines(url, {"text": "a"})
+    assert shown(corpus(url).document(0)) == ["text", ("a", True)]
+
+
+def test_pieces_keep_the_indentation_of_their_first_line() -> None:
+    text = "if a:\n    b = 1\n    c = 2"
+    assert pieces(text, 16) == ["if a:\n    b = 1", "    c = 2"]
+    assert pieces("    word" + " word" * 3, 9) == ["    word", "word word", "word"]
+    assert pieces("one\n" + " " * 30 + "two", 10) == ["one", "two"]
+    assert pieces("        unbroken", 12) == ["        unbr", "oken"]
+
+
 def test_pieces() -> None:
     assert pieces("one two three", 7) == ["one two", "three"]
     assert pieces("one two", 7) == ["one two"] and pieces("one two ", 7) == ["one two"]
@@ -78,8 +122,10 @@ def test_a_file_of_many_lines_has_several_blocks(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "empty line"),
         (b"{", "not JSON"),
+        (b"[", "(a JSON array?"),
+        (b'{"text": "a"},', "(a JSON array?"),
+        (b'[{"text": "a"}]', "not list (a JSON array?"),
         ([1], "must be an object"),
         ({"body": "a"}, "no key 'text'; keys: body"),
         ({"text": None}, "text must be a string, not NoneType"),

@@ -2,13 +2,14 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from shard_files import colour, decode, encoded, pair, refusal, shown, write_tar
+from shard_files import colour, decode, encoded, pair, refusal, shown, write_bytes, write_tar
 
 from tunalab.config import WebDatasetConfig
 from tunalab.data.documents import Reject
@@ -60,6 +61,38 @@ def test_captions_in_other_members(tmp_path: Path) -> None:
     for settings, expected in (({}, "a"), ({"caption": "en.txt"}, "b"), ({"caption": "json"}, "c")):
         assert shown(of(tmp_path, sample, **settings).document(0))[-1] == (expected, True)
     assert shown(of(tmp_path, sample, caption="json", caption_key="long").document(0))[-1] == ("d", True)
+
+
+def test_endings_in_any_case_and_captions_with_a_mark(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in (("1.PNG", encoded(1)), ("1.TXT", b"\xef\xbb\xbfa\r\n"), ("1.JSON", b'\xef\xbb\xbf{"caption": "b"}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    for caption, expected in (("txt", "a"), ("TXT", "a"), ("json", "b"), ("Json", "b")):
+        document = corpus(write_bytes(f"{tmp_path}/A.TAR", buffer.getvalue()), caption=caption).document(0)
+        assert shown(document) == ["caption", (colour(1), False), ("say", False), (expected, True)]
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["1.jpg", "2.jpg", "1.txt", "2.txt"], "no member .txt; members: jpg"),  # sorted by ending
+        (["1.txt", "2.txt", "1.jpg", "2.jpg"], "0 images: one of jpg, jpeg, png, webp is needed; members: txt"),
+        (["a.v1.jpg", "a.v1.txt"], "0 images: one of jpg, jpeg, png, webp is needed; members: v1.jpg, v1.txt"),
+        (["a.1.jpg", "a.1.txt", "a.2.jpg", "a.2.txt"], "members: 1.jpg, 1.txt, 2.jpg, 2.txt"),
+        (["1.txt", "1.jpg", "1.txt"], "1: two members .txt"),
+    ],
+)
+def test_names_that_break_the_rule_are_rejects_that_name_it(tmp_path: Path, names: list[str], what: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    captions = corpus(write_bytes(f"{tmp_path}/a.tar", buffer.getvalue()))
+    message = refusal(lambda: captions.document(0), Reject)
+    assert what in message and "members that follow each other and share a name up to its first dot" in message
 
 
 def tall() -> bytes:

@@ -30,7 +30,8 @@ def is_bytes(kind: pa.DataType) -> bool:
 def is_list(inner: Fits) -> Fits:
     def fits(kind: pa.DataType) -> bool:
         lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-        return any(check(kind) for check in lists) and inner(kind.value_type)
+        # Lists that are all empty have no type of their own.
+        return any(check(kind) for check in lists) and (inner(kind.value_type) or types.is_null(kind.value_type))
 
     return fits
 
@@ -54,7 +55,7 @@ def either(*choices: Fits) -> Fits:
 is_image = is_struct(bytes=is_bytes)
 
 IMAGE = Column(is_image, "struct<bytes: binary, path: string>")
-IMAGES = Column(is_list(is_image), "list<struct<bytes: binary, path: string>>")
+IMAGES = Column(either(is_list(is_image), types.is_null), "list<struct<bytes: binary, path: string>>")
 TURNS = Column(is_list(is_struct(user=is_text, assistant=is_text)), "list<struct<user: string, assistant: string>>")
 TEXTS = Column(is_list(is_text), "list<string>")
 TEXT = Column(

@@ -3,6 +3,8 @@
 import io
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,7 +16,10 @@ from tunalab.data.shards.ranges import RangeReader
 
 _BLOCK = 512  # tar writes headers and contents in blocks, and at least one block of zeros at the end
 _LONGEST_END = 2 * 20 * _BLOCK  # ends are padded to a record of 20 blocks
+_ZEROS = 2**20  # bytes of an archive's end looked at together
 _SIDECAR = ".idx"
+# Names that break it are common: keys with dots, members sorted by their endings.
+RULE = " (a sample is members that follow each other and share a name up to its first dot)"
 # A caption and an image of a few megabytes; reading much more could fill the memory.
 MAX_SAMPLE_BYTES = 512 * 2**20
 
@@ -22,12 +27,14 @@ MAX_SAMPLE_BYTES = 512 * 2**20
 def tar_reader(name: str, files: Sequence[ShardFile]) -> RangeReader:
     """Samples ``{"__key__": name, "jpg": bytes, ...}`` of tar shards, endings in lower case. A shard is a block.
 
+    Shards that ``cat`` put end to end are read to their end.
+
     A ``.tar.idx`` beside a shard, as ``energon prepare`` writes it, is taken as its index; other shards are read through once.
 
     Raises:
         UserError: a shard is no tar, is compressed, damaged or cut off, or does not fit its ``.tar.idx``.
     """
-    return RangeReader(files, index_files(name, files, "tar 1", _index), parse_sample, "sample", MAX_SAMPLE_BYTES)
+    return RangeReader(files, index_files(name, files, "tar 2", _index), parse_sample, "sample", MAX_SAMPLE_BYTES)
 
 
 def parse_sample(data: bytes) -> Sample:
@@ -45,7 +52,7 @@ def parse_sample(data: bytes) -> Sample:
                     continue
                 key, ending = parts
                 if ending in sample:
-                    raise Reject(f"{key}: two members .{ending}")
+                    raise Reject(f"{key}: two members .{ending}{RULE}")
                 content = tar.extractfile(member)
                 assert content is not None  # split_name passes regular files only
                 sample["__key__"] = key
@@ -72,29 +79,70 @@ def _index(file: ShardFile) -> np.ndarray:
 
 def _scan(file: ShardFile) -> np.ndarray:
     starts: list[int] = []
-    key: str | None = None
+    begin: int | None = 0
     with open_file(file.url) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    parts = split_name(member)
-                    if parts is not None and parts[0] != key:
-                        key = parts[0]
-                        starts.append(member.offset)
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
-                end = tar.offset
-        except (tarfile.TarError, ValueError) as error:
-            # One exception stands for "no tar" and for "a tar that ends too early".
-            if not starts:
-                raise Damaged(f"not an uncompressed tar: {error}") from error
-            raise Damaged(f"cut off or damaged after {len(starts)} samples, at most byte {file.size}: {error}") from error
-        stream.seek(end)
-        zeros = stream.read(_BLOCK)
-    # tarfile takes a damaged header, and a file cut between two members, for the end of the archive.
-    if zeros != bytes(_BLOCK):
-        what = "damaged" if len(zeros) == _BLOCK else "cut off"
-        raise Damaged(f"{what} at byte {end}, after {len(starts)} samples: no end of archive")
+        while begin is not None:  # more than once for archives that `cat` put end to end
+            end = _read_members(stream, begin, starts)
+            stream.seek(end)
+            if stream.read(_BLOCK) != bytes(_BLOCK):
+                # tarfile takes a damaged header, and a file cut between two members, for the end.
+                if end == 0 and _content_size(stream, 0) is None:
+                    raise Damaged("not an uncompressed tar")
+                what = _what_is_wrong(stream, end, file.size)
+                raise Damaged(f"{what} at byte {end}, after {len(starts)} samples: no end of archive")
+            begin = _next_archive(stream, end, file.size, len(starts))
     return np.array([*starts, end], np.int64)
+
+
+def _read_members(stream: BinaryIO, begin: int, starts: list[int]) -> int:
+    """Adds where the samples of the archive at ``begin`` start; where it ends, or tarfile gave up."""
+    key: str | None = None
+    tar: tarfile.TarFile | None = None
+    stream.seek(begin)
+    # Its errors are judged by what stands where it stopped: their texts differ between versions.
+    with suppress(tarfile.TarError, ValueError):
+        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (it leaves the stream open)
+        for member in tar:
+            parts = split_name(member)
+            if parts is not None and parts[0] != key:
+                key = parts[0]
+                starts.append(member.offset)
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+    return begin if tar is None else tar.offset
+
+
+def _content_size(stream: BinaryIO, at: int) -> int | None:
+    """Bytes of the member whose header stands there; None where none does."""
+    stream.seek(at)
+    try:
+        return tarfile.TarInfo.frombuf(stream.read(_BLOCK), "utf-8", "surrogateescape").size
+    except (tarfile.TarError, ValueError):
+        return None
+
+
+def _what_is_wrong(stream: BinaryIO, at: int, size: int) -> str:
+    """Whether the file ends within a member from ``at`` on, or something else stands there."""
+    while at + _BLOCK <= size:
+        content = _content_size(stream, at)
+        if content is None:
+            return "damaged"
+        at += _BLOCK + -(-content // _BLOCK) * _BLOCK
+    return "cut off"
+
+
+def _next_archive(stream: BinaryIO, end: int, size: int, samples: int) -> int | None:
+    """Where another archive begins behind the zeros at ``end``; None if nothing does."""
+    stream.seek(end)
+    at = end
+    while chunk := stream.read(_ZEROS):
+        if any(chunk):
+            at += len(chunk) - len(chunk.lstrip(b"\0"))
+            at -= at % _BLOCK
+            if _content_size(stream, at) is None:
+                raise Damaged(f"damaged at byte {at}, after {samples} samples: what follows the end of the archive is no tar")
+            return at
+        at += len(chunk)
+    return None
 
 
 def _read_sidecar(file: ShardFile, sidecar: ShardFile) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from tunalab.config import TextConfig
-from tunalab.data.assembling import conversation_document, filled_text
+from tunalab.data.assembling import check_media, conversation_document, filled_text
 from tunalab.data.documents import Document, Reject, Text
 from tunalab.data.lines import MAX_LINE_BYTES, index_lines, parse_line
 from tunalab.data.shards.corpus import Reader, Sample, ShardedCorpus, Visit
@@ -35,8 +35,9 @@ def open_text(name: str, config: TextConfig, seed: int) -> ShardedCorpus:
             raise Reject(f"no key {config.column!r}; keys: {', '.join(sorted(row))}")
         value = row[config.column]
         if isinstance(value, list):
+            check_media(row, instead=": a manifest, or a source with images, reads it")
             return conversation_document(value)
-        text = filled_text(value, config.column)
+        text = filled_text(value, config.column, indented=True)
         if config.max_characters:
             parts = pieces(text, config.max_characters)
             text = parts[visit.choose(len(parts))]
@@ -46,23 +47,32 @@ def open_text(name: str, config: TextConfig, seed: int) -> ShardedCorpus:
 
 
 def pieces(text: str, most: int) -> list[str]:
-    """``text`` in pieces of at most ``most`` characters, cut at white space where there is any."""
+    """``text`` in pieces of at most ``most`` characters, cut at white space where there is any.
+
+    A piece that begins with a line keeps the line's indentation, unless the piece would hold nothing else.
+    """
     parts = []
     while len(text) > most:
+        indentation = len(text) - len(text.lstrip())
+        if indentation >= most:
+            text = text.lstrip()
+            continue
         head = text[: most + 1]
-        cut = max(head.rfind(" "), head.rfind("\n"), head.rfind("\t"))
+        cut = max(head.rfind(blank, indentation) for blank in " \n\t")
         cut = cut if cut > 0 else most
         parts.append(text[:cut].rstrip())
-        text = text[cut:].lstrip()
+        rest = text[cut:].lstrip()
+        space = text[len(parts[-1]) : len(text) - len(rest)]
+        text = space.rpartition("\n")[2] + rest if rest and "\n" in space else rest
     return [*parts, text] if text else parts
 
 
 def _reader(name: str, files: Sequence[ShardFile], config: TextConfig) -> Reader:
-    endings = sorted({PurePosixPath(file.shown).suffix for file in files})
+    endings = sorted({PurePosixPath(file.shown).suffix.lower() for file in files})
     if all(ending in PARQUET for ending in endings):
         return TableReader(name, files, {config.column: TEXT}, kept=config.window)
     if all(ending in LINES for ending in endings):
-        return RangeReader(files, index_files(name, files, "lines 1", _index), parse_line, "line", MAX_LINE_BYTES, _LINES_A_BLOCK)
+        return RangeReader(files, index_files(name, files, "lines 2", _index), parse_line, "line", MAX_LINE_BYTES, _LINES_A_BLOCK)
     raise UserError(f"{name}: files of {', '.join(endings)}: choices: all {PARQUET[0]}, or all {' or '.join(LINES)}")
 
 

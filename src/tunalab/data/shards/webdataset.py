@@ -10,7 +10,7 @@ from tunalab.data.documents import Document, Reject
 from tunalab.data.lines import parse_line
 from tunalab.data.shards.corpus import Sample, ShardedCorpus, Visit
 from tunalab.data.shards.files import find_files
-from tunalab.data.shards.tar import tar_reader
+from tunalab.data.shards.tar import RULE, tar_reader
 
 Decode = Callable[[bytes, str], np.ndarray]  # an encoded image and its name -> pixels_HWC
 
@@ -27,7 +27,7 @@ def open_webdataset(name: str, config: WebDatasetConfig, decode: Decode, caption
     def make(sample: Sample, visit: Visit) -> Document:
         images = [ending for ending in IMAGE_ENDINGS if ending in sample]
         if len(images) != 1:
-            raise Reject(f"{len(images)} images: one of {', '.join(IMAGE_ENDINGS)} is needed; members: {_endings(sample)}")
+            raise Reject(f"{len(images)} images: one of {', '.join(IMAGE_ENDINGS)} is needed; members: {_endings(sample)}{RULE}")
         ending = images[0]
         caption = _caption(sample, config)
         return caption_document(
@@ -38,16 +38,16 @@ def open_webdataset(name: str, config: WebDatasetConfig, decode: Decode, caption
 
 
 def _caption(sample: Sample, config: WebDatasetConfig) -> object:
-    data = sample.get(config.caption)
+    data = sample.get(config.caption.lower())
     if data is None:
-        raise Reject(f"no member .{config.caption}; members: {_endings(sample)}")
-    if config.caption.rpartition(".")[2] == "json":
+        raise Reject(f"no member .{config.caption}; members: {_endings(sample)}{RULE}")
+    if config.caption.lower().rpartition(".")[2] == "json":
         known = parse_line(data)
         if config.caption_key not in known:
             raise Reject(f"no key {config.caption_key!r} in .{config.caption}; keys: {', '.join(sorted(known))}")
         return known[config.caption_key]
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Reject(f".{config.caption} is not UTF-8: byte {error.start}") from error
 
