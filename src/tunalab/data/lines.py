@@ -11,7 +11,7 @@ from tunalab.data.documents import Reject
 MAX_LINE_BYTES = 16 * 2**20
 _SCAN_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"
-_CONTENT = np.array([byte not in b" \t\n\r\v\f" for byte in range(256)])  # a line without any is blank
+_CONTENT = np.array([byte not in b" \t\n\r\v\f" for byte in range(256)])
 
 
 def index_lines(file: BinaryIO) -> np.ndarray:
@@ -24,12 +24,15 @@ def index_lines(file: BinaryIO) -> np.ndarray:
     filled = False  # whether that line has anything in it
     while chunk := file.read(_SCAN_BYTES):
         data = np.frombuffer(chunk, np.uint8)
-        content = _CONTENT[data]
-        if offset == 0 and chunk.startswith(BOM):
-            content[: len(BOM)] = False
         breaks = np.flatnonzero(data == ord("\n")) + 1
         parts = np.concatenate([[0], breaks[breaks < len(data)]])
-        has = np.logical_or.reduceat(content, parts)
+        has = _CONTENT[data[parts]]  # most lines begin with what they hold; the others are looked at one by one
+        if offset == 0 and chunk.startswith(BOM):
+            has[0] = False
+        for part in np.flatnonzero(~has & (data[parts] != ord("\n"))):
+            stop = int(parts[part + 1]) if part + 1 < len(parts) else len(data)
+            text = chunk[int(parts[part]) : stop]
+            has[part] = bool((text.removeprefix(BOM) if offset + part == 0 else text).strip())
         has[0] |= filled
         of_parts = parts + offset
         of_parts[0] = begun
