@@ -24,6 +24,11 @@ _MEDIA = re.compile(
 )
 
 
+def names_media(key: str) -> bool:
+    """Whether a key or a column is called like a picture, video or audio."""
+    return _MEDIA.fullmatch(key) is not None
+
+
 def check_media(line: Mapping[str, Any], read: Iterable[str] = (), instead: str = "") -> None:
     """Raises Reject for a key that names a picture, video or audio and is none of those that are ``read``.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from shard_files import refusal, shown, write_bytes, write_parquet
+from shard_files import IMAGE, cell, refusal, shown, write_bytes, write_parquet
 
 from tunalab.config import TextConfig
 from tunalab.data.documents import Reject
@@ -85,6 +85,31 @@ def test_conversations_whose_images_would_be_left_out_are_rejects(tmp_path: Path
     assert shown(texts.document(1)) == ["text", ("a?", False), ("b", True)]
     # A text is whole without the picture of the page it was taken from.
     assert shown(corpus(write_lines(f"{tmp_path}/b.jsonl", {"text": "a", key: "a.png"})).document(0)) == ["text", ("a", True)]
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "some", "none"),
+    [
+        ("images", pa.list_(IMAGE), [cell(1)], []),
+        ("Image", IMAGE, cell(1), None),
+        ("video_path", pa.string(), "a.mp4", None),
+        ("audio", pa.binary(), b"a", None),
+    ],
+)
+def test_conversations_of_a_table_whose_images_would_be_left_out(
+    tmp_path: Path, key: str, kind: pa.DataType, some: Any, none: Any
+) -> None:
+    """Unless no row has any, or the column is a text, which is whole without them."""
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    schema = pa.schema([("text", turns), (key, kind), ("image_size", pa.int64())])
+    without = {"text": talk, key: none, "image_size": 7}
+    assert corpus(write_parquet(f"{tmp_path}/a.parquet", schema, [without] * 5)).length == 5
+    url = write_parquet(f"{tmp_path}/b.parquet", schema, [without] * 4 + [{**without, key: some}])
+    message = refusal(lambda: corpus(url), UserError)
+    assert message.startswith(f"text/a: {url}: column {key!r} names what is not read, and would be left out")
+    plain = pa.schema([("text", pa.string()), (key, kind)])
+    assert corpus(write_parquet(f"{tmp_path}/c.parquet", plain, [{"text": "a", key: some}])).length == 1
 
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.Json", "a.NDJSON", "a.PARQUET", "a.Parquet"])

@@ -1,6 +1,6 @@
 """Rows of Parquet files. A row group is what Parquet can decode, so it is the block of the order and the unit of the cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +15,33 @@ from tunalab.data.shards.schema import Column
 # A row group is decoded whole, and a window of them stays in memory: beyond this, reading one row would stall a data process.
 MAX_GROUP_BYTES = 2**30
 
+LeftOut = Callable[[pa.Schema, str], None]
+
 
 class TableReader:
     """Rows as plain values ``{column: value}``, of the columns asked for only. The last ``kept`` row groups stay decoded.
+
+    ``left_out``: judges a column that is not read but holds something, by the schema and its name; raises Damaged if it matters.
 
     Raises:
         UserError: a file is no Parquet, lacks a column, has one of another type, or has row groups too large to read one row of.
     """
 
-    def __init__(self, name: str, files: Sequence[ShardFile], columns: Mapping[str, Column], kept: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ShardFile],
+        columns: Mapping[str, Column],
+        kept: int,
+        left_out: LeftOut | None = None,
+    ) -> None:
         self.files = files
         self._columns = list(columns)
         self._kept = max(1, kept)
         # What was checked is part of the key: an index that was kept vouches for these columns.
         wanted = ", ".join(f"{key}: {column.shown}" for key, column in columns.items())
-        indices = index_files(name, files, f"parquet 1 {wanted}", lambda file: _row_groups(file, columns))
+        kind = f"parquet {2 if left_out else 1} {wanted}"
+        indices = index_files(name, files, kind, lambda file: _row_groups(file, columns, left_out))
         groups = [index.load() for index in indices]
         self._group_file = np.repeat(np.arange(len(files)), [len(rows) for rows in groups])
         self._group_first = np.concatenate([np.arange(len(rows)) for rows in groups])
@@ -74,7 +86,7 @@ class TableReader:
             raise Reject(f"row group {number} cannot be read: {first_line(error)}") from error
 
 
-def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
+def _row_groups(file: ShardFile, columns: Mapping[str, Column], left_out: LeftOut | None) -> np.ndarray:
     """Rows of each row group, after a look at the schema."""
     try:
         with open_file(file.url) as stream, pq.ParquetFile(stream) as parquet:
@@ -92,6 +104,10 @@ def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
         if not column.fits(schema.field(key).type):
             raise Damaged(f"column {key} is {schema.field(key).type}, needed: {column.shown}")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if left_out:
+        for key in schema.names:
+            if key not in columns and any(_holds(group, key) for group in groups):
+                left_out(schema, key)
     for number, group in enumerate(groups):
         parts = (group.column(place) for place in range(group.num_columns))
         size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
@@ -101,6 +117,13 @@ def _row_groups(file: ShardFile, columns: Mapping[str, Column]) -> np.ndarray:
                 "write the file again with smaller row groups"
             )
     return np.array([group.num_rows for group in groups], np.int64)
+
+
+def _holds(group: pq.RowGroupMetaData, key: str) -> bool:
+    """Whether a column has a value in a row group, or its file does not say; empty lists have none."""
+    parts = [group.column(place) for place in range(group.num_columns)]
+    statistics = [part.statistics for part in parts if part.path_in_schema.split(".")[0] == key]
+    return any(one is None or not one.has_null_count or one.num_values > 0 for one in statistics)
 
 
 def _is_of_the_data(error: OSError) -> bool:
