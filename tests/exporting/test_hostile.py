@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.official.golden import golden_checkpoint
@@ -16,6 +17,7 @@ from tests.training.test_earlier import as_earlier
 from tunalab.cli import main
 from tunalab.config import from_plain
 from tunalab.errors import UserError
+from tunalab.evaluation.subject import kept_array
 from tunalab.exporting import load_exported, load_run
 from tunalab.exporting.export import export_run
 from tunalab.files import sha256
@@ -174,6 +176,18 @@ def test_a_component(quick_components: tuple[Path, ComponentSettings], hostile: 
 
     found = refused(root, tmp_path / "copy", hostile, read)
     assert found >= {"manifest.json", "tokenizer.json", "vae.safetensors", "latents.json", "encoder.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["0.npy", "0.npz"])
+def test_images_that_an_evaluation_kept(name: str, hostile: bytes, marker: Path, tmp_path: Path) -> None:
+    of_objects = np.array([Payload(marker)], dtype=object)
+    np.save(tmp_path / "objects.npy", of_objects)
+    np.savez(tmp_path / "objects.npz", images=of_objects)
+    for content in (hostile, (tmp_path / f"objects.{name[2:]}").read_bytes(), b"", b"\x93NUMPY"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="is damaged, or no array of ours: remove it") as caught:
+            kept_array(tmp_path / name, "images")
+        assert "\n" not in str(caught.value)
 
 
 @of_a_run_with_a_vae

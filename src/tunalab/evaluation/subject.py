@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 
 from tunalab.config import RunConfig, SamplingConfig
+from tunalab.data.pretrained import one_line
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
 from tunalab.evaluation import side_by_side
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.inference.answering import answer
@@ -28,6 +31,21 @@ T = TypeVar("T")
 def identity(origin: dict[str, Any], settings: dict[str, Any]) -> str:
     """Eight hex digits of a model and the settings of what is done with it."""
     return hashlib.sha256(json.dumps([origin, settings], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def kept_array(path: Path, name: str = "") -> np.ndarray:
+    """An array that an evaluation kept in a `.npy`, or under ``name`` in a `.npz`.
+
+    Raises UserError: the file is damaged, or holds more than numbers, which would be a pickle.
+    """
+    try:
+        kept = np.load(path, allow_pickle=False)
+        if isinstance(kept, np.ndarray):
+            return kept
+        with kept:
+            return np.asarray(kept[name])
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        raise UserError(f"{path} is damaged, or no array of ours: remove it, and it is made again ({one_line(error)})") from error
 
 
 @dataclass(frozen=True, eq=False)

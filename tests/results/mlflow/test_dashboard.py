@@ -1,5 +1,8 @@
+import os
+import signal
 import socket
 import sys
+import time
 
 import pytest
 
@@ -48,6 +51,43 @@ def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_pa
         f"{name}: http://127.0.0.1:47391/#/experiments/{number}" for number, name in ((1, "figure6"), (2, "ratios"))
     ]
     assert "http://127.0.0.1:47391" in lines[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_servers_processes_end_with_the_dashboard(number, tmp_path, monkeypatch):
+    """A worker of its server as well, whatever moment it is."""
+    (tmp_path / "mlflow.db").touch()
+    told = tmp_path / "pids"
+    starts = f"""import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(told)!r} + ".new", "w").write(f"{{os.getpid()}} {{child.pid}}")
+os.rename({str(told)!r} + ".new", {str(told)!r})
+time.sleep(60)"""
+    monkeypatch.setattr(dashboard, "server_command", lambda *_: [sys.executable, "-c", starts])
+
+    def answers(*_):
+        while not told.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(dashboard, "_wait_until_it_answers", answers)
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    assert dashboard.serve(f"sqlite:///{tmp_path}/mlflow.db", 47392) == 0
+    assert before == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    for pid in map(int, told.read_text().split()):
+        end = time.monotonic() + 10
+        while time.monotonic() < end and lives(pid):
+            time.sleep(0.01)
+        assert not lives(pid)
+
+
+def lives(pid):
+    """A zombie does not: whoever adopted it has not looked yet."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_port_that_is_taken_or_none_is_refused_before_a_server_starts(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import EditingSettings
-from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.inference.generation import to_pixels
 from tunalab.inference.prefix import device_of
 
@@ -87,8 +87,7 @@ def judged(asked: Sequence[Edit], edited_NHWC: np.ndarray) -> list[Verdict]:
 def _edited(subject: Subject, asked: Sequence[Edit], path: Path) -> np.ndarray:
     """The edited images, kept in a file."""
     if path.exists():
-        with np.load(path) as kept:
-            return np.asarray(kept["edited_NHWC"])
+        return kept_array(path, "edited_NHWC")
     edited_NHWC = subject.edited([edit.source_HWC for edit in asked], [edit.instruction for edit in asked], range(len(asked)))
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, edited_NHWC=edited_NHWC)

@@ -17,7 +17,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.generation.parser import check_size
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt, prompts
 from tunalab.evaluation.settings import PromptSettings
-from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.files import write_atomically
 
 RENDERS = "renders"  # the split of perfect images
@@ -63,7 +63,7 @@ def generated(subject: Subject, settings: PromptSettings) -> Generated:
             content = io.BytesIO()
             np.save(content, subject.images(texts, seeds))
             write_atomically(path, content.getvalue())
-        chunks.append(np.load(path))
+        chunks.append(kept_array(path))
     images_NHWC = np.concatenate(chunks)
     return Generated(asked, images_NHWC.reshape(len(asked), settings.samples, *images_NHWC.shape[1:]))
 

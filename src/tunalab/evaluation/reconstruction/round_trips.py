@@ -35,7 +35,7 @@ from tunalab.evaluation.reconstruction.inception import check_weights, inception
 from tunalab.evaluation.reconstruction.originals import SPLIT, photographs, scenes
 from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import ReconstructionSettings
-from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.files import write_atomically
 from tunalab.frontends.psnr import psnr
 from tunalab.inference.prefix import device_of
@@ -132,7 +132,7 @@ def _sampled(subject: Subject, name: str, original_NHWC: np.ndarray) -> np.ndarr
             content = io.BytesIO()
             np.save(content, subject.edited(part, [""] * len(part), seeds, sampling))
             write_atomically(path, content.getvalue())
-        chunks.append(np.load(path))
+        chunks.append(kept_array(path))
     return np.concatenate(chunks)
 
 
