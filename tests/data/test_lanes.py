@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunalab.config import DataConfig, StageConfig
-from tunalab.data.lanes import deal_lanes
+from tunalab.data.lanes import SHARED, deal_lanes
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.stream import Step, TrainingStream
 from tunalab.data.tokenizer import Tokenizer
@@ -99,6 +99,14 @@ def test_a_state_that_the_rule_does_not_know_is_refused(tokenizer: Tokenizer, tm
     assert reader.last is not None
     with pytest.raises(ValueError, match="novelty"):
         deal_lanes([{0: {**reader.last.lane_state, "novelty": 1}}], 2, 0, [6000, 90000])
+
+
+def test_where_the_lanes_of_a_rank_were_together_is_no_novelty(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    reader = Reader(stream(tokenizer, tmp_path, 0, 1))
+    reader.read(2)
+    assert reader.last is not None
+    state = reader.last.lane_state
+    assert deal_lanes([{0: {**state, SHARED: [0, 0, 2]}}], 2, 0, [6000, 90000]) == deal_lanes([{0: state}], 2, 0, [6000, 90000])
 
 
 def test_nothing_read_yet_is_a_fresh_start() -> None:

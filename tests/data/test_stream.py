@@ -12,6 +12,7 @@ import torch
 
 from tunalab.config import DataConfig, StageConfig
 from tunalab.data.documents import Document, Image, Kind, Reject, Text, Unfit
+from tunalab.data.lanes import SHARED
 from tunalab.data.packing import PackedBatch
 from tunalab.data.stream import COUNTS, Step, StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer
@@ -196,6 +197,16 @@ def test_the_number_of_data_processes_adds_no_steps(make: Any, workers: int) -> 
         assert own == list(range(len(own))) and own
     full = DATA.row_tokens * DATA.rows
     assert ends[-1] / full <= len(steps) <= ends[-1] / (0.9 * full) + 1
+
+
+def test_lanes_of_an_earlier_checkpoint_go_on_by_their_tokens(make: Any) -> None:
+    """It does not say where they were together: the stage is that of their tokens, its steps are those of the lanes."""
+    steps = read(make, 2)
+    done = next(number for number, step in enumerate(steps) if step.stage == "second") + 4
+    lanes = {step.lane: {name: value for name, value in step.lane_state.items() if name != SHARED} for step in steps[:done]}
+    rest = read(make, 2, resume=lanes, next_lane=(steps[done - 1].lane + 1) % 2)
+    assert [(step.stage, step.stage_progress) for step in rest] == [(step.stage, step.stage_progress) for step in steps[done:]]
+    assert abs(rest[0].stage_step - steps[done].stage_step) <= 2
 
 
 def test_a_stage_smaller_than_the_number_of_data_processes_is_read(make: Any) -> None:

@@ -3,7 +3,8 @@
 A file is the same as long as its size and its content are: when it was written does not matter. Its content is told by
 
 - its digest, where a source has up to :data:`WHOLE` bytes, or on request (data.full_digests);
-- else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed;
+- else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed (elsewhere than
+  on disks :data:`REMOTE_RANGES`, where nothing better is said);
 - what its place says of the content (an ETag), elsewhere than on disks: nothing is read for it.
 
 Of the images that a manifest or easy-VQA names, :data:`IMAGES` are looked at, spread evenly; all of them on request. Sources
@@ -28,6 +29,7 @@ from tunalab.redaction import redacted
 DATA_FILE = "data.json"  # of a run directory
 WHOLE = 256 * 2**20  # bytes of a source's files that are read in a second or less
 RANGES, RANGE_BYTES = 16, 2**14
+REMOTE_RANGES = 3  # of a file elsewhere whose place says nothing of its content: each is a request
 IMAGES = 256
 FILES_AND_IMAGES = ("files", "images")
 
@@ -163,8 +165,9 @@ def _content(file: ShardFile, kind: str) -> str:
                 while chunk := stream.read(2**20):
                     known.update(chunk)
             return known.hexdigest()
-        for number in range(RANGES):  # the first begins with the file, the last ends with it
-            start = number * max(0, file.size - RANGE_BYTES) // (RANGES - 1)
+        ranges = RANGES if file.is_local else REMOTE_RANGES
+        for number in range(ranges):  # the first begins with the file, the last ends with it
+            start = number * max(0, file.size - RANGE_BYTES) // (ranges - 1)
             known.update(read_range(file.url, start, min(start + RANGE_BYTES, file.size)))
         return known.hexdigest()
     except (Reject, OSError):
