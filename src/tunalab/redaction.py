@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -115,7 +116,8 @@ def hide_credentials() -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    print(redacted("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr, flush=True)
+    with suppress(OSError, AttributeError):  # nobody reads any more
+        print(redacted("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr, flush=True)
 
 
 def _argument(argument: str) -> str:

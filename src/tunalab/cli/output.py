@@ -4,20 +4,26 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from tunalab.redaction import redacted
+
 
 class Unread:
-    """A text stream that is thrown away from the moment that its terminal or pipe has no reader. Other errors are errors."""
+    """A text stream that is thrown away from the moment that its terminal or pipe has no reader. Other errors are errors.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    ``clean``: what becomes of each text on its way.
+    """
+
+    def __init__(self, stream: TextIO, clean: Callable[[str], str] = str) -> None:
+        self._stream, self._clean = stream, clean
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(self._clean(text))
+            return len(text)
         except OSError as error:
             self._throw_away(error)
             return len(text)
@@ -44,10 +50,14 @@ class Unread:
 
 @contextmanager
 def nobody_need_read() -> Iterator[None]:
-    """Inside, standard output and error are :class:`Unread`; where the caller closed one, what is printed goes nowhere."""
+    """Inside, standard output and error are :class:`Unread`; where the caller closed one, what is printed goes nowhere.
+
+    Warnings and errors, also those of libraries, pass without credentials; what a command was asked for passes as it is.
+    """
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:
-        sys.stdout, sys.stderr = (cast(TextIO, Unread(stream or nowhere)) for stream in before)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = cast(TextIO, Unread(before[0] or nowhere))
+        sys.stderr = cast(TextIO, Unread(before[1] or nowhere, redacted))
         try:
             yield
             for stream in (sys.stdout, sys.stderr):

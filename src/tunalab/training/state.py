@@ -70,7 +70,7 @@ def write_state(folder: Path, module: Harness, optimizer: torch.optim.Optimizer)
 
 
 def write_saved(folder: Path, saved: Saved) -> None:
-    (folder / PROGRESS).write_text(json.dumps(asdict(saved)) + "\n")
+    (folder / PROGRESS).write_text(json.dumps(asdict(saved)) + "\n", encoding="utf-8")
 
 
 def read_saved(folder: Path) -> Saved:
