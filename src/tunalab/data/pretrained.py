@@ -2,12 +2,19 @@
 
 import pickle
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 
+from httpx2 import HTTPError
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._http import get_session
 from safetensors import SafetensorError
 
 from tunalab.errors import UserError
@@ -28,6 +35,8 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)+")
 LONGEST = 300
+NO_WAY = (403, 407, 502, 503, 504, 511)  # of a proxy that lets nothing through, or of a Hub that is down
+ANSWER_SECONDS, KEPT_SECONDS = 4.0, 60.0  # how long the Hub has to answer at all, and how long that is taken to hold
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,72 @@ def locate(given: str, setting: str, prefix: str = "") -> Source:
 def reading(source: Source) -> Iterator[None]:
     """Whatever a library says of files that it cannot read becomes one line about the setting."""
     try:
-        yield
+        with nullcontext() if source.folder else from_hub(source.what, source.name):
+            yield
     except LOAD_ERRORS as error:
         where = "cannot be read" if source.folder else "is no folder here and does not come from the Hub"
         raise UserError(f"{source.what} {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def from_hub(what: str, repository: str | None) -> Iterator[None]:
+    """Inside, the Hub is asked only if it answers at all: its client would try again for minutes.
+
+    Without it, files of the local cache serve. Raises UserError, in seconds, when they are not there.
+    """
+    if not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT, int(time.monotonic() / KEPT_SECONDS)):
+        try:
+            yield
+        except LOAD_ERRORS as error:
+            if repository is None or _is_cached(repository) or _is_hub(constants.ENDPOINT):
+                raise
+            missing = f"{what} is no folder here and not in the local cache, and the Hub cannot be reached"
+            raise UserError(f"{missing} ({constants.ENDPOINT} answers, but not as the Hub does): {one_line(error)}") from error
+        return
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
+    missing = f"{what} is no folder here and not in the local cache, and the Hub cannot be reached ({why})"
+    if repository is not None and not _is_cached(repository):
+        raise UserError(missing)
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        raise UserError(f"{missing}: {one_line(error)}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@cache
+def _answers(endpoint: str, _: int) -> bool:
+    """Whether a server is there, whatever it answers, by the client's own ways (proxies, certificates)."""
+    answered = Event()
+
+    def ask() -> None:
+        try:
+            status = get_session().head(endpoint, timeout=ANSWER_SECONDS).status_code
+        except (HTTPError, OSError):
+            return
+        if status not in NO_WAY:
+            answered.set()
+
+    asking = Thread(target=ask, daemon=True)  # for a resolver of names keeps to no time
+    asking.start()
+    asking.join(2 * ANSWER_SECONDS)
+    return answered.is_set()
+
+
+def _is_hub(endpoint: str) -> bool:
+    """Whether what answers has a first page, as the Hub has and a closed network's server of refusals has not."""
+    try:
+        return get_session().head(endpoint, timeout=ANSWER_SECONDS, follow_redirects=True).status_code < 400
+    except (HTTPError, OSError):
+        return False
+
+
+def _is_cached(repository: str) -> bool:
+    """Whether anything of it is."""
+    snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
 
 
 def one_line(error: Exception) -> str:

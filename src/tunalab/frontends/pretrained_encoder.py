@@ -8,13 +8,14 @@
 `timm:` may stand before a timm name as well. All of them become a timm ViT, so that one trunk serves every source.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tunalab.data.pretrained import LOAD_ERRORS, locate, one_line
+from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate, one_line
 from tunalab.errors import UserError
 from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
 from tunalab.frontends.siglip_transformers import load_siglip, siglip_architecture
@@ -83,8 +84,9 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
 
     what = f"{SETTING}={given}"
     try:
-        # Without a classifier, whatever the checkpoint was trained for.
-        model = timm.create_model(name, **{**arguments, "num_classes": 0})
+        with from_hub(what, _repository(name)) if arguments.get("pretrained") else nullcontext():
+            # Without a classifier, whatever the checkpoint was trained for.
+            model = timm.create_model(name, **{**arguments, "num_classes": 0})
     except LOAD_ERRORS as error:
         raise UserError(f"{what}: timm cannot build it ({one_line(error)}; choices: {FORMS}, or tiny)") from error
     if not isinstance(model, VisionTransformer | Eva):
@@ -93,6 +95,16 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
     if not isinstance(patches.proj, torch.nn.Conv2d) or not isinstance(getattr(patches, "norm", None), torch.nn.Identity):
         raise UserError(f"{what}: its patch embedding is more than one convolution")
     return model
+
+
+def _repository(name: str) -> str | None:
+    """On the Hub, of a timm model; None where timm knows of none."""
+    import timm
+
+    if name.startswith(HUB):
+        return name.removeprefix(HUB).partition("@")[0]
+    known = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name) else None
+    return known.hf_hub_id if known is not None and known.hf_hub_id else None
 
 
 def _read_weights(path: Path, what: str) -> dict[str, Tensor]:
