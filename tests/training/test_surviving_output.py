@@ -66,10 +66,12 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_other_commands_end_without_a_word(kind: str) -> None:
-    code = "import sys; from tunalab.cli import main; sys.exit(main(sys.argv[1:]))"
-    with without_a_reader(kind) as stream:
-        done = subprocess.run([sys.executable, "-c", code, "--help"], stdout=stream, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    printing = "from tunalab.cli.output import nobody_need_read\nwith nobody_need_read():\n    print('a table', flush=True)"
+    helping = "import sys; from tunalab.cli import main; sys.exit(main(['--help']))"
+    for code in (printing, helping):
+        with without_a_reader(kind) as stream:
+            done = subprocess.run([sys.executable, "-c", code], stdout=stream, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_full_disk_under_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ def nobody_need_read() -> Iterator[None]:
         sys.stderr = cast(TextIO, Unread(before[1] or nowhere, redacted))
         try:
             yield
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()  # here, where a reader who went away is no error
         finally:
+            written = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = before
+            for stream in written:
+                stream.flush()  # here, where a reader who went away is no error
