@@ -114,7 +114,7 @@ def test_training_knows_no_sweep_and_the_model_no_run() -> None:
     for path in FILES:
         names = {name for name, _ in imported(path)}
         if part(path) == "data":
-            assert names <= {"redaction", "terminal", "errors", "files", "limits", "checks", "config", "data"}
+            assert names <= {"redaction", "errors", "files", "terminal", "limits", "values", "checks", "config", "data"}
         if part(path) in ("frontends", "model"):
             assert not names & {"training", "results", "sweeps", "evaluation", "inference"}
 

@@ -118,3 +118,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What matches a glob pattern in a folder, sorted, without what systems leave beside people's files.
+
+    macOS puts a ``._NAME`` beside every NAME on disks of other systems and into archives: it ends alike and is none of its kind.
+    """
+    return sorted(path for path in folder.glob(pattern) if not is_clutter(path.name))
+
+
+def is_clutter(name: str) -> bool:
+    return name.startswith("._") or name in (".DS_Store", "Thumbs.db", "desktop.ini")

@@ -21,6 +21,7 @@ import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.values import Word, parse, resolved
 
 Mixes = dict[str, dict[str, float]]
@@ -104,7 +105,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises UserError when the file is missing (naming its siblings) or is not a mapping.
     """
     if not path.is_file():
-        choices = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        choices = ", ".join(p.stem for p in listed(path.parent, "*.yaml")) or "none"
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
     try:
         loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))

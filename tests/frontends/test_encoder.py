@@ -73,7 +73,7 @@ def test_pretrained_weights_arrive_and_random_ones_only_on_request(components: C
         (FrontEndConfig(name="siglip", patch=8, encoder="no_such_vit"), "frontend.encoder=no_such_vit: timm cannot"),
         (FrontEndConfig(name="siglip", encoder="resnet18", encoder_pretrained=False), "is a ResNet, not a plain"),
         (FrontEndConfig(name="vae_siglip", patch=1, encoder="tiny"), "frontend.vae is empty"),
-        (FrontEndConfig(name="vae_siglip", patch=1, encoder="tiny", vae="no/folder"), "does not come from the Hub"),
+        (FrontEndConfig(name="vae_siglip", patch=1, encoder="tiny", vae="no/folder"), "not in the local cache"),
     ],
 )
 def test_what_cannot_be_built_is_named(config: FrontEndConfig, message: str, components: Components) -> None:

@@ -158,8 +158,8 @@ def test_the_folder_says_which_library_it_is_of(tmp_path: Path) -> None:
 def test_names_without_an_encoder_are_refused() -> None:
     assert "timm cannot build it" in refusal("vit_of_nobody", encoder_pretrained=False)
     # Published weights are out of reach in tests; nothing else takes their place.
-    assert "timm cannot build it" in refusal("vit_base_patch16_224.mae")
+    assert "the Hub cannot be reached" in refusal("vit_base_patch16_224.mae")
     assert "is a ResNet, not a plain VisionTransformer or Eva" in refusal("resnet18", encoder_pretrained=False)
     assert "is no folder" in refusal("no/folder")
-    assert "does not come from the Hub" in refusal("transformers:google/siglip2-so400m-patch16-512")
+    assert "not in the local cache" in refusal("transformers:google/siglip2-so400m-patch16-512")
     assert "of which 1 are class or register" in refusal("deit_tiny_distilled_patch16_224", encoder_pretrained=False)

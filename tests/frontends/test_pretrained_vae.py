@@ -149,5 +149,5 @@ def test_a_stride_that_the_layers_do_not_have_is_refused(tmp_path: Path) -> None
 
 
 def test_names_without_a_vae_are_refused() -> None:
-    assert "does not come from the Hub" in refusal("some/where")
+    assert "not in the local cache" in refusal("some/where")
     assert "neither a folder nor OWNER/NAME on the Hub" in refusal("./nowhere")

@@ -126,5 +126,5 @@ def test_half_a_folder_and_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_without_a_checkpoint_are_refused() -> None:
-    assert "does not come from the Hub" in refusal(settings(Path("Qwen/Qwen2.5-1.5B-Instruct")))
+    assert "not in the local cache" in refusal(settings(Path("Qwen/Qwen2.5-1.5B-Instruct")))
     assert "neither a folder nor OWNER/NAME" in refusal(settings(Path("/nowhere/at/all")))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tunalab.cli.common import add_command, tracking_uri
 from tunalab.errors import UserError
+from tunalab.files import listed
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,7 @@ def _evaluate(path: Path, parts: list[str], settings: "EvaluationSettings", out:
     def keep(result: "Evaluated") -> None:
         if record.is_file():
             add_evaluation(record, [result])
-            _track(path, loaded, result, record, sorted(folder.glob(f"{result.part}-*/*.png")))
+            _track(path, loaded, result, record, listed(folder, f"{result.part}-*/*.png"))
 
     subject = Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin, quiet)
     with mixed(precision(loaded.config, device), device):

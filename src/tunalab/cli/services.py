@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tunalab.bench import GPU_PARTS, PARTS
 from tunalab.cli.common import RUNS, add_command, build_components
 from tunalab.errors import UserError
+from tunalab.files import listed
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -60,7 +61,7 @@ def mlflow_sync(arguments: argparse.Namespace) -> int:
 
     paths = arguments.runs or run_directories(RUNS)
     if arguments.records is not None:
-        paths = sorted(arguments.records.glob("*.json"))
+        paths = listed(arguments.records, "*.json")
     if not paths:
         raise UserError(f"no records (*.json) in {arguments.records}" if arguments.records else f"no run directory below {RUNS}/")
     uri, wrong = arguments.uri or default_uri(), 0

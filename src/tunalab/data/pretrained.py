@@ -70,10 +70,10 @@ def locate(given: str, setting: str, prefix: str = "") -> Source:
 
 
 @contextmanager
-def reading(source: Source) -> Iterator[None]:
-    """Whatever a library says of files that it cannot read becomes one line about the setting."""
+def reading(source: Source, asks: bool = True) -> Iterator[None]:
+    """What a library says of files that it cannot read becomes one line on the setting. ``asks``: for files, of the Hub too."""
     try:
-        with nullcontext() if source.folder else from_hub(source.what, source.name):
+        with nullcontext() if source.folder or not asks else from_hub(source.what, source.name):
             yield
     except LOAD_ERRORS as error:
         where = "cannot be read" if source.folder else "is no folder here and does not come from the Hub"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.config import RunConfig
-from tunalab.files import sha256
+from tunalab.files import listed, sha256
 from tunalab.frontends.components.cache import components_root, folder_of
 from tunalab.frontends.components.handle import TINY
 from tunalab.frontends.components.settings import ComponentSettings
@@ -17,5 +17,5 @@ def frozen_origin(config: RunConfig, settings: ComponentSettings, frontend: Visu
         return {}
     name = config.frontend.vae
     folder = folder_of(components_root(), "vae", settings.vae) if name == TINY else Path(name)
-    files = sorted(folder.glob("*.safetensors"))
+    files = listed(folder, "*.safetensors")
     return {"vae": {"name": folder.name if name == TINY else name, "sha256": {file.name: sha256(file) for file in files}}}

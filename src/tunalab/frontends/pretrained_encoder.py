@@ -84,7 +84,8 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
 
     what = f"{SETTING}={given}"
     try:
-        with from_hub(what, _repository(name)) if arguments.get("pretrained") else nullcontext():
+        repository = _repository(name) if arguments.get("pretrained") else None
+        with nullcontext() if repository is None else from_hub(what, repository):
             # Without a classifier, whatever the checkpoint was trained for.
             model = timm.create_model(name, **{**arguments, "num_classes": 0})
     except LOAD_ERRORS as error:

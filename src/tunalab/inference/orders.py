@@ -24,6 +24,7 @@ from tunalab.data.documents import Reject
 from tunalab.data.image_files import read_image
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.answering import answer
 from tunalab.inference.files import save_image
@@ -163,7 +164,7 @@ def find_images(path: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such image file or folder of images")
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+    found = [file for file in listed(path) if file.suffix.lower() in ENDINGS]
     if not found:
         raise UserError(f"{path} holds no images ({' '.join(ENDINGS)})")
     return found

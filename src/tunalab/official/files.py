@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
-from tunalab.files import below
+from tunalab.files import below, listed
 from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
@@ -48,7 +48,7 @@ def _choose(path: Path) -> Path:
         raise UserError(f"no checkpoint {path}")
     if path.is_file():
         return path
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    files = [file for file in listed(path) if file.is_file()]
     indices = [file for file in files if file.name.endswith(INDEX)]
     whole = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
     found = indices or whole

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.results.records import RECORD_FILE, Record, read_record
 
 COMMITTED = Path("results")
@@ -17,12 +18,12 @@ def find_record(name: str, committed: Path = COMMITTED) -> tuple[str, Record]:
     path = Path(name)
     if name and path.is_dir():  # Path("") is where one stands
         if not (path / RECORD_FILE).exists():
-            inside = ", ".join(file.stem for file in sorted(path.glob("*.json"))[:6]) or "none"
+            inside = ", ".join(file.stem for file in listed(path, "*.json")[:6]) or "none"
             raise UserError(f"{name} holds no {RECORD_FILE}: a run writes it with its first evaluation (records there: {inside})")
         return f"{path.resolve().parent.name}/{path.resolve().name}", read_record(path / RECORD_FILE)
     if path.is_file():
         return f"{path.resolve().parent.name}/{path.stem}", read_record(path)
-    known = {file.relative_to(committed).with_suffix("").as_posix(): file for file in sorted(committed.rglob("*-seed*.json"))}
+    known = {file.relative_to(committed).with_suffix("").as_posix(): file for file in listed(committed, "**/*-seed*.json")}
     word = name.removeprefix(f"{committed}/").removesuffix(".json")
     found = [full for full in known if f"/{full}".endswith(f"/{word}")] if word else []
     if len(found) > 1:

@@ -19,7 +19,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.score import Score
 from tunalab.evaluation.whole import Evaluated, to_text
-from tunalab.files import write_atomically
+from tunalab.files import listed, write_atomically
 from tunalab.redaction import redacted_settings
 from tunalab.results.checking import Mismatch, build
 
@@ -185,7 +185,7 @@ def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
     Raises:
         UserError: there is no record, or one of them is damaged.
     """
-    paths = sorted(folder.glob("*.json"))
+    paths = listed(folder, "*.json")
     if not paths:
         raise UserError(f"{folder}: no records (*.json) there; train a run or a sweep first")
     return [read_record(path, evaluation) for path in paths]

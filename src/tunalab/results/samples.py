@@ -19,7 +19,7 @@ from tunalab.config import from_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.held_out import held_out, prompt_of
 from tunalab.evaluation.samples import CELL_WIDTH, IMAGE_SIDE, MARGIN
-from tunalab.files import write_atomically
+from tunalab.files import listed, write_atomically
 from tunalab.results.records import Record, read_record
 
 FOLDER = "samples"  # of a run directory, and of a folder of records
@@ -38,7 +38,7 @@ class Samples:
 
 def of_run(run_dir: Path, record: Record) -> Samples | None:
     """From the last picture in a run directory; None where it has none, or none of today's layout."""
-    pictures = sorted((run_dir / FOLDER).glob("tokens-*.png"))
+    pictures = listed(run_dir / FOLDER, "tokens-*.png")
     try:
         config = from_plain(record.config)
     except UserError:  # of an earlier revision: its prompts are not to be had

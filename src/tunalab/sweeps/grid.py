@@ -19,6 +19,7 @@ import yaml
 
 from tunalab.config import RunConfig
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.layers import UNREADABLE, nested, read_setting, read_value
 from tunalab.redaction import redacted_settings
 from tunalab.results.labels import FIGURE_NAMES, last_words
@@ -221,7 +222,7 @@ def _grid_values(value: Any) -> Any:
 
 def names_in(folder: Path) -> tuple[str, ...]:
     """Of the YAML files of a folder."""
-    return tuple(sorted(file.stem for file in folder.glob("*.yaml")))
+    return tuple(file.stem for file in listed(folder, "*.yaml"))
 
 
 def _choice(path: Path, key: str, value: Any, choices: tuple[str, ...]) -> str:

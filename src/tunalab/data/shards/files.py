@@ -24,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from tunalab.data.documents import Reject
 from tunalab.errors import UserError
+from tunalab.files import is_clutter
 from tunalab.redaction import redacted
 
 _GLOB = frozenset("*?[")
@@ -330,6 +331,7 @@ def _infos(system: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     if not _GLOB & set(_parts(path)[0]):
         return [system.info(path)]
     found = [info for _, info in sorted(system.glob(path, detail=True).items()) if info["type"] == "file"]
+    found = [info for info in found if not is_clutter(info["name"].rpartition("/")[2])]
     # A page of links does not tell sizes.
     return [info if info.get("size") is not None else system.info(info["name"]) for info in found]
 

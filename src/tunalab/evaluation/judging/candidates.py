@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.inference.files import read_settings
 
 
@@ -18,7 +19,7 @@ def read_folder(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in listed(folder, "*.png"):
         settings = read_settings(path)
         if settings is not None and isinstance(settings.get("prompt"), str):
             found.setdefault(settings["prompt"], []).append(path)

@@ -10,7 +10,7 @@ from typing import Any
 from tunalab.config import digest
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS, LOCAL
-from tunalab.files import write_atomically
+from tunalab.files import listed, write_atomically
 from tunalab.layers import first_line
 
 
@@ -92,7 +92,7 @@ def changes_of_copy(folder: Path) -> dict[str, Any]:
 
 
 def _parquet(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.rglob("*.parquet"))]
+    return [str(path) for path in listed(folder, "**/*.parquet")]
 
 
 def _with_images(folder: Path, questions: Any) -> Any:

@@ -21,6 +21,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.published_generation.images import OwnSize
 from tunalab.evaluation.published_generation.lines import path_of, read_lines, text_of
 from tunalab.evaluation.published_generation.making import Picture
+from tunalab.files import listed
 from tunalab.inference.files import save_image
 from tunalab.inference.wanted import Wanted
 
@@ -49,7 +50,7 @@ def read_gedit(data: Path, images: Path | None) -> Iterator[tuple[str, Mapping[s
     if data.suffix in (".jsonl", ".json"):
         yield from _of_lines(data, data.parent if images is None else images)
         return
-    found = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
+    found = listed(data, "**/*.parquet") if data.is_dir() else [data]
     if not found or not found[0].is_file():
         raise UserError(f"GEdit-Bench's edits: {data} is neither a Parquet file, nor a folder of them, nor JSON lines (.jsonl)")
     files = find_files([str(path) for path in found], "GEdit-Bench")

@@ -19,7 +19,7 @@ from tunalab.evaluation.published_generation.gedit import read_gedit
 from tunalab.evaluation.published_generation.geneval import folder_of, metadata_of, read_prompts, sample_of
 from tunalab.evaluation.published_generation.lines import checked_name, name_of, path_of, read_bytes, text_of
 from tunalab.evaluation.published_generation.making import Item, Picture
-from tunalab.files import write_atomically
+from tunalab.files import listed, write_atomically
 from tunalab.frontends.loading import read_json
 
 CELLS = 4  # of DPG-Bench's grid
@@ -41,7 +41,7 @@ def dpg(data: Path, seeds: Sequence[int], images: Path | None) -> list[Item]:
     """``data``: DPG-Bench's folder of prompts, ``<item_id>.txt``. One seed makes plain images, which its script takes too."""
     if len(seeds) not in (1, CELLS):
         raise UserError(f"--n={len(seeds)}: an image of DPG-Bench is a grid of {CELLS} samples, or one sample")
-    files = sorted(data.glob("*.txt")) if data.is_dir() else []
+    files = listed(data, "*.txt") if data.is_dir() else []
     if not files:
         raise UserError(f"DPG-Bench's prompts: {data} is no folder of <item_id>.txt files")
     items = []

@@ -5,6 +5,7 @@ from typing import Any
 
 from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
+from tunalab.files import listed
 
 
 def described(folder: Path, what: str, processor: Any) -> tuple[Source, Any, Any]:
@@ -24,5 +25,5 @@ def described(folder: Path, what: str, processor: Any) -> tuple[Source, Any, Any
 
 def stamps(path: Path) -> list[Any]:
     """What changes when the files of a model do: names, sizes and times of the files right in a folder, or of a file."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = listed(path) if path.is_dir() else [path]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]

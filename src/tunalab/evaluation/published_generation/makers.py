@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.errors import UserError
+from tunalab.files import listed
 from tunalab.inference.files import read_settings
 
 
 def makers(folder: Path) -> list[dict[str, Any]]:
     """Every model (exporting.Loaded.identity) that images below the folder name, once; damaged images name none."""
     found: list[dict[str, Any]] = []
-    for path in sorted(folder.rglob("*.png")):
+    for path in listed(folder, "**/*.png"):
         try:
             settings = read_settings(path) or {}
         except UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunalab import files
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.published_generation.clip import Clip
@@ -66,7 +67,7 @@ def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:
         if missing := [one.path for one in listed if not one.path.is_file()]:
             raise UserError(f"{missing[0]} is missing, which {data} names")
         return listed
-    told = [one for path in sorted(folder.rglob("*.png")) if (one := _told(path)) is not None]
+    told = [one for path in files.listed(folder, "**/*.png") if (one := _told(path)) is not None]
     if all(one.prompt is None for one in told):
         raise UserError(f"{folder} holds no PNG that tells the prompt it was made of")
     return told

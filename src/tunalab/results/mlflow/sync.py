@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunalab.config import config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.whole import Evaluated
+from tunalab.files import listed
 from tunalab.results.mlflow.client import connect, creation_lock, existing, experiment_id, reason_of, without_password
 from tunalab.results.mlflow.evaluation import evaluation_folder, log_evaluation
 from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
@@ -169,10 +170,10 @@ def _files(run_dir: Path) -> Iterator[tuple[Path, str | None]]:
     for name in (CONFIG_FILE, RECORD_FILE):
         if (run_dir / name).exists():
             yield run_dir / name, None
-    yield from ((path, "samples") for path in sorted((run_dir / "samples").glob("*.png")))
-    for folder in sorted((run_dir / "evaluation").glob("*-*")):
+    yield from ((path, "samples") for path in listed(run_dir / "samples", "*.png"))
+    for folder in listed(run_dir / "evaluation", "*-*"):
         part = folder.name.rpartition("-")[0]
-        yield from ((path, evaluation_folder(part)) for path in sorted(folder.glob("*.png")))
+        yield from ((path, evaluation_folder(part)) for path in listed(folder, "*.png"))
 
 
 def _add_files(client: "MlflowClient", run_id: str, files: Sequence[tuple[Path, str | None]]) -> int:
