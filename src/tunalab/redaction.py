@@ -31,7 +31,8 @@ _SIGNATURE = re.compile(r"sig|signature|sas")
 _SCHEME = r"(?P<head>(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?:(?:\\*/){2}(?!/)|/(?=[^/@\s]*:\S*@)))"  # \\/: of JSON; one /: of a Path
 _URL = re.compile(rf"{_SCHEME}(?P<rest>(?:(?![A-Za-z][A-Za-z0-9+.-]*:(?:\\*/){{2}})[^\s\"'<>`])+)")  # up to the next one
 _WHOLE_URL = re.compile(rf"{_SCHEME}(?P<rest>.+)", re.DOTALL)
-_BARE = re.compile(r"(?<![\w/@.%+~:*-])(?://)?[\w.%+~-]+:[^\s@/\"'<>]+@(?=\w)")  # the scheme was forgotten
+# The scheme was forgotten; timm:NAME@FILE and hf-hub:NAME@REVISION are encoders.
+_BARE = re.compile(r"(?<![\w/@.%+~:*-])(?!(?:timm|hf-hub|transformers):)(?://)?[\w.%+~-]+:[^\s@/\"'<>]+@(?=\w)")
 _DATABASE = re.compile(r"(postgres|mysql|mariadb|mssql|oracle|cockroach|redshift|snowflake|mongodb|redis|amqp)", re.IGNORECASE)
 _PORT = re.compile(r":\d{0,5}$|\]$")  # or an address of IPv6
 _QUERY = re.compile(r"(?P<start>[?&#]|&amp;)(?P<pairs>[\w.~%\[\]-]+=[^\s\"'<>`)]*)")
