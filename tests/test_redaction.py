@@ -53,6 +53,8 @@ PLAIN = (
     "https://host/file?sp=3&se=4&policy=5",
     "C:/Users/me@work/x.jsonl",
     "git@github.com:a/b",
+    "timm:vit_tiny_patch16_224@weights/model.safetensors",
+    "frontend.encoder=hf-hub:timm/vit@main",
     "[https://a:80/x,https://b/y@z]",
     "stages.pretrain.mix={scenes/caption: 1}",
 )
