@@ -74,6 +74,12 @@ class SmallComponents(Components):
         return LatentCodec(vae, channels=4, stride=8, mean=[0.0] * 4, std=[1.0] * 4, fold=4)
 
 
+@pytest.fixture
+def all_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rounded to float32 stays float64 in a model of float64: a wrong rule cannot pass for rounding."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer: Tokenizer) -> Callable[..., UnifiedModel]:
     """``tiny_model(name, seed=0, config=None)``: a model in evaluation mode whose every weight is random.

@@ -8,6 +8,11 @@ from torch import Tensor
 from tunalab.config import RunConfig
 
 
+def relative(terms: int, dtype: torch.dtype = torch.float32) -> float:
+    """That part of a sum of ``terms`` numbers which two orders of adding may differ by."""
+    return 2 * terms * torch.finfo(dtype).eps
+
+
 def tolerance(terms: int, like: Tensor) -> dict[str, float]:
     """``rtol`` and ``atol`` of `assert_close` for sums of ``terms`` numbers that are added in another order.
 
@@ -15,8 +20,8 @@ def tolerance(terms: int, like: Tensor) -> dict[str, float]:
     of sizes is taken as the largest number in ``like``: where numbers cancel it is larger, but roundings cancel as well. Of sums
     one after the other add the lengths; what else is computed, elementwise, adds a term an operation.
     """
-    relative = 2 * terms * torch.finfo(like.dtype).eps
-    return {"rtol": relative, "atol": relative * like.detach().abs().max().item() if like.numel() else 0.0}
+    rtol = relative(terms, like.dtype)
+    return {"rtol": rtol, "atol": rtol * like.detach().abs().max().item() if like.numel() else 0.0}
 
 
 def assert_sums_close(found: Tensor, expected: Tensor, terms: int, msg: str | None = None) -> None:
@@ -26,13 +31,15 @@ def assert_sums_close(found: Tensor, expected: Tensor, terms: int, msg: str | No
     torch.testing.assert_close(found, expected, msg=msg, **close)
 
 
-def model_terms(config: RunConfig, length: int) -> int:
-    """The sums one after the other in a forward pass over sequences of ``length``; the encoder of tests has three layers.
+def block_terms(width: int, mlp: int, length: int) -> int:
+    """The sums one after the other in a block: two norms, four projections, scores, softmax, values, and an MLP there and back."""
+    return 7 * width + 2 * length + mlp
 
-    A block: two norms, four projections, scores, softmax, values, and an MLP there and back.
-    """
+
+def model_terms(config: RunConfig, length: int) -> int:
+    """The sums one after the other in a forward pass over sequences of ``length``; the encoder of tests has three layers."""
     width, blocks = config.decoder.width, config.decoder.layers + config.head.blocks + 3
-    return blocks * (7 * width + 2 * length + max(config.decoder.mlp, config.head.mlp, 4 * width)) + config.decoder.width
+    return blocks * block_terms(width, max(config.decoder.mlp, config.head.mlp, 4 * width), length) + width
 
 
 def assert_gradients_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], terms: int) -> None:

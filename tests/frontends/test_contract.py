@@ -110,13 +110,14 @@ def test_parts_that_are_named_exist(frontend: VisualFrontEnd) -> None:
 
 
 def test_deterministic_in_both_modes_and_free_of_the_batch(frontend: VisualFrontEnd) -> None:
-    image_BCHW = torch.rand(3, 3, 32, 32) * 2 - 1
+    frontend.double()
+    image_BCHW = torch.rand(3, 3, 32, 32, dtype=torch.float64) * 2 - 1
     x_BChw = frontend.to_space(image_BCHW)
     torch.testing.assert_close(frontend.to_space(image_BCHW), x_BChw, rtol=0, atol=0)
-    torch.testing.assert_close(frontend.to_space(image_BCHW[1:2])[0], x_BChw[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(frontend.to_space(image_BCHW[1:2])[0], x_BChw[1], rtol=1e-10, atol=1e-10)
     h_BND = frontend.train().embed(x_BChw)
     torch.testing.assert_close(frontend.eval().embed(x_BChw), h_BND, rtol=0, atol=0)
-    torch.testing.assert_close(frontend.embed(x_BChw[1:2])[0], h_BND[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(frontend.embed(x_BChw[1:2])[0], h_BND[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 36)])

@@ -26,31 +26,31 @@ PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_head
     ],
 )
 def test_features_are_those_of_timm(options: dict[str, object]) -> None:
-    vit = VisionTransformer(**PLAIN, **options).eval()
+    vit = VisionTransformer(**PLAIN, **options).double().eval()
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.normal_(std=0.3)
-    image_BCHW = torch.rand(2, 3, 32, 32)
+    image_BCHW = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     (expected_BNV,) = vit.get_intermediate_layers(image_BCHW, n=[1], norm=False)
     tokens_BNV = vit.patch_embed(image_BCHW)
     torch.testing.assert_close(RepresentationEncoder(vit)(tokens_BNV, (4, 4)), expected_BNV)
 
 
 def test_positions_follow_the_picture() -> None:
-    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    rows, columns = torch.meshgrid(torch.arange(4.0).double(), torch.arange(4.0).double(), indexing="ij")
     positions = torch.stack([rows.flatten(), columns.flatten()], dim=1)[None]
     larger = interpolate_positions(positions, (4, 4), (8, 6)).reshape(8, 6, 2)
     assert (larger[1:, :, 0] > larger[:-1, :, 0]).all() and (larger[:, 1:, 1] > larger[:, :-1, 1]).all()
-    assert larger[:, 0, 1].std() < 1e-5 and larger[0, :, 0].std() < 1e-5
+    assert larger[:, 0, 1].std() < 1e-12 and larger[0, :, 0].std() < 1e-12
     assert interpolate_positions(positions, (4, 4), (4, 4)) is positions
 
 
 def test_statistics_of_the_pretrained_model_are_respected() -> None:
     vit = VisionTransformer(**PLAIN, class_token=False, global_pool="avg")
     vit.pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-    frontend = Siglip(vit, WIDTH, patch=8)
-    image_BCHW = torch.rand(1, 3, 32, 32) * 2 - 1
-    mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.25, 0.3])[:, None, None]
+    frontend = Siglip(vit, WIDTH, patch=8).double()
+    image_BCHW = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    mean, std = torch.tensor([[0.4, 0.5, 0.6], [0.2, 0.25, 0.3]])[:, :, None, None]  # kept in float32
     expected_BNV = vit.patch_embed((image_BCHW * 0.5 + 0.5 - mean) / std)
     features_BND = frontend.connector(frontend.encoder(expected_BNV, (4, 4)))
     torch.testing.assert_close(frontend.embed(image_BCHW), features_BND)

@@ -23,7 +23,7 @@ from tunalab.inference.attention_maps import (
 from tunalab.inference.prompts import question_prompt
 from tunalab.model.attention import CachedAttention, Layout, may_attend
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # of float64
 
 
 class EagerAttention:
@@ -43,9 +43,10 @@ class EagerAttention:
         return (self.kept[-1] @ v).transpose(1, 2)
 
 
+@pytest.mark.usefixtures("all_float64")
 @pytest.mark.parametrize("name", sorted(FRONTENDS))
 def test_weights_are_those_of_a_dense_pass_over_the_whole_question(name, tiny_model, tokenizer, monkeypatch):
-    model = tiny_model(name)
+    model = tiny_model(name).double()
     space = model.frontend.space
     images = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
     images.append(np.concatenate([images[0][:16, :16], images[1][:16, :16]], axis=1))
@@ -73,23 +74,24 @@ def test_weights_are_those_of_a_dense_pass_over_the_whole_question(name, tiny_mo
         np.testing.assert_allclose(alone[number], weights, **CLOSE)
 
 
+@pytest.mark.usefixtures("all_float64")
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 def test_weights_give_the_layers_output(heads, kv_heads):
     """Two groups of rows of different lengths; heads share keys."""
-    generator = torch.Generator().manual_seed(0)
+    options = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
     sizes, lengths, d = [2, 1], [5, 9], 8
     cache = CachedAttention(sizes)
     cache.cache = {
-        0: [tuple(torch.randn(2, B, kv_heads, L, d, generator=generator)) for B, L in zip(sizes, lengths, strict=True)]  # type: ignore[misc]
+        0: [tuple(torch.randn(2, B, kv_heads, L, d, **options)) for B, L in zip(sizes, lengths, strict=True)]  # type: ignore[misc]
     }
     recorded = RecordedAttention(cache)
-    q, k, v = (torch.randn(3, n, 1, d, generator=generator) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (torch.randn(3, n, 1, d, **options) for n in (heads, kv_heads, kv_heads))
     out_B1Hd = recorded.attend(0, q, k, v, 0.3)
     first = 0
     for group, size in enumerate(sizes):
         weights_BHS, values_BGSd = recorded.weights[0][group], cache.cache[0][group][1]
         assert weights_BHS.shape == (size, heads, lengths[group] + 1)
-        torch.testing.assert_close(weights_BHS.sum(-1), torch.ones(size, heads))
+        torch.testing.assert_close(weights_BHS.sum(-1), torch.ones(size, heads).double())
         rebuilt = torch.einsum("bhs,bhsd->bhd", weights_BHS, values_BGSd.repeat_interleave(heads // kv_heads, dim=1))
         torch.testing.assert_close(rebuilt, out_B1Hd[first : first + size, 0], **CLOSE)
         first += size
@@ -185,8 +187,9 @@ def test_maps_reach_from_0_to_1():
     assert min_max(np.full(4, 0.7)).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.usefixtures("all_float64")
 def test_weights_on_a_device_that_is_not_the_cpu(tiny_model, tokenizer, monkeypatch):
-    model = tiny_model("patch_embed")
+    model = tiny_model("patch_embed").double()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     prompts = [word_prompt(tokenizer, model.frontend.space, image, "what colour is the ring?", "ring") for image in images]
     expected = dict(last_rows(model, prompts))

@@ -14,6 +14,7 @@ from tunalab.inference.prompts import build_prompt, edit_prompt, image_prompt
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1", "on black: pink word MT b2", "a blue square", ""]
 OBJECTIVE = ObjectiveConfig()
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # of float64
 
 
 def _shape(model):
@@ -27,21 +28,22 @@ def _prompts(model, tokenizer, texts=TEXTS):
     return [image_prompt(tokenizer, space, text) for text in texts], image_prompt(tokenizer, space, "")
 
 
+@pytest.mark.usefixtures("all_float64")
 @pytest.mark.parametrize("name", sorted(FRONTENDS))
 @pytest.mark.parametrize(
     ("method", "guidance", "prediction", "layout"),
     [("heun", 2.0, "x", "patch"), ("euler", 1.0, "v", "patch"), ("heun", 0.0, "v", "patch"), ("euler", 3.5, "x", "raster")],
 )
 def test_prefix_cache_equals_padded_sequences_run_again(name, method, guidance, prediction, layout, tiny_model, tokenizer):
-    model = tiny_model(name)
+    model = tiny_model(name).double()
     model.target_layout = layout
     prompts, plain = _prompts(model, tokenizer)
     sampling = SamplingConfig(method=method, steps=4, guidance=guidance)
     objective = ObjectiveConfig(prediction=prediction, noise_scale=1.5)
-    noise = noise_of(range(len(prompts)), _shape(model))
+    noise = noise_of(range(len(prompts)), _shape(model)).double()
     fast = sample(model, prompts, [plain] * len(prompts), noise, sampling, objective)
     slow = reference_sample(model, prompts, [plain] * len(prompts), noise, sampling, objective, padded=96)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast, slow, **CLOSE)
     assert (fast - objective.noise_scale * noise).abs().max() > 0.1, "the model moved the noise"
 
 
@@ -64,11 +66,12 @@ def test_batched_equals_single_and_the_seed_decides(tiny_model, tokenizer):
     assert np.array_equal(same[0], same[2]) and not np.array_equal(same[0], same[1])
 
 
+@pytest.mark.usefixtures("all_float64")
 @pytest.mark.parametrize("layout", ["patch", "raster"])
 @pytest.mark.parametrize("name", sorted(FRONTENDS))
 def test_images_that_are_not_square(name, layout, tiny_model, tokenizer):
     """Also where they differ in shape from the images of the prompt, and these from each other."""
-    model = tiny_model(name)
+    model = tiny_model(name).double()
     model.target_layout = layout
     space = model.frontend.space
     rng = np.random.default_rng(0)
@@ -77,10 +80,10 @@ def test_images_that_are_not_square(name, layout, tiny_model, tokenizer):
     prompts = [image_prompt(tokenizer, space, TEXTS[1]), edit_prompt(tokenizer, space, square, "remove the ring"), *several]
     plain = [image_prompt(tokenizer, space, "")] * 4
     sampling = SamplingConfig(steps=2)
-    noise = noise_of(range(4), (space.channels, 16 // space.stride, 40 // space.stride))
+    noise = noise_of(range(4), (space.channels, 16 // space.stride, 40 // space.stride)).double()
     fast = sample(model, prompts, plain, noise, sampling, OBJECTIVE)
     slow = reference_sample(model, prompts, plain, noise, sampling, OBJECTIVE, padded=96)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast, slow, **CLOSE)
     assert (fast - noise).abs().amax((1, 2, 3)).min() > 0.1, "the model moved the noise"
     turned = build_prompt(tokenizer, space, [wide.transpose(1, 0, 2).copy(), "and", high, "join"], before_image=True)
     assert not torch.equal(sample(model, [turned], plain[:1], noise[2:3], sampling, OBJECTIVE)[0], fast[2])
@@ -112,13 +115,14 @@ def test_only_branches_that_count_are_run(tiny_model, tokenizer, monkeypatch):
     assert len(rows) == 5, "two evaluations an interval, one in the last"
 
 
+@pytest.mark.usefixtures("all_float64")
 def test_guidance_edge_values(tiny_model, tokenizer):
-    model = tiny_model("patch_embed")
+    model = tiny_model("patch_embed").double()
     prompts, plain = _prompts(model, tokenizer)
-    noise = noise_of(range(5), (3, 32, 32))
+    noise = noise_of(range(5), (3, 32, 32)).double()
     at = {g: sample(model, prompts, [plain] * 5, noise, SamplingConfig("euler", 1, g), OBJECTIVE) for g in (0.0, 1.0, 3.0)}
     # One Euler step is linear in the prediction, so guidance extrapolates exactly.
-    torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]), **CLOSE)
     torch.testing.assert_close(at[0.0][4], at[1.0][4])  # the empty prompt is the unconditional branch
     assert (at[0.0][0] - at[1.0][0]).abs().max() > 1e-3, "the prompt matters"
 
@@ -135,19 +139,20 @@ def test_equal_prompts_are_encoded_once(tiny_model, tokenizer, monkeypatch):
     assert encoded == [1, 1]
 
 
+@pytest.mark.usefixtures("all_float64")
 @pytest.mark.parametrize("name", sorted(FRONTENDS))
 def test_editing_reads_the_source_image(name, tiny_model, tokenizer):
-    model = tiny_model(name)
+    model = tiny_model(name).double()
     space = model.frontend.space
     sources = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
     texts = ["remove the red ring", "make the cross small", "remove the ring"]
     prompts = [edit_prompt(tokenizer, space, source, text) for source, text in zip(sources, texts, strict=True)]
     plain = [build_prompt(tokenizer, space, [source], before_image=True) for source in sources]
     sampling = SamplingConfig(steps=3, guidance=2.0)
-    noise = noise_of(range(3), _shape(model))
+    noise = noise_of(range(3), _shape(model)).double()
     fast = sample(model, prompts, plain, noise, sampling, OBJECTIVE)
     slow = reference_sample(model, prompts, plain, noise, sampling, OBJECTIVE, padded=80)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast, slow, **CLOSE)
     other = [edit_prompt(tokenizer, space, 255 - source, text) for source, text in zip(sources, texts, strict=True)]
     assert (sample(model, other, plain, noise, sampling, OBJECTIVE) - fast).abs().max() > 1e-3
 

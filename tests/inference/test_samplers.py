@@ -10,8 +10,8 @@ from tunalab.inference.samplers import SAMPLERS, euler, heun
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_a_straight_path_is_walked_to_its_end(name, steps):
     # v constant: every number of steps must arrive exactly; a missing interval would fall short by 1 / steps.
-    start, end = torch.tensor([0.5, -2.0]), torch.tensor([3.0, 1.0])
-    assert torch.allclose(SAMPLERS[name](lambda x, t: end - start, start, steps), end, atol=1e-5)
+    start, end = torch.tensor([[0.5, -2.0], [3.0, 1.0]], dtype=torch.float64)
+    assert torch.allclose(SAMPLERS[name](lambda x, t: end - start, start, steps), end, rtol=0, atol=1e-12)
 
 
 def test_evaluations_are_at_the_ends_of_equal_intervals():
@@ -40,7 +40,7 @@ def test_order_of_convergence():
 
 
 def test_an_x_prediction_is_reached_in_the_last_interval():
-    target = torch.tensor([0.3, -0.7])
+    target = torch.tensor([0.3, -0.7], dtype=torch.float64)
     for sampler in (euler, heun):
-        end = sampler(lambda x, t: (target - x) / (1 - t), torch.randn(2), 10)
-        assert torch.allclose(end, target, atol=1e-5)
+        end = sampler(lambda x, t: (target - x) / (1 - t), torch.randn(2, dtype=torch.float64), 10)
+        assert torch.allclose(end, target, rtol=0, atol=1e-12)
