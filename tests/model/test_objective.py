@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from samples import TOKENS, documents, pack, place, plain_draws, random_batch
+from tests.tolerances import assert_sums_close
 
 from tunalab.config import MaskingConfig, ObjectiveConfig
 from tunalab.data.packing import ImageGroup, PackedBatch, Placed, collate
@@ -129,7 +130,9 @@ def test_the_exact_prediction_has_no_flow_loss(prediction: str, scale: float, to
         loss = flow_loss(off, x, batch, draws, objective, chosen)
         counted = g if chosen is None else g & chosen
         assert loss.count == tokens_N[counted].sum()
-        assert loss.sum.item() == pytest.approx((tokens_N * weight_N)[counted].sum().item(), rel=1e-5)
+        assert loss.sum.item() == pytest.approx(
+            (tokens_N * weight_N)[counted].sum().item(), rel=1e-4
+        )  # roundings are divided by 1 - t
 
 
 def test_text_loss_is_the_cross_entropy_of_the_labels(tiny_model: Models, tokenizer: Tokenizer) -> None:
@@ -140,7 +143,7 @@ def test_text_loss_is_the_cross_entropy_of_the_labels(tiny_model: Models, tokeni
     logits = model(batch, noised(batch, x, draws.noise_nChw, draws.t_N, 1.0), draws.t_N, draws.mask_nT).logits_KV
     expected = -logits.log_softmax(-1)[torch.arange(len(batch.label_K)), batch.label_K].sum()
     parts = losses(model, batch, draws, ObjectiveConfig())
-    torch.testing.assert_close(parts["text"].sum, expected)
+    assert_sums_close(parts["text"].sum, expected, logits.shape[0] + logits.shape[1])
     assert parts["text"].count == len(batch.label_K) and parts["flow"].count == 0 and parts["flow"].sum.item() == 0
     given = losses(model, batch, draws, ObjectiveConfig(), x)
     assert torch.equal(given["text"].sum, parts["text"].sum)

@@ -40,7 +40,7 @@ def test_features_of_images(weights: Path) -> None:
     features_ND = inception_features(weights, images_NHWC, CPU)
     assert features_ND.shape == (3, 2048) and features_ND.dtype == torch.float64 and features_ND.isfinite().all()
     apart = [(features_ND[0] - features_ND[n]).norm() / features_ND[0].norm() for n in (1, 2)]
-    assert apart[0] > 1e-3 and apart[1] < 1e-5
+    assert apart[0] > 1e-3 and apart[1] < 1e-4
 
 
 def test_a_missing_and_a_wrong_file_are_one_line(tmp_path: Path) -> None:
