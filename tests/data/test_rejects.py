@@ -36,8 +36,8 @@ def test_counts_and_lines(tmp_path: Path) -> None:
     assert [document is None for document in got] == [False, True, False, True, False, False]
     assert (log.seen, log.rejected) == (6, 2)
     assert lines(log.path) == [
-        {"corpus": "bad", "index": 1, "reason": "broken at 1"},
-        {"corpus": "bad", "index": 3, "reason": "broken at 3"},
+        {"corpus": "bad", "index": 1, "reason": "broken\\n at 1"},
+        {"corpus": "bad", "index": 3, "reason": "broken\\n at 3"},
     ]
 
 
@@ -67,7 +67,7 @@ def test_many_broken_documents_stop_it_early(tmp_path: Path) -> None:
     assert index == MINIMUM
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("bad", "51 of 101", "50.5%", "data.reject_share=1.0%", "broken at 100", str(log.path)):
+    for part in ("bad", "51 of 101", "50.5%", "data.reject_share=1.0%", "broken\\n at 100", str(log.path)):
         assert part in message
 
 

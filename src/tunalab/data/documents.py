@@ -21,6 +21,8 @@ Kind = Literal["caption", "vqa", "text_to_image", "edit", "text"]
 KINDS: tuple[Kind, ...] = ("caption", "vqa", "text_to_image", "edit", "text")
 IMAGES_PER_DOCUMENT = 8  # at most: the noise of an image is drawn by its number within the document
 
+REASON_CHARACTERS = 500  # of a reject
+
 
 @dataclass(frozen=True)
 class Text:
@@ -47,10 +49,20 @@ class Document:
 
 
 class Reject(Exception):
-    """A document that cannot be built (broken line, unreadable image): counted, logged with this reason, skipped."""
+    """A document that cannot be built (broken line, unreadable image): counted, logged with this reason, skipped.
+
+    The reason is one line of some length, whatever of the data it quotes.
+    """
 
     def __init__(self, reason: str = "") -> None:
-        super().__init__(redacted(reason))
+        line, half = redacted(printed(reason)), REASON_CHARACTERS // 2 - 2
+        # Its middle goes: a reason begins with where it is and ends with what is wrong.
+        super().__init__(line if len(line) <= REASON_CHARACTERS else f"{line[:half]}...{line[-half:]}")
+
+
+def printed(text: str) -> str:
+    """On one line: line ends, and what a terminal takes for commands, as Python writes them."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class Unfit(Reject):

@@ -96,3 +96,32 @@ def test_a_place_that_fails_while_it_is_indexed(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(LocalFileSystem, "open", fail)
     assert refusal(lambda: tar_reader("text/a", files), UserError) == f"text/a: {tmp_path}/a.tar cannot be read: reset by peer"
+
+
+def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+    """The Hub's cache holds links only."""
+    write_bytes(str(tmp_path / "blobs" / "0123"), b"01234")
+    write_bytes(str(tmp_path / "b.tar"), b"0")
+    (tmp_path / "a.tar").symlink_to("blobs/0123")
+    (tmp_path / "c.tar").symlink_to("blobs")
+    found = find_files([f"{tmp_path}/*.tar"], "x")
+    assert [(Path(file.url).name, file.size) for file in found] == [("a.tar", 5), ("b.tar", 1)]
+    assert found[0] == find_files([f"{tmp_path}/a.tar"], "x")[0]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "a.tar"])
+def test_a_link_that_leads_nowhere_is_no_file_less(tmp_path: Path, target: str) -> None:
+    write_bytes(str(tmp_path / "b.tar"), b"0")
+    (tmp_path / "a.tar").symlink_to(target)
+    assert f"{tmp_path}/a.tar is a link that leads nowhere" in refusal(lambda: urls(f"{tmp_path}/*.tar"), UserError)
+
+
+def test_brackets_of_a_name(tmp_path: Path) -> None:
+    url = write_bytes(str(tmp_path / "a [v1].tar"), b"0")
+    assert urls(url) == [url]
+    write_bytes(str(tmp_path / "a v.tar"), b"0")
+    assert urls(url) == [str(tmp_path / "a v.tar")], "what a glob matches comes first"
+
+
+def test_a_name_on_several_lines_is_told_on_one(tmp_path: Path) -> None:
+    assert refusal(lambda: urls(f"{tmp_path}/a\nb.tar"), UserError) == f"text/a: no such file: {tmp_path}/a\\nb.tar"

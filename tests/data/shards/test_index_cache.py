@@ -1,5 +1,6 @@
 """An index is made once, again when its file changed, and in memory where nothing can be written."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,10 @@ def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert cache_folder() == Path("/home/somebody/.cache/tunalab")
+
+
+def test_a_name_that_is_no_utf8(cache: Path) -> None:
+    file = ShardFile(os.fsdecode(b"/data/\xff.tar"), 5, "mtime=1")
+    for _ in range(2):
+        assert stored_index(file, "tar", lambda: np.arange(3)).load().tolist() == [0, 1, 2]
+    assert len(list((cache / "shards").iterdir())) == 1

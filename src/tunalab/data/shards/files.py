@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -22,7 +23,7 @@ from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from tunalab.data.documents import Reject
+from tunalab.data.documents import Reject, printed
 from tunalab.errors import UserError
 from tunalab.files import is_clutter
 from tunalab.redaction import redacted
@@ -77,8 +78,8 @@ class ShardFile:
 
 
 def shown(url: str) -> str:
-    """A place for people and logs: without user-info and, on the web, without its query."""
-    return redacted(_parts(url)[0])
+    """A place for people and logs: on one line, without user-info and, on the web, without its query."""
+    return redacted(printed(_parts(url)[0]))
 
 
 def beside(url: str, ending: str) -> str:
@@ -330,10 +331,22 @@ def _infos(system: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     """What is known of the file, or of those that a glob names."""
     if not _GLOB & set(_parts(path)[0]):
         return [system.info(path)]
-    found = [info for _, info in sorted(system.glob(path, detail=True).items()) if info["type"] == "file"]
-    found = [info for info in found if not is_clutter(info["name"].rpartition("/")[2])]
+    found = [info for _, info in sorted(system.glob(path, detail=True).items()) if not is_clutter(info["name"].rpartition("/")[2])]
+    found = [info for info in map(partial(_followed, system), found) if info["type"] == "file"]
+    if not found and not _is_remote(system) and system.exists(path):
+        return [system.info(path)]  # brackets that are part of its name
     # A page of links does not tell sizes.
     return [info if info.get("size") is not None else system.info(info["name"]) for info in found]
+
+
+def _followed(system: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
+    """What a link leads to. A glob calls every link of a disk "other", also those of the Hub's cache, which lead to shards."""
+    if not info.get("islink"):
+        return info
+    try:
+        return cast(dict[str, Any], system.info(info["name"]))
+    except OSError as error:
+        raise UserError(f"{shown(info['name'])} is a link that leads nowhere: remove it, or make what it leads to") from error
 
 
 def _shard_file(system: AbstractFileSystem, info: dict[str, Any]) -> ShardFile:
@@ -351,6 +364,8 @@ def _protocols(system: AbstractFileSystem) -> tuple[str, ...]:
 
 
 def _system(url: str) -> tuple[AbstractFileSystem, str]:
+    if "::" in url and "://" not in url:  # of an image's name; in the settings chains are refused
+        return fsspec.filesystem("file"), url
     protocol = url.partition("://")[0]
     more: dict[str, Any] = {}
     if protocol in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(protocol, {}):

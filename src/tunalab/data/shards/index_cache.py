@@ -64,7 +64,7 @@ def _path(file: ShardFile, kind: str) -> Path | None:
     if folder is None or not file.stamp:
         return None
     key = "\n".join((redacted(file.url), str(file.size), file.stamp, kind))
-    return folder / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.idx"
+    return folder / "shards" / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.idx"
 
 
 def _write(path: Path, numbers: np.ndarray) -> bool:
