@@ -1,18 +1,22 @@
 """Rows of Parquet by number, decoded a row group at a time; files that lack what is needed."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_files import read_bytes, refusal, write_bytes, write_parquet
+from shard_files import colour, decode, encoded, read_bytes, refusal, shown, write_bytes, write_parquet
 
+from tunalab.config import FineVisionConfig, TextConfig
 from tunalab.data.documents import Reject
 from tunalab.data.shards import table
 from tunalab.data.shards.files import find_files
+from tunalab.data.shards.finevision import open_finevision
 from tunalab.data.shards.schema import IMAGE, IMAGES, TEXT, TEXTS, TURNS, Column
 from tunalab.data.shards.table import TableReader
+from tunalab.data.shards.text import open_text
 from tunalab.errors import UserError
 
 SCHEMA = pa.schema([("text", pa.string()), ("other", pa.int64())])
@@ -122,3 +126,51 @@ def test_row_groups_too_large_to_read_a_row_of_are_refused(tmp_path: Path, monke
     url = write(f"{tmp_path}/a.parquet", 100, group=100)
     monkeypatch.setattr(table, "MAX_GROUP_BYTES", 500)
     assert "write the file again with smaller row groups" in refusal(lambda: open_table(url), UserError)
+
+
+def in_latin1(*texts: str) -> pa.Array:
+    """A column of strings whose bytes are no UTF-8: some writers do not look."""
+    stored = pa.array([text.encode("latin-1") for text in texts], pa.binary())
+    return pa.StringArray.from_buffers(len(texts), stored.buffers()[1], stored.buffers()[2])
+
+
+def write_columns(url: str, names: list[str], *columns: pa.Array) -> str:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(list(columns), names=names), buffer)
+    return write_bytes(url, buffer.getvalue())
+
+
+def test_text_that_is_no_utf8_is_a_reject(tmp_path: Path) -> None:
+    texts = open_text(
+        "text/a", TextConfig(urls=[write_columns(f"{tmp_path}/a.parquet", ["text"], in_latin1("b", "é"))], window=0), 0
+    )
+    assert shown(texts.document(0)) == ["text", ("b", True)]
+    assert refusal(lambda: texts.document(1), Reject).endswith("a.parquet row 2: text is not UTF-8")
+
+
+def test_parts_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
+    """A path of other bytes; dates that Python does not know; two fields of one name."""
+    image = pa.StructArray.from_arrays([pa.array([encoded(1), None]), in_latin1("é", "ü")], ["bytes", "path"])
+    far = pa.array([10**17, 10**9]).cast(pa.timestamp("us", tz="Mars/Base"))
+    turn = pa.StructArray.from_arrays(
+        [pa.array(["a?"] * 2), pa.array(["b"] * 2).dictionary_encode(), far, pa.array([1, 2]), pa.array([3, 4])],
+        ["user", "assistant", "at", "score", "score"],
+    )
+    each = pa.array([0, 1, 2], pa.int32())
+    columns = [pa.ListArray.from_arrays(each, array) for array in (image, turn)]
+    url = write_columns(f"{tmp_path}/a.parquet", ["images", "texts"], *columns)
+    pictures = open_finevision("finevision/a", FineVisionConfig(urls=[url], window=0), decode, 0)
+    assert shown(pictures.document(0)) == ["vqa", (colour(1), False), ("a?", False), ("b", True)]
+    assert "image 1 has no bytes" in refusal(lambda: pictures.document(1), Reject)
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    a = pa.array(["a"])
+    url = write_columns(f"{tmp_path}/a.parquet", ["text", "note", "note"], a, a, a)
+    assert open_table(url).read(0) == {"text": "a"}
+    assert open_text("text/a", TextConfig(urls=[url], window=0), 0).rows == 1
+    url = write_columns(f"{tmp_path}/b.parquet", ["text", "text"], a, a)
+    assert "column text is there twice" in refusal(lambda: open_table(url), UserError)
+    turns = pa.StructArray.from_arrays([pa.array(["user"]), pa.array(["a?"]), pa.array(["b?"])], ["role", "content", "content"])
+    url = write_columns(f"{tmp_path}/c.parquet", ["text"], pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turns))
+    assert "needed: string or list of turns" in refusal(lambda: open_table(url), UserError)

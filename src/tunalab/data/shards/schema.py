@@ -37,13 +37,14 @@ def is_list(inner: Fits) -> Fits:
 
 
 def is_struct(**inner: Fits) -> Fits:
-    """A struct that has these fields, besides any others."""
+    """A struct that has each of these fields once, besides any others."""
 
     def fits(kind: pa.DataType) -> bool:
         if not types.is_struct(kind):
             return False
-        known = {kind.field(place).name: kind.field(place).type for place in range(kind.num_fields)}
-        return all(key in known and check(known[key]) for key, check in inner.items())
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        found = {key: [field.type for field in fields if field.name == key] for key in inner}
+        return all(len(found[key]) == 1 and check(found[key][0]) for key, check in inner.items())
 
     return fits
 

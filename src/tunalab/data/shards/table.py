@@ -1,16 +1,18 @@
 """Rows of Parquet files. A row group is what Parquet can decode, so it is the block of the order and the unit of the cache."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from tunalab.data.documents import Reject
 from tunalab.data.shards.corpus import Sample
 from tunalab.data.shards.files import ShardFile, first_line, open_file
 from tunalab.data.shards.indexing import Damaged, index_files
-from tunalab.data.shards.schema import Column
+from tunalab.data.shards.schema import Column, is_text
 
 # A row group is decoded whole, and a window of them stays in memory: beyond this, reading one row would stall a data process.
 MAX_GROUP_BYTES = 2**30
@@ -40,7 +42,7 @@ class TableReader:
         self._kept = max(1, kept)
         # What was checked is part of the key: an index that was kept vouches for these columns.
         wanted = ", ".join(f"{key}: {column.shown}" for key, column in columns.items())
-        kind = f"parquet {2 if left_out else 1} {wanted}"
+        kind = f"parquet {3 if left_out else 1} {wanted}"
         indices = index_files(name, files, kind, lambda file: _row_groups(file, columns, left_out))
         groups = [index.load() for index in indices]
         self._group_file = np.repeat(np.arange(len(files)), [len(rows) for rows in groups])
@@ -51,7 +53,7 @@ class TableReader:
     def read(self, row: int) -> Sample:
         group = self._group(row)
         table = self._table(group).slice(row - int(self.starts[group]), 1)
-        return {key: table.column(key)[0].as_py() for key in self._columns}
+        return {key: _plain(table.column(key)[0]) for key in self._columns}
 
     def where(self, row: int) -> str:
         group = self._group(row)
@@ -86,6 +88,22 @@ class TableReader:
             raise Reject(f"row group {number} cannot be read: {first_line(error)}") from error
 
 
+def _plain(value: pa.Scalar) -> Any:
+    """The value as Python's. Text that is no UTF-8 stays bytes, which nothing takes for text."""
+    try:
+        return value.as_py()
+    except (ValueError, KeyError, OverflowError, pa.ArrowException):
+        # One part of it, which may be none that is needed: a path of other bytes, a date that Python does not know.
+        kind = value.type
+    if isinstance(value, pa.DictionaryScalar):
+        return _plain(value.value)
+    if types.is_struct(kind):
+        return {kind.field(place).name: _plain(value[place]) for place in range(kind.num_fields)}
+    if types.is_nested(kind):
+        return [_plain(part) for part in value.values]
+    return value.as_buffer().to_pybytes() if is_text(kind) else None
+
+
 def _row_groups(file: ShardFile, columns: Mapping[str, Column], left_out: LeftOut | None) -> np.ndarray:
     """Rows of each row group, after a look at the schema."""
     try:
@@ -100,6 +118,9 @@ def _row_groups(file: ShardFile, columns: Mapping[str, Column], left_out: LeftOu
     missing = [key for key in columns if key not in schema.names]
     if missing:
         raise Damaged(f"no column {', '.join(missing)} (columns: {', '.join(schema.names)})")
+    twice = [key for key in columns if schema.names.count(key) > 1]
+    if twice:
+        raise Damaged(f"column {twice[0]} is there twice")
     for key, column in columns.items():
         if not column.fits(schema.field(key).type):
             raise Damaged(f"column {key} is {schema.field(key).type}, needed: {column.shown}")

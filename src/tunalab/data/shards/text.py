@@ -82,8 +82,8 @@ def _reader(name: str, files: Sequence[ShardFile], config: TextConfig) -> Reader
 
 def _no_media(config: TextConfig, schema: pa.Schema, column: str) -> None:
     """For conversations. A text is whole without the picture of the page it was taken from."""
-    kind = schema.field(column).type
-    holds = is_text(kind) or is_bytes(kind) or types.is_nested(kind)
+    kinds = [schema.field(place).type for place in schema.get_all_field_indices(column)]
+    holds = any(is_text(kind) or is_bytes(kind) or types.is_nested(kind) for kind in kinds)
     if holds and names_media(column) and not is_text(schema.field(config.column).type):
         raise Damaged(f"column {column!r} names what is not read, and would be left out: {INSTEAD}")
 
