@@ -227,3 +227,29 @@ def test_a_huge_sample_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tar, "MAX_SAMPLE_BYTES", 2**20)
     reader = open_tars(write_bytes(f"{tmp_path}/a.tar", gnu_tar(("1.txt", bytes(2**21)), ("2.txt", b"b"))))
     assert refusal(lambda: reader.read(0), Reject) == "sample of more than 1 MiB" and reader.read(1)["txt"] == b"b"
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("linked", [["1.jpg"], ["1.txt"], ["1.jpg", "1.txt"]])
+def test_links_are_no_files_less(tmp_path: Path, kind: bytes, linked: list[str]) -> None:
+    """tar writes a file that it meets under a second name as a link."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("0.jpg", "0.txt", "1.jpg", "1.txt", "2.jpg", "2.txt"):
+            info = tarfile.TarInfo(name)
+            if name in linked:
+                info.type, info.linkname = kind, "0.jpg"
+                tar.addfile(info)
+            else:
+                info.size = 1
+                tar.addfile(info, io.BytesIO(name[:1].encode()))
+    url = write_bytes(f"{tmp_path}/a.tar", buffer.getvalue())
+    reader = open_tars(url)
+    assert reader.starts[-1] == 3 and reader.read(0)["jpg"] == b"0" and reader.read(2)["jpg"] == b"2"
+    assert refusal(lambda: reader.read(1), Reject).startswith(
+        f"{linked[0]} is a link to 0.jpg: write the shard with the file itself"
+    )
+    # The index of energon knows samples of files only.
+    index = reader._index(0).tolist()
+    write_bytes(f"{url}.idx", energon_index([one for one in index if one != index[1] or len(linked) < 2]))
+    assert open_tars(url).read(0)["jpg"] == b"0"

@@ -20,6 +20,7 @@ _ZEROS = 2**20  # bytes of an archive's end looked at together
 _SIDECAR = ".idx"
 # Names that break it are common: keys with dots, members sorted by their endings.
 RULE = " (a sample is members that follow each other and share a name up to its first dot)"
+LINKS = ": write the shard with the file itself (tar --dereference --hard-dereference)"
 # A caption and an image of a few megabytes; reading much more could fill the memory.
 MAX_SAMPLE_BYTES = 512 * 2**20
 
@@ -34,16 +35,17 @@ def tar_reader(name: str, files: Sequence[ShardFile]) -> RangeReader:
     Raises:
         UserError: a shard is no tar, is compressed, damaged or cut off, or does not fit its ``.tar.idx``.
     """
-    return RangeReader(files, index_files(name, files, "tar 2", _index), parse_sample, "sample", MAX_SAMPLE_BYTES)
+    return RangeReader(files, index_files(name, files, "tar 3", _index), parse_sample, "sample", MAX_SAMPLE_BYTES)
 
 
 def parse_sample(data: bytes) -> Sample:
     """The members of one sample.
 
     Raises:
-        Reject: they cannot be read, or two have the same ending.
+        Reject: they cannot be read, two have the same ending, or one is a link: what it leads to is elsewhere.
     """
     sample: dict[str, bytes | str] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
@@ -51,25 +53,36 @@ def parse_sample(data: bytes) -> Sample:
                 if parts is None:
                     continue
                 key, ending = parts
+                if _is_link(member):
+                    links.setdefault(key, f"{key}.{ending} is a link to {member.linkname}{LINKS}")
+                    continue
                 if ending in sample:
                     raise Reject(f"{key}: two members .{ending}{RULE}")
                 content = tar.extractfile(member)
-                assert content is not None  # split_name passes regular files only
+                assert content is not None  # it is a regular file
                 sample["__key__"] = key
                 sample[ending] = content.read()
     except (tarfile.TarError, ValueError) as error:
         raise Reject(f"damaged since the run began: {error}") from error
+    # An index of energon's knows no links: those of another name are in the range of the sample before them.
+    key = str(sample.get("__key__") or next(iter(links), ""))
+    if key in links:
+        raise Reject(links[key])
     return sample
 
 
 def split_name(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """Key and ending of a member; None for what is no part of a sample: folders, links, hidden files, ``__such__`` names."""
+    """Key and ending of a file or of a link; None for what is no part of a sample: folders, hidden files, ``__such__`` names."""
     folder, slash, file = member.name.rpartition("/")
     stem, dot, ending = file.partition(".")
     special = any(part.startswith("__") and part.endswith("__") for part in member.name.split("/"))
-    if not member.isreg() or not stem or not dot or special:
+    if not (member.isreg() or _is_link(member)) or not stem or not dot or special:
         return None
     return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _is_link(member: tarfile.TarInfo) -> bool:
+    return member.islnk() or member.issym()
 
 
 def _index(file: ShardFile) -> np.ndarray:
