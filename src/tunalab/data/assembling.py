@@ -17,11 +17,14 @@ CaptionKind = Literal["caption", "text_to_image"]
 CAPTION_KINDS: tuple[CaptionKind, ...] = get_args(CaptionKind)
 
 
-# Keys that name a picture, video or audio, as data sets write them: Image, images, video_path, source_image.
+# Keys that name a picture, video or audio, as data sets write them: Image, images, video_path, source_image, image_1, image_list.
 _MEDIA = re.compile(
-    r"(?P<before>.+[_-])?(?P<kind>image|img|picture|photo|video|audio)s?(?P<behind>[_-]?(path|file|filename|name|url|uri|bytes|base64|data)s?)?",
+    r"(?P<before>.+[_-])?(?P<kind>image|img|picture|photo|screenshot|video|audio)s?([_-]?[0-9]+)?"
+    r"(?P<behind>[_-]?(path|file|filename|name|url|uri|bytes|base64|data)s?)?([_-]?([0-9]+|list))?",
     re.IGNORECASE,
 )
+# Of a turn: what an assistant does instead of what it says.
+_CALLS = ("tool_calls", "function_call")
 
 
 def names_media(key: str) -> bool:
@@ -43,6 +46,20 @@ def check_media(line: Mapping[str, Any], read: Iterable[str] = (), instead: str 
         if read and found["behind"] and found["kind"].lower() not in ("video", "audio"):
             continue
         raise Reject(f"key {key!r} names what is not read, and would be left out{instead}")
+
+
+def _check_turns(turns: Any) -> None:
+    """Raises Reject for a turn with a picture, video, audio or call of its own."""
+    for number, turn in enumerate(turns if isinstance(turns, list) else [], start=1):
+        if not isinstance(turn, dict):
+            continue
+        for key in _CALLS:
+            if turn.get(key):
+                raise Reject(f"turn {number}: key {key!r} holds what is not read, and would be left out")
+        try:
+            check_media(turn)
+        except Reject as reject:
+            raise Reject(f"turn {number}: {reject}") from reject
 
 
 def filled_text(value: Any, name: str, indented: bool = False) -> str:
@@ -72,11 +89,12 @@ def conversation_document(conversations: Any, images: Sequence[Pixels] = ()) -> 
     """A conversation about ``images``, which stand where :func:`place_images` puts them; without images of kind text.
 
     Raises:
-        Reject: the turns are no conversation (:func:`read_turns`).
+        Reject: the turns are no conversation (:func:`read_turns`), or one holds more than its text.
         Unfit: there are too many images.
     """
     if len(images) > IMAGES_PER_DOCUMENT:
         raise Unfit(f"{len(images)} images, a document takes at most {IMAGES_PER_DOCUMENT}")
+    _check_turns(conversations)
     (first, answer), *later = read_turns(conversations, len(images))
     segments = [*_laid_out(first, images), Text(answer, target=True)]
     for prompt, answer in later:

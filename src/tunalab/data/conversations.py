@@ -71,8 +71,10 @@ def check_text(value: Any, name: str, indented: bool = False) -> str:
     ``indented``: it may be code, so the indentation of its first line stays. One blank before a single line is none.
 
     Raises:
-        Reject: it is no string, or holds half a surrogate pair: JSON can escape it, no tokenizer can encode it.
+        Reject: it is no string, no UTF-8, or holds half a surrogate pair: JSON can escape it, no tokenizer can encode it.
     """
+    if isinstance(value, bytes):  # of a table
+        raise Reject(f"{name} is not UTF-8")
     if not isinstance(value, str):
         raise Reject(f"{name} must be a string, not {type(value).__name__}")
     try:

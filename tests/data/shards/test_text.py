@@ -13,6 +13,7 @@ from tunalab.data.documents import Reject
 from tunalab.data.shards import text as module
 from tunalab.data.shards.corpus import ShardedCorpus
 from tunalab.data.shards.text import open_text, pieces
+from tunalab.data.sources import probe
 from tunalab.errors import UserError
 
 
@@ -178,3 +179,36 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     for names, endings in ((["a.txt"], ".txt"), (["a.jsonl.gz"], ".gz"), (["a.jsonl", "a.parquet"], ".jsonl, .parquet")):
         message = refusal(lambda names=names: corpus(*(f"{tmp_path}/{name}" for name in names)), UserError)
         assert message.startswith(f"text/a: files of {endings}: choices: all .parquet, or all .jsonl")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"image": "a.png"}, "turn 2: key 'image' names what is not read"),
+        ({"images": ["a.png"]}, "turn 2: key 'images' names what is not read"),
+        ({"tool_calls": [{"name": "look"}]}, "turn 2: key 'tool_calls' holds what is not read"),
+        ({"function_call": {"name": "look"}}, "turn 2: key 'function_call' holds what is not read"),
+    ],
+)
+def test_turns_that_hold_more_than_their_text(tmp_path: Path, ending: str, more: dict, reason: str) -> None:
+    (key,) = more
+    sound = [{"role": "user", "content": "a?", key: None}, {"role": "assistant", "content": "b", key: None}]
+    rows = [{"text": sound}, {"text": [sound[0], {**sound[1], **more}]}]
+    url = f"{tmp_path}/a.{ending}"
+    if ending == "parquet":
+        table = pa.table({"text": [row["text"] for row in rows]})
+        write_parquet(url, table.schema, rows)
+    else:
+        write_lines(url, *rows)
+    texts = corpus(url)
+    assert shown(texts.document(0)) == ["text", ("a?", False), ("b", True)]
+    assert reason in refusal(lambda: texts.document(1), Reject)
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[31m", "x" * 100_000, "\u2028", "\udc80"])
+def test_reasons_that_quote_odd_data_are_one_line(tmp_path: Path, key: str) -> None:
+    texts = corpus(write_lines(f"{tmp_path}/a.jsonl", {key: 1}))
+    reason = refusal(lambda: texts.document(0), Reject)
+    assert reason.isprintable() and len(reason) <= 500 and f"{tmp_path}/a.jsonl line 1: no key 'text'; keys: " in reason
+    assert refusal(lambda: probe(texts), UserError).isprintable()

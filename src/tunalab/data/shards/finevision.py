@@ -23,7 +23,8 @@ def open_finevision(name: str, config: FineVisionConfig, decode: Decode, seed: i
         turns: list[dict[str, Any]] = []
         for turn in row["texts"] or []:
             turn = turn or {}
-            turns += [{"from": "user", "value": turn.get("user")}, {"from": "assistant", "value": turn.get("assistant")}]
+            # The user's has what else the turn holds: nothing of that is read.
+            turns += [{**turn, "from": "user", "value": turn.get("user")}, {"from": "assistant", "value": turn.get("assistant")}]
         return conversation_document(
             turns, [pixels(cell, f"image {place + 1}", decode) for place, cell in enumerate(row["images"] or [])]
         )
