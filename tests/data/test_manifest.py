@@ -1,6 +1,7 @@
 """Manifests: the four forms, every kind of broken line, and an index that does not hold the file."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image as PillowImage
 from reading import read
 
 from tunalab.data import lines
+from tunalab.data.changes import look_at
 from tunalab.data.documents import Document, Image, Reject, Text
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.rejects import RejectLog
@@ -110,7 +112,8 @@ BROKEN = {
     '{"raw_image": "images/red.png", "instruction": "a"}': "keys instruction, raw_image are none",
     '{"image": "images/red.png", "caption": 3}': "caption must be a string, not int",
     '{"image": "images/red.png", "caption": ["a"]}': "caption must be a string, not list",
-    '{"image": ["images/red.png"], "caption": "a"}': "image must be a string, not list",
+    '{"image": [3], "caption": "a"}': "image 1 must be a string, not int",
+    '{"image": "images/red.png", "caption": "a", "caption": "b"}': "key 'caption' stands twice, with different values",
     '{"image": "images/red.png", "caption": " "}': "empty caption",
     '{"image": "images/red.png", "caption": "<image> a"}': "<image> in a caption",
     '{"image": "images/red.png", "caption": "\\ud800"}': "half a surrogate pair",
@@ -237,7 +240,26 @@ def test_user_errors(folder: Path) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("video", "audio", "Image", "IMAGE", "Images", "img", "imgs", "picture", "Photos", "VIDEO", "videos", "audios", "Audio"),
+        *(
+            "image_1",
+            "image2",
+            "img_path_0",
+            "image_list",
+            "screenshot",
+            "video",
+            "audio",
+            "Image",
+            "IMAGE",
+            "Images",
+            "img",
+            "imgs",
+            "picture",
+            "Photos",
+            "VIDEO",
+            "videos",
+            "audios",
+            "Audio",
+        ),
         *("image_path", "imagePath", "image-file", "img_url", "images_base64", "video_path", "audio_file", "source_image"),
     ],
 )
@@ -249,7 +271,7 @@ def test_what_would_be_left_out_is_rejected_by_name(folder: Path, key: str, valu
     assert f"key {key!r} names what is not read" in str(caught.value) and "read: image, images" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["video", "audio_path", "Image", "imgs", "second_image"])
+@pytest.mark.parametrize("key", ["video", "audio_path", "Image", "imgs", "second_image", "image_2", "image_list"])
 def test_what_would_be_left_out_beside_an_image_is_rejected_by_name(folder: Path, key: str) -> None:
     line = {"image": "images/red.png", "caption": "a", key: "b.mp4"}
     with pytest.raises(Reject, match=f"key '{key}'"):
@@ -276,9 +298,9 @@ def test_images_in_a_list(folder: Path) -> None:
     lines = [
         {"images": both[:1], "conversations": TALK},
         {"images": both, "conversations": talk},
-        {"images": both, "conversations": between},
+        {"image": both, "conversations": between},  # as multi-image sets of LLaVA have them
         {"images": [], "conversations": talk},
-        {"images": both[1:], "caption": "blue"},
+        {"image": both[1:], "caption": "blue"},
         {"images": both[:1], "image": None, "conversations": talk, "video": None},
     ]
     corpus = ManifestCorpus(write(folder, *lines), image_size=16)
@@ -323,3 +345,33 @@ def test_a_file_of_blank_lines_has_none(folder: Path) -> None:
         (folder / "data.jsonl").write_bytes(text)
         with pytest.raises(UserError, match="has no lines"):
             ManifestCorpus(folder / "data.jsonl", image_size=16)
+
+
+def test_a_key_that_stands_twice_with_one_value_is_one_key(folder: Path) -> None:
+    line = '{"id": 1, "image": "images/red.png", "id": 1, "caption": "a"}'
+    assert shown(ManifestCorpus(write(folder, line), image_size=16).document(0)) == [(RED, False), ("a", True)]
+
+
+@pytest.mark.parametrize("name", [" red.png", "red.png ", "red.png\n", "re\nd.png", "re  d::[1].png"])
+def test_odd_names_of_images(folder: Path, name: str) -> None:
+    (folder / "images" / name).write_bytes((folder / "images" / "blue.png").read_bytes())
+    corpus = ManifestCorpus(write(folder, {"image": f"images/{name}", "caption": "a"}), image_size=16)
+    assert shown(corpus.document(0)) == [(BLUE, False), ("a", True)]
+    ((place, (_, content)),) = look_at({"manifest/a": corpus}).sources["manifest/a"]["images"].items()
+    assert place.endswith(name) and not content.endswith("unreadable")
+
+
+def test_blanks_around_a_name_are_none_where_no_file_is_called_so(folder: Path) -> None:
+    corpus = ManifestCorpus(write(folder, {"image": " images/red.png\n", "caption": "a"}), image_size=16)
+    assert shown(corpus.document(0)) == [(RED, False), ("a", True)]
+
+
+def test_what_is_no_file_is_neither_read_nor_looked_at(folder: Path) -> None:
+    """A pipe would be waited for, a device has no end."""
+    os.mkfifo(folder / "images" / "pipe.png")
+    names = ["images/pipe.png", "/dev/zero", "images"]
+    corpus = ManifestCorpus(write(folder, *({"image": name, "caption": "a"} for name in names)), image_size=16)
+    for number in range(len(names)):
+        with pytest.raises(Reject, match="no such image file"):
+            corpus.document(number)
+    assert look_at({"manifest/a": corpus}).sources["manifest/a"]["images"] == {}

@@ -13,6 +13,7 @@ that are drawn have no files: what draws them is the version (versions.py).
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -120,10 +121,12 @@ def sampled(count: int, every: bool) -> Iterable[int]:
 
 
 def local_file(path: Path) -> ShardFile | None:
-    """None for a file that is not there."""
+    """None for a file that is not there, and for what is none: a pipe would be waited for, a device has no end."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # a name with a null byte
+        return None
+    if not stat.S_ISREG(status.st_mode):
         return None
     return ShardFile(str(path), status.st_size, "")
 

@@ -59,13 +59,13 @@ def parse_line(data: bytes) -> dict[str, Any]:
     """The object that a line holds.
 
     Raises:
-        Reject: the line is empty, no UTF-8, no JSON or no object.
+        Reject: the line is empty, no UTF-8, no JSON or no object, or a key has two values.
     """
     data = data.strip()
     if not data:
         raise Reject("empty line")
     try:
-        line = json.loads(data.decode("utf-8-sig"))
+        line = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise Reject(f"not UTF-8: byte {error.start} of the line") from error
     except (ValueError, RecursionError) as error:
@@ -73,6 +73,16 @@ def parse_line(data: bytes) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise Reject(f"a line must be an object, not {type(line).__name__}{_hint(data)}")
     return line
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON allows a key to stand twice; which of two captions is meant it does not say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if value != found[key]:
+                raise Reject(f"key {key!r} stands twice, with different values")
+    return found
 
 
 def _hint(data: bytes) -> str:

@@ -7,10 +7,11 @@ A line has one of four forms, told apart by its keys (a null or an empty list co
     {"raw_image", "out_image", "instruction"}   edit
     {"conversations"}                           text
 
-``images``, a list, may stand for ``image``. Other keys are ignored, but for those that name a picture, a video or audio
-(:func:`check_media`): without it the line would be another one. Blank lines are nothing, and do not count.
+``images``, a list, may stand for ``image``, which may be a list itself. Other keys are ignored, but for those that name a picture,
+a video or audio (:func:`check_media`): without it the line would be another one. Blank lines are nothing, and do not count.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,15 @@ class ManifestCorpus:
             Reject: the line or an image of it is broken.
         """
         line = self._read_line(int(index) % self.length)
-        form = frozenset(key for key in _KEYS if line.get(key) is not None)
-        images = [self._pixels(line["image"], "image")] if "image" in form else []
-        if line.get("images") not in (None, []):
-            if images:
-                raise Reject("image and images: one of them names the pictures of a line")
-            images, form = self._list(line["images"]), form | {"image"}
+        form = frozenset(key for key in _KEYS if line.get(key) is not None) - {"image"}
+        named = [key for key in ("image", "images") if line.get(key) not in (None, [])]
+        if len(named) > 1:
+            raise Reject("image and images: one of them names the pictures of a line")
+        images: list[Pixels] = []
+        if named:
+            value, form = line[named[0]], form | {"image"}
+            one = named == ["image"] and not isinstance(value, list)
+            images = [self._pixels(value, "image")] if one else self._list(value)
         check_media(line, _PICTURES, f" (read: {', '.join(_PICTURES)})")
         if form == {"image", "caption"}:
             if len(images) > 1:
@@ -129,7 +133,7 @@ class ManifestCorpus:
                 continue
             for value in (line.get(key) for key in _PICTURES):
                 for name in value if isinstance(value, list) else [value]:
-                    file = local_file(self.root / name) if isinstance(name, str) and name else None
+                    file = local_file(self._place(name, name.strip())) if isinstance(name, str) and name else None
                     if file is not None:
                         found[file.url] = file
         return list(found.values())
@@ -140,7 +144,11 @@ class ManifestCorpus:
         return [self._pixels(one, f"image {number}") for number, one in enumerate(value, start=1)]
 
     def _pixels(self, value: Any, name: str) -> Pixels:
-        return lambda: read_image(self.root / filled_text(value, name), self.image_size)
+        return lambda: read_image(self._place(value, filled_text(value, name)), self.image_size)
+
+    def _place(self, name: str, stripped: str) -> Path:
+        """Blanks around a name are part of it where a file is called so."""
+        return self.root / (name if name != stripped and os.path.lexists(self.root / name) else stripped)
 
     def _read_line(self, index: int) -> dict[str, Any]:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
