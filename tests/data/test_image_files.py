@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from tunalab.data import image_files
 from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Reject, Unfit
-from tunalab.data.image_files import read_image
+from tunalab.data.image_files import decode_image, read_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -242,3 +242,40 @@ def test_faults_of_the_machine_are_not_rejects(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "read_bytes", too_many_open_files)
     with pytest.raises(OSError, match="Too many open files"):
         read_image(path, 16)
+
+
+def grey_tiff(bits: int, white: int, values: np.ndarray) -> bytes:
+    """Rows of 12 bits are packed; ``white``: the tag that says which end of the numbers is white (0: the low one)."""
+    height, width = values.shape
+    bitten = "".join(f"{value:0{bits}b}" for value in values.ravel().tolist())
+    pixels = values.astype("<u2").tobytes() if bits == 16 else int(bitten, 2).to_bytes(len(bitten) // 8, "big")
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8), (277, 1), (278, height), (279, len(pixels))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "white"), [(12, 1), (16, 0), (16, 1)])
+def test_grey_tiffs_of_more_than_8_bits(bits: int, white: int) -> None:
+    grey = np.arange(256).reshape(16, 16)
+    stored = (grey if white else 255 - grey) << (bits - 8)
+    assert (decode_image(grey_tiff(bits, white, stored), "a", 16) == grey[:, :, None]).all()
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0, (30, 20, 10)), (255, (30, 20, 10)), (None, (255, 255, 255))])
+def test_the_fourth_byte_of_a_bmp(alpha: int | None, expected: tuple[int, int, int]) -> None:
+    """One that nobody filled hides nothing; None: it was filled, for half of the picture."""
+    pixels = np.full((16, 16, 4), (10, 20, 30, alpha or 0), np.uint8)
+    pixels[8:, :, 3] = 255 if alpha is None else alpha
+    header = struct.pack("<IiiHHIIiiII", 108, 16, 16, 1, 32, 3, pixels.nbytes, 0, 0, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    data = b"BM" + struct.pack("<IHHI", 122 + pixels.nbytes, 0, 0, 122) + header + masks + pixels.tobytes()
+    got = decode_image(data, "a", 16)
+    assert (got[8:] == expected).all() and (got[:8] == (30, 20, 10)).all()  # stored from the bottom up
+
+
+def test_a_picture_of_a_rare_kind_is_not_said_to_be_none() -> None:
+    with pytest.raises(Reject, match="a TIFF that is damaged, or of a rare kind"):
+        decode_image(grey_tiff(12, 0, np.zeros((16, 16), int)), "a", 16)
+    for data in (b"RIFF\1\0\0\0WAVEfmt ", b"BM is a text"):
+        with pytest.raises(Reject, match="not one of PNG"):
+            decode_image(data, "a", 16)

@@ -216,13 +216,29 @@ def test_odd_chunks_of_a_png(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_orientations_in_texts_of_a_png(packed: bool) -> None:
+@pytest.mark.parametrize("name", [b"exif", b"APP1"])  # ImageMagick's, by its age
+def test_orientations_in_texts_of_a_png(packed: bool, name: bytes) -> None:
     xmp = b'<x tiff:Orientation="6"/>'
     profile = b"\nexif\n%8d\n" % len(exif(ORIENTATION)) + exif(ORIENTATION).hex().encode() + b"\n"
     body = b"\1\0\0\0" + zlib.compress(xmp) if packed else b"\0\0\0\0" + xmp
     assert (read(with_chunks(chunk(b"iTXt", b"XML:com.adobe.xmp\0" + body))) == SHOWN[6](PIXELS)).all()
     kind, text = (b"zTXt", b"\0" + zlib.compress(profile)) if packed else (b"tEXt", profile)
-    assert (read(with_chunks(chunk(kind, b"Raw profile type exif\0" + text))) == SHOWN[6](PIXELS)).all()
+    assert (read(with_chunks(chunk(kind, b"Raw profile type " + name + b"\0" + text))) == SHOWN[6](PIXELS)).all()
+
+
+@pytest.mark.parametrize(
+    "xmp", ["<x tiff:Orientation='6'/>", '<x tiff:Orientation = "6"/>', "<tiff:Orientation> 6</tiff:Orientation>"]
+)
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_orientations_as_writers_of_xmp_quote_them(format: str, xmp: str) -> None:
+    assert near(read(encoded(format, xmp=xmp.encode())), SHOWN[6](PIXELS), format)
+
+
+@pytest.mark.parametrize("filling", [1, 2, 7])
+def test_filling_before_the_blocks_of_a_jpeg(filling: int) -> None:
+    data = encoded("JPEG", exif=b"Exif\0\0" + exif(ORIENTATION))
+    at = data.index(b"\xff\xe1")
+    assert near(read(data[:at] + b"\xff" * filling + data[at:]), SHOWN[6](PIXELS), "JPEG")
 
 
 JPEG_BLOCKS = {

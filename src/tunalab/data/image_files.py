@@ -5,6 +5,7 @@ import ctypes
 import errno
 import io
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,14 @@ from tunalab.data.image_metadata import DAMAGED, split_metadata
 
 # Named, because Pillow's other readers start programs (EPS) or are rarely what a data set means.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_STARTS = {
+    "PNG": rb"\x89PNG\r\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8",
+    "BMP": rb"BM.{4}\0{4}",
+    "TIFF": rb"II\*\0|MM\0\*",
+}
 MAX_FILE_BYTES = 256 * 2**20
 # Below the count at which Pillow itself warns, so that one limit decides, with our reason.
 MAX_PIXELS = 64 * 2**20
@@ -40,6 +49,8 @@ _PATH_ERRNOS = {
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+_BITS, _COLOURS, _WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value of the second
 
 # EXIF's numbers of orientations that are not upright.
 _UPRIGHT = {
@@ -96,7 +107,8 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
         except DAMAGED as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
-                detail = f"not one of {', '.join(FORMATS)}"
+                kind = next((name for name, start in _STARTS.items() if re.match(start, data, re.DOTALL)), "")
+                detail = f"a {kind} that is damaged, or of a rare kind" if kind else f"not one of {', '.join(FORMATS)}"
             raise Reject(f"{where}: unreadable image: {detail}") from error
 
 
@@ -157,7 +169,12 @@ def _to_rgb(where: str, image: Image.Image, depth: int) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow clips at 255 on conversion, which would turn most of such an image white.
         grey = np.asarray(image)
-        shown = np.where(grey == transparent, 255, grey >> 8) if isinstance(transparent, int) else grey >> 8
+        tags = getattr(image, "tag_v2", {})  # of a TIFF, which may have 12 bits, and 0 for white
+        shown = grey >> (tags.get(_BITS, (16,))[0] - 8)
+        if tags.get(_COLOURS) == _WHITE_IS_ZERO:
+            shown = 255 - shown
+        if isinstance(transparent, int):
+            shown = np.where(grey == transparent, 255, shown)
         return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise Reject(f"{where}: pixels of mode {image.mode} have no known range")
@@ -165,6 +182,8 @@ def _to_rgb(where: str, image: Image.Image, depth: int) -> Image.Image:
         image.info["transparency"] = transparent * 255 // (2**depth - 1)  # as Pillow scaled the pixels
     if image.mode == "RGB" and depth == 16 and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # a fourth byte that nobody filled: screenshots are stored so
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

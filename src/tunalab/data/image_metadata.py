@@ -26,7 +26,9 @@ _TIFF_PIXELS = frozenset(
 )
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # types of a tag -> struct
 _ORIENTATION = 0x0112
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>\s*)([0-9])")
+# As ImageMagick writes them; an APP1 holds EXIF or XMP.
+_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # What Pillow raises on damaged bytes; it has no exception of its own for all of them.
@@ -92,14 +94,15 @@ def _split_png(data: bytes) -> tuple[bytes, int]:
             if struct.pack(">I", zlib.crc32(kind + body)) == data[end - 4 : end]:
                 exif = body if kind == b"eXIf" else exif
                 name, _, text = body.partition(b"\0")
-                if name == b"Raw profile type exif":  # as ImageMagick writes it
+                if name in _RAW_PROFILES:
                     profile = _png_text(kind, text)
                 elif name == b"XML:com.adobe.xmp":
                     xmp = _png_text(kind, text)
         at = end
         if kind == b"IEND":
             break
-    return b"".join(kept), orientation_of(exif or _raw_profile(profile), xmp)
+    raw = _raw_profile(profile)
+    return b"".join(kept), orientation_of(exif or raw, xmp or raw)
 
 
 def _png_text(kind: bytes, text: bytes) -> bytes:
@@ -123,8 +126,11 @@ def _split_jpeg(data: bytes) -> tuple[bytes, int]:
     kept, exif, xmp = [data[:2]], b"", b""
     at = 2
     while True:
-        if data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):
-            break  # filling between blocks, or no block: from here on as it is
+        if data[at] != 0xFF or data[at + 1] == 0x00:
+            break  # no block: from here on as it is
+        if data[at + 1] == 0xFF:  # filling before a block
+            at += 1
+            continue
         kind = data[at + 1]
         if kind in (_JPEG_SCAN, _JPEG_END):
             break
