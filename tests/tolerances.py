@@ -1,6 +1,7 @@
 """How far two ways of computing the same may be apart: from the length of the sums and the data type, never from what was seen."""
 
 from collections.abc import Mapping
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -9,15 +10,19 @@ from tunalab.config import RunConfig
 
 
 def relative(terms: int, dtype: torch.dtype = torch.float32) -> float:
-    """That part of a sum of ``terms`` numbers which two orders of adding may differ by."""
-    return 2 * terms * torch.finfo(dtype).eps
+    """That part of a sum of ``terms`` numbers which two orders of adding may differ by.
+
+    n roundings of at most eps / 2 each add up to n eps / 2 at worst; as some go up and some go down, to more than
+    8 sqrt(n) eps / 2 with a probability below 2 exp(-32) (Higham and Mary 2019, theorem 2.4). Twice that, for both sums.
+    """
+    return min(2 * terms, 8 * sqrt(terms)) * torch.finfo(dtype).eps
 
 
 def tolerance(terms: int, like: Tensor) -> dict[str, float]:
     """``rtol`` and ``atol`` of `assert_close` for sums of ``terms`` numbers that are added in another order.
 
-    A sum of n numbers is off by at most n eps times the sum of their sizes, and each of the two that are compared may be. That sum
-    of sizes is taken as the largest number in ``like``: where numbers cancel it is larger, but roundings cancel as well. Of sums
+    A sum is off by that part (:func:`relative`) of the sum of its numbers' sizes, which is taken as the
+    largest number in ``like``: where numbers cancel it is larger, but roundings cancel as well. Of sums
     one after the other add the lengths; what else is computed, elementwise, adds a term an operation.
     """
     rtol = relative(terms, like.dtype)
