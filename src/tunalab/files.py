@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -41,7 +41,8 @@ def whole_file(final: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, final)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # writing names no file
+        # Writing names no file, and the rename names ours: nobody has seen the temporary one.
+        if error.errno is not None and (error.filename is None or error.filename2 is not None):
             raise OSError(error.errno, error.strerror, str(final)) from error
         raise
     finally:
@@ -67,13 +68,22 @@ def whole_folder(final: Path) -> Iterator[Path]:
             if path.is_file():
                 _set_mode(path, mode)
             _flush(path)
-        if final.exists():  # a rename replaces no folder with something in it, and a file in use may not go at once
+        if os.path.lexists(final):  # a rename replaces no folder with something in it, and a file in use may not go at once
             os.rename(final, aside)
         os.replace(temporary, final)
         _flush(final.parent)
     finally:
         for left in (temporary, aside):
-            shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """A folder with all that is in it, a file, or a link, whatever it leads to. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_folder(final: Path, fill: Callable[[Path], None]) -> None:

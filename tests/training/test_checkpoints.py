@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tunalab.files import remove
+from tunalab.sweeps.attempts import newest_step
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage
 
 
@@ -122,3 +124,47 @@ def test_a_damaged_checkpoint_of_the_same_step_that_cannot_go_is_moved_aside(
 
 def test_nothing_valid_is_none(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "absent").newest_valid() is None
+
+
+def test_names_of_the_users_own_push_out_no_checkpoint(tmp_path: Path) -> None:
+    """Copies that somebody keeps beside them sort behind all steps."""
+    own = ["step-best", "step-000000001.bak", "step-\u0661\u0662", "step-"]
+    for name in own:
+        (tmp_path / name).mkdir()
+    store = store_with(tmp_path, [1, 2, 3])
+    assert [path.name for path in store.steps()] == ["step-000000002", "step-000000003"]
+    assert store.newest_valid() == store.steps()[-1]
+    assert {*own} < {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "checkpoints").symlink_to(tmp_path)
+    assert newest_step(tmp_path) == 3
+
+
+def test_damaged_checkpoints_of_later_steps_push_out_none_that_is_whole(tmp_path: Path) -> None:
+    """A run that goes on from the one before them reaches their steps again, and replaces them."""
+    store = store_with(tmp_path, [1, 7, 9], keep=4)
+    (tmp_path / "step-99999999999").mkdir()
+    for late in store.steps()[1:]:
+        (late / MANIFEST).write_text("{")
+    store_with(tmp_path, [2, 3, 4])
+    whole = [path for path in store.steps() if damage(path) is None]
+    assert [path.name for path in whole] == ["step-000000003", "step-000000004"]
+    store_with(tmp_path, [7, 8, 9])
+    assert [path.name for path in store.steps()] == ["step-000000008", "step-000000009", "step-99999999999"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "nowhere"])
+def test_what_stands_in_the_place_of_a_checkpoint_is_replaced_and_deleted(kind: str, tmp_path: Path) -> None:
+    store = store_with(tmp_path / "run", [1], keep=1)
+    other = tmp_path / "other"
+    if kind == "link":
+        store.steps()[0].rename(other)
+    else:
+        remove(store.steps()[0])
+    for step in (1, 2):  # an old one, and the one that is to be saved
+        place = tmp_path / "run" / f"step-{step:09d}"
+        place.touch() if kind == "file" else place.symlink_to(other)
+    said: list[str] = []
+    store.warn = said.append
+    store.save(2, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000002"] and not said
+    assert damage(store.steps()[0]) is None and (kind != "link" or damage(other) is None)

@@ -171,7 +171,7 @@ def forgive(run_dir: Path) -> None:
 def newest_step(run_dir: Path) -> int:
     """The step of the newest checkpoint, 0 without one. Only names are looked at: what is damaged is found when it is loaded."""
     steps = [path.name.removeprefix("step-") for path in (run_dir / "checkpoints").glob("step-*")]
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    return max((int(step) for step in steps if step.isascii() and step.isdecimal()), default=0)
 
 
 def _append(run_dir: Path, event: str, **told: Any) -> None:

@@ -1,18 +1,19 @@
 """Checkpoints on disk: written aside, flushed, listed with their hashes, then renamed; damage is found before it is loaded."""
 
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from tunalab.files import sha256, whole_folder, write_atomically
+from tunalab.files import remove, sha256, whole_folder, write_atomically
 from tunalab.training.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
+_NAME = re.compile("step-[0-9]+")  # others are the user's: copies under names of their own
 
 
 class CheckpointStore:
@@ -37,19 +38,23 @@ class CheckpointStore:
         final = self.folder / f"step-{step:09d}"
         with self.ranks.together():
             for stale in self.folder.glob(".step-*") if self.ranks.first else ():
-                shutil.rmtree(stale, ignore_errors=True)
+                with suppress(OSError):
+                    remove(stale)
         write_whole(final, write, {"step": step, **about}, self.ranks)
         with self.ranks.together():
-            for old in self.steps()[: -self.keep] if self.ranks.first else ():
+            # What lies behind this step was damaged when the run went on: it would push out those that are whole.
+            reached = [path for path in self.steps() if step_of(path) <= step]
+            for old in reached[: -self.keep] if self.ranks.first else ():
                 try:
-                    shutil.rmtree(old)
+                    remove(old)
                 except OSError as error:
                     self.warn(f"old checkpoint {old} cannot be deleted yet ({error.strerror}); the next save tries again")
         return final
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first, valid or not."""
-        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
 
     def newest_valid(self, warn: Callable[[str], None] = print) -> Path | None:
         """The newest undamaged checkpoint, the same on every rank; damaged ones are named through ``warn`` on the first rank,
@@ -63,6 +68,11 @@ class CheckpointStore:
             if self.ranks.first:
                 warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
         return None
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint, by its name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def write_whole(final: Path, write: Callable[[Path], None], about: dict[str, Any], ranks: Ranks = ALONE) -> None:
