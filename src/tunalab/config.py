@@ -322,10 +322,13 @@ def load_config(experiment: Path | None, variant: Path | None, overrides: list[s
 
 def read_config(path: Path) -> RunConfig:
     """What a run, or an exported model, saved. Raises UserError: it is missing, damaged, or of another revision."""
-    return from_plain(read_settings(path))
+    plain = read_settings(path)
+    if "variant" not in plain:
+        raise UserError(f"{path} is damaged: it does not hold the settings of a run")
+    return from_plain(plain, source=str(path))
 
 
-def from_plain(plain: Any, references: bool = False) -> RunConfig:
+def from_plain(plain: Any, references: bool = False, source: str = "config") -> RunConfig:
     """A checked RunConfig from plain dicts, such as a run's saved ``config.yaml`` or the config inside a record.
 
     Without a revision it is from before there was one, and of the first. Without ``references`` text stays what it is: a stranger's
@@ -336,8 +339,8 @@ def from_plain(plain: Any, references: bool = False) -> RunConfig:
         try:
             plain = plain if references else _literal(plain)
         except OmegaConfBaseException as error:  # half a reference
-            raise UserError(f"config: {first_line(error)}") from error
-    return _checked(_merge(_defaults(), plain, source="config"))
+            raise UserError(f"{source}: {first_line(error)}") from error
+    return _checked(_merge(_defaults(), plain, source=source))
 
 
 def _literal(plain: Any) -> Any:

@@ -104,6 +104,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises UserError when the file is missing (naming its siblings) or is not a mapping.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: a file of settings is needed")
     if not path.is_file():
         choices = ", ".join(p.stem for p in listed(path.parent, "*.yaml")) or "none"
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")

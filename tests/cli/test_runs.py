@@ -100,3 +100,10 @@ def test_a_run_that_no_sweep_started_keeps_its_own_history(
     first, second, third = read_history(run_dir).attempts
     assert (first.how, first.reason, first.launcher) == ("failed", "RuntimeError: the disk is full", "alone")
     assert (second.how, third.how) == ("stopped", "finished")
+
+
+def test_an_empty_name_is_no_run_directory(checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--run-dir "$NOTHING"` would train in the working directory."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--experiment", "smoke", "--run-dir", ""])
+    assert "--run-dir: the name is empty" in capsys.readouterr().err and not trained

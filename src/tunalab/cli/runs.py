@@ -22,8 +22,15 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--experiment", help="a file of experiments/ (default: scenes)")
     sub.add_argument("--variant", help="a file of variants/ (default: tuna2)")
     sub.add_argument("--config", type=Path, help="a run's saved config.yaml: the same run once more, in a directory of its own")
-    sub.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
+    sub.add_argument("--run-dir", type=_named, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
     add_settings(sub)
+
+
+def _named(path: str) -> Path:
+    """An empty name (of a variable that is not set, say) is no folder: to pathlib it is this one."""
+    if not path:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(path)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -67,7 +74,8 @@ def _attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None) -> int:
         code = train_run(config, run_dir, read_history(run_dir).summary())
     except BaseException as error:
         if lock is not None and holds(run_dir, lock):  # else what is there now is another's
-            end(run_dir, "failed", f"{type(error).__name__}: {error}")
+            stopped = isinstance(error, KeyboardInterrupt)  # not by an error of its own: it goes on where it last saved
+            end(run_dir, *("stopped", "interrupted") if stopped else ("failed", f"{type(error).__name__}: {error}"))
         raise
     if lock is not None:
         ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
@@ -95,7 +103,9 @@ def _prepared(
     if not locks or os.environ.get(LOCK_HELD):
         return config, run_dir, nullcontext()
     from tunalab.sweeps.cells import take_lock
+    from tunalab.training.claiming import check_places
 
+    check_places(run_dir)
     lock = take_lock(run_dir)
     if lock is None:
         raise UserError(f"{run_dir} is being trained by another process")

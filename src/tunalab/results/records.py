@@ -186,6 +186,8 @@ def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
         UserError: there is no record, or one of them is damaged.
     """
     paths = listed(folder, "*.json")
+    if not paths and folder.is_file():
+        raise UserError(f"{folder} is a file: the folder of the records is needed")
     if not paths:
         raise UserError(f"{folder}: no records (*.json) there; train a run or a sweep first")
     return [read_record(path, evaluation) for path in paths]

@@ -8,12 +8,34 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tunalab.config import RunConfig, config_hash, read_config, to_plain
+from tunalab.data.changes import DATA_FILE
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.results.records import CONFIG_FILE
+from tunalab.results.records import CONFIG_FILE, RECORD_FILE
+from tunalab.results.status import STATUS_FILE
+from tunalab.results.training_log import TRAINING_LOG
 
 LOCK_FILE = "lock"
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings
+
+
+FILES = (LOCK_FILE, CONFIG_FILE, RECORD_FILE, STATUS_FILE, TRAINING_LOG, DATA_FILE, "attempts.jsonl", "rejects.jsonl")
+FOLDERS = ("checkpoints", "samples")
+
+
+def check_places(run_dir: Path) -> None:
+    """Raises UserError: where a run will write stands something else, which would end it at its first checkpoint, or which never
+    answers a reader (a pipe).
+    """
+    for name in FILES:
+        path = run_dir / name
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"{path} is {what}, where a run keeps a file: remove it, or choose another run directory")
+    for name in FOLDERS:
+        path = run_dir / name
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, where a run keeps a folder: remove it, or choose another run directory")
 
 
 def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
@@ -22,6 +44,7 @@ def check_unclaimed(run_dir: Path, config: RunConfig) -> None:
     The limit of broken documents may change: it says when a run stops, not what it computes, and a run that it stopped goes on
     with a larger one.
     """
+    check_places(run_dir)
     path = run_dir / CONFIG_FILE
     if path.exists():
         refuse_other_settings(read_config(path), config, f"{run_dir} holds a run", "choose another run directory")
