@@ -66,6 +66,15 @@ def test_arms_are_crossed_with_variants_unless_they_name_theirs(sweep_file):
         load_sweep(sweep_file)
 
 
+@pytest.mark.parametrize("name", ["../../../x", "/x", "a/b", "a\\\\b", "a\\nb"])
+def test_an_arm_whose_name_is_a_path_is_refused(sweep_file, name):
+    """It is part of the names of run directories and of published records."""
+    text = sweep_file.read_text().replace("factors: {objective.masking.ratio: [0.0, 0.25]}", f'arms: {{"{name}": {{}}}}')
+    sweep_file.write_text(text)
+    with pytest.raises(UserError, match="the name of the arm .* cannot be part of a folder's name"):
+        load_sweep(sweep_file)
+
+
 def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
     text = sweep_file.read_text().replace("factors: {objective.masking.ratio: [0.0, 0.25]}", "arms: {a: {variant: tuna2}}")
     sweep_file.write_text(text)

@@ -96,6 +96,8 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
         listed = list(dict.fromkeys(arm[ARM_VARIANT] for arm in arms.values()))
     chosen = tuple(_choice(path, "variants", name, variants) for name in _list(path, "variants", listed))
     for name, arm in arms.items():
+        if not name.isprintable() or {"/", "\\"} & set(name):
+            raise UserError(f"{path}: the name of the arm {name!r} cannot be part of a folder's name")
         _choice(path, f"arms.{name}.{ARM_VARIANT}", arm.get(ARM_VARIANT, chosen[0]), chosen)
     figures = plain.get("figure")
     figures = [figures] if isinstance(figures, str) else figures
