@@ -134,3 +134,9 @@ def test_amounts(function: Callable[[float], str], value: float, text: str) -> N
 def test_lines_are_wrapped_not_cut() -> None:
     assert wrapped("abcde\n\nfg", 2) == ["ab", "cd", "e", "", "fg"] and "".join(wrapped("abc", 0)) == "abc"
     assert not redraws(io.StringIO())
+
+
+def test_control_characters_of_a_name_neither_end_the_line_nor_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "a\nb\x1b[2J\x9bc", "caf\u00e9"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a\\nb\\x1b[2J\\x9bc" in line and "\x1b" not in line

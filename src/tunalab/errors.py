@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from unicodedata import category
 
 from tunalab.redaction import redacted
 
@@ -20,7 +21,12 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redacted(message))
+        super().__init__(shown(redacted(message)))
+
+
+def shown(text: str) -> str:
+    """A line that quotes names: control characters in them by their numbers, as some end the line and some steer a terminal."""
+    return "".join(ascii(letter)[1:-1] if category(letter) == "Cc" else letter for letter in text)
 
 
 def stop_signals_heeded() -> tuple[signal.Signals, ...]:
