@@ -18,6 +18,7 @@ from tests.training.test_resume import at_step
 from tunalab.cli import main
 from tunalab.config import RunConfig, to_plain
 from tunalab.errors import EXIT_STOPPED, stop_signals_heeded
+from tunalab.sweeps.attempts import read_history
 from tunalab.sweeps.signals import stop_signals
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.reporting import Reporting
@@ -137,3 +138,50 @@ def test_a_sweep_hears_a_terminal_that_closes_unless_started_by_nohup() -> None:
         assert received == []
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_ctrl_c_interrupts_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning would make the exit code of a failed run of it."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, twice)
+        patch.setattr("tunalab.training.preflight.open_data", lambda config: None)
+        call = ["train", "--config", str(saved(tmp_path, quick_config())), "--run-dir", str(tmp_path / "run")]
+        assert main(call) == 130
+    assert signal.getsignal(signal.SIGINT) == before
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    (attempt,) = read_history(tmp_path / "run").attempts
+    assert (attempt.how, attempt.reason) == ("stopped", "interrupted")
+
+
+def test_ctrl_c_before_the_command_is_known(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunalab.cli.import_module", interrupt)
+    assert main(["plan"]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("call", [["--help"], ["plan", "scenes", "tuna2"], ["plan", "scenes", "nothing"]])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_full_disk_loses_is_one_line_and_the_exit_code(call: list[str], stream: str) -> None:
+    with open("/dev/full", "w") as full:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            [sys.executable, "-m", "tunalab", *call],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full},  # type: ignore[call-overload]
+            env=environment,
+            text=True,
+        )
+    wrong = "nothing" in call
+    assert done.returncode == (2 if wrong or stream == "stdout" else 0)
+    if stream == "stdout":
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: no file" if wrong else "error: No space left on device")

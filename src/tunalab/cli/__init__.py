@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from locale import getpreferredencoding
@@ -40,27 +41,43 @@ FAMILIES = (
 def main(argv: Sequence[str] | None = None) -> int:
     _prepare_output(program=argv is None)
     hide_credentials()
-    with nobody_need_read():
-        return _main(argv)
+    code = 0
+    try:
+        with nobody_need_read():
+            code = _main(argv)
+    except OSError as error:  # also of the last lines, which reach a full disk only when all is done
+        line = refused_by_system(error)
+        if line is None:
+            raise
+        if code == 0:  # else it was told
+            _tell(f"error: {redacted(line)}")
+            return 2
+    return code
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments, rest = _parser().parse_known_args(argv)
     try:
+        arguments, rest = _parser().parse_known_args(argv)
         _take_settings(arguments, rest)
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
     except Exception as error:
         line = refused_by_system(error)
         if line is None:
             raise
-        print(f"error: {redacted(line)}", file=sys.stderr)
+        _tell(f"error: {redacted(line)}")
         return 2
+
+
+def _tell(line: str) -> None:
+    """On standard error, if that can be written: the exit code says as much."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def _prepare_output(program: bool) -> None:
@@ -76,7 +93,8 @@ def _prepare_output(program: bool) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # of what it still holds and nobody reads
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _take_settings(arguments: argparse.Namespace, rest: list[str]) -> None:

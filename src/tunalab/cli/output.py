@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TextIO, cast
 
 from tunalab.redaction import redacted
@@ -39,7 +39,11 @@ class Unread:
         unread = error.errno == errno.EPIPE or (error.errno == errno.EIO and not stat.S_ISREG(os.fstat(number).st_mode))
         if not unread:
             raise error
-        # Below everything that writes there, C libraries and Python's own last flush included.
+        self.throw_away()
+
+    def throw_away(self) -> None:
+        """From here on, below everything that writes there: C libraries and Python's own last flush included."""
+        number = self._stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, number)
         os.close(nowhere)
@@ -61,7 +65,17 @@ def nobody_need_read() -> Iterator[None]:
         try:
             yield
         finally:
-            written = sys.stdout, sys.stderr
+            written = cast(Unread, sys.stdout), cast(Unread, sys.stderr)
             sys.stdout, sys.stderr = before
-            for stream in written:
-                stream.flush()  # here, where a reader who went away is no error
+            _end(written[1], suppress(OSError))
+            _end(written[0], nullcontext())
+
+
+def _end(stream: Unread, errors: AbstractContextManager[None]) -> None:
+    """What it still holds is written here, where a reader who went away is no error. What cannot be is tried no second time."""
+    with errors:
+        try:
+            stream.flush()
+        except OSError:
+            stream.throw_away()
+            raise

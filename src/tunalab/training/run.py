@@ -124,8 +124,8 @@ class Run:
             self._close("FAILED")
             self._say(f"error: {error}; the last checkpoint is kept in {self.store.folder}")
             return 1
-        except BaseException:
-            self._close("FAILED")
+        except BaseException as error:
+            self._close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         if self.stop.stopped:
             self._close("KILLED")

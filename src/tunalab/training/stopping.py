@@ -43,10 +43,17 @@ class StopSignal(Callback):
 
     @contextmanager
     def handlers_restored(self) -> Iterator[None]:
-        """Around the whole fit: whatever handled the signals before does so again after it, also after an error."""
+        """Around the whole fit: whatever handled the signals before does so again after it, also after an error.
+
+        Raises KeyboardInterrupt: of it Lightning makes an exit with code 1, which is that of a run that failed.
+        """
         before = {number: signal.getsignal(number) for number in stop_signals_heeded()}
         try:
             yield
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
