@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import tunalab.cli
 from tunalab.cli import main
 from tunalab.errors import refused_by_system
+from tunalab.files import write_atomically
 from tunalab.results import environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -258,3 +259,11 @@ def test_the_commit_of_another_users_checkout_is_read_from_files(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: git: ") and "another user's" in line and commit in line
     assert commit_of(monkeypatch, checkout / ".git" / "elsewhere.py") == (None, None), "no file of a package"
+
+
+def test_what_cannot_be_replaced_is_named_and_not_the_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path / "record.json", "{}")
+    assert (refused_by_system(caught.value) or "").startswith(f"{tmp_path}/record.json: Is a directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]

@@ -2,6 +2,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,3 +248,9 @@ def test_status_round_trip_and_rubbish(tmp_path):
     assert replace(found, time=0.0) == status
     (tmp_path / "status.json").write_text('{"tokens": "many"}')
     assert read_status(tmp_path) is None
+
+
+def test_a_record_in_the_place_of_their_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "record.json").touch()
+    with pytest.raises(UserError, match=r"record.json is a file: the folder of the records is needed"):
+        read_records(tmp_path / "record.json")

@@ -1,5 +1,6 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from tunalab.sweeps.attempts import newest_step
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage
 
 
-def store_with(tmp_path: Path, steps: list[int], keep: int = 2) -> CheckpointStore:
-    store = CheckpointStore(tmp_path, keep)
+def store_with(tmp_path: Path, steps: list[int], keep: int = 2, warn: Callable[[str], None] = print) -> CheckpointStore:
+    store = CheckpointStore(tmp_path, keep, warn=warn)
     for step in steps:
         store.save(step, lambda folder, step=step: (folder / "weights").write_bytes(bytes([step]) * 1000) and None)
     return store
@@ -164,7 +165,6 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_replaced_and_deleted(kind: 
         place = tmp_path / "run" / f"step-{step:09d}"
         place.touch() if kind == "file" else place.symlink_to(other)
     said: list[str] = []
-    store.warn = said.append
-    store.save(2, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    store_with(tmp_path / "run", [2], keep=1, warn=said.append)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000002"] and not said
     assert damage(store.steps()[0]) is None and (kind != "link" or damage(other) is None)
