@@ -82,22 +82,16 @@ def undisturbed(config: RunConfig, folder: Path) -> dict[str, Any]:
     return final(folder)
 
 
-def test_stopped_by_a_signal_and_resumed_is_the_same_run(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_killed_and_resumed_is_the_same_run(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by a signal after four steps, then killed after nine: the steps since the last checkpoint are done again."""
     config = quick_config(variant)
-    whole = undisturbed(config, tmp_path / "whole")
+    assert train(config, tmp_path / "whole") == 0
+    whole, parts = final(tmp_path / "whole"), tmp_path / "parts"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(config, tmp_path / "parts") == EXIT_STOPPED
+        assert train(config, parts) == EXIT_STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
-    assert train(config, tmp_path / "parts") == 0
-    assert_same(whole, final(tmp_path / "parts"))
-
-
-def test_killed_between_checkpoints_repeats_the_lost_steps(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The checkpoint of the first evaluation is what survives; the steps after it are lost and done again.
-    config = quick_config(variant)
-    whole = undisturbed(config, tmp_path / "whole")
 
     def kill() -> None:
         raise Killed
@@ -105,11 +99,11 @@ def test_killed_between_checkpoints_repeats_the_lost_steps(variant: str, tmp_pat
     with monkeypatch.context() as patch:
         at_step(patch, 9, kill)
         with pytest.raises(Killed):
-            train(config, tmp_path / "parts")
-    survivor = CheckpointStore(tmp_path / "parts" / "checkpoints").newest_valid()
-    assert survivor is not None and int(survivor.name.removeprefix("step-")) < 9
-    assert train(config, tmp_path / "parts") == 0
-    assert_same(whole, final(tmp_path / "parts"))
+            train(config, parts)
+    survivor = CheckpointStore(parts / "checkpoints").newest_valid()
+    assert survivor is not None and 4 < int(survivor.name.removeprefix("step-")) < 9, "that of the first evaluation"
+    assert train(config, parts) == 0
+    assert_same(whole, final(parts))
 
 
 def test_with_data_processes_the_order_is_kept_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
