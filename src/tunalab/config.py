@@ -205,8 +205,8 @@ class StartConfig:
     """Weights to start from instead of random ones (training/start.py)."""
 
     checkpoint: str = ""  # exported or converted folder, or official checkpoint; empty: from scratch
-    accept_changed_data: bool = False  # a run that was stopped goes on although its data changed since
     allow_missing: list[str] = field(default_factory=list)  # patterns (*) of weights it may lack: these start from scratch
+    accept_changed_data: bool = False  # a run that was stopped goes on although its data changed since
 
 
 @dataclass

@@ -24,10 +24,9 @@ from tunalab.data.copies import PREFIX
 from tunalab.data.documents import Corpus, Reject
 from tunalab.data.shards.files import ShardFile, open_file, read_range
 from tunalab.errors import UserError
-from tunalab.files import write_atomically
+from tunalab.files import DATA_FILE, write_atomically
 from tunalab.redaction import redacted
 
-DATA_FILE = "data.json"  # of a run directory
 WHOLE = 256 * 2**20  # bytes of a source's files that are read in a second or less
 RANGES, RANGE_BYTES = 16, 2**14
 REMOTE_RANGES = 3  # of a file elsewhere whose place says nothing of its content: each is a request

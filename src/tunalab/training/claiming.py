@@ -8,9 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tunalab.config import RunConfig, config_hash, read_config, to_plain
-from tunalab.data.changes import DATA_FILE
 from tunalab.errors import UserError
-from tunalab.files import write_atomically
+from tunalab.files import DATA_FILE, write_atomically
 from tunalab.results.records import CONFIG_FILE, RECORD_FILE
 from tunalab.results.status import STATUS_FILE
 from tunalab.results.training_log import TRAINING_LOG
