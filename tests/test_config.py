@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tunalab.cli import main
 from tunalab.config import (
@@ -279,6 +281,8 @@ def test_shipped_files_load_and_their_plain_form_gives_the_run_back(experiment: 
     again = from_plain(yaml.safe_load(yaml.safe_dump(to_plain(config), sort_keys=False)))
     assert again == config and list(again.stages) == list(config.stages)
     assert config_hash(again) == config_hash(config)
+    by_omegaconf = OmegaConf.to_container(OmegaConf.structured(config))
+    assert json.dumps(to_plain(config)) == json.dumps(by_omegaconf), "also in order, and in what is a fraction"
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.stem)
@@ -303,3 +307,9 @@ def test_the_order_of_stages_is_part_of_a_run() -> None:
     turned = dataclasses.replace(config, stages=dict(reversed(config.stages.items())))
     assert turned == config  # dicts compare without order, so the hash must not
     assert config_hash(turned) != config_hash(config)
+
+
+def test_a_whole_number_in_the_place_of_a_fraction_is_the_same_run() -> None:
+    whole = RunConfig(stages={"only": StageConfig(lr=1, mix={"scenes/vqa": 1})})
+    fraction = RunConfig(stages={"only": StageConfig(lr=1.0, mix={"scenes/vqa": 1.0})})
+    assert json.dumps(to_plain(whole)) == json.dumps(to_plain(fraction)) and config_hash(whole) == config_hash(fraction)

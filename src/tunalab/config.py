@@ -8,9 +8,10 @@ import copy
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -411,9 +412,29 @@ def _checked(merged: Any) -> RunConfig:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Plain nested dicts of numbers, strings and lists, without credentials: what is saved, shown, hashed and compared."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    plain = _plain(config, type(config))
     assert isinstance(plain, dict)
-    return {str(key): redacted_settings(value) for key, value in plain.items()}
+    return {key: redacted_settings(value) for key, value in plain.items()}
+
+
+def _plain(value: Any, declared: Any) -> Any:
+    """As OmegaConf's containers, which take twenty times as long."""
+    if is_dataclass(value):
+        return {name: _plain(getattr(value, name), inner) for name, inner in _declared(type(value)).items()}
+    if isinstance(value, dict):
+        member = (get_args(declared) or (None, None))[1]
+        return {str(name): _plain(inner, member) for name, inner in value.items()}
+    if isinstance(value, list):
+        member = (get_args(declared) or (None,))[0]
+        return [_plain(inner, member) for inner in value]
+    # A whole number is the same setting as the fraction, and has to be the same text for the hash.
+    return float(value) if declared is float and type(value) is int else value
+
+
+@cache
+def _declared(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
 
 
 def completed(plain: dict[str, Any]) -> dict[str, Any]:
