@@ -1,5 +1,6 @@
 """What many tests need: a tokenizer, a small configuration, untrained models with stand-in components."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -19,6 +20,16 @@ from tunalab.model.unified import UnifiedModel
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+
+
+def pytest_collection_finish() -> None:
+    """Libraries and thousands of tests live to the end: collections of garbage need not look through them each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -169,7 +169,7 @@ def test_ctrl_c_before_the_command_is_known(monkeypatch: pytest.MonkeyPatch, cap
     assert main(["plan"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("call", [["--help"], ["plan", "scenes", "tuna2"], ["plan", "scenes", "nothing"]])
+@pytest.mark.parametrize("call", [["--help"], ["sweep", "figure6", "--status", "--once"], ["sweep", "nothing", "--status"]])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_what_a_full_disk_loses_is_one_line_and_the_exit_code(call: list[str], stream: str) -> None:
     with open("/dev/full", "w") as full:
