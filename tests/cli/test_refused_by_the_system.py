@@ -5,6 +5,7 @@ import builtins
 import errno
 import io
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from tunalab.results import environment
 
 ROOT = Path(__file__).parent.parent.parent
 OF_DISK = "the disk or its server does not answer as it should: try again, or choose another place"
-RECORDS = str(ROOT / "results" / "mask_ratio")
+RECORDS = shlex.quote(str(ROOT / "results" / "mask_ratio"))
 # Every command with a path that a user gives it, written to or read from.
 CALLS = {
     "train": "train --run-dir {place}",
@@ -132,7 +133,7 @@ def test_a_place_that_cannot_be_used_is_one_line(
     if kind == "another_users":
         deny(used.parent, errno.EACCES)
     try:
-        code = main([word.format(place=used) for word in CALLS[call].split()])
+        code = main([word.format(place=used) for word in shlex.split(CALLS[call])])
     except SystemExit as error:
         code = int(error.code or 0)
     said = capsys.readouterr().err.strip().splitlines()
@@ -151,7 +152,7 @@ def test_what_cannot_be_written_is_one_line(
     monkeypatch.chdir(ROOT)
     (tmp_path / "earlier.md").write_text("kept")
     deny(tmp_path / "new", number)
-    assert main([word.format(place=tmp_path / "new") for word in CALLS[call].split()]) == 2
+    assert main([word.format(place=tmp_path / "new") for word in shlex.split(CALLS[call])]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {tmp_path}/new") and os.strerror(number) in line and line.endswith(")")
     assert (tmp_path / "earlier.md").read_text() == "kept"
