@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_native_id
 
 DATA_FILE = "data.json"  # of a run directory: what its sources held (data/changes.py)
 
@@ -32,10 +33,10 @@ def whole_file(final: Path) -> Iterator[Path]:
         OSError: the disk is full or not writable; ``final`` is then as it was, as after any error inside.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers apart. Same folder: a rename is atomic only inside one file system.
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    # The id keeps two writers apart, threads of one process too. Same folder: a rename is atomic only inside one file system.
+    temporary = final.with_name(f".{final.name}.{get_native_id()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # what a killed process of the same number left
+        temporary.unlink(missing_ok=True)  # what a killed one of the same number left
         temporary.touch()
         mode = temporary.stat().st_mode & 0o666  # that of any new file here
         yield temporary
@@ -59,10 +60,10 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or not writable; ``final`` is then as it was, as after any error inside.
     """
-    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process of the same number left
+    temporary = final.parent / f".{final.name}.{get_native_id()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed one of the same number left
     temporary.mkdir(parents=True)
-    aside = final.parent / f".{final.name}.{os.getpid()}.old"
+    aside = final.parent / f".{final.name}.{get_native_id()}.old"
     mode = temporary.stat().st_mode & 0o666  # a folder made just now tells the mode of any new file
     try:
         yield temporary
