@@ -130,8 +130,11 @@ def test_a_cancelled_cell_stops_and_a_driver_that_does_not_watch_returns_at_once
 
 
 def test_a_time_limit_is_no_end(counting: Sweep) -> None:
-    """Too short for the cell. SLURM signals up to a minute ahead of what is asked for, and no job is shorter than a minute."""
-    sweep = counting("limit", ["long"], steps=50, seconds=0.4, launch={"minutes": 1, "signal_seconds": 45})
+    """Too short for the cell. SLURM signals up to a minute ahead of what is asked for, and no job is shorter than a minute.
+
+    It looks for jobs to signal every half minute, so that a cell of 20 seconds may end before it does.
+    """
+    sweep = counting("limit", ["long"], steps=50, seconds=1.0, launch={"minutes": 1, "signal_seconds": 45})
     assert "1 finished" in ends(sweep.drive(), seconds=180)
     assert len(sweep.check_trained_once("long")) >= 2
     assert set(hows(sweep, "long")[:-1]) == {"preempted"} and len(sweep.trained("long")) == sweep.steps
