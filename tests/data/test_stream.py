@@ -187,7 +187,7 @@ def test_the_number_of_data_processes_adds_no_steps(make: Any, workers: int) -> 
     before = list(np.cumsum([0, *(step.tokens for step in steps)]))
     ends = np.cumsum([stage.tokens for stage in STAGES.values()])
     assert before[-2] < ends[-1] <= before[-1]
-    for step, tokens in zip(steps, before, strict=False):
+    for step, tokens in zip(steps, before[:-1], strict=True):
         number = int(np.searchsorted(ends, tokens, side="right"))
         began = ends[number - 1] if number else 0
         assert step.stage == list(STAGES)[number]

@@ -66,7 +66,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
-    except Exception as error:
+    except Exception as error:  # libraries wrap what the system refused; all else is raised again
         line = refused_by_system(error)
         if line is None:
             raise

@@ -227,9 +227,7 @@ def _asked(url: str, ask: Callable[[], T], refused: tuple[type[Exception], ...] 
     )
     try:
         return tries(ask)
-    except Exception as error:
-        if not isinstance(error, (OSError, _Short, *_client_errors())):
-            raise
+    except (OSError, _Short, *_client_errors()) as error:  # type: ignore[misc]  # a tuple of all
         cause = _cause(error)
         status = _status(cause)
         gone = status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError))
