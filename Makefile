@@ -24,6 +24,8 @@ help: ## this list
 # original's code) or by another interpreter than PYTHON names; filled again where the lists of packages have changed.
 define SET_UP
 set -euo pipefail
+# Of two calls at a time one waits: both would write into the same folder.
+if command -v flock >/dev/null; then exec 9<Makefile; flock 9 || true; fi
 fail() { echo "error: $$*" >&2; exit 2; }
 interpreter() { "$$1" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
 check_python() {
@@ -104,6 +106,9 @@ dashboard: install ## open MLflow's page on a comparison of the runs
 bench: components ## training and generation against their slow references; what the sweep took and reached
 	$(BIN)/tunalab bench $(ARGS)
 
+verify: install ## tables of what the scorers, the parser of scenes and chance levels are worth (results/verification): ARGS=parser
+	$(BIN)/tunalab verify $(ARGS)
+
 bench-gpu: install ## a training step at full scale on a CUDA device: its share of the card's own rate
 	$(BIN)/tunalab bench --gpu $(ARGS)
 
@@ -157,4 +162,4 @@ check: lint types test ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: verify test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean

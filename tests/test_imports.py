@@ -32,6 +32,7 @@ ORDER = [
     "exporting",
     "sweeps",
     "bench",
+    "verification",
     "cli",
     "__main__",
 ]

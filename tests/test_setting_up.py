@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ case "$1 $2" in
     "-m venv") mkdir -p "$3/bin"; touch "$3/pyvenv.cfg"; cp "$0" "$3/bin/python";;
     "-m pip") [ ! -e "$(dirname "$0")/no_pip" ] || exit 1
               [ "$3" = --version ] || echo "$PWD PIP_USER=$PIP_USER PIP_TARGET=$PIP_TARGET" >> "$INSTALLS"
+              [ "$3" = --version ] || sleep "${{PIP_TAKES:-0}}"
               [ "$3" = --version ] || [ -z "$PIP_FAILS" ];;
 esac
 """
@@ -124,3 +126,10 @@ def test_another_interpreter_makes_another_environment(checkout: Checkout) -> No
     (checkout.folder / ".venv" / "of the second").touch()
     assert checkout.install().returncode == 0  # nobody asked for the first again
     assert (checkout.folder / ".venv" / "of the second").exists()
+
+
+def test_two_calls_at_a_time_install_once(checkout: Checkout) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(checkout.install, PIP_TAKES="0.5") for _ in range(2)]
+    assert [call.result().returncode for call in calls] == [0, 0]
+    assert len(checkout.installs) == 1

@@ -1,4 +1,5 @@
-"""Commands around the runs: `tunalab components`, `tunalab dashboard`, `tunalab mlflow-sync` and `tunalab bench`."""
+"""Commands around the runs: `tunalab components`, `tunalab dashboard`, `tunalab mlflow-sync`, `tunalab bench` and
+`tunalab verify`."""
 
 import argparse
 import sys
@@ -9,6 +10,7 @@ from tunalab.bench import GPU_PARTS, PARTS
 from tunalab.cli.common import RUNS, add_command, build_components
 from tunalab.errors import UserError
 from tunalab.files import listed
+from tunalab.verification import CHECKS
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -35,6 +37,9 @@ def add(commands: "Commands") -> None:
     sub.add_argument(
         "--out", type=Path, help="file for the figures; default: results/bench.json (bench_gpu.json), with --only none"
     )
+    sub = add_command(commands, verify, "measure what the scorers, the parser of scenes and chance levels are worth")
+    sub.add_argument("checks", nargs="*", metavar="CHECK", help=f"of: {', '.join(CHECKS)} (default: all)")
+    sub.add_argument("--out", type=Path, default=Path("results/verification"), help="folder for the tables")
 
 
 def components(arguments: argparse.Namespace) -> int:
@@ -96,3 +101,11 @@ def bench(arguments: argparse.Namespace) -> int:
     name = "bench_gpu.json" if arguments.gpu else "bench.json"
     out = arguments.out or (None if arguments.only else Path("results") / name)
     return bench_gpu(arguments.only, out) if arguments.gpu else run_bench(arguments.only, out, arguments.records)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from tunalab.verification import verify as run_checks
+
+    for path in run_checks(arguments.checks, arguments.out):
+        print(path)
+    return 0
