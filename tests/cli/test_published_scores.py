@@ -41,7 +41,11 @@ def test_scores_go_into_a_file_and_the_record(models: None, trained_run: Path, c
     capsys.readouterr()
     assert main([*DPG, "--record", "run"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("DPG-Bench overall: ") and "tunalab tuna2-seed0, not official" in out and "wrote run/record.json" in out
+    assert (
+        out.startswith("DPG-Bench, all items overall: ")
+        and "tunalab tuna2-seed0, not official" in out
+        and "wrote run/record.json" in out
+    )
     result = read_evaluated(Path("dpg.json"))
     assert result.part == "score-dpg" and result.measures[0].metric == "overall" and result.origin["run"] == "tuna2-seed0"
     assert result in read_record(trained_run / RECORD_FILE).evaluation

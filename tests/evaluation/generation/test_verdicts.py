@@ -113,4 +113,6 @@ def test_categories_are_those_of_the_published_results() -> None:
     assert (OVERALL, *CATEGORIES) == GENEVAL
     assert counterpart("generation", PROMPTS, "test", "counting") == ("GenEval", "counting")
     assert counterpart("generation", DENSE_PROMPTS, "test", OVERALL) == ("DPG-Bench", "overall")
+    assert counterpart("generation", "DPG-Bench, official rule", "", OVERALL) == ("DPG-Bench", "overall")
+    assert counterpart("generation", "DPG-Bench, all items", "", OVERALL) is None, "no official script prints that"
     assert counterpart("generation", PROMPTS, "round trip", OVERALL) is None

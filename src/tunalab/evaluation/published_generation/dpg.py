@@ -1,14 +1,19 @@
 """DPG-Bench's questions and its rule: a question whose parent was answered no counts as no.
 
-The rule of https://github.com/TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py). Its script leaves out the first row of the
-table, and with it the first item, whose other questions depend on it; here no row is left out.
+The rule of https://github.com/TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py), twice. ``OFFICIAL`` is what that script prints:
+
+- it leaves out the first row of the table; with it goes the first item, whose other questions depend on that row;
+- its categories pool the answers themselves, before the rule of dependencies, and of the last cell only;
+- only the answer "yes" is right.
+
+``ALL_ITEMS`` is the same without these three: no row is left out, categories pool the answers of all cells, and "Yes." is yes.
 
 Shapes: H W C image pixels and channels.
 """
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +23,33 @@ from tunalab.evaluation.published_generation.lines import read_bytes
 
 COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 YES, NO = "yes", "no"
+OFFICIAL, ALL_ITEMS = "official rule", "all items"
+RULES = (OFFICIAL, ALL_ITEMS)
 
 
 @dataclass(frozen=True)
 class Question:
-    """``parents``: numbers of questions of the same item. ``category``: entity, attribute, relation, global, other."""
+    """``parents``: numbers of questions of the same item. ``category``: entity, attribute, relation, global, other.
+
+    ``level2``: the finer one that the official script calls so, such as "entity - whole".
+    """
 
     number: int
     parents: tuple[int, ...]
     category: str
     text: str
+    level2: str = ""
 
 
 @dataclass(frozen=True)
-class GridScore:
-    """``share``: questions answered yes under the rule, mean over the cells. ``plain``: per category, without the rule.
+class ItemScore:
+    """``share``: questions answered yes under the rule of dependencies, mean over the cells.
 
-    ``unclear``: answers that are neither yes nor no; they count as no.
+    ``plain``: of every category and level-2 category, how many answers are right without that rule, and of how many.
     """
 
     share: float
-    plain: dict[str, float] = field(default_factory=dict)
-    unclear: int = 0
+    plain: dict[str, tuple[int, int]]
 
 
 def read_questions(path: Path) -> dict[str, list[Question]]:
@@ -80,8 +90,8 @@ def _question(where: str, row: Mapping[str, str | None]) -> Question:
         raise UserError(f"{where}: proposition_id and dependency must be numbers ({error})") from error
     if not texts["item_id"] or not texts["question_natural_language"]:
         raise UserError(f"{where}: item_id or question_natural_language is empty")
-    category = texts["tuple"].split("(")[0].split("-")[0].strip()
-    return Question(number, parents, category, texts["question_natural_language"])
+    level2 = texts["tuple"].split("(")[0].strip()
+    return Question(number, parents, level2.split("-")[0].strip(), texts["question_natural_language"], level2)
 
 
 def cells(pixels_HWC: np.ndarray, count: int) -> list[np.ndarray]:
@@ -101,18 +111,32 @@ def plain_answer(answer: str) -> str:
     return words[0].strip(".,;:!?\"'()") if words else ""
 
 
-def grid_score(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> GridScore:
-    """``answers``: of every cell, one a question, in order."""
-    given = [[plain_answer(answer) for answer in row] for row in answers]
-    shares = [_share(questions, [answer == YES for answer in row]) for row in given]
-    plain = {
-        category: float(
-            np.mean([row[n] == YES for row in given for n, question in enumerate(questions) if question.category == category])
-        )
-        for category in dict.fromkeys(question.category for question in questions)
-    }
-    unclear = sum(answer not in (YES, NO) for row in given for answer in row)
-    return GridScore(float(np.mean(shares)), plain, unclear)
+def unclear(answers: Sequence[Sequence[str]]) -> int:
+    """How many are neither yes nor no."""
+    return sum(plain_answer(answer) not in (YES, NO) for row in answers for answer in row)
+
+
+def item_score(
+    questions: Sequence[Question], answers: Sequence[Sequence[str]], rule: str = ALL_ITEMS, first: bool = False
+) -> ItemScore | None:
+    """``answers``: of every cell, one a question, in order. ``first``: whether it is the first item of the file.
+
+    None: the official script loses the item.
+    """
+    official = rule == OFFICIAL
+    right = [[(answer if official else plain_answer(answer)) == YES for answer in row] for row in answers]
+    if official and first:
+        questions, right = questions[1:], [row[1:] for row in right]
+        if not questions or {parent for one in questions for parent in one.parents} - {one.number for one in questions}:
+            return None
+    shares = [_share(questions, row) for row in right]
+    plain: dict[str, tuple[int, int]] = {}
+    for row in right[-1:] if official else right:
+        for question, yes in zip(questions, row, strict=True):
+            for name in {question.category, question.level2}:
+                counted, of = plain.get(name, (0, 0))
+                plain[name] = counted + yes, of + 1
+    return ItemScore(sum(shares) / len(shares), plain)
 
 
 def _share(questions: Sequence[Question], said_yes: Sequence[bool]) -> float:

@@ -1,4 +1,4 @@
-"""Measures of a benchmark whose items come in groups: one a group, and the mean over groups.
+"""Measures of a benchmark whose items come in groups, and of one that asks several questions an item.
 
 Shapes: R resamples, I items of a group.
 """
@@ -27,6 +27,34 @@ def item_measure(benchmark: str, metric: str, values: Sequence[float | None], fa
     counted = f"{note}; failures are images that cannot be read" if failures else note
     measure = mean(KIND, benchmark, known, metric=metric, failures=failures, note=counted)
     return measure if len(known) == len(values) else replace(measure, items=[])
+
+
+def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int] | None], note: str) -> Measure:
+    """The share of right answers over all questions. ``counts``: of every item how many are right, and of how many.
+
+    None: of an item whose image cannot be read. The interval resamples items, as questions of one image are not independent.
+    The items are weighted, so that their mean is the value. Raises ValueError when no question is left.
+    """
+    known_I2 = np.array([one for one in counts if one is not None], dtype=np.int64).reshape(-1, 2)
+    right, total = known_I2.sum(axis=0).tolist()
+    if not total:
+        raise ValueError(f"{benchmark} {metric}: no question is left")
+    drawn_RI = np.random.default_rng(SEED).integers(len(known_I2), size=(RESAMPLES, len(known_I2)))
+    right_R, of_R = known_I2[drawn_RI].sum(axis=1).T
+    low, high = (float(bound) for bound in np.quantile(right_R / np.maximum(of_R, 1), [0.025, 0.975]))
+    failures = counts.count(None)
+    return Measure(
+        KIND,
+        benchmark,
+        metric,
+        right / total,
+        len(known_I2),
+        low=low if low < high else None,
+        high=high if low < high else None,
+        failures=failures,
+        note=f"{note}; {total} questions pooled" + ("; failures are images that cannot be read" if failures else ""),
+        items=[] if failures else [round(one * len(known_I2) / total, 6) for one in known_I2[:, 0].tolist()],
+    )
 
 
 def group_measures(

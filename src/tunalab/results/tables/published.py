@@ -24,7 +24,7 @@ COUNTERPARTS: dict[str, dict[Key, Key]] = {
     # Of scenes the skill is the same, and the published benchmarks themselves stand beside themselves.
     "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in (SCENES | SELF).items()},
     "generation": {(ours, metric): ("GenEval", metric) for ours in ("scene prompts", "GenEval") for metric in GENEVAL}
-    | {(ours, "overall"): ("DPG-Bench", "overall") for ours in ("dense prompts", "DPG-Bench")},
+    | {(ours, "overall"): ("DPG-Bench", "overall") for ours in ("dense prompts", "DPG-Bench, official rule")},
     "reconstruction": {
         (ours, metric): ("ImageNet val 512 px", metric) for ours in ("scenes", "photographs") for metric in ("PSNR", "SSIM", "rFID")
     },
