@@ -41,17 +41,14 @@ def test_scores_go_into_a_file_and_the_record(models: None, trained_run: Path, c
     capsys.readouterr()
     assert main([*DPG, "--record", "run"]) == 0
     out = capsys.readouterr().out
-    assert (
-        out.startswith("DPG-Bench, all items overall: ")
-        and "tunalab tuna2-seed0, not official" in out
-        and "wrote run/record.json" in out
-    )
+    assert out.startswith("DPG-Bench, all items overall: ") and "wrote run/record.json" in out
+    assert "tunalab tuna2-seed0, not official" in out
     result = read_evaluated(Path("dpg.json"))
     assert result.part == "score-dpg" and result.measures[0].metric == "overall" and result.origin["run"] == "tuna2-seed0"
     assert result in read_record(trained_run / RECORD_FILE).evaluation
     assert main(["score", "clip", "dpg", "--model", "clip", "--out", "clip.json"]) == 0
     assert "CLIP score cosine: " in capsys.readouterr().out
-    (measure,) = read_evaluated(Path("clip.json")).measures
+    measure, _ = read_evaluated(Path("clip.json")).measures
     assert (measure.kind, measure.n, measure.note) == ("generation", 1, f"open_clip {Path('clip').resolve().name}")
     call = ["score", "geneval", "geneval", "--data", "meta.jsonl", "--model", "detector", "--clip", "clip", "--out", "geneval.json"]
     assert main(call) == 0

@@ -32,7 +32,10 @@ def add(commands: "Commands") -> None:
     models = "geneval: Mask2Former of transformers; dpg: VQA model of transformers, or a model of ours; clip, hps: of open_clip"
     sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help=models)
     sub.add_argument(
-        "--clip", type=Path, metavar="FOLDER", help="geneval: CLIP of open_clip that tells colours (official: ViT-L-14)"
+        "--clip",
+        type=Path,
+        metavar="FOLDER",
+        help="geneval: CLIP of open_clip that tells colours (official: OpenAI's ViT-L-14, in a file ViT-L-14-quickgelu)",
     )
     architecture = "of a CLIP whose weights are a file, as open_clip calls it (hps: ViT-H-14)"
     sub.add_argument("--architecture", metavar="NAME", help=architecture)
@@ -107,14 +110,14 @@ def _dpg(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
 def _fit(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
     from tunalab.evaluation.published_generation.clip import Clip
     from tunalab.evaluation.published_generation.outcomes import Outcomes
-    from tunalab.evaluation.published_generation.text_fit import prompted_images, score_fit
+    from tunalab.evaluation.published_generation.text_fit import CLIP_SCORE, HPS, prompted_images, score_fit
 
     images = prompted_images(arguments.images, arguments.data)
     of_hps = arguments.benchmark == "hps"
     architecture = arguments.architecture or (HPS_ARCHITECTURE if of_hps else None)
-    clip = Clip(arguments.model, architecture, device, "longest" if of_hps else None)
+    clip = Clip(arguments.model, architecture, device, padded=of_hps)
     outcomes = Outcomes(_images_file(arguments), ["fit", clip.identity])
-    return score_fit("HPS v2" if of_hps else "CLIP score", images, clip, outcomes), clip.name
+    return score_fit(HPS if of_hps else CLIP_SCORE, images, clip, outcomes), clip.name
 
 
 SCORERS = {"geneval": _geneval, "dpg": _dpg, "clip": _fit, "hps": _fit}

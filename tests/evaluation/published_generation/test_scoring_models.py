@@ -20,9 +20,10 @@ from tunalab.evaluation.published_generation.detection import Detection
 from tunalab.evaluation.published_generation.geneval import COLOURS
 from tunalab.evaluation.published_generation.mask2former import Mask2Former
 from tunalab.evaluation.published_generation.outcomes import Outcomes
-from tunalab.evaluation.published_generation.text_fit import prompted_images, score_fit
+from tunalab.evaluation.published_generation.text_fit import CLIP_SCORE, HPS, prompted_images, score_fit
 from tunalab.evaluation.published_generation.vqa import TransformersVQA
 from tunalab.inference.files import save_image
+from tunalab.verification.scorers import MEAN, STD
 
 CPU = torch.device("cpu")
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -148,7 +149,26 @@ def test_clip_features_are_unit_and_of_the_image_alone(clip_folder: Path):
     features = clip.images(images)
     assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=CLOSE) and not torch.allclose(features[0], features[1])
     assert torch.allclose(clip.images(images[:1])[0], features[0], atol=CLOSE)
-    assert clip.fit(images, "a dog") == pytest.approx((features @ clip.texts(["a dog"])[0]).tolist(), abs=CLOSE)
+    fits = clip.fit(images, ["a dog", "a cat"])
+    assert fits[1] == pytest.approx((features @ clip.texts(["a cat"])[0]).tolist(), abs=CLOSE) and len(fits) == 2
+
+
+def test_a_padded_image_is_seen_whole(clip_folder: Path):
+    """The path of HPS v2 from the image to its cosine, step by step, with random weights."""
+    padded, cropped = Clip(clip_folder, None, CPU, padded=True), Clip(clip_folder, None, CPU)
+    values_CHW = torch.from_numpy(PIXELS).permute(2, 0, 1) / 255  # 48 x 64: at 16 px 12 rows, 2 black ones above and below
+    small_1CHW = torch.nn.functional.interpolate(values_CHW[None], (12, 16), mode="bicubic", antialias=True)
+    square_1CHW = torch.nn.functional.pad(small_1CHW, (0, 0, 2, 2))
+    mean, std = (torch.tensor(known)[:, None, None] for known in (MEAN, STD))
+    with torch.no_grad():
+        image, text = (
+            padded.model.encode_image((square_1CHW - mean) / std, normalize=True),
+            padded.model.encode_text(padded.tokenizer(["a dog"]), normalize=True),
+        )
+    ((cosine,),) = padded.fit([PIXELS], ["a dog"])
+    assert cosine == pytest.approx((image @ text.T).item(), abs=CLOSE)
+    assert padded.identity != cropped.identity and abs(cosine - cropped.fit([PIXELS], ["a dog"])[0][0]) > CLOSE
+    assert padded.preprocess(Image.new("RGB", (1, 100))).shape == padded.preprocess(Image.new("RGB", (16, 9))).shape == (3, 16, 16)
 
 
 def test_the_colour_is_that_of_the_nearest_wordings(clip_folder: Path, monkeypatch):
@@ -169,6 +189,9 @@ def test_a_thing_is_cut_out_on_grey():
     mask_HW[10:20, 10:15] = True
     cut = cut_out(PIXELS, Detection("car", 1.0, (10.0, 10.0, 20.0, 20.0), mask_HW))
     assert cut.shape == (10, 10, 3) and np.array_equal(cut[:, :5], PIXELS[10:20, 10:15]) and (cut[:, 5:] == BACKGROUND).all()
+    beyond = cut_out(PIXELS, Detection("car", 1.0, (-2.4, 40.0, 10.0, 50.5)))
+    assert beyond.shape == (10, 12, 3) and np.array_equal(beyond[:8, 2:], PIXELS[40:, :10])
+    assert not beyond[8:].any() and not beyond[:, :2].any(), "the box as the official script crops it: black outside"
 
 
 def test_weights_of_a_clip_that_do_not_fit_are_one_line(clip_folder: Path, tmp_path: Path):
@@ -206,12 +229,17 @@ def test_fit_of_prompts_and_images(clip_folder: Path, tmp_path: Path):
         ("1.png", "a dog", 1),
         ("b.png", "a cat", 4),
     ]
-    (measure,) = score_fit("CLIP score", images, clip, Outcomes(tmp_path / "kept.jsonl", "a"))
-    dogs = np.mean(clip.fit([half, PIXELS[24:, :32]], "a dog"))
-    cats = np.mean(clip.fit([PIXELS[r : r + 24, c : c + 32].copy() for r in (0, 24) for c in (0, 32)], "a cat"))
+    measure, official = score_fit(CLIP_SCORE, images, clip, Outcomes(tmp_path / "kept.jsonl", "a"))
+    quarters = [PIXELS[r : r + 24, c : c + 32].copy() for r in (0, 24) for c in (0, 32)]
+    dogs, cats = np.mean(clip.fit([half, PIXELS[24:, :32]], ["a dog"])), np.mean(clip.fit(quarters, ["a cat"]))
     assert measure.n == 2 and measure.items == pytest.approx([dogs, cats], abs=CLOSE) and measure.failures == 0
+    depicts = clip.fit([half, PIXELS[24:, :32]], ["A photo depicts a dog"]), clip.fit(quarters, ["A photo depicts a cat"])
+    expected = [2.5 * np.maximum(cosines[0], 0).mean() for cosines in depicts]
+    assert official.metric == "CLIP-S" and official.items == pytest.approx(expected, abs=2.5 * CLOSE)
+    (hps,) = score_fit(HPS, images, clip, Outcomes(tmp_path / "kept.jsonl", "a"))
+    assert hps.metric == "cosine" and hps.items == measure.items
     (tmp_path / "b.png").write_bytes(b"damaged")
-    (measure,) = score_fit("CLIP score", prompted_images(tmp_path, None), clip, Outcomes(tmp_path / "kept.jsonl", "a"))
+    measure, official = score_fit(CLIP_SCORE, prompted_images(tmp_path, None), clip, Outcomes(tmp_path / "kept.jsonl", "a"))
     assert (measure.n, measure.failures) == (1, 1) and measure.value == pytest.approx(dogs, abs=CLOSE)
 
 

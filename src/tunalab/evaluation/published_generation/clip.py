@@ -4,6 +4,7 @@ Shapes: N images, T texts, D features, H W C image pixels and channels.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
 from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
@@ -33,12 +36,13 @@ WORDINGS: tuple[Callable[[str, str], str], ...] = (
 class Clip:
     """``weights``: a folder with open_clip's own configuration, or a file of weights of ``architecture`` (ViT-L-14-quickgelu).
 
-    ``resize``: how images that are not square become so: "shortest" is cropped, "longest" padded; None: as the weights have it.
+    ``padded``: images that are not square are padded, by :func:`padded_square`; else they become so as the weights have it.
     Raises UserError, one line: nothing there, an unknown architecture, weights that do not fit.
     """
 
-    def __init__(self, weights: Path, architecture: str | None, device: torch.device, resize: str | None = None) -> None:
+    def __init__(self, weights: Path, architecture: str | None, device: torch.device, padded: bool = False) -> None:
         import open_clip
+        from open_clip.utils import to_2tuple
 
         what = f"CLIP {weights}"
         if weights.is_dir() and not (weights / CONFIG).is_file():
@@ -51,14 +55,15 @@ class Clip:
         pretrained = None if weights.is_dir() else str(weights)
         try:
             self.model: Any
-            self.model, self.preprocess = open_clip.create_model_from_pretrained(
-                place, pretrained, device=device, image_resize_mode=resize
-            )
+            self.model, self.preprocess = open_clip.create_model_from_pretrained(place, pretrained, device=device)
             self.tokenizer = open_clip.get_tokenizer(place)
         except LOAD_ERRORS as error:
             raise UserError(f"{what} cannot be read: {one_line(error)}") from error
         self.model.eval()
-        self.identity = [architecture, resize, stamps(weights)]
+        if padded:
+            known = open_clip.get_model_preprocess_cfg(self.model)
+            self.preprocess = partial(padded_square, side=to_2tuple(known["size"])[0], mean=known["mean"], std=known["std"])
+        self.identity = [architecture, "padded values" if padded else None, stamps(weights)]
         self.device = device
         self.name = f"open_clip {weights.resolve().name if weights.is_dir() else architecture}"
 
@@ -77,10 +82,24 @@ class Clip:
         features: Tensor = self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True)
         return features
 
-    def fit(self, images_HWC: Sequence[np.ndarray], text: str) -> list[float]:
-        """The cosine of each image with the text."""
-        cosines: list[float] = (self.images(images_HWC) @ self.texts([text])[0]).tolist()
+    def fit(self, images_HWC: Sequence[np.ndarray], texts: Sequence[str]) -> list[list[float]]:
+        """Of every text its cosine with each image."""
+        cosines: list[list[float]] = (self.texts(texts) @ self.images(images_HWC).T).tolist()
         return cosines
+
+
+def padded_square(image: Image.Image, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The longest side resized to ``side``, zeros (black) on both sides of the other: (3, side, side).
+
+    As HPS v2's own code (https://github.com/tgxs002/HPSv2, hpsv2/src/open_clip/transform.py) with torchvision from 0.17: values
+    are resized, not bytes, so they are not rounded and may leave 0 to 1. With an older torchvision that code has no antialias.
+    """
+    pixels_CHW = transforms.to_tensor(image.convert("RGB"))
+    height, width = (max(1, round(length * side / max(image.size))) for length in (image.height, image.width))
+    small_CHW = transforms.resize(pixels_CHW, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    left, top = (side - width) // 2, (side - height) // 2
+    square_CHW = transforms.pad(small_CHW, [left, top, side - width - left, side - height - top], fill=0)
+    return transforms.normalize(square_CHW, list(mean), list(std))
 
 
 class ZeroShotColours:
@@ -105,7 +124,6 @@ class ZeroShotColours:
 
 
 def cut_out(pixels_HWC: np.ndarray, one: Detection) -> np.ndarray:
-    """The box of a detection, grey outside its mask."""
-    left, top, right, bottom = (round(side) for side in one.box)
+    """The box of a detection, grey outside its mask; black where a box goes beyond the image, as Pillow crops."""
     kept = pixels_HWC if one.mask_HW is None else np.where(one.mask_HW[..., None], pixels_HWC, np.array(BACKGROUND, np.uint8))
-    return np.ascontiguousarray(kept[top:bottom, left:right])
+    return np.asarray(Image.fromarray(kept).crop(one.box))

@@ -1,12 +1,16 @@
 """CLIP score and HPS v2: how well images fit the prompts that they were made of, by the cosine of a CLIP's features.
 
-CLIP score: https://arxiv.org/abs/2104.08718, there 2.5 max(cosine, 0). HPS v2: https://arxiv.org/abs/2306.09341, the cosine of a
-ViT-H-14 that learnt what people prefer, images padded to a square. Both are often given times 100.
+CLIP score: https://arxiv.org/abs/2104.08718, there "CLIP-S", 2.5 max(cosine, 0) with words before the prompt; beside it the cosine
+with the prompt alone, which most reports on text-to-image mean. HPS v2: https://arxiv.org/abs/2306.09341, the cosine of a ViT-H-14
+that learnt what people prefer, images padded to a square. Cosines are often given times 100. Ours are computed in float32; the
+official scripts compute in float16 on a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +25,13 @@ from tunalab.evaluation.published_generation.summary import item_measure
 from tunalab.inference.files import read_settings
 from tunalab.terminal import progress_bar
 
+CLIP_SCORE, HPS = "CLIP score", "HPS v2"
+PREFIX, WEIGHT = "A photo depicts ", 2.5  # of CLIP-S, as its authors' script has them
+SCALES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda cosine: cosine,
+    "CLIP-S": lambda cosine: WEIGHT * max(cosine, 0.0),
+}
+
 
 @dataclass(frozen=True)
 class Prompted:
@@ -32,24 +43,28 @@ class Prompted:
 
 
 def score_fit(benchmark: str, images: Sequence[Prompted], clip: Clip, outcomes: Outcomes) -> list[Measure]:
-    """The mean cosine, items being prompts. Raises UserError when no image can be read."""
-    values: dict[str, list[float]] = {}
+    """The mean cosine, items being prompts; of the CLIP score its own CLIP-S too. Raises UserError when no image can be read."""
+    prefixes = {"cosine": ""} | ({"CLIP-S": PREFIX} if benchmark == CLIP_SCORE else {})
+    values: dict[str, dict[str, list[float]]] = {metric: {} for metric in prefixes}
     failures = 0
+
+    def find(image: Prompted, prompt: str, pixels_HWC: np.ndarray) -> dict[str, Any]:
+        texts = [prefix + prompt for prefix in prefixes.values()]
+        return dict(zip(prefixes, clip.fit(cells(pixels_HWC, image.count), texts), strict=True))
+
     for image in progress_bar(images, desc=benchmark):
-        prompt = image.prompt
-        if prompt is None:
+        if image.prompt is None:
             failures += 1
             continue
-        found = outcomes.of(
-            image.path,
-            [prompt, image.count],
-            lambda pixels, image=image, prompt=prompt: {"cosines": clip.fit(cells(pixels, image.count), prompt)},  # type: ignore[misc]
-        )
-        known = values.setdefault(prompt, [])
-        known += [] if found is None else found["cosines"]
+        asked = [image.prompt, image.count, prefixes]
+        found = outcomes.of(image.path, asked, partial(find, image, image.prompt))
         failures += found is None
-    means = [float(np.mean(cosines)) if cosines else None for cosines in values.values()]
-    return [item_measure(benchmark, "cosine", means, failures, clip.name)]
+        for metric, by_prompt in values.items():
+            by_prompt.setdefault(image.prompt, []).extend([] if found is None else map(SCALES[metric], found[metric]))
+    return [
+        item_measure(benchmark, metric, [float(np.mean(one)) if one else None for one in by_prompt.values()], failures, clip.name)
+        for metric, by_prompt in values.items()
+    ]
 
 
 def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:

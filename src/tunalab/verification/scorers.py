@@ -1,0 +1,245 @@
+"""Published scorers: what ours give beside what official code gives of the same answers and images.
+
+A row is a function in ``ROWS``. What official code computes is either kept in tests/data/golden, or written out here anew, slowly
+and in float64, from what that code does.
+
+Shapes: H W C image pixels and channels.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tunalab.errors import UserError
+from tunalab.verification import Table
+
+GOLDEN = Path(__file__).parents[3] / "tests/data/golden"
+SIZES = ((512, 512), (640, 427), (1500, 1000), (301, 977), (97, 64), (64, 31), (224, 100), (768, 768))  # width, height
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's CLIP
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Row:
+    """``largest``: the largest difference over ``items``, in ``unit``; what is below ``rounding`` is that of floating point."""
+
+    scorer: str
+    compared: str
+    items: int
+    largest: float
+    unit: str
+    rounding: float = 1e-6
+
+    @property
+    def texts(self) -> list[str]:
+        shown = f"below {self.rounding:g}" if 0 < self.largest < self.rounding else f"{self.largest:.3g}"
+        return [self.scorer, self.compared, f"{self.items:,}", f"{shown} {self.unit}"]
+
+
+def tables() -> list[Table]:
+    about = (
+        "What ours give beside what the official code gives of the same answers, shapes or images: on how many items, and the "
+        "largest difference. Where a second row says so, it is what another rule would have changed: how much the rule matters."
+    )
+    columns = ["scorer", "what is compared", "items", "largest difference"]
+    return [Table("Scorers beside official ones", about, columns, [row.texts for rows in ROWS for row in rows()])]
+
+
+def golden(name: str) -> Any:
+    """What official code computed. Raises UserError where the package is installed without its tests."""
+    try:
+        return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{GOLDEN / name} cannot be read: verify runs in a checkout of the repository") from error
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """An image of hard edges at all scales, which any other way of resizing changes: (H, W, 3) uint8."""
+    random = np.random.default_rng([seed, width, height])
+    coarse_HWC = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    blocks_HWC = np.kron(coarse_HWC, np.ones((8, 8, 1), np.uint8))[:height, :width]
+    return np.where(random.random((height, width, 1)) < 0.5, blocks_HWC, 255 - blocks_HWC)
+
+
+def resample(pixels_HWC: np.ndarray, height: int, width: int, bytes_: bool, tall: bool = False) -> np.ndarray:
+    """Bicubic (Keys, a = -1/2) with antialias in float64.
+
+    ``bytes_``: rounded to bytes after each of the two passes, as Pillow does; then their order matters, ``tall``: height first.
+    """
+    if tall:
+        return resample(pixels_HWC.swapaxes(0, 1), width, height, bytes_).swapaxes(0, 1)
+
+    def weights(old: int, new: int) -> np.ndarray:
+        scale = old / new
+        wide = max(scale, 1.0)
+        x = np.abs(np.arange(old)[None] + 0.5 - (np.arange(new)[:, None] + 0.5) * scale) / wide
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        found = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        return found / found.sum(axis=1, keepdims=True)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return np.floor(np.clip(values, 0, 255) + 0.5) if bytes_ else values
+
+    values_HWC = pixels_HWC.astype(np.float64)
+    if values_HWC.shape[1] != width:
+        values_HWC = rounded(weights(values_HWC.shape[1], width) @ values_HWC)
+    if values_HWC.shape[0] != height:
+        rows = values_HWC.reshape(values_HWC.shape[0], -1)
+        values_HWC = rounded(weights(len(rows), height) @ rows).reshape(height, width, -1)
+    return values_HWC
+
+
+def openai_pixels(pixels_HWC: np.ndarray, tall: bool = False) -> np.ndarray:
+    """What CLIP's own transform (also that of clipscore.py and of GenEval) makes of an image: the shortest side to 224, the centre.
+
+    (224, 224, 3), as bytes before they are normalised.
+    """
+    height, width = pixels_HWC.shape[:2]
+    short = min(height, width)
+    small_HWC = resample(pixels_HWC, int(SIDE * height / short), int(SIDE * width / short), bytes_=True, tall=tall)
+    top, left = (round((side - SIDE) / 2) for side in small_HWC.shape[:2])
+    return small_HWC[top : top + SIDE, left : left + SIDE]
+
+
+def hps_pixels(pixels_HWC: np.ndarray) -> np.ndarray:
+    """What HPS v2's transform makes of an image: values, not bytes; the longest side to 224, black around. In units of bytes."""
+    height, width = pixels_HWC.shape[:2]
+    height, width = round(height * SIDE / max(height, width)), round(width * SIDE / max(height, width))
+    square_HWC = np.zeros((SIDE, SIDE, 3))
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    square_HWC[top : top + height, left : left + width] = resample(pixels_HWC, height, width, bytes_=False)
+    return square_HWC
+
+
+def off_openai(normalised_CHW: Any, pixels_HWC: np.ndarray) -> float:
+    """How far at most from :func:`openai_pixels`, in whichever order this Pillow takes the two passes."""
+    seen_HWC = np.rint(levels(normalised_CHW))
+    return float(min(np.abs(seen_HWC - openai_pixels(pixels_HWC, tall)).max() for tall in (False, True)))
+
+
+def levels(normalised_CHW: Any) -> np.ndarray:
+    """What a transform gives a CLIP, back in units of bytes: (H, W, 3) float64."""
+    return (normalised_CHW.double().numpy().transpose(1, 2, 0) * STD + MEAN) * 255
+
+
+def dpg() -> Iterator[Row]:
+    from tunalab.evaluation.published_generation.dpg import ALL_ITEMS, OFFICIAL, item_score, read_questions
+    from tunalab.evaluation.published_generation.dpg_score import dpg_measures
+
+    kept = golden("dpg.json")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "dpg_bench.csv"
+        path.write_text(kept["csv"], encoding="utf-8")
+        questions = read_questions(path)
+    first = next(iter(questions))
+    scores, categories, lost, changed = [], [], 0, []
+    for sample in kept["samples"].values():
+        for item, given in sample["answers"].items():
+            score = item_score(questions[item], given, OFFICIAL, item == first)
+            lost += (score is None) != (item in sample["dropped"])
+            if score is not None:
+                scores.append(abs(score.share - sample["items"][item]))
+        official, own = (
+            {one.metric: one.value for one in dpg_measures(questions, sample["answers"], rule, "")}
+            for rule in (OFFICIAL, ALL_ITEMS)
+        )
+        expected = {"overall": sample["overall"], **sample["category"], **sample["level2"]}
+        categories += [abs(official.get(name, np.inf) - value) for name, value in expected.items()]
+        changed += [abs(own[name] - value) for name, value in expected.items()]
+    of = "golden/dpg.json, at one and four images"
+    yield Row("DPG-Bench, official rule", f"items of {of}; the lost item too", len(scores), max(scores) + lost, "of 1")
+    yield Row("DPG-Bench, official rule", f"overall, categories and level 2 of {of}", len(categories), max(categories), "of 1")
+    yield Row(
+        "DPG-Bench, all items", "the same by our rule beside the official: what it changes", len(changed), max(changed), "of 1"
+    )
+
+
+def clip_score() -> Iterator[Row]:
+    import open_clip
+
+    ours = open_clip.image_transform(SIDE, is_train=False)
+    found, turned = [], []
+    for size in SIZES:
+        image = noise(*size)
+        found.append(off_openai(ours(Image.fromarray(image)), image))
+        turned.append(np.abs(openai_pixels(image) - openai_pixels(image, tall=True)).max())
+    yield Row(
+        "CLIP score", "pixels that the model sees, in float64 as clipscore.py prepares them", len(found), max(found), "of 255", 1e-2
+    )
+    order = "the same by Pillow's two orders of height and width, which its versions choose differently: what it changes"
+    yield Row("CLIP score", order, len(turned), max(turned), "of 255", 1e-2)
+
+
+def hps() -> Iterator[Row]:
+    import torch
+    from torchvision.transforms import functional as transforms
+
+    from tunalab.evaluation.published_generation.clip import padded_square
+
+    same, without, of_bytes = [], [], []
+    for size in SIZES:
+        image = noise(*size)
+        expected = hps_pixels(image)
+        same.append(np.abs(levels(padded_square(Image.fromarray(image), SIDE, MEAN, STD)) - expected).max())
+        inside = [round(side * SIDE / max(size)) for side in reversed(size)]
+        top, left = ((SIDE - side) // 2 for side in inside)
+        inner_HWC = expected[top : top + inside[0], left : left + inside[1]]
+        values_CHW = torch.from_numpy(image.transpose(2, 0, 1) / 255.0)
+        bicubic = transforms.InterpolationMode.BICUBIC
+        plain_CHW = transforms.resize(values_CHW, inside, bicubic, antialias=False)
+        without.append(np.abs(plain_CHW.numpy().transpose(1, 2, 0) * 255 - inner_HWC).mean())
+        of_bytes.append(np.abs(resample(image, *inside, bytes_=True) - inner_HWC).max())
+    yield Row("HPS v2", "pixels that the model sees, in float64 as hpsv2 prepares them", len(same), max(same), "of 255", 1e-2)
+    yield Row(
+        "HPS v2", "the same if bytes were resized instead of values: what it changes", len(of_bytes), max(of_bytes), "of 255", 1e-3
+    )
+    older = "the same without antialias, as hpsv2 with torchvision before 0.17: what it changes, mean over pixels"
+    yield Row("HPS v2", older, len(without), max(without), "of 255", 1e-2)
+
+
+def geneval_colours() -> Iterator[Row]:
+    import open_clip
+
+    from tunalab.evaluation.published_generation.clip import WORDINGS, cut_out
+    from tunalab.evaluation.published_generation.detection import Detection
+    from tunalab.evaluation.published_generation.geneval import COLOURS
+
+    ours = open_clip.image_transform(SIDE, is_train=False)
+    random = np.random.default_rng(0)
+    found = []
+    for width, height in SIZES:
+        image = noise(width, height)
+        for masked in (True, False):
+            left, top = random.uniform(0, (width / 2, height / 2))
+            box = (left, top, left + random.uniform(9, width / 2), top + random.uniform(9, height / 2))
+            mask_HW = random.random((height, width)) < 0.7 if masked else None
+            # The official script: #999 where the mask is not, then Pillow's crop, which rounds the box; then CLIP's transform.
+            kept = image if mask_HW is None else np.where(mask_HW[..., None], image, np.uint8(0x99))
+            x0, y0, x1, y1 = (int(np.rint(side)) for side in box)
+            crop_HWC = np.ascontiguousarray(kept[y0:y1, x0:x1])
+            cut = cut_out(image, Detection("", 1.0, box, mask_HW))
+            found.append(off_openai(ours(Image.fromarray(cut)), crop_HWC))
+    yield Row(
+        "GenEval, colours",
+        "pixels of things cut out, with masks and without, as CLIP sees them",
+        len(found),
+        max(found),
+        "of 255",
+        1e-3,
+    )
+    templates = ("a photo of a {c} THING", "a photo of a {c}-colored THING", "a photo of a {c} object")
+    wrong = sum(
+        wording(colour, "THING") != template.format(c=colour)
+        for colour in COLOURS
+        for wording, template in zip(WORDINGS, templates, strict=True)
+    )
+    yield Row("GenEval, colours", "wordings of the ten colours", len(COLOURS) * len(WORDINGS), wrong, "wordings")
+
+
+ROWS: Sequence[Callable[[], Iterable[Row]]] = (dpg, clip_score, hps, geneval_colours)

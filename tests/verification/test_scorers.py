@@ -1,0 +1,30 @@
+"""The page on scorers: its references on small images, and that what is committed is what the cheap rows give."""
+
+from pathlib import Path
+
+import pytest
+
+from tunalab.verification import scorers
+
+PAGE = Path(__file__).parents[2] / "results/verification/scorers.md"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "SIZES", ((300, 280), (64, 131), (224, 100)))
+
+
+def test_rows_of_answers_are_those_of_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for row in scorers.dpg():
+        assert f"| {' | '.join(row.texts)} |" in page
+
+
+def test_the_pixels_that_a_clip_sees_are_those_of_the_official_scripts(small: None) -> None:
+    """A byte may be rounded to either side; in HPS v2 nothing is rounded."""
+    clip, turned = scorers.clip_score()
+    hps, *changes = scorers.hps()
+    colours, wordings = scorers.geneval_colours()
+    assert clip.largest <= 1 and colours.largest <= 1 and wordings.largest == 0 and hps.largest < hps.rounding
+    assert all(row.largest > 1 for row in (turned, *changes)), "other ways are told apart"
+    assert (clip.items, colours.items) == (3, 6)
