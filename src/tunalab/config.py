@@ -116,6 +116,9 @@ class FrontEndConfig:
     encoder_antialias: bool = False  # position grid resized as timm does; else as transformers and the official models do
     vae: str = ""  # "tiny", a diffusers folder, or NAME/SUBFOLDER on the Hub
     vae_statistics: str = "published"  # published: the VAE's own | official: the released Tuna checkpoint's (means := deviations)
+    # What of the VAE's posterior training sees: mean | sample (as the official Tuna; a function of the seed and an image's place in
+    # the stream). Everything but training sees the mean. A front-end without a VAE has no posterior: mean alone.
+    vae_posterior: str = "mean"
 
 
 @dataclass

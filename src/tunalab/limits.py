@@ -4,6 +4,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
     "attention": ("auto", "document", "dense", "flex"),
     "frontend.vae_statistics": ("published", "official"),
+    "frontend.vae_posterior": ("mean", "sample"),
     "data.manifests.kind": ("caption", "text_to_image"),
     "data.webdataset.kind": ("caption", "text_to_image"),
     "decoder.image_positions": ("sincos2d", "none"),

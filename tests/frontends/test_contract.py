@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, h w cells, N tokens, P numbers a token, D decoder width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,23 @@ def test_deterministic_in_both_modes_and_free_of_the_batch(frontend: VisualFront
     h_BND = frontend.train().embed(x_BChw)
     torch.testing.assert_close(frontend.eval().embed(x_BChw), h_BND, rtol=0, atol=0)
     torch.testing.assert_close(frontend.embed(x_BChw[1:2])[0], h_BND[1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_posterior_is_sampled_where_there_is_one(settings: FrontEndConfig, components: Components) -> None:
+    drawn = replace(settings, vae_posterior="sample")
+    if not settings.vae:
+        refusal = f"^frontend.vae_posterior=sample: frontend.name={settings.name} has no VAE .choices: mean.$"
+        with pytest.raises(UserError, match=refusal):
+            build_frontend(drawn, WIDTH, 32, components)
+        return
+    torch.manual_seed(0)
+    frontend, plain = build_frontend(drawn, WIDTH, 32, components), build_frontend(settings, WIDTH, 32, components)
+    assert frontend.sampled and not plain.sampled
+    image_BCHW = torch.rand(2, 3, 32, 32) * 2 - 1
+    mean_BChw = frontend.to_space(image_BCHW)
+    torch.testing.assert_close(mean_BChw, plain.to_space(image_BCHW))
+    x_BChw = frontend.to_space(image_BCHW, torch.randn(mean_BChw.shape))
+    assert x_BChw.shape == mean_BChw.shape and (x_BChw != mean_BChw).all()
 
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 36)])

@@ -1,7 +1,10 @@
 """The statistics of a latent codec."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from tunalab.errors import UserError
@@ -13,6 +16,27 @@ def test_statistics_that_do_not_fit_are_refused() -> None:
         LatentCodec(nn.Identity(), 4, 8, [0.0] * 3, [1.0] * 4)
     with pytest.raises(UserError, match="deviations"):
         LatentCodec(nn.Identity(), 2, 8, [0.0] * 2, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_a_draw_of_the_posterior_is_normalised_as_its_mean(video: bool) -> None:
+    """x = (mean + deviation * noise - channel's mean) / channel's deviation."""
+    mean, log_variance, noise = torch.randn(3, 1, 2, 4, 4)
+
+    class Encoder(nn.Module):
+        config = SimpleNamespace(temperal_downsample=[True]) if video else None
+
+        def encode(self, image: torch.Tensor) -> SimpleNamespace:
+            assert image.ndim == 4 + video
+            parameters = torch.cat([mean, log_variance], dim=1)
+            return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(parameters[:, :, None] if video else parameters))
+
+    codec = LatentCodec(Encoder(), 2, 8, [0.1, 0.2], [0.5, 2.0])
+    shift, scale = torch.tensor([0.1, 0.2])[:, None, None], torch.tensor([0.5, 2.0])[:, None, None]
+    image_BCHW = torch.zeros(1, 3, 32, 32)
+    torch.testing.assert_close(codec.encode(image_BCHW), (mean - shift) / scale)
+    drawn = mean + (log_variance / 2).exp() * noise
+    torch.testing.assert_close(codec.encode(image_BCHW, noise), (drawn - shift) / scale)
 
 
 def test_the_official_statistics_are_deviations_twice() -> None:

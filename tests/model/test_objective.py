@@ -48,6 +48,47 @@ def test_draws_are_a_function_of_an_images_place_in_the_stream(tokenizer: Tokeni
     assert not torch.equal(seeded.t_N, draws.t_N) and not torch.equal(seeded.noise_nChw[0], draws.noise_nChw[0])
 
 
+def test_what_chooses_x_is_drawn_last_and_by_place_too(tokenizer: Tokenizer) -> None:
+    placed = place(documents("cvgetgve", sizes=MIXED), tokenizer)
+    whole = pack(placed, 1, tokenizer)
+    turned = pack([placed[at] for at in (5, 2, 7, 0, 1, 3, 6, 4)], 3, tokenizer)
+    plain = draw(whole, ObjectiveConfig(), 7, LATENT, masking=True)
+    draws, other = (draw(batch, ObjectiveConfig(), 7, LATENT, masking=True, posterior=True) for batch in (whole, turned))
+    assert plain.posterior_nChw is None and torch.equal(plain.t_N, draws.t_N)
+    for before, now in ((plain.mask_nT, draws.mask_nT), (plain.noise_nChw, draws.noise_nChw)):
+        assert all(map(torch.equal, before, now)), "earlier runs draw what they drew"
+    assert draws.posterior_nChw is not None and other.posterior_nChw is not None
+    theirs = by_key(turned, other.posterior_nChw)
+    assert all(torch.equal(value, theirs[key]) for key, value in by_key(whole, draws.posterior_nChw).items())
+    assert not any(map(torch.equal, draws.posterior_nChw, draws.noise_nChw))
+    single = draw(many(tokenizer, True), ObjectiveConfig(), 0, ONE_CELL, masking=False, posterior=True)
+    assert single.posterior_nChw is not None
+    columns = torch.stack([single.posterior_nChw[0].flatten(), single.noise_nChw[0].flatten(), single.t_N.logit()])
+    assert (columns.corrcoef() - torch.eye(3)).abs().max() < 0.1
+    assert abs(columns[0].mean()) < 0.1 and abs(columns[0].std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_sees_the_draw_of_a_posterior(name: str, tiny_model: Models, tokenizer: Tokenizer) -> None:
+    """As target, as source and as what is looked at; a front-end of one x an image refuses noise."""
+    model = tiny_model(name)
+    batch = random_batch("cvgegt", 1, tokenizer, sizes=MIXED)
+    draws = draw(batch, ObjectiveConfig(), 0, model.frontend.space, masking=True, posterior=True)
+    if not hasattr(model.frontend, "vae"):
+        with pytest.raises(NotImplementedError, match="has one x an image"):
+            losses(model, batch, draws, ObjectiveConfig())
+        return
+    mean, drawn = to_space(model, batch), to_space(model, batch, draws.posterior_nChw)
+    assert draws.posterior_nChw is not None
+    for x, other, noise in zip(mean, drawn, draws.posterior_nChw, strict=True):
+        assert ((other - x) * noise > 0).all(), "the deviation is positive, and as large for any noise"
+        torch.testing.assert_close(to_space(model, batch, [torch.zeros_like(n) for n in draws.posterior_nChw])[0], mean[0])
+    given = losses(model, batch, draws, ObjectiveConfig(), drawn)
+    for key, loss in losses(model, batch, draws, ObjectiveConfig()).items():
+        assert torch.equal(loss.sum, given[key].sum)
+        assert not torch.equal(loss.sum, losses(model, batch, draws, ObjectiveConfig(), mean)[key].sum)
+
+
 def test_times_fall_with_the_size_of_an_image_alone(tokenizer: Tokenizer) -> None:
     batch = random_batch("cgegtg", 2, tokenizer, sizes=MIXED)
     plain = draw(batch, ObjectiveConfig(), 0, PIXELS, masking=True)

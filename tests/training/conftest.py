@@ -53,7 +53,7 @@ def quick_config(variant: str = "tuna2", **changes: object) -> RunConfig:
         "variant": variant,
         "checkpoint_seconds": 1e9,
         "data": {"rows": 1, "row_tokens": 256, "lookahead": 12},
-        "frontend": SETTINGS[variant],
+        "frontend": dict(SETTINGS[variant]),
         "decoder": {"width": 32, "layers": 2, "mlp": 48},
         "head": {"blocks": 1, "head_dim": 16, "heads": 2, "kv_heads": 1, "mlp": 48},
         "optimizer": {"warmup_steps": 2},

@@ -73,6 +73,18 @@ def test_accumulation_equals_one_batch(variant: str) -> None:
     assert_gradients_close(split_grads, grads, 3 * terms)
 
 
+def test_a_sampled_posterior_reaches_training(variant: str) -> None:
+    """A function of the seed and the place in the stream: the same at every call."""
+    if "vae" not in SETTINGS[variant]:
+        with pytest.raises(UserError, match="vae_posterior=sample"):
+            make_harness(quick_config(variant, frontend__vae_posterior="sample"))
+        return
+    step = step_of([batch_of(rows(["caption", "text_to_image"]))])
+    configs = [quick_config(variant, frontend__vae_posterior=word) for word in ("mean", "sample", "sample")]
+    mean, drawn, again = (make_harness(config)._backward(step) for config in configs)
+    assert drawn == again and all(drawn[name] != mean[name] for name in LOSSES)
+
+
 def test_recomputed_activations_give_the_same_gradients(variant: str) -> None:
     packed = rows(["vqa", "caption", "text", "text_to_image", "edit", "text_to_image"])
     results, ran = [], []

@@ -59,6 +59,7 @@ def config_of(strategy: str, **changes: Any) -> RunConfig:
     # AdamW divides by the root of the second moment: where a gradient is all rounding, so would be the step, but for a large eps.
     settings = {"stages": stages, "data__step_tokens": 1024, "optimizer__eps": 1e-3, "objective__masking__start": 0.0}
     few = {"evaluation__groups": 1, "evaluation__loss_documents": 2, "evaluation__psnr_images": 1, "evaluation__sample_prompts": 1}
+    settings["frontend__vae_posterior"] = "sample"
     return quick_config("tuna", **{**settings, **few, **STRATEGIES.get(strategy, {}), **changes})
 
 

@@ -33,7 +33,7 @@ def dense_losses(
     model: UnifiedModel, batch: PackedBatch, draws: Draws, objective: ObjectiveConfig, padded: int, pad: int
 ) -> dict[str, SumCount]:
     """The losses of ``model.objective.losses``, computed the obvious way: a row a document, ``padded`` tokens each."""
-    x = to_space(model, batch)
+    x = to_space(model, batch, draws.posterior_nChw)
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
     D = len(batch.start_D)
     ids_DL = torch.full((D, padded), pad)

@@ -121,22 +121,32 @@ class VisualFrontEnd(nn.Module, ABC):
         """What :meth:`to_space` returns, for images that tokens cut exactly; pixels stay as they are."""
         return image_BCHW.detach()
 
+    @property
+    def sampled(self) -> bool:
+        """Whether training sees a random x of each image (of a VAE's posterior), which :meth:`draw` makes, instead of the one x."""
+        return False
+
+    def draw(self, image_BCHW: Tensor, noise_BChw: Tensor) -> Tensor:
+        """What :meth:`to_space` returns with noise; asked for where :attr:`sampled` alone."""
+        raise NotImplementedError(f"{type(self).__name__} has one x an image")
+
     def decode(self, x_BChw: Tensor) -> Tensor:
         """What :meth:`from_space` returns, for x that fits the space; pixels stay as they are."""
         return x_BChw.detach()
 
     @final
     @torch.no_grad()
-    def to_space(self, image_BCHW: Tensor) -> Tensor:
+    def to_space(self, image_BCHW: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
         """RGB in [-1, 1], (B, 3, H, W), to x (B, C, h, w) in the space images are generated in. Frozen.
 
+        ``noise_BChw``, standard normal: which x of those that are drawn in training, where :attr:`sampled`.
         Raises UserError: not RGB, a size that tokens do not cut exactly, or an x that is not of the stated space.
         """
         batch, channels, height, width = image_BCHW.shape
         if channels != RGB:
             raise UserError(f"{type(self).__name__} takes images of {RGB} channels, got {channels}")
         self.space.grid(height, width)
-        x_BChw = self.encode(image_BCHW)
+        x_BChw = self.encode(image_BCHW) if noise_BChw is None else self.draw(image_BCHW, noise_BChw)
         stride = self.space.stride
         self._expect("encode", x_BChw, (batch, self.space.channels, height // stride, width // stride))
         return x_BChw

@@ -28,10 +28,18 @@ class LatentFrontEnd(VisualFrontEnd):
     def codec(config: FrontEndConfig, components: "Components") -> LatentCodec:
         """The VAE that a variant names, with the statistics it asks for."""
         vae = components.vae(config.vae)
+        vae.sampled = config.vae_posterior == "sample"
         return vae.with_official_statistics() if config.vae_statistics == "official" else vae
+
+    @property
+    def sampled(self) -> bool:
+        return self.vae.sampled
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         return self.vae.encode(image_BCHW)
+
+    def draw(self, image_BCHW: Tensor, noise_BChw: Tensor) -> Tensor:
+        return self.vae.encode(image_BCHW, noise_BChw)
 
     def decode(self, x_BChw: Tensor) -> Tensor:
         return self.vae.decode(x_BChw)

@@ -13,13 +13,15 @@ from tunalab.errors import UserError
 
 
 class LatentCodec(nn.Module):
-    """Deterministic: encodes to the posterior's mean, normalised per channel by stored statistics; decoding undoes both.
+    """Encodes to the posterior's mean, normalised per channel by stored statistics; decoding undoes both.
 
+    ``sampled``: whether training sees a draw from the posterior instead, for which it gives :meth:`encode` the noise.
     ``fold`` > 1 folds blocks of fold x fold pixels into channels before the VAE (Wan 2.2 does so inside its own).
     """
 
     mean_C: Tensor
     std_C: Tensor
+    sampled = False
 
     def __init__(
         self, vae: nn.Module, channels: int, stride: int, mean: Sequence[float], std: Sequence[float], fold: int = 1
@@ -37,11 +39,16 @@ class LatentCodec(nn.Module):
         # A video VAE takes a time axis; an image is a video of one frame.
         self.video = hasattr(getattr(vae, "config", None), "temperal_downsample")
 
-    def encode(self, image_BCHW: Tensor) -> Tensor:
-        """RGB in [-1, 1], (B, 3, H, W), to normalised latents (B, C, H / stride, W / stride)."""
+    def encode(self, image_BCHW: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
+        """RGB in [-1, 1], (B, 3, H, W), to normalised latents (B, C, H / stride, W / stride).
+
+        ``noise_BChw``, standard normal: the posterior's draw mean + deviation * noise takes the place of its mean.
+        """
         folded_BFHW = F.pixel_unshuffle(image_BCHW, self.fold) if self.fold > 1 else image_BCHW
         posterior = self.vae.encode(folded_BFHW[:, :, None] if self.video else folded_BFHW).latent_dist  # type: ignore[operator]
         z_BChw = posterior.mode()[:, :, 0] if self.video else posterior.mode()
+        if noise_BChw is not None:
+            z_BChw = z_BChw + (posterior.std[:, :, 0] if self.video else posterior.std) * noise_BChw
         return (z_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]
 
     def decode(self, x_BChw: Tensor) -> Tensor:

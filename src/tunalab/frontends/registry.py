@@ -32,10 +32,12 @@ def build_frontend(config: FrontEndConfig, width: int, image_size: int, componen
 
     Under ``torch.device("meta")`` only the architecture is built and no file is read.
 
-    Raises UserError: unknown name (with the choices), missing or damaged component, a weight that does not load, an
-    ``image_size`` (pixels along a side) that the tokens do not cut exactly.
+    Raises UserError: unknown name (with the choices), missing or damaged component, a weight that does not load, a posterior to be
+    sampled where there is none, an ``image_size`` (pixels along a side) that the tokens do not cut exactly.
     """
     frontend = frontend_class(config.name).build(config, width, components or Components())
+    if config.vae_posterior == "sample" and not frontend.sampled:
+        raise UserError(f"frontend.vae_posterior=sample: frontend.name={config.name} has no VAE (choices: mean)")
     side = frontend.space.token_pixels
     if image_size % side:
         raise UserError(

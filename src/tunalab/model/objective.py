@@ -21,11 +21,14 @@ from tunalab.model.unified import UnifiedModel
 
 @dataclass(eq=False)
 class Draws:
-    """``t_N`` time of every image (1: clean), ``mask_nT`` masked visual tokens, ``noise_nChw`` standard normal."""
+    """``t_N`` time of every image (1: clean), ``mask_nT`` masked visual tokens, ``noise_nChw`` standard normal, and so is
+    ``posterior_nChw``, which chooses x where a front-end has many of an image.
+    """
 
     t_N: Tensor
     mask_nT: list[Tensor]
     noise_nChw: list[Tensor]
+    posterior_nChw: list[Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +45,27 @@ def loss_counts(batch: PackedBatch) -> dict[str, int]:
     return {"text": len(batch.label_K), "flow": sum(int(generate_n.sum()) * group.tokens for group, generate_n in generating)}
 
 
-def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, space: TargetSpace, masking: bool) -> Draws:
-    """Times, masks and noise as a function of (seed, an image's place in the stream) alone.
+def draw(
+    batch: PackedBatch, objective: ObjectiveConfig, seed: int, space: TargetSpace, masking: bool, posterior: bool = False
+) -> Draws:
+    """Times, masks, noise and, with ``posterior``, what chooses x as a function of (seed, an image's place in the stream) alone.
 
     So they do not depend on how documents were batched, and times and masks not on the front-end either: those are drawn before
-    the noise, whose shape differs between target spaces. Raises UserError for an image that the space does not cut exactly.
+    the noise, whose shape differs between target spaces, and the noise before what chooses x.
+    Raises UserError for an image that the space does not cut exactly.
     """
     device = batch.key_N.device
     generator = torch.Generator(device=device)
     N = len(batch.generate_N)
     normal_N = torch.empty(N, device=device)
     uniform_N4 = torch.empty((N, 4), device=device)
-    scores_nT, noise_nChw = [], []
+    scores_nT, noise_nChw, posterior_nChw = [], [], []
     keys = enumerate(batch.key_N.tolist())
     for group in batch.groups:
         rows, columns = space.grid(*group.size)
         scores = torch.empty((len(group), group.tokens), device=device)
         noise = torch.empty((len(group), space.channels, rows * space.patch, columns * space.patch), device=device)
+        choice = torch.empty_like(noise) if posterior else noise[:0]
         for i, (n, key) in enumerate(islice(keys, len(group))):
             # Multiplying by a large odd number spreads neighbouring (seed, key) over the generator's 64-bit seed space.
             generator.manual_seed((seed * 0x9E3779B97F4A7C15 + key * 0xBF58476D1CE4E5B9) % 2**63)
@@ -66,21 +73,25 @@ def draw(batch: PackedBatch, objective: ObjectiveConfig, seed: int, space: Targe
             uniform_N4[n].uniform_(generator=generator)
             scores[i].uniform_(generator=generator)
             noise[i].normal_(generator=generator)
+            if posterior:
+                choice[i].normal_(generator=generator)
         scores_nT.append(scores)
         noise_nChw.append(noise)
+        posterior_nChw.append(choice)
     noisy_N = uniform_N4[:, 0] < objective.understanding_noise
     source_N = source_images(batch)
     looked_at_N = 1 - torch.where(noisy_N & ~source_N, 0.1 * uniform_N4[:, 1], torch.zeros_like(normal_N))
     tokens_N = torch.tensor([group.tokens for group in batch.groups for _ in range(len(group))], device=device)
     t_N = torch.where(batch.generate_N, flow.sample_time(normal_N, tokens_N, objective), looked_at_N)
+    chosen = posterior_nChw if posterior else None
     if not masking:
-        return Draws(t_N, [torch.zeros_like(scores, dtype=torch.bool) for scores in scores_nT], noise_nChw)
+        return Draws(t_N, [torch.zeros_like(scores, dtype=torch.bool) for scores in scores_nT], noise_nChw, chosen)
     known = (batch.by_group(values) for values in (uniform_N4[:, 2:], batch.generate_N, source_N))
     masks = [
         choose_mask(uniform_n2, scores, generate_n, source_n, objective.masking)
         for scores, uniform_n2, generate_n, source_n in zip(scores_nT, *known, strict=True)
     ]
-    return Draws(t_N, masks, noise_nChw)
+    return Draws(t_N, masks, noise_nChw, chosen)
 
 
 def source_images(batch: PackedBatch) -> Tensor:
@@ -92,12 +103,16 @@ def source_images(batch: PackedBatch) -> Tensor:
     return ~batch.generate_N & torch.isin(document_N, document_N[batch.generate_N])
 
 
-def to_space(model: UnifiedModel, batch: PackedBatch) -> list[Tensor]:
+def to_space(model: UnifiedModel, batch: PackedBatch, posterior_nChw: list[Tensor] | None = None) -> list[Tensor]:
     """The batch's images in the target space: uint8 (n, H, W, 3) to x (n, C, h, w), float32 also where the model computes in less:
-    what x loses here no loss could tell.
+    what x loses here no loss could tell. ``posterior_nChw``: of the draws of training.
     """
+    chosen = posterior_nChw or [None] * len(batch.groups)
     with torch.autocast(batch.key_N.device.type, enabled=False):
-        return [model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1) for group in batch.groups]
+        return [
+            model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1, choice)
+            for group, choice in zip(batch.groups, chosen, strict=True)
+        ]
 
 
 def noised(batch: PackedBatch, x_nChw: list[Tensor], noise_nChw: list[Tensor], t_N: Tensor, noise_scale: float) -> list[Tensor]:
@@ -115,7 +130,7 @@ def losses(
 
     ``x_nChw`` may be given when it is already known (:func:`to_space`).
     """
-    x = to_space(model, batch) if x_nChw is None else x_nChw
+    x = to_space(model, batch, draws.posterior_nChw) if x_nChw is None else x_nChw
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
     output = model(batch, x_t, draws.t_N, draws.mask_nT)
     text = text_loss(output.table, output.hidden_KD, batch.label_K)

@@ -134,7 +134,8 @@ class Harness(LightningModule):
         sums: dict[str, Tensor] = {name: torch.zeros((), device=self.device) for name in weights}
         masking = masks(objective.masking, self.config.stages[step.stage], step.stage_progress)
         for number, batch in enumerate(step.mine.batches):
-            draws = draw(batch, objective, self.config.seed, self.model.frontend.space, masking)
+            frontend = self.model.frontend
+            draws = draw(batch, objective, self.config.seed, frontend.space, masking, frontend.sampled)
             with self._gradients_summed(number == len(step.mine.batches) - 1):
                 parts = losses(self.model, batch, draws, objective)
                 # Data-parallel training averages gradients over ranks, so each rank's share is scaled up to make it a sum.
