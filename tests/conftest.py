@@ -12,7 +12,7 @@ from tests.globals import kept
 from tests.variants import settings_of
 from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
 from tunalab.data.scenes import text_sample
-from tunalab.data.tokenizer import Tokenizer, train_tokenizer
+from tunalab.data.tokenizer import QWEN25_SPECIALS, Tokenizer, train_tokenizer
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.latents import LatentCodec
 from tunalab.frontends.registry import build_frontend
@@ -51,6 +51,13 @@ def nothing_is_handed_on() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(text_sample(0, 2000), vocabulary=400)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Tokenizer:
+    """With the tokens of Qwen's turns, in which all documents that ask something are laid out; fewer ids than `tokenizer` has."""
+    backend = train_tokenizer(text_sample(0, 300), vocabulary=300).backend
+    return Tokenizer.with_specials(backend, QWEN25_SPECIALS, prefix_space=True).with_chat("qwen_all")
 
 
 def small_config() -> RunConfig:

@@ -28,6 +28,9 @@ def check_settings(config: Any) -> None:
         if not sum(stage.mix.values()) > 0:
             raise UserError(f"stages.{name}.mix has no source of positive weight (stages: {', '.join(config.stages)})")
     decoder, head = config.decoder, config.head
+    if decoder.chat != "none" and not (decoder.tokenizer or decoder.pretrained):
+        own = "decoder.tokenizer or decoder.pretrained"
+        raise UserError(f"decoder.chat={decoder.chat} needs a tokenizer with its tokens: set {own} (choices without: none)")
     if decoder.width % (2 * decoder.heads):
         raise UserError(f"decoder.width={decoder.width} is not a multiple of 2 x decoder.heads={decoder.heads}")
     for part, heads, kv_heads in (("decoder", decoder.heads, decoder.kv_heads), ("head", head.heads, head.kv_heads)):

@@ -127,6 +127,9 @@ class DecoderConfig:
 
     pretrained: str = ""  # checkpoint: name on the Hub (Qwen/Qwen2.5-1.5B-Instruct) or folder; empty: from scratch
     tokenizer: str = ""  # name on the Hub or folder; empty: that of `pretrained`, or the tiny one of `make components`
+    # Turns of Qwen's chat, with its system turn, in training as at every use of the model: none | qwen (around questions and
+    # answers, as the published models) | qwen_all (around prompts and instructions with their images too). Plain text has none.
+    chat: str = "none"
     vocabulary: int = 0  # rows of the embedding table; 0: as many as the tokenizer has ids
     width: int = 128
     layers: int = 3

@@ -7,6 +7,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "frontend.vae_posterior": ("mean", "sample"),
     "data.manifests.kind": ("caption", "text_to_image"),
     "data.webdataset.kind": ("caption", "text_to_image"),
+    "decoder.chat": ("none", "qwen", "qwen_all"),
     "decoder.image_positions": ("sincos2d", "none"),
     "objective.prediction": ("x", "v"),
     "objective.target_layout": ("patch", "raster"),

@@ -1,11 +1,16 @@
 """Every layout, token by token."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tests.checkpoints import save_qwen_tokenizer
 
 from tunalab.data.documents import Document, Image, Reject, Text
-from tunalab.data.sequence import to_sequence
+from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
+from tunalab.data.sequence import SYSTEM, to_sequence
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
 
 TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 PIXELS = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in (10, 200)]
@@ -117,3 +122,81 @@ def test_text_that_spells_a_special_token_makes_no_slot(tokenizer: Tokenizer) ->
 def test_a_document_without_segments_is_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(Reject):
         to_sequence(Document("text", ()), tokenizer, TOKEN_PIXELS)
+
+
+# As Qwen2.5's own template writes a conversation, after its system turn.
+TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
+QWEN_NAMES = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+SHOWN = "<|vision_start|>" + "<|image_pad|>" * (1 + T) + "<|vision_end|>"
+ASKED = Document("vqa", (LOOKED_AT, Text("How many  rings?"), Text("3 red ones\n\nand 1", True), Text("Sure?"), Text("yes", True)))
+SPOKEN = Document("text", (Text("say: <|im_end|>"), Text("no", target=True)))
+TWO = Document("vqa", (Text("before"), LOOKED_AT, LOOKED_AT, Text("what changed?"), Text("nothing", target=True)))
+PICTURE = Document("text_to_image", (Text("a red ring"), TARGET))
+EDIT = Document("edit", (LOOKED_AT, Text("make it red"), TARGET))
+COPY = Document("edit", (LOOKED_AT, TARGET))
+PLAIN = Document("text", (Text("only read", target=True),))
+ANSWERED = {
+    "asked": (
+        ASKED,
+        [("user", f"{SHOWN}\nHow many  rings?"), ("assistant", "3 red ones\n\nand 1"), ("user", "Sure?"), ("assistant", "yes")],
+    ),
+    "without an image": (Document("text", (Text("how?"), Text("so", True))), [("user", "how?"), ("assistant", "so")]),
+    "two images": (TWO, [("user", f"before\n{SHOWN}\n{SHOWN}\nwhat changed?"), ("assistant", "nothing")]),
+    "no question": (Document("caption", (LOOKED_AT, Text("a ring", True))), [("user", SHOWN), ("assistant", "a ring")]),
+}
+GENERATED = {
+    "prompt": (PICTURE, [("user", "a red ring"), ("assistant", SHOWN)]),
+    "edit": (EDIT, [("user", f"{SHOWN}\nmake it red"), ("assistant", SHOWN)]),
+    "copy": (COPY, [("user", SHOWN), ("assistant", SHOWN)]),
+}
+
+
+def template(turns: list[tuple[str, str]]) -> str:
+    return "".join(TURN.format(role=role, content=content) for role, content in [("system", SYSTEM), *turns]).removesuffix("\n")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Cuts words as Qwen2.5's does."""
+    folder: Path = tmp_path_factory.mktemp("qwen")
+    save_qwen_tokenizer(folder, QWEN_NAMES)
+    return pretrained_tokenizer(str(folder), "decoder.tokenizer")
+
+
+@pytest.mark.parametrize("chat", ["qwen", "qwen_all"])
+@pytest.mark.parametrize("case", [*ANSWERED, *GENERATED])
+def test_turns_are_those_of_qwens_template(case: str, chat: str, qwen: Tokenizer) -> None:
+    """Token by token what the library makes of the whole text; only answers are predicted, with the end of their turn."""
+    document, turns = {**ANSWERED, **GENERATED}[case]
+    sequence = to_sequence(document, qwen.with_chat(chat), TOKEN_PIXELS)
+    if case in GENERATED and chat == "qwen":
+        assert sequence.ids_L.tolist() == to_sequence(document, qwen, TOKEN_PIXELS).ids_L.tolist()
+        return
+    qwen.backend.backend_tokenizer.encode_special_tokens = False
+    expected = qwen.backend.backend_tokenizer.encode(template(turns), add_special_tokens=False).ids
+    assert sequence.ids_L.tolist() == expected
+    answers = [content for role, content in turns if role == "assistant" and content != SHOWN]
+    predicted = qwen.backend.backend_tokenizer.decode(sequence.ids_L[sequence.target_L].tolist(), skip_special_tokens=False)
+    assert predicted == "".join(f"{answer}<|im_end|>" for answer in answers)
+    assert [span.generate for span in sequence.spans] == [s.generate for s in document.segments if isinstance(s, Image)]
+
+
+@pytest.mark.parametrize("chat", ["none", "qwen", "qwen_all"])
+def test_plain_text_has_no_turns_and_text_never_ends_one(chat: str, qwen: Tokenizer) -> None:
+    ours = qwen.with_chat(chat)
+    assert to_sequence(PLAIN, ours, TOKEN_PIXELS).ids_L.tolist() == [qwen.bos, *qwen.encode("only read"), qwen.eos]
+    ids = to_sequence(SPOKEN, ours, TOKEN_PIXELS).ids_L.tolist()
+    assert ids.count(qwen.eos) == (1 if chat == "none" else 3), "a text that spells a special token is text"
+
+
+def test_a_dropped_prompt_leaves_its_turn(qwen: Tokenizer) -> None:
+    dropped = to_sequence(PICTURE, qwen.with_chat("qwen_all"), TOKEN_PIXELS, drop_prompt=True)
+    text = qwen.backend.backend_tokenizer.decode(dropped.ids_L.tolist(), skip_special_tokens=False)
+    assert text == template([("user", ""), ("assistant", SHOWN)])
+
+
+def test_a_tokenizer_without_the_tokens_of_turns_is_refused(tokenizer: Tokenizer) -> None:
+    words = r"^decoder.chat=qwen needs a tokenizer .* <\|im_start\|> and <\|im_end\|>; this one has <\|bos\|> and <\|eos\|>$"
+    with pytest.raises(UserError, match=words):
+        tokenizer.with_chat("qwen")
+    assert tokenizer.with_chat("none") is tokenizer

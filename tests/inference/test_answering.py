@@ -39,6 +39,18 @@ def test_batched_cached_answers_are_those_of_full_forward_passes(name, tiny_mode
     assert [answer_prompts(model, [prompt], MAX_TOKENS, eos)[0] for prompt in prompts] == expected
 
 
+def test_in_turns_too_answers_are_those_of_full_forward_passes(tiny_model, chat_tokenizer, questions):
+    model = tiny_model("patch_embed")
+    prompts = [question_prompt(chat_tokenizer, model.frontend.space, *question) for question in questions]
+    expected = [reference_answer(model, prompt, MAX_TOKENS) for prompt in prompts]
+    eos = expected[0][2]
+    expected = [ids[: ids.index(eos)] if eos in ids else ids for ids in expected]
+    assert answer_prompts(model, prompts, MAX_TOKENS, eos) == expected
+    assert [answer_prompts(model, [prompt], MAX_TOKENS, eos)[0] for prompt in prompts] == expected
+    plain = question_prompt(chat_tokenizer.with_chat("none"), model.frontend.space, *questions[0])
+    assert len(prompts[0].ids_L) > len(plain.ids_L) and prompts[0].ids_L.tolist().count(chat_tokenizer.eos) == 2
+
+
 def test_answers_are_decoded_text_and_do_not_change(tiny_model, tokenizer, questions):
     model = tiny_model("patch_embed")
     first = answer(model, tokenizer, questions, MAX_TOKENS)
@@ -54,11 +66,14 @@ def test_the_image_is_seen(tiny_model, tokenizer):
     assert len(set(answer(model, tokenizer, asked, MAX_TOKENS))) > 1
 
 
-def test_prompts_are_the_beginnings_of_training_documents(tiny_model, tokenizer):
+@pytest.mark.parametrize("chat", [None, "none", "qwen", "qwen_all"])
+def test_prompts_are_the_beginnings_of_training_documents(chat, tiny_model, tokenizer, chat_tokenizer):
+    tokenizer = tokenizer if chat is None else chat_tokenizer.with_chat(chat)
     space = tiny_model("patch_embed").frontend.space
     one, two = _images(2)
     question = Document("vqa", (Image(one), Text("how many rings?"), Text("3", target=True)))
-    text = Document("text", (Text("3 rings and", target=True),))
+    plain = tokenizer.chat == "none"  # a text that goes on, or one that answers
+    text = Document("text", (Text("3 rings and", target=True),) if plain else (Text("3 rings and"), Text("more", target=True)))
     picture = Document("text_to_image", (Text("a red ring"), Image(one, generate=True)))
     edit = Document("edit", (Image(one), Text("remove the red ring"), Image(two, generate=True)))
     for prompt, document in (
@@ -69,10 +84,14 @@ def test_prompts_are_the_beginnings_of_training_documents(tiny_model, tokenizer)
     ):
         sequence = to_sequence(document, tokenizer, 8)
         assert prompt.ids_L.tolist() == sequence.ids_L[: len(prompt.ids_L)].tolist()
+        behind = len(prompt.ids_L)  # where the answer begins
+        first = np.flatnonzero(sequence.target_L)[0] if sequence.target_L.any() else sequence.spans[-1].offset
+        assert plain and document is text or behind == first
         for ours, theirs in zip(prompt.spans, sequence.spans[: len(prompt.spans)], strict=True):
             assert (ours.offset, ours.length) == (theirs.offset, theirs.length) and ours.pixels_HWC is theirs.pixels_HWC
     unconditional = to_sequence(picture, tokenizer, 8, drop_prompt=True)
-    assert image_prompt(tokenizer, space, "").ids_L.tolist() == unconditional.ids_L[:2].tolist()
+    nothing = image_prompt(tokenizer, space, "").ids_L.tolist()
+    assert nothing == unconditional.ids_L[: len(nothing)].tolist() and len(nothing) == unconditional.spans[0].offset
 
 
 def test_batches_hold_every_prompt_once_within_their_bound():

@@ -124,6 +124,14 @@ def test_a_cut_prompt_ends_with_its_last_token(tiny_model, tokenizer):
     assert tokenizer.decode([word_prompt(tokenizer, space, image, question, "ring").ids_L[-1]]) == "ring"
 
 
+def test_a_word_is_found_within_turns(tiny_model, chat_tokenizer):
+    space, question = tiny_model("patch_embed").frontend.space, "what colour is the ring?"
+    prompt = word_prompt(chat_tokenizer, space, np.zeros((32, 32, 3), dtype=np.uint8), question, "ring")
+    read = chat_tokenizer.encode(question)[: tokens_through(chat_tokenizer, question, "ring")]
+    assert prompt.ids_L[-len(read) :].tolist() == read
+    assert chat_tokenizer.decode(prompt.ids_L[: -len(read)].tolist()).endswith("user\n \n"), "a turn, its image, a line"
+
+
 @pytest.mark.parametrize(
     ("question", "word", "read"),
     [

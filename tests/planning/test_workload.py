@@ -1,6 +1,7 @@
 """What rows hold: assumed lengths against documents counted one by one, samples against the stream."""
 
 import itertools
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from tests.conftest import small_config
 
 from tunalab.config import DataConfig, FineVisionConfig, ManifestConfig, OmniEditConfig, StageConfig, TextConfig, WebDatasetConfig
 from tunalab.data.packing import PackedBatch
+from tunalab.data.sequence import SYSTEM
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.flops import Work
 from tunalab.planning.workload import (
     ASSUMED,
+    CHAT,
+    CHAT_LINE,
+    CHAT_TURN,
     IMAGE_FRAME,
     assumed,
     average,
@@ -22,6 +27,7 @@ from tunalab.planning.workload import (
     needs_no_files,
     row_share,
     sampled,
+    shape_of,
     visual_tokens,
     workload,
 )
@@ -118,6 +124,23 @@ def test_shares_of_a_row_full_of_one_kind() -> None:
     assert edit["predictions"] == edit["front-end"] / 2
     text = row_share("text", DATA, 8)
     assert text["front-end"] == text["flow head"] == text["predictions"] == 0 and text["labels"] == pytest.approx(1, abs=0.01)
+
+
+def test_turns_of_a_chat_are_counted_with_the_tokenizer_they_are_for(tmp_path: Path) -> None:
+    """The numbers are those of Qwen2.5's vocabulary, in which every word of its system turn but its name (two) is a token."""
+    mix = {"webdataset/c": 1.0}
+    plain = assumed(mix, DATA, 8).per_token
+    in_turns = [assumed(mix, DATA, 8, chat).per_token for chat in ("none", "qwen", "qwen_all")]
+    assert in_turns[0] == plain and in_turns[1] == in_turns[2] and in_turns[1].labels < plain.labels
+    for kind, shape in ASSUMED.items():
+        added = [shape_of(kind, chat).text - shape.text for chat in ("none", "qwen", "qwen_all")]
+        once = CHAT + CHAT_LINE * shape.looked_at
+        assert added[0] == 0 and added[1] == (0 if shape.generated or kind == "text" else added[2])
+        assert added[2] == (0 if kind == "text" else pytest.approx(once + CHAT_TURN * 2.7, abs=1) if kind == "vqa" else once)
+    words = len(re.findall(r"\w+|[^\w\s]", SYSTEM)) + 1
+    role = 3  # what begins it, its name, a line
+    assert role + words + 2 + 2 * role + 2 - 1 == CHAT, "bos is counted already"
+    assert 2 * role + 3 == CHAT_TURN
 
 
 def test_a_sample_is_of_the_stages_own_stream(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -45,23 +45,35 @@ class Tokenizer:
 
     Spaces before a text never matter: ``encode("red") == encode(" red")``, so that an answer has one spelling wherever it
     stands. With ``prefix_space`` a lower-case start becomes the token it is inside a sentence; capitals and digits, which
-    are tokens of their own there, need no prefix. ``decode(encode(s)) == s`` for every s without outer spaces (a real tokenizer
+    are tokens of their own there, need no prefix. ``chat``: in which turns documents are laid out with it (decoder.chat;
+    sequence.py). ``decode(encode(s)) == s`` for every s without outer spaces (a real tokenizer
     may normalise Unicode first). Text that spells a special token is encoded as text, never as that token.
     """
 
     def __init__(
-        self, backend: "PreTrainedTokenizerFast", specials: SpecialTokens = SpecialTokens(), prefix_space: bool = False
+        self,
+        backend: "PreTrainedTokenizerFast",
+        specials: SpecialTokens = SpecialTokens(),
+        prefix_space: bool = False,
+        chat: str = "none",
     ) -> None:
-        """Raises UserError when a special token is not in the vocabulary, or when two of them are the same."""
+        """Raises UserError when a special token is not in the vocabulary, or when two of them are the same, or for turns of a chat
+        when bos and eos are not those that begin and end a turn.
+        """
         vocabulary = backend.get_vocab()
         missing = [f"{role} {name}" for role, name in asdict(specials).items() if name not in vocabulary]
         if missing:
             raise UserError(f"tokenizer lacks special tokens: {', '.join(missing)} (Tokenizer.with_specials adds them)")
         if len(set(asdict(specials).values())) < len(asdict(specials)):
             raise UserError(f"tokenizer's special tokens must differ from each other: {asdict(specials)}")
+        turn, own = (QWEN25_SPECIALS.bos, QWEN25_SPECIALS.eos), (specials.bos, specials.eos)
+        if chat != "none" and own != turn:
+            needed, found = (f"{bos} and {eos}" for bos, eos in (turn, own))
+            raise UserError(f"decoder.chat={chat} needs a tokenizer whose texts begin and end with {needed}; this one has {found}")
         self.backend = backend
         self.specials = specials
         self.prefix_space = prefix_space
+        self.chat = chat
         self.bos: int = vocabulary[specials.bos]
         self.eos: int = vocabulary[specials.eos]
         self.boi: int = vocabulary[specials.boi]
@@ -79,6 +91,10 @@ class Tokenizer:
         if absent:
             backend.add_tokens(absent, special_tokens=True)
         return cls(backend, specials, prefix_space)
+
+    def with_chat(self, chat: str) -> "Tokenizer":
+        """The same tokenizer, for documents in these turns. Raises UserError as the constructor."""
+        return self if chat == self.chat else Tokenizer(self.backend, self.specials, self.prefix_space, chat)
 
     @property
     def vocabulary(self) -> int:

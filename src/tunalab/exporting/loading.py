@@ -100,7 +100,7 @@ def load_exported(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     config = read_config(folder / CONFIG_FILE)
     if not (folder / TOKENIZER).is_dir():
         raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    tokenizer = Tokenizer.load(folder / TOKENIZER).with_chat(config.decoder.chat)
     check_tokenizer(tokenizer, about.vocabulary, str(folder))
     parts = ExportedParts(folder, about.components)
     model = assemble(config, parts, about.vocabulary, read_weights(folder), str(folder))

@@ -45,7 +45,7 @@ class RunParts(Components):
         Raises UserError when there is none of that name, or it lacks the image tokens: ids of new ones would mean nothing.
         """
         name = decoder.tokenizer or decoder.pretrained
-        return pretrained_tokenizer(name, "decoder.tokenizer", add=False) if name else None
+        return pretrained_tokenizer(name, "decoder.tokenizer", add=False).with_chat(decoder.chat) if name else None
 
     def frozen_vae(self, config: RunConfig) -> LatentCodec:
         return super().vae(config.frontend.vae)

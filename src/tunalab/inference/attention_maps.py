@@ -82,9 +82,11 @@ def word_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray
 def cut_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray, question: str, tokens: int) -> Prompt:
     """The same, cut behind so many tokens of the question, at least one."""
     prompt = question_prompt(tokenizer, space, pixels_HWC, question)
-    span = prompt.spans[0]
+    span, asked = prompt.spans[0], tokenizer.encode(question)
     behind_image = span.offset + span.length + 1
-    return replace(prompt, ids_L=prompt.ids_L[: behind_image + tokens])
+    # Within turns of a chat a line ends between the image and the question.
+    first = next(at for at in range(behind_image, len(prompt.ids_L)) if prompt.ids_L[at : at + len(asked)].tolist() == asked)
+    return replace(prompt, ids_L=prompt.ids_L[: first + tokens])
 
 
 def tokens_through(tokenizer: Tokenizer, question: str, word: str) -> int:

@@ -1,4 +1,4 @@
-"""Prompts: the part of a document that stands before what the model has to produce. Layouts: see data/documents.py.
+"""Prompts: the part of a document that stands before what the model has to produce. Layouts: see data/sequence.py.
 
 Shapes: L tokens, H W C image pixels and channels.
 """
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunalab.data.sequence import ImageSpan
+from tunalab.data.documents import Image, Text
+from tunalab.data.sequence import ImageSpan, laid_out
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.contract import TargetSpace
 
@@ -31,28 +32,34 @@ class Prompt:
 
 
 def build_prompt(tokenizer: Tokenizer, space: TargetSpace, segments: list[str | np.ndarray], before_image: bool = False) -> Prompt:
-    """``bos``, then the segments in order: texts, and images (H, W, 3) uint8 between boi and eoi.
+    """What a document holds before its answer, of these segments in order: texts, and images (H, W, 3) uint8 between boi and eoi.
 
-    ``before_image`` ends it with boi, so that an image follows. Raises UserError for an image that the space does not cut
-    exactly.
+    ``before_image``: the answer is an image, and the prompt ends with boi. Raises UserError for an image that the space does not
+    cut exactly.
     """
-    ids = [tokenizer.bos]
+    asked = [Text(segment) if isinstance(segment, str) else Image(segment) for segment in segments]
+    answer = Image(np.empty((0, 0, 3), dtype=np.uint8), generate=True) if before_image else Text("", target=True)
+    ids: list[int] = []
     spans = []
-    for segment in segments:
-        if isinstance(segment, str):
-            ids += tokenizer.encode(segment)
+    for piece in laid_out([*asked, answer], tokenizer):
+        if isinstance(piece, Image):
+            if piece is answer:
+                ids.append(tokenizer.boi)
+                break
+            rows, columns = space.grid(*piece.pixels_HWC.shape[:2])
+            slots = 1 + rows * columns
+            spans.append(ImageSpan(len(ids) + 1, slots, piece.pixels_HWC, generate=False))
+            ids += [tokenizer.boi, *[tokenizer.image_pad] * slots, tokenizer.eoi]
             continue
-        rows, columns = space.grid(*segment.shape[:2])
-        slots = 1 + rows * columns
-        spans.append(ImageSpan(len(ids) + 1, slots, segment, generate=False))
-        ids += [tokenizer.boi, *[tokenizer.image_pad] * slots, tokenizer.eoi]
-    if before_image:
-        ids.append(tokenizer.boi)
+        tokens, predicted = piece
+        if predicted:
+            break
+        ids += tokens
     return Prompt(np.array(ids, dtype=np.int64), tuple(spans))
 
 
 def question_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray | None, question: str) -> Prompt:
-    """``bos boi [time][patches] eoi question``, without the image part when there is no image."""
+    """``bos boi [time][patches] eoi question``, or these in turns; without the image part when there is no image."""
     return build_prompt(tokenizer, space, [question] if pixels_HWC is None else [pixels_HWC, question])
 
 
@@ -62,9 +69,9 @@ def image_prompt(tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
 
 
 def edit_prompt(tokenizer: Tokenizer, space: TargetSpace, source_HWC: np.ndarray, instruction: str) -> Prompt:
-    """``bos boi [source] eoi instruction boi``.
+    """``bos boi [source] eoi instruction boi``; without an instruction the source alone, as a copy has it (data/copies.py).
 
     Guidance starts from the empty prompt of :func:`image_prompt` here too, which training has seen: no instruction is ever dropped,
     and from the source without one, trained models were guided away from the edited image, further with more guidance.
     """
-    return build_prompt(tokenizer, space, [source_HWC, instruction], before_image=True)
+    return build_prompt(tokenizer, space, [source_HWC, *([instruction] if instruction else [])], before_image=True)

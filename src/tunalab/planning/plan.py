@@ -161,7 +161,7 @@ def placement(config: RunConfig, gpus: int, micro_batches: int, strategy: str | 
 def _memory(config: RunConfig, model: UnifiedModel, count: parameters.Totals, sharding: Sharding, token_pixels: int) -> Memory:
     bf16 = config.precision != "fp32"
     tokens = config.data.rows * config.data.row_tokens
-    rows = {kind: row_share(kind, config.data, token_pixels) for kind in kinds_of(config)}
+    rows = {kind: row_share(kind, config.data, token_pixels, config.decoder.chat) for kind in kinds_of(config)}
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)))

@@ -14,7 +14,7 @@ from tunalab.config import DataConfig, RunConfig
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.copies import PREFIX
 from tunalab.data.documents import KINDS, Kind
-from tunalab.data.sequence import visual_grid
+from tunalab.data.sequence import has_turns, visual_grid
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.flops import Work
@@ -50,6 +50,20 @@ ASSUMED: dict[Kind, Shape] = {
 }
 
 
+# Tokens that turns of a chat add with Qwen2.5's tokenizer (decoder.chat): to a document, where an image stands before text, and
+# to every turn but the first.
+CHAT, CHAT_LINE, CHAT_TURN = 28, 1, 9
+TURNS = {"vqa": 89 / 24}  # a document, of FineVision as above; else one
+
+
+def shape_of(kind: Kind, chat: str) -> Shape:
+    """A document that is assumed, in the turns of ``chat``; plain text has none."""
+    shape = ASSUMED[kind]
+    if kind == "text" or not has_turns(chat, shape.generated > 0):
+        return shape
+    return replace(shape, text=shape.text + CHAT + CHAT_LINE * shape.looked_at + CHAT_TURN * (TURNS.get(kind, 1) - 1))
+
+
 @dataclass(frozen=True)
 class Workload:
     """``per_token``: work of a token on average; ``fill``: share of places that hold tokens; ``source``: where both are from."""
@@ -63,7 +77,7 @@ def workload(config: RunConfig, stage: str, tokenizer: Tokenizer | None, token_p
     """Of a stage: sampled with a ``tokenizer``, else assumed. Raises UserError when a source cannot be opened."""
     if tokenizer is not None and config.stages[stage].tokens:
         return sampled(config, stage, tokenizer, token_pixels)
-    return assumed(config.stages[stage].mix, config.data, token_pixels)
+    return assumed(config.stages[stage].mix, config.data, token_pixels, config.decoder.chat)
 
 
 def needs_no_files(config: RunConfig) -> bool:
@@ -91,9 +105,9 @@ def kind_of(source: str, data: DataConfig) -> Kind:
     return {"finevision": "vqa", "omniedit": "edit", "text": "text"}[family]  # type: ignore[return-value]
 
 
-def row_share(kind: Kind, data: DataConfig, token_pixels: int) -> dict[str, float]:
+def row_share(kind: Kind, data: DataConfig, token_pixels: int, chat: str = "none") -> dict[str, float]:
     """Of a row full of one kind of document: the share of its tokens that each part of the model works on."""
-    shape, visual = ASSUMED[kind], statistics.mean(visual_tokens(data, token_pixels))
+    shape, visual = shape_of(kind, chat), statistics.mean(visual_tokens(data, token_pixels))
     length = shape.text + shape.images * (IMAGE_FRAME + visual)
     return {
         "front-end": shape.images * visual / length,
@@ -109,9 +123,9 @@ def visual_tokens(data: DataConfig, token_pixels: int) -> list[int]:
     return [rows * columns for rows, columns in (visual_grid(*size, token_pixels) for size in Buckets.of(data).sizes)]
 
 
-def assumed(mix: Mapping[str, float], data: DataConfig, token_pixels: int) -> Workload:
+def assumed(mix: Mapping[str, float], data: DataConfig, token_pixels: int, chat: str = "none") -> Workload:
     """Documents of assumed lengths, weighted as the mix weighs documents; every bucket is taken to be as frequent as any other."""
-    works = [_document(ASSUMED[kind_of(source, data)], data, token_pixels) for source in mix]
+    works = [_document(shape_of(kind_of(source, data), chat), data, token_pixels) for source in mix]
     return Workload(average(works, list(mix.values())), ASSUMED_FILL, "assumed lengths of documents")
 
 

@@ -62,13 +62,15 @@ class Components:
     def tokenizer_for(self, decoder: DecoderConfig) -> Tokenizer:
         """The tokenizer that a decoder's settings name: its own, that of its checkpoint, or the tiny one.
 
-        Raises UserError when there is none of that name, or its files are damaged.
+        Raises UserError when there is none of that name, its files are damaged, or it lacks the tokens of the decoder's chat.
         """
         if decoder.tokenizer:
-            return pretrained_tokenizer(decoder.tokenizer, "decoder.tokenizer")
-        if decoder.pretrained:
-            return pretrained_tokenizer(decoder.pretrained, "decoder.pretrained")
-        return self.tokenizer
+            tokenizer = pretrained_tokenizer(decoder.tokenizer, "decoder.tokenizer")
+        elif decoder.pretrained:
+            tokenizer = pretrained_tokenizer(decoder.pretrained, "decoder.pretrained")
+        else:
+            tokenizer = self.tokenizer
+        return tokenizer.with_chat(decoder.chat)
 
     def vae(self, name: str = TINY) -> LatentCodec:
         """``tiny``, or a VAE of diffusers by folder or name. Raises UserError when there is none of that name."""

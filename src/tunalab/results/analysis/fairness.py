@@ -132,7 +132,7 @@ def data_order(record: Record) -> str:
     """Twelve hex digits of all that decides which documents a run sees in which order: seed, data, mixes, budgets, tokenizer,
     number of processes.
     """
-    decides = ("data.", "stages", "decoder.tokenizer", "decoder.pretrained", "revision")
+    decides = ("data.", "stages", "decoder.tokenizer", "decoder.pretrained", "decoder.chat", "revision")
     held = {key: value for key, value in flat_settings(record).items() if key.startswith(decides)}
     held = {key: value for key, value in held.items() if not key.endswith((".lr", ".train", ".masking"))}
     processes = record.environment.get("processes", 1)
