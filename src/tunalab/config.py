@@ -221,6 +221,10 @@ class SamplingConfig:
     method: str = "heun"  # euler | heun
     steps: int = 20
     guidance: float = 2.0  # 1: no guidance
+    negative_prompt: str = ""  # text of the branch that guidance starts from, of images and edits; empty: what no prompt gives
+    # Of edits, from the source with the negative prompt as its instruction (as the official models are sampled). 0: by `guidance`,
+    # from the negative prompt without the source; training drops no instructions, so a source without one is new to a model.
+    edit_guidance: float = 0.0
 
 
 @dataclass

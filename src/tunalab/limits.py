@@ -90,6 +90,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "stages.mix": (0, None),
     "sampling.steps": (1, None),
     "sampling.guidance": (0, None),
+    "sampling.edit_guidance": (0, None),
     "evaluation.points": (1, None),
     "evaluation.first": (1e-6, 1),
     "evaluation.levels": (1, 3),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,11 +8,14 @@ from tests.tolerances import assert_sums_close, model_terms
 
 from tunalab.bench.reference import reference_sample
 from tunalab.config import ObjectiveConfig, SamplingConfig
+from tunalab.data.documents import Document, Image
+from tunalab.data.sequence import to_sequence
 from tunalab.errors import UserError
+from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference import generation
 from tunalab.inference.generation import noise_of, sample, sample_images
-from tunalab.inference.prompts import build_prompt, edit_prompt, image_prompt
+from tunalab.inference.prompts import build_prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1", "on black: pink word MT b2", "a blue square", ""]
 OBJECTIVE = ObjectiveConfig()
@@ -155,6 +160,51 @@ def test_editing_reads_the_source_image(name, tiny_model, tokenizer):
     torch.testing.assert_close(fast, slow, **CLOSE)
     other = [edit_prompt(tokenizer, space, 255 - source, text) for source, text in zip(sources, texts, strict=True)]
     assert (sample(model, other, plain, noise, sampling, OBJECTIVE) - fast).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("all_float64")
+@pytest.mark.parametrize("chat", ["none", "qwen_all"])
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_edits_are_guided_from_the_source_and_the_negative_prompt(name, chat, tiny_model, chat_tokenizer):
+    """Cached as uncached, batched as single; by the formula of guidance, from a branch of source and negative prompt."""
+    model, tokenizer = tiny_model(name).double(), chat_tokenizer.with_chat(chat)
+    space = model.frontend.space
+    sources = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+    texts = ["remove the red ring", "make the cross small", "remove the ring"]
+    prompts = [edit_prompt(tokenizer, space, source, text) for source, text in zip(sources, texts, strict=True)]
+    own = SamplingConfig("euler", 1, 4.0, "a blurred cross", 2.5)
+    start = [unconditional_prompt(tokenizer, space, own, source) for source in sources]
+    negatives = [edit_prompt(tokenizer, space, source, "a blurred cross") for source in sources]
+    assert [one.content for one in start] == [one.content for one in negatives]
+    sampling = edit_sampling(own)
+    noise = noise_of(range(3), _shape(model)).double()
+    fast = sample(model, prompts, start, noise, sampling, OBJECTIVE)
+    slow = reference_sample(model, prompts, start, noise, sampling, OBJECTIVE, padded=256)
+    torch.testing.assert_close(fast, slow, **CLOSE)
+    alone = [sample(model, prompts[n : n + 1], start[n : n + 1], noise[n : n + 1], sampling, OBJECTIVE) for n in range(3)]
+    torch.testing.assert_close(torch.cat(alone), fast, **CLOSE)
+    unguided = replace(sampling, guidance=1.0)  # one Euler step is linear in the prediction
+    asked, led_away = (sample(model, one, one, noise, unguided, OBJECTIVE) for one in (prompts, negatives))
+    torch.testing.assert_close(fast, led_away + 2.5 * (asked - led_away), **CLOSE)
+    assert (asked - led_away).abs().max() > 1e-3
+
+
+def test_without_a_guidance_of_their_own_edits_are_guided_as_before(tokenizer):
+    space = TargetSpace(3, 1, 8)
+    source = np.zeros((32, 32, 3), dtype=np.uint8)
+    plain, negative = SamplingConfig(guidance=3.0), SamplingConfig(guidance=3.0, negative_prompt="a ring")
+    for image in (None, source):
+        empty = unconditional_prompt(tokenizer, space, plain, image)
+        assert empty.ids_L.tolist() == [tokenizer.bos, tokenizer.boi] and not empty.spans
+        named = unconditional_prompt(tokenizer, space, negative, image)
+        assert named.ids_L.tolist() == image_prompt(tokenizer, space, "a ring").ids_L.tolist()
+    assert edit_sampling(plain) == plain
+    of_edits = replace(negative, edit_guidance=2.0)
+    assert edit_sampling(of_edits).guidance == 2.0
+    assert unconditional_prompt(tokenizer, space, of_edits).ids_L.tolist() == named.ids_L.tolist(), "images are no edits"
+    copied = to_sequence(Document("edit", (Image(source), Image(source, generate=True))), tokenizer, 8)
+    without = unconditional_prompt(tokenizer, space, replace(of_edits, negative_prompt=""), source).ids_L
+    assert without.tolist() == copied.ids_L[: len(without)].tolist(), "the source alone"
 
 
 def test_noise_is_a_function_of_the_seed():

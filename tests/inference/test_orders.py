@@ -73,6 +73,32 @@ def test_every_text_with_every_seed(model, tokenizer, tmp_path):
     }
 
 
+def test_edits_and_images_are_made_each_in_their_way(model, tokenizer, tmp_path):
+    """What a file tells of its guidance, and that it was made so, in one call."""
+    sampling = SamplingConfig("euler", 2, 1.5, "a blue cross", 4.0)
+    source = Source("a.png", np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8))
+    manner = replace(ORDER, sampling=sampling).manner
+    picture, edit = (manner.wanted(tmp_path / f"{n}.png", TEXTS[0], [5], one) for n, one in enumerate((None, source)))
+    orders.make_wanted(model, tokenizer, OBJECTIVE, manner, [picture, edit])
+    space = model.frontend.space
+    expected = {
+        picture: (image_prompt(tokenizer, space, TEXTS[0]), image_prompt(tokenizer, space, "a blue cross"), 1.5),
+        edit: (
+            edit_prompt(tokenizer, space, source.pixels_HWC, TEXTS[0]),
+            edit_prompt(tokenizer, space, source.pixels_HWC, "a blue cross"),
+            4.0,
+        ),
+    }
+    for one, (prompt, start, guidance) in expected.items():
+        image = sample_images(model, [prompt], start, (16, 32), SamplingConfig("euler", 2, guidance), OBJECTIVE, [5])[0]
+        assert np.abs(pixels(one.path).astype(int) - image).max() <= 1
+        told = read_settings(one.path)
+        assert told["negative_prompt"] == "a blue cross"
+        assert (told.get("guidance"), told.get("edit_guidance")) == ((None, 4.0) if one is edit else (1.5, None))
+    before = ORDER.manner.wanted(tmp_path / "none.png", TEXTS[0], [5], source).settings
+    assert before["guidance"] == 1.5 and not {"negative_prompt", "edit_guidance"} & before.keys(), "as files of before tell it"
+
+
 def test_an_interrupted_order_goes_on_and_a_done_one_costs_nothing(model, tokenizer, tmp_path, monkeypatch):
     files, _ = make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "whole")
     saved = []

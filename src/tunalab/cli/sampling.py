@@ -1,6 +1,7 @@
 """What commands that make images share: options of the model, of its sampler and of where images go, and what they come to."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,8 +19,9 @@ def add_sampling(sub: argparse.ArgumentParser, n: int | None, images: str) -> No
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
     sub.add_argument("--n", type=int, default=n, help=images)
     sub.add_argument("--seed", type=int, default=0, help="default: 0")
-    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next two: the model's own")
+    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next three: the model's own")
     sub.add_argument("--guidance", type=float, help="1: none")
+    sub.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
     sub.add_argument("--sampler", choices=("euler", "heun"))
 
 
@@ -49,11 +51,22 @@ def seeds_of(arguments: argparse.Namespace) -> list[int]:
 
 def sampling_of(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
     """The model's own sampler but for what is given."""
-    from tunalab.config import SamplingConfig
-
     steps = within("sampling.steps", "--steps", arguments.steps, own.steps)
     guidance = within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
-    return SamplingConfig(arguments.sampler or own.method, steps, guidance)
+    # Of edits too, in the way in which the model guides them.
+    of_edits = own.edit_guidance if arguments.guidance is None or not own.edit_guidance else arguments.guidance
+    negative = own.negative_prompt if arguments.negative is None else arguments.negative
+    check_utf8("--negative", negative)
+    method = arguments.sampler or own.method
+    return replace(own, method=method, steps=steps, guidance=guidance, edit_guidance=of_edits, negative_prompt=negative)
+
+
+def check_utf8(what: str, text: str) -> None:
+    """Raises UserError, naming ``what``, for the bytes of a terminal that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
 
 
 def bounds_of(arguments: argparse.Namespace) -> dict[str, int]:

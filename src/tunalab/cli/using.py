@@ -11,6 +11,7 @@ from tunalab.cli.sampling import (
     add_model_options,
     add_sampling,
     bounds_of,
+    check_utf8,
     load_model,
     positive,
     sampling_of,
@@ -162,8 +163,5 @@ def _texts(words: list[str], file: Path | None, what: str) -> list[str]:
     if not texts:
         raise UserError(f"no {what}: give at least one, or a file of them (--help)")
     for text in words:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
+        check_utf8(what, text)
     return texts

@@ -11,7 +11,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.held_out import held_out, prompt_of
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.inference.generation import sample_images
-from tunalab.inference.prompts import image_prompt
+from tunalab.inference.prompts import image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
 
 IMAGE_SIDE = 128  # pixels an image is enlarged to, or nearly
@@ -39,7 +39,7 @@ def sample_texts(
     space = model.frontend.space
     prompts = [image_prompt(tokenizer, space, text) for text in texts]
     size = (config.data.image_size, config.data.image_size)
-    unconditional = image_prompt(tokenizer, space, "")
+    unconditional = unconditional_prompt(tokenizer, space, config.sampling)
     return sample_images(model, prompts, unconditional, size, config.sampling, config.objective, seeds)
 
 

@@ -21,7 +21,7 @@ from tunalab.evaluation import side_by_side
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
-from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
+from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
 from tunalab.terminal import progress_bar
 
@@ -87,8 +87,9 @@ class Subject:
     def images(self, texts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """An image for every text and seed, of the run's size, uint8 (N, H, W, 3)."""
         prompts = [image_prompt(self.tokenizer, self.model.frontend.space, text) for text in texts]
+        nothing = unconditional_prompt(self.tokenizer, self.model.frontend.space, self.config.sampling)
         side = self.config.data.image_size
-        return self._sample(prompts, seeds, (side, side), self.config.sampling)
+        return self._sample(prompts, nothing, seeds, (side, side), self.config.sampling)
 
     def edited(
         self,
@@ -98,14 +99,20 @@ class Subject:
         sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
         """Every source image, all of one size, after its instruction, uint8 (N, H, W, 3); sampled as the run says unless told."""
+        tokenizer, space, sampling = self.tokenizer, self.model.frontend.space, sampling or self.config.sampling
         pairs = zip(sources_NHWC, instructions, strict=True)
-        prompts = [edit_prompt(self.tokenizer, self.model.frontend.space, source, text) for source, text in pairs]
+        prompts = [edit_prompt(tokenizer, space, source, text) for source, text in pairs]
+        nothing = [unconditional_prompt(tokenizer, space, sampling, source) for source in sources_NHWC]
         ((height, width, _),) = {source.shape for source in sources_NHWC}
-        return self._sample(prompts, seeds, (height, width), sampling or self.config.sampling)
+        return self._sample(prompts, nothing, seeds, (height, width), edit_sampling(sampling))
 
     def _sample(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], size: tuple[int, int], sampling: SamplingConfig
+        self,
+        prompts: Sequence[Prompt],
+        nothing: Prompt | Sequence[Prompt],
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        sampling: SamplingConfig,
     ) -> np.ndarray:
-        nothing = image_prompt(self.tokenizer, self.model.frontend.space, "")  # what guidance starts from, of edits too
         with evaluation_mode(self.model):
             return sample_images(self.model, prompts, nothing, size, sampling, self.config.objective, seeds)

@@ -69,9 +69,11 @@ def sample_batches(
     space = model.frontend.space
     rows, columns = space.grid(*size)
     shape = (space.channels, rows * space.patch, columns * space.patch)
+    shared = isinstance(unconditional, Prompt)
     plain = [unconditional] * len(prompts) if isinstance(unconditional, Prompt) else unconditional
-    # Both branches hold an image's tokens; an unconditional prompt is mostly shared.
-    for numbers in batches([len(prompt.ids_L) + 2 * (1 + rows * columns) for prompt in prompts], batch_tokens):
+    # Both branches hold an image's tokens.
+    lengths = [len(prompt.ids_L) + (0 if shared else len(other.ids_L)) for prompt, other in zip(prompts, plain, strict=True)]
+    for numbers in batches([length + 2 * (1 + rows * columns) for length in lengths], batch_tokens):
         x_NChw = sample(
             model,
             [prompts[number] for number in numbers],

@@ -9,7 +9,7 @@ Shapes: H W C image pixels and channels.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tunalab.inference.files import save_image
 from tunalab.inference.generation import sample_batches
 from tunalab.inference.precision import mixed
 from tunalab.inference.prefix import device_of
-from tunalab.inference.prompts import Prompt, edit_prompt, image_prompt
+from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.inference.samplers import evaluations
 from tunalab.inference.wanted import Manner, Source, Wanted, square
 from tunalab.model.unified import UnifiedModel
@@ -102,16 +102,38 @@ def make_wanted(
 
     ``progress`` as in :func:`sample_batches`. Raises UserError as :func:`make_images` does later.
     """
+    # Edits are sampled in their own way, whatever else is asked for.
+    for edits in (False, True):
+        some = [one for one in wanted if (one.source is not None) == edits]
+        sampling = edit_sampling(manner.sampling) if edits else manner.sampling
+        if some:
+            _make_alike(model, tokenizer, objective, replace(manner, sampling=sampling), some, batch_tokens, progress)
+
+
+def _make_alike(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig,
+    manner: Manner,
+    wanted: Sequence[Wanted],
+    batch_tokens: int,
+    progress: Callable[[int], object],
+) -> None:
+    """As :func:`make_wanted`, of edits alone or of none, with their guidance in ``manner``."""
     space = model.frontend.space
     cells = [(number, place) for number, one in enumerate(wanted) for place in range(len(one.seeds))]
     keys = [(one.text, one.source) for one in wanted]
     prompts = {key: _prompt(key[1], tokenizer, space, key[0]) for key in dict.fromkeys(keys)}
+    nothing = {
+        source: unconditional_prompt(tokenizer, space, manner.sampling, source and source.pixels_HWC)
+        for source in dict.fromkeys(source for _, source in keys)
+    }
     made: dict[int, dict[int, np.ndarray]] = {}
     with mixed(manner.precision, device_of(model)), enough_memory():
         batches = sample_batches(
             model,
             [prompts[keys[number]] for number, _ in cells],
-            image_prompt(tokenizer, space, ""),
+            [nothing[keys[number][1]] for number, _ in cells],
             manner.size,
             manner.sampling,
             objective,

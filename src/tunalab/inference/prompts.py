@@ -3,10 +3,11 @@
 Shapes: L tokens, H W C image pixels and channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunalab.config import SamplingConfig
 from tunalab.data.documents import Image, Text
 from tunalab.data.sequence import ImageSpan, laid_out
 from tunalab.data.tokenizer import Tokenizer
@@ -69,9 +70,24 @@ def image_prompt(tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
 
 
 def edit_prompt(tokenizer: Tokenizer, space: TargetSpace, source_HWC: np.ndarray, instruction: str) -> Prompt:
-    """``bos boi [source] eoi instruction boi``; without an instruction the source alone, as a copy has it (data/copies.py).
-
-    Guidance starts from the empty prompt of :func:`image_prompt` here too, which training has seen: no instruction is ever dropped,
-    and from the source without one, trained models were guided away from the edited image, further with more guidance.
-    """
+    """``bos boi [source] eoi instruction boi``; without an instruction the source alone, as a copy has it (data/copies.py)."""
     return build_prompt(tokenizer, space, [source_HWC, *([instruction] if instruction else [])], before_image=True)
+
+
+def unconditional_prompt(
+    tokenizer: Tokenizer, space: TargetSpace, sampling: SamplingConfig, source_HWC: np.ndarray | None = None
+) -> Prompt:
+    """What guidance starts from: the negative prompt, of an edit with a guidance of its own behind the source.
+
+    Edits without one start from the prompt of :func:`image_prompt` too, which training has seen when it is empty: no instruction
+    is ever dropped, and from the source without one, trained models were guided away from the edited image, further with more
+    guidance.
+    """
+    if source_HWC is None or not sampling.edit_guidance:
+        return image_prompt(tokenizer, space, sampling.negative_prompt)
+    return edit_prompt(tokenizer, space, source_HWC, sampling.negative_prompt)
+
+
+def edit_sampling(sampling: SamplingConfig) -> SamplingConfig:
+    """How edits are sampled."""
+    return replace(sampling, guidance=sampling.edit_guidance or sampling.guidance)

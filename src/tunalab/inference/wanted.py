@@ -76,7 +76,11 @@ class Manner:
         if source is not None:
             pixels = hashlib.sha256(source.pixels_HWC.tobytes()).hexdigest()
             settings["source"] = {"name": source.name, "sha256": pixels}
-        sampling = {"sampler": self.sampling.method, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        sampling: dict[str, Any] = {"sampler": self.sampling.method, "steps": self.sampling.steps}
+        own = source is not None and self.sampling.edit_guidance
+        sampling |= {"edit_guidance": own} if own else {"guidance": self.sampling.guidance}
+        if self.sampling.negative_prompt:
+            sampling["negative_prompt"] = self.sampling.negative_prompt
         settings |= sampling | {"precision": self.precision, "model": self.model, VERSION: tunalab.__version__}
         return Wanted(path, text, tuple(seeds), settings, source)
 

@@ -47,14 +47,14 @@ TUNA_2 = OfficialModel(
     frontend="patch_embed",
     masks=True,
     computes={**_COMMON, "objective.prediction": "x"},
-    usual={**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0},
+    usual={**_PIXELS, "sampling.method": "euler", "sampling.guidance": 3.0, "sampling.edit_guidance": 2.0},
 )
 TUNA_R = replace(
     TUNA_2,
     name="Tuna-R",
     variant="tuna_r",
     frontend="siglip",
-    usual={**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0},
+    usual={**_PIXELS, "sampling.method": "heun", "sampling.guidance": 4.0, "sampling.edit_guidance": 5.0},
 )
 TUNA = OfficialModel(
     name="Tuna",
@@ -62,7 +62,7 @@ TUNA = OfficialModel(
     frontend="vae_siglip",
     masks=False,
     computes={**_COMMON, "objective.prediction": "v", "frontend.vae_statistics": "official"},
-    usual={"sampling.steps": 50, "sampling.method": "euler", "sampling.guidance": 7.5},
+    usual={"sampling.steps": 50, "sampling.method": "euler", "sampling.guidance": 7.5, "sampling.edit_guidance": 7.5},
 )
 MODELS = (TUNA_2, TUNA_R, TUNA)
 # Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.

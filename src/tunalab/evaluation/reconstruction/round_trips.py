@@ -121,7 +121,7 @@ def _copies(mix: dict[str, float]) -> bool:
 
 def _sampled(subject: Subject, name: str, original_NHWC: np.ndarray) -> np.ndarray:
     """What the model makes of noise behind each clean image, kept in files."""
-    sampling = replace(subject.config.sampling, guidance=1.0)
+    sampling = replace(subject.config.sampling, guidance=1.0, edit_guidance=0.0)
     chunks = []
     firsts: Iterable[int] = range(0, len(original_NHWC), CHUNK)
     for first in subject.progress(firsts, f"{KIND} of {name}"):
