@@ -44,14 +44,15 @@ def save_qwen(folder: Path, **changes: Any) -> Any:
     return model
 
 
-def save_qwen_tokenizer(folder: Path, named: tuple[str, ...] = ()) -> Any:
-    """Byte-level BPE of Qwen2's class; ``named``: special tokens that it knows beside its own."""
+def save_qwen_tokenizer(folder: Path, named: tuple[str, ...] = (), pairs: tuple[tuple[str, str], ...] = ()) -> Any:
+    """Byte-level BPE of Qwen2's class; ``named``: special tokens beside its own; ``pairs``: two letters each that are one token."""
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {letter: at for at, letter in enumerate(letters)} | {"re": 256, "red": 257}
-    tokenizer = Qwen2Tokenizer(vocab=words, merges=[("r", "e"), ("re", "d")])
+    words |= {one + other: len(words) + number for number, (one, other) in enumerate(pairs)}
+    tokenizer = Qwen2Tokenizer(vocab=words, merges=[("r", "e"), ("re", "d"), *pairs])
     tokenizer.add_special_tokens({"additional_special_tokens": list(named)})
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -147,6 +147,12 @@ def test_limits_hold_on_the_command_line() -> None:
     assert refusal("precision=fp64").startswith("precision=fp64 is not known (choices: auto, ")
 
 
+def test_turns_of_a_chat_need_a_tokenizer_of_its_own() -> None:
+    assert refusal("decoder.chat=qwen").startswith("decoder.chat=qwen needs a tokenizer")
+    for named in ("decoder.tokenizer=folder", "decoder.pretrained=Qwen/Qwen2.5-1.5B-Instruct"):
+        assert load_config(SCENES, None, ["decoder.chat=qwen", named]).decoder.chat == "qwen"
+
+
 @pytest.mark.parametrize(
     ("override", "key", "choices"),
     [

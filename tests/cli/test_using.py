@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 
 import tunalab
 from tunalab.cli import main
-from tunalab.config import config_hash
+from tunalab.cli.sampling import sampling_of
+from tunalab.config import SamplingConfig, config_hash
 from tunalab.exporting.export import export_run
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.files import read_settings
@@ -94,6 +97,7 @@ def test_what_was_made_otherwise_is_never_written_over(here: Path, capsys) -> No
     before = Path("out/0001-seed0.png").read_bytes()
     for option, words in {
         "--guidance=3": "guidance 1.5 there, 3.0 now",
+        "--negative=a ring": 'negative_prompt null there, "a ring" now',
         "--steps=3": "steps 2 there, 3 now",
         "--size=16x32": 'size "32x32" there, "16x32" now',
         "--raw": 'model.weights "averaged" there, "raw" now',
@@ -192,6 +196,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "seed": ([*GENERATE, "--seed", "-1"], ["--seed=-1 is out of range"]),
     "last seed": ([*GENERATE, "--seed", "2147483647", "--n", "2"], ["the last seed=2147483648 is out of range"]),
     "guidance": ([*GENERATE, "--guidance", "-1"], ["--guidance=-1.0 is out of range (from 0)"]),
+    "negative": ([*GENERATE, "--negative", "a \udcff"], [r"--negative 'a \udcff' is not text in UTF-8"]),
     "no guidance": ([*GENERATE, "--guidance", "nan"], ["--guidance=nan is out of range"]),
     "steps": ([*GENERATE, "--steps", "0"], ["--steps=0 is out of range (from 1)"]),
     "size": ([*GENERATE, "--size", "30x32"], ["size 30x32", "tokens of 8 pixels", "24x32 or 32x32"]),
@@ -207,6 +212,16 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "asked about nothing": ([*ASK, "nothing.png", "what?"], ["nothing.png: no such image file"]),
     "strange option": ([*GENERATE, "--guidence", "3"], ["--guidence"]),
 }
+
+
+def test_options_of_a_sampler_lie_over_the_models_own() -> None:
+    own = SamplingConfig("heun", 7, 2.0, "a ring", 5.0)
+    given = {"steps": None, "guidance": None, "negative": None, "sampler": None}
+    assert sampling_of(Namespace(**given), own) == own
+    asked = sampling_of(Namespace(**{**given, "guidance": 3.0, "negative": "", "sampler": "euler"}), own)
+    assert asked == SamplingConfig("euler", 7, 3.0, "", 3.0), "edits too, which this model guides in their own way"
+    without = replace(own, edit_guidance=0.0)
+    assert sampling_of(Namespace(**{**given, "guidance": 3.0}), without) == replace(without, guidance=3.0)
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))

@@ -130,7 +130,7 @@ QWEN_NAMES = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 SHOWN = "<|vision_start|>" + "<|image_pad|>" * (1 + T) + "<|vision_end|>"
 ASKED = Document("vqa", (LOOKED_AT, Text("How many  rings?"), Text("3 red ones\n\nand 1", True), Text("Sure?"), Text("yes", True)))
 SPOKEN = Document("text", (Text("say: <|im_end|>"), Text("no", target=True)))
-TWO = Document("vqa", (Text("before"), LOOKED_AT, LOOKED_AT, Text("what changed?"), Text("nothing", target=True)))
+TWO = Document("vqa", (Text("before?"), LOOKED_AT, LOOKED_AT, Text("what changed?"), Text("nothing", target=True)))
 PICTURE = Document("text_to_image", (Text("a red ring"), TARGET))
 EDIT = Document("edit", (LOOKED_AT, Text("make it red"), TARGET))
 COPY = Document("edit", (LOOKED_AT, TARGET))
@@ -141,7 +141,7 @@ ANSWERED = {
         [("user", f"{SHOWN}\nHow many  rings?"), ("assistant", "3 red ones\n\nand 1"), ("user", "Sure?"), ("assistant", "yes")],
     ),
     "without an image": (Document("text", (Text("how?"), Text("so", True))), [("user", "how?"), ("assistant", "so")]),
-    "two images": (TWO, [("user", f"before\n{SHOWN}\n{SHOWN}\nwhat changed?"), ("assistant", "nothing")]),
+    "two images": (TWO, [("user", f"before?\n{SHOWN}\n{SHOWN}\nwhat changed?"), ("assistant", "nothing")]),
     "no question": (Document("caption", (LOOKED_AT, Text("a ring", True))), [("user", SHOWN), ("assistant", "a ring")]),
 }
 GENERATED = {
@@ -159,7 +159,7 @@ def template(turns: list[tuple[str, str]]) -> str:
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Cuts words as Qwen2.5's does."""
     folder: Path = tmp_path_factory.mktemp("qwen")
-    save_qwen_tokenizer(folder, QWEN_NAMES)
+    save_qwen_tokenizer(folder, QWEN_NAMES, (("?", "Ċ"), ("Ċ", "Ċ"), ("e", "r"), ("t", "Ċ"), ("Ċ", "w")))  # Ċ is a line end
     return pretrained_tokenizer(str(folder), "decoder.tokenizer")
 
 

@@ -51,7 +51,14 @@ def test_images_and_edits_are_those_of_inference_guided_from_the_empty_prompt(su
     assert np.array_equal(made, sample_images(model, prompts, nothing, (32, 32), config.sampling, config.objective, [3, 4]))
     prompts = [edit_prompt(tokenizer, space, *pair) for pair in zip(sources, texts, strict=True)]
     assert np.array_equal(edited, sample_images(model, prompts, nothing, (32, 32), config.sampling, config.objective, [5, 6]))
-    plain = subject.edited(sources, texts, [5, 6], replace(config.sampling, guidance=1.0))
+    config.sampling.negative_prompt, config.sampling.edit_guidance = "a blue cross", 3.0
+    from_source = subject.edited(sources, texts, [5, 6])
+    model.eval()
+    led_away = [edit_prompt(tokenizer, space, source, "a blue cross") for source in sources]
+    sampling = replace(config.sampling, guidance=3.0)
+    assert np.array_equal(from_source, sample_images(model, prompts, led_away, (32, 32), sampling, config.objective, [5, 6]))
+    assert not np.array_equal(subject.images(["a red ring", "a blue cross"], [3, 4]), made), "images start from the text as well"
+    plain = subject.edited(sources, texts, [5, 6], replace(config.sampling, guidance=1.0, edit_guidance=0.0))
     assert not np.array_equal(plain, edited)
     with pytest.raises(ValueError, match="unpack"):
         subject.edited([sources[0], sources[1][:16]], texts, [5, 6])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints import save_qwen_tokenizer
 from tests.tolerances import assert_gradients_close, assert_sums_close, model_terms
 from tests.training.conftest import MIX, quick_config
 from tests.variants import SETTINGS
@@ -13,9 +14,13 @@ from tunalab.data.packing import PackedBatch, Placed, collate
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
 from tunalab.data.stream import Step
+from tunalab.data.tokenizer import QWEN25_SPECIALS
 from tunalab.errors import UserError
+from tunalab.exporting import load
+from tunalab.exporting.export import export_run
 from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.inference.prompts import question_prompt
 from tunalab.model import objective
 from tunalab.model.build import build_model
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
@@ -185,6 +190,26 @@ def test_a_run_leaves_a_record_that_reproduces_it(variant: str, tmp_path: Path) 
 
     assert config_hash(from_plain(record["config"])) == record["run"]["config_hash"] == config_hash(quick_config(variant))
     assert list((tmp_path / "samples").glob("*.png"))
+
+
+@pytest.mark.parametrize("chat", ["none", "qwen"])
+def test_what_is_trained_in_turns_is_used_in_turns(chat: str, tmp_path: Path) -> None:
+    """From the run as from its export."""
+    save_qwen_tokenizer(tmp_path / "qwen", (QWEN25_SPECIALS.bos, QWEN25_SPECIALS.eos))
+    config = quick_config(
+        data__row_tokens=1024,
+        data__questions_per_image=1,
+        decoder__tokenizer=str(tmp_path / "qwen"),
+        decoder__chat=chat,
+        stages={"sft": {"tokens": 2000, "mix": {"scenes/vqa": 1.0}}},
+        evaluation__points=1,
+    )
+    assert train(config, tmp_path / "run") == 0
+    export_run(tmp_path / "run", tmp_path / "export")
+    for loaded in (load(tmp_path / "run"), load(tmp_path / "export")):
+        assert loaded.tokenizer.chat == chat
+        prompt = question_prompt(loaded.tokenizer, loaded.model.frontend.space, None, "how many rings?")
+        assert (loaded.tokenizer.decode(prompt.ids_L[-11:].tolist()) == "assistant\n") == (chat == "qwen")
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:

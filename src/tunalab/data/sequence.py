@@ -124,10 +124,16 @@ def _turns(segments: Sequence[Text | Image], tokenizer: Tokenizer) -> Iterator[P
 
     yield [*begin("system"), *tokenizer.encode(SYSTEM), tokenizer.eos], False
     asking = False  # whether a user's turn is open
-    for segment in segments:
+    for segment, following in zip(segments, [*segments[1:], None], strict=True):
         if not is_answer(segment):
-            yield line if asking else [*line, *begin("user")], False
-            yield _piece(segment, tokenizer)
+            if not asking:
+                yield [*line, *begin("user")], False
+            more = following is not None and not is_answer(following)
+            if isinstance(segment, Image):
+                yield segment
+                yield line if more else [], False
+            else:  # with its line end: in Qwen2.5's vocabulary a mark and the end behind it are one token
+                yield tokenizer.encode(segment.text + "\n" if more else segment.text), False
             asking = True
             continue
         yield [*([tokenizer.eos] if asking else []), *line, *begin("assistant")], False

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import small_config
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tunalab.config import RunConfig, StageConfig
+from tunalab.config import SamplingConfig, StageConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.editing.verdict import MOST_DB
@@ -19,6 +19,7 @@ from tunalab.evaluation.reconstruction.originals import PHOTOGRAPHS, photographs
 from tunalab.evaluation.reconstruction.round_trips import SPACE, chances_of, compared, measure, psnr_of, ssim_of, training_note
 from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject
+from tunalab.inference.prompts import edit_sampling
 from tunalab.model.unified import UnifiedModel
 
 Key = tuple[str, str, str]
@@ -106,13 +107,14 @@ def test_the_model_sees_the_image_that_it_gives_back(
 ) -> None:
     """A model that copies what stands before it is measured as perfect; guidance is off."""
     config = small_config()
+    config.sampling.edit_guidance = 3.0
     subject = Subject(tiny_model("patch_embed", config=config), tokenizer, config, tmp_path, {"run": "tiny"}, quiet=True)
 
     def copies(
-        self: Subject, sources_NHWC: list[np.ndarray], instructions: list[str], seeds: range, sampling: RunConfig
+        self: Subject, sources_NHWC: list[np.ndarray], instructions: list[str], seeds: range, sampling: SamplingConfig
     ) -> np.ndarray:
         assert set(instructions) == {""} and len(instructions) == len(seeds) == len(sources_NHWC)
-        assert sampling.guidance == 1.0  # type: ignore[attr-defined]
+        assert edit_sampling(sampling).guidance == 1.0
         return np.stack(sources_NHWC)
 
     monkeypatch.setattr(Subject, "edited", copies)
