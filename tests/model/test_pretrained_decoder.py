@@ -1,10 +1,13 @@
 """A pretrained Qwen2 as the decoder: what transformers computes, tables of the tokenizer's size, and what is refused."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.checkpoints import QWEN, edit_json, edit_weights, save_qwen, truncate
 from tests.tolerances import assert_sums_close, block_terms
 
@@ -15,6 +18,7 @@ from tunalab.model.build import table_rows
 from tunalab.model.decoder import build_decoder, hidden_states
 
 ROWS = QWEN["vocab_size"]
+WEIGHTS = "model.safetensors"
 
 
 def settings(folder: Path, **changes: Any) -> DecoderConfig:
@@ -22,27 +26,85 @@ def settings(folder: Path, **changes: Any) -> DecoderConfig:
     return DecoderConfig(pretrained=str(folder), **{**sizes, **changes})
 
 
-@pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_logits_are_those_of_transformers(tied: bool, tmp_path: Path) -> None:
-    library = save_qwen(tmp_path, tie_word_embeddings=tied)
-    decoder = build_decoder(settings(tmp_path, tie_embeddings=tied), ROWS)
-    ids_BL = torch.randint(0, ROWS, (1, 12))
+def logits_as_of_transformers(folder: Path, rows: int = ROWS, tied: bool = False) -> Any:
+    """The decoder, whose logits over the checkpoint's own tokens are those that transformers computes from the same folder."""
+    from transformers import AutoModelForCausalLM
+
+    decoder = build_decoder(settings(folder, tie_embeddings=tied), rows)
+    ids_BL = torch.randint(0, min(rows, ROWS), (1, 12))
     position_BL, none = torch.arange(12)[None], torch.full((1, 12), -1)
     layout = Layout(torch.zeros_like(ids_BL), none, torch.tensor([0]), torch.tensor([12]))
     h_BLD = hidden_states(decoder, decoder.model.embed_tokens(ids_BL), position_BL, make_backend("document", layout))
-    terms = 2 * block_terms(width=32, mlp=48, length=12) + 32
-    assert_sums_close(decoder.lm_head(h_BLD), library(ids_BL).logits, terms)
+    terms, known = 2 * block_terms(width=32, mlp=48, length=12) + 32, min(rows, ROWS)
+    expected_BLV = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids_BL).logits
+    assert_sums_close(decoder.lm_head(h_BLD)[..., :known], expected_BLV[..., :known], terms)
     assert (decoder.lm_head.weight is decoder.model.embed_tokens.weight) == tied
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in decoder.parameters())
+    return decoder
 
 
-def test_weights_stored_in_half_precision_are_read_in_float32(tmp_path: Path) -> None:
-    library = save_qwen(tmp_path).bfloat16()
-    library.save_pretrained(tmp_path)
-    decoder = build_decoder(settings(tmp_path), ROWS)
-    weight = decoder.model.layers[0].mlp.up_proj.weight
-    assert weight.dtype == torch.float32 and torch.equal(weight, library.model.layers[0].mlp.up_proj.weight.float())
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rows", [ROWS - 20, ROWS, ROWS + 7], ids=["padded", "exact", "extended"])
+def test_logits_are_those_of_transformers(tied: bool, rows: int, tmp_path: Path) -> None:
+    save_qwen(tmp_path, tie_word_embeddings=tied)
+    decoder = logits_as_of_transformers(tmp_path, rows, tied)
+    with torch.device("meta"):
+        planned = build_decoder(settings(tmp_path, tie_embeddings=tied), rows)
+    shapes = [{name: weight.shape for name, weight in each.named_parameters()} for each in (decoder, planned)]
+    assert shapes[0] == shapes[1]
+
+
+def _only_a_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def _only_the_output_table(folder: Path) -> None:
+    table = load_file(folder / WEIGHTS)["model.embed_tokens.weight"]
+    edit_weights(folder / WEIGHTS, **{"lm_head.weight": table, "model.embed_tokens.weight": None})
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+
+
+def _both_tables(folder: Path) -> None:
+    table = load_file(folder / WEIGHTS)["model.embed_tokens.weight"]
+    edit_weights(folder / WEIGHTS, **{"lm_head.weight": table.clone()})
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+
+
+def _without_rope_parameters(folder: Path, **older: Any) -> None:
+    plain = json.loads((folder / "config.json").read_text())
+    del plain["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps({**plain, **older}))
+
+
+# Forms of a checkpoint: what is done to a saved one, and whether its tables are one.
+FORMS: dict[str, tuple[Callable[[Path], Any], bool]] = {
+    "one pickle": (_only_a_pickle, False),
+    "tied, stored as the output table": (_only_the_output_table, True),
+    "tied, stored twice": (_both_tables, True),
+    "theta as before transformers 5": (lambda f: _without_rope_parameters(f, rope_theta=1e6, rope_scaling=None), False),
+    "a window that no layer has": (
+        lambda f: edit_json(f / "config.json", use_sliding_window=True, sliding_window=4, max_window_layers=2, layer_types=None),
+        False,
+    ),
+    "its own head_dim": (lambda f: edit_json(f / "config.json", head_dim=8), False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_checkpoint_gives_the_logits_of_transformers(form: str, tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    change, tied = FORMS[form]
+    change(tmp_path)
+    logits_as_of_transformers(tmp_path, tied=tied)
+
+
+def test_shards_and_half_precision_give_the_logits_of_transformers(tmp_path: Path) -> None:
+    """Numbers that are stored in 16 bits are computed with in float32."""
+    save_qwen(tmp_path / "whole").bfloat16().save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    logits_as_of_transformers(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -95,6 +157,55 @@ def test_settings_that_are_not_the_checkpoints_are_listed_with_both_values(tmp_p
     edit_json(tmp_path / "config.json", rms_norm_eps=1e-5, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0})
     message = refusal(settings(tmp_path))
     assert "rms_norm_eps=1e-05 (ours: 1e-06)" in message and "rope_type=yarn (ours: default)" in message
+
+
+NOT_OURS = "the checkpoint computes what the decoder does not: "
+# What config.json says -> what is answered.
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "tied, two tables": (
+        {"tie_word_embeddings": True},
+        "config.json says tie_word_embeddings=True, but the weights hold lm_head.weight that is not model.embed_tokens.weight",
+    ),
+    "more rows": ({"vocab_size": 320}, "model.embed_tokens.weight (300, 32) for (320, 32)"),
+    "fewer rows": ({"vocab_size": 280}, "lm_head.weight (300, 32) for (280, 32)"),
+    "head_dim": ({"head_dim": 16}, f"{NOT_OURS}head_dim=16 (ours: 8)"),
+    "a window": (
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": None},
+        f"{NOT_OURS}layer_types=full_attention+sliding_attention (ours: full_attention)",
+    ),
+    "layers of a window": ({"layer_types": ["sliding_attention"] * 2}, f"{NOT_OURS}layer_types=sliding_attention"),
+    "quantised": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "config.json says quantization_config.quant_method=gptq, but only plain weights are read",
+    ),
+}
+
+
+@pytest.mark.parametrize("contradiction", CONTRADICTIONS)
+def test_a_config_that_contradicts_weights_or_decoder_is_refused(contradiction: str, tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    said, answer = CONTRADICTIONS[contradiction]
+    edit_json(tmp_path / "config.json", **said)
+    assert answer in refusal(settings(tmp_path, tie_embeddings=said.get("tie_word_embeddings", False)))
+
+
+def test_rotary_positions_that_are_scaled_are_refused_in_the_older_spelling_too(tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    _without_rope_parameters(tmp_path, rope_theta=1e6, rope_scaling={"type": "linear", "factor": 2.0})
+    assert "rope_type=linear (ours: default)" in refusal(settings(tmp_path))
+
+
+def test_tables_that_are_not_tied_need_both(tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    edit_weights(tmp_path / WEIGHTS, **{"lm_head.weight": None})
+    assert "1 missing: lm_head.weight (config.json says tie_word_embeddings=False)" in refusal(settings(tmp_path))
+
+
+def test_biases_that_the_decoder_has_and_has_not_are_listed(tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    none, more = "model.layers.1.self_attn.q_proj.bias", "model.layers.1.self_attn.o_proj.bias"
+    edit_weights(tmp_path / WEIGHTS, **{none: None, more: torch.zeros(32)})
+    assert f"1 missing: {none}; 1 unexpected: {more}" in refusal(settings(tmp_path))
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:

@@ -62,13 +62,17 @@ def refuse_misfit(what: str, missing: Sequence[str], unexpected: Sequence[str], 
         raise UserError(f"{what}: weights do not fit; {'; '.join(sides)}")
 
 
-def check_report(report: Mapping[str, Any], what: str, ignored: tuple[str, ...] = ()) -> None:
+def check_report(
+    report: Mapping[str, Any], what: str, ignored: tuple[str, ...] = (), reasons: Mapping[str, str] | None = None
+) -> None:
     """The same for what ``from_pretrained`` of transformers and diffusers reports. ``ignored``: beginnings of names that a
-    checkpoint may hold besides. Raises UserError as above.
+    checkpoint may hold besides; ``reasons``: why a name is needed, where that is a setting of the checkpoint.
+    Raises UserError as above.
     """
+    why = reasons or {}
     refuse_misfit(
         what,
-        sorted(report["missing_keys"]),
+        [f"{name} ({why[name]})" if name in why else name for name in sorted(report["missing_keys"])],
         sorted(name for name in report["unexpected_keys"] if not name.startswith(ignored)),
         sorted(f"{name} {tuple(given)} for {tuple(own)}" for name, given, own in report["mismatched_keys"]),
     )
@@ -81,10 +85,25 @@ def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
             raise UserError(f"{what}: '{name}' holds values that are not finite: the file is damaged")
 
 
-def read_transformers(library: Any, source: Source, config: Any, ignored: tuple[str, ...] = (), **more: Any) -> Any:
+def refuse_quantized(config: Any, what: str) -> None:
+    """Raises UserError for a checkpoint of transformers whose numbers are codes of a quantisation, not weights to train."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        method = dict(quantized).get("quant_method", "unknown")
+        raise UserError(f"{what}: config.json says quantization_config.quant_method={method}, but only plain weights are read")
+
+
+def read_transformers(
+    library: Any,
+    source: Source,
+    config: Any,
+    ignored: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Any:
     """A model of the class ``library`` of transformers, in float32, with every weight from the checkpoint.
 
-    ``ignored``: as for :func:`check_report`; ``more``: for ``from_pretrained``.
+    ``ignored``, ``reasons``: as for :func:`check_report`; ``more``: for ``from_pretrained``.
     Raises UserError, one line: missing or damaged files, weights that do not fit (both sides listed).
     """
     with reading(source), quiet_transformers():
@@ -97,7 +116,7 @@ def read_transformers(library: Any, source: Source, config: Any, ignored: tuple[
             ignore_mismatched_sizes=True,  # they are reported, and refused right below
             **more,
         )
-    check_report(report, source.what, ignored)
+    check_report(report, source.what, ignored, reasons)
     check_finite(model.state_dict(), source.what)
     return model
 

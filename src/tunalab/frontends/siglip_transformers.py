@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
-from tunalab.frontends.loading import check_fit, read_transformers
+from tunalab.frontends.loading import check_fit, read_transformers, refuse_quantized
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -69,6 +69,7 @@ def read_config(source: Source, published: bool = False) -> "SiglipVisionConfig"
         config: Any = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder, trust_remote_code=False)
     if config.model_type not in MODEL_TYPES:
         raise UserError(f"{source.what} is a {config.model_type} (choices: {', '.join(MODEL_TYPES)})")
+    refuse_quantized(config, source.what)
     return config.vision_config if config.model_type == "siglip" else config
 
 

@@ -12,10 +12,11 @@ from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 from tunalab.config import DecoderConfig
 from tunalab.data.pretrained import Source, locate, reading
 from tunalab.errors import UserError
-from tunalab.frontends.loading import read_json, read_transformers
+from tunalab.frontends.loading import read_json, read_transformers, refuse_quantized
 
 # What no setting covers, and what the decoder computes with in every case.
-FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False}
+FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_dropout": 0.0}
+OUTPUT_TABLE = "lm_head.weight"
 
 
 def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen2ForCausalLM:
@@ -23,13 +24,21 @@ def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen
 
     ``attention``: the name under which ours is registered.
     Raises UserError, one line: nothing there, no Qwen2, settings that are not the checkpoint's (both sides listed), missing or
-    damaged files, weights that do not fit the architecture (both sides listed).
+    damaged files, weights that do not fit the architecture (both sides listed), tables that its config does not describe.
     """
     source = locate(config.pretrained, "decoder.pretrained")
     qwen = read_config(source)
     check_settings(config, qwen, source.what)
+    tied = qwen.tie_word_embeddings
+    reasons = {OUTPUT_TABLE: f"config.json says tie_word_embeddings={tied}"}
     with torch.device("cpu"):
-        decoder = read_transformers(Qwen2ForCausalLM, source, qwen, attn_implementation=attention)
+        decoder = read_transformers(Qwen2ForCausalLM, source, qwen, reasons=reasons, attn_implementation=attention)
+    if (decoder.lm_head.weight is decoder.model.embed_tokens.weight) != tied:
+        # transformers keeps both tables then, and makes them one as soon as their rows change.
+        raise UserError(
+            f"{source.what}: config.json says tie_word_embeddings={tied}, but the weights hold {OUTPUT_TABLE} "
+            f"that is not model.embed_tokens.weight (set tie_word_embeddings to {str(not tied).lower()} in config.json)"
+        )
     decoder.config.use_cache = False
     fit_tables(decoder, vocabulary)
     assert isinstance(decoder, Qwen2ForCausalLM)
@@ -44,6 +53,7 @@ def read_config(source: Source) -> Qwen2Config:
         config = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder, trust_remote_code=False)
     if not isinstance(config, Qwen2Config):
         raise UserError(f"{source.what} is a {config.model_type}, not a qwen2")
+    refuse_quantized(config, source.what)
     return config
 
 
@@ -66,8 +76,14 @@ def check_settings(config: DecoderConfig, qwen: Qwen2Config, what: str) -> None:
     ]
     if wrong:
         raise UserError(f"{what}: settings are not the checkpoint's: {', '.join(wrong)}")
-    values = {**{name: getattr(qwen, name) for name in FIXED}, "rope_type": rope.get("rope_type", "default")}
-    expected = {**FIXED, "rope_type": "default"}
+    head = qwen.hidden_size // qwen.num_attention_heads
+    values = {
+        **{name: getattr(qwen, name) for name in FIXED},
+        "rope_type": rope.get("rope_type", "default"),
+        "head_dim": getattr(qwen, "head_dim", head),
+        "layer_types": "+".join(sorted(set(qwen.layer_types or ["full_attention"]))),
+    }
+    expected = {**FIXED, "rope_type": "default", "head_dim": head, "layer_types": "full_attention"}
     other = [f"{name}={values[name]} (ours: {expected[name]})" for name in expected if values[name] != expected[name]]
     if other:
         raise UserError(f"{what}: the checkpoint computes what the decoder does not: {', '.join(other)}")
