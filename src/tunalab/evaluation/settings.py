@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
+from tunalab.evaluation.lmms.rules import RULES
 from tunalab.layers import first_line, settings_layers
 from tunalab.values import typed
 
@@ -102,10 +103,12 @@ class AttentionSettings:
 class PublishedSettings:
     """``data``: a folder with a local copy a task, of its name. ``limit``: items a task; 0 means all.
 
-    ``batch_tokens``: prompt tokens answered at a time; more is faster on a GPU, and changes no answer.
+    ``batch_tokens``: prompt tokens answered at a time; more is faster on a GPU, and changes no answer. ``rules``: where the
+    paper's scores follow other rules than lmms-eval 0.7.3, ``published`` gives the accuracy by both, ``stock`` by 0.7.3's alone.
     """
 
     data: str = ""
+    rules: str = chosen(RULES[0], *RULES)
     tasks: list[str] = chosen(list(PUBLISHED), *PUBLISHED)
     limit: int = ranged(0, 0)
     batch_tokens: int = ranged(16384, 1)

@@ -28,10 +28,24 @@ def answer(
     An answer ends at eos, or after ``max_tokens`` tokens (eos counted). ``batch_tokens`` bounds the prompt tokens held at
     a time; the answers do not depend on it.
     """
-    prompts = [question_prompt(tokenizer, model.frontend.space, *question) for question in questions]
-    answers = answer_prompts(model, prompts, max_tokens, tokenizer.eos, batch_tokens)
+    answers = answer_ids(model, tokenizer, questions, max_tokens, batch_tokens)
     decoded = {ids: tokenizer.decode(ids) for ids in {tuple(ids) for ids in answers}}  # most answers are given many times
     return [decoded[tuple(ids)] for ids in answers]
+
+
+def answer_ids(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[tuple[np.ndarray | None, str]],
+    max_tokens: int,
+    batch_tokens: int = 4096,
+) -> list[list[int]]:
+    """As :func:`answer`, the token ids without the eos at their end.
+
+    Decoding is greedy, so the first n ids of an answer are the answer under ``max_tokens=n``.
+    """
+    prompts = [question_prompt(tokenizer, model.frontend.space, *question) for question in questions]
+    return answer_prompts(model, prompts, max_tokens, tokenizer.eos, batch_tokens)
 
 
 @torch.no_grad()

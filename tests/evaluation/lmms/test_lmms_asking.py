@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tunalab.data.buckets import Buckets
+from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms import asking
 from tunalab.evaluation.lmms.asking import DELIMITER, MAX_TOKENS, Asked, fit, reply
@@ -14,7 +15,7 @@ from tunalab.evaluation.subject import Subject
 PAPER = Buckets((((384, 672), (448, 576), (512, 512), (576, 448), (672, 384)),), max_crop=0.1, max_upscale=1.5)
 
 
-def asked(item: int, text: str = "What is it?", limit: int = 4, image: Image.Image | None = None, stop: str = "") -> Asked:
+def asked(item: int, text: str = "What is it?", limit: int = 40, image: Image.Image | None = None, stop: str = "") -> Asked:
     until = [DELIMITER, *([stop] if stop else [])]
     pictures = [] if image is None else [image]
     return Asked.of("gqa", item, text, lambda: pictures, {"max_new_tokens": limit, "until": until})
@@ -50,32 +51,32 @@ def test_replies_are_those_of_one_at_a_time(subject: Subject):
 
 
 class Talker:
-    """Stands for the model: says what it was asked, and notes how."""
+    """Stands for the model: says what it was asked, as token ids, and notes how."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], int]] = []
         self.break_at: int | None = None
 
     def __call__(
-        self, model: object, tokenizer: object, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
-    ) -> list[str]:
+        self, model: object, tokenizer: Tokenizer, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
+    ) -> list[list[int]]:
         if len(self.calls) == self.break_at:
             raise KeyboardInterrupt
         self.calls.append(([text for _, text in questions], limit))
-        return [f"to {text}" for _, text in questions]
+        return [tokenizer.encode(f"to {text}") for _, text in questions]
 
 
 @pytest.fixture
 def talker(monkeypatch: pytest.MonkeyPatch) -> Talker:
     made = Talker()
-    monkeypatch.setattr(asking, "answer", made)
+    monkeypatch.setattr(asking, "answer_ids", made)
     return made
 
 
 def test_requests_of_one_limit_are_answered_together_and_cut_at_stops(subject, talker):
-    found = reply(subject, [asked(0, "a", 8), asked(1, "bENDc", 4, stop="END"), asked(2, "d", 8)], 100)
+    found = reply(subject, [asked(0, "a", 80), asked(1, "bENDc", 40, stop="END"), asked(2, "d", 80)], 100)
     assert found == ["to a", "to b", "to d"]
-    assert sorted(talker.calls) == [(["a", "d"], 8), (["bENDc"], 4)]
+    assert sorted(talker.calls) == [(["a", "d"], 80), (["bENDc"], 40)]
 
 
 def test_an_interrupted_task_goes_on(subject, talker, monkeypatch):
@@ -114,11 +115,11 @@ def test_of_several_images_the_first_is_shown(subject, monkeypatch):
 
     def look(
         model: object, tokenizer: object, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
-    ) -> list[str]:
+    ) -> list[list[int]]:
         shown.extend(image for image, _ in questions)
-        return [""] * len(questions)
+        return [[]] * len(questions)
 
-    monkeypatch.setattr(asking, "answer", look)
+    monkeypatch.setattr(asking, "answer_ids", look)
     white, black = (Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for shade in (255, 0))
     images: list[Callable[[], list[Image.Image]]] = [lambda: [white, black], lambda: []]
     reply(subject, [Asked("mmmu_val", number, "?", one) for number, one in enumerate(images)], 100)

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from PIL import ImageFile
 from tests.evaluation.lmms.conftest import picture, rows, table
+from tests.evaluation.lmms.golden import DRAWN
+from tests.evaluation.lmms.golden import items as golden
 
+from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint, NoAnswer
 from tunalab.evaluation.lmms import asking
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
+from tunalab.evaluation.lmms.items import mmmu
 from tunalab.evaluation.lmms.published import pieces
 from tunalab.evaluation.lmms.ready import write_ready
+from tunalab.evaluation.lmms.rules import RULED, RULES, read_letter
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import EvaluationSettings, PublishedSettings
@@ -57,15 +62,15 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int]]
     def install(*replies: str) -> list[tuple[str, int]]:
         asked: list[tuple[str, int]] = []
 
-        def answer(
-            model: object, tokenizer: object, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
-        ) -> list[str]:
+        def answer_ids(
+            model: object, tokenizer: Tokenizer, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
+        ) -> list[list[int]]:
             assert all(image is not None and image.shape == (32, 32, 3) for image, _ in questions)
             start = len(asked)
             asked.extend((text, limit) for _, text in questions)
-            return list(replies[start : len(asked)])
+            return [tokenizer.encode(reply) for reply in replies[start : len(asked)]]
 
-        monkeypatch.setattr(asking, "answer", answer)
+        monkeypatch.setattr(asking, "answer_ids", answer_ids)
         return asked
 
     return install
@@ -103,13 +108,87 @@ CASES: list[tuple[str, int, list[str], list[int]]] = [
     ("visulogic", 64, ["", "\\boxed{C}"], [0, 1]),
 ]
 
+# By the paper's rules, where there are two.
+PUBLISHED_ITEMS = {
+    ("realworldqa", (1, 1)): [1, 1],
+    ("realworldqa", (0, 0)): [0, 0],
+    ("mmmu_val", (1, 1)): [1, 0],
+    ("mmmu_val", (0, 0)): [0, 0],
+    ("ocrbench", (1, 0)): [1, 0],
+    ("ocrbench", (0, 1)): [0, 1],
+}
+
 
 @pytest.mark.parametrize(("task", "limit", "replies", "items"), CASES, ids=[f"{case[0]}{case[3]}" for case in CASES])
 def test_right_wrong_and_malformed_replies(subject, copy, says, task, limit, replies, items):
     asked = says(*replies)
-    found = one(subject, copy(task), task)
+    found = one(subject, copy(task), task, rules="stock")
     assert found.benchmark == BENCHMARKS[task].title and found.items == items and found.n == len(items)
     assert [tokens for _, tokens in asked] == [limit] * len(items)
+
+
+@pytest.mark.parametrize(("task", "limit", "replies", "items"), CASES, ids=[f"{case[0]}{case[3]}" for case in CASES])
+def test_both_rules_of_one_set_of_replies(subject, copy, says, task, limit, replies, items):
+    """On nine benchmarks there is one rule; on three the paper's stands before that of 0.7.3, and the model is run once."""
+    asked = says(*replies)
+    (piece,) = pieces(PublishedSettings(data=str(copy(task)), tasks=[task]))
+    first, *further = piece.measure(subject)
+    assert [tokens for _, tokens in asked] == [limit] * len(items)
+    if task not in RULED:
+        assert first.metric == "accuracy" and first.items == items
+        return
+    (stock,) = further
+    assert stock.metric == "accuracy (stock rules)" and stock.items == items
+    assert first.metric == "accuracy (published rules)" and first.items == PUBLISHED_ITEMS[task, tuple(items)]
+
+
+def test_stock_scores_of_the_golden_replies_are_those_of_the_installed_lmms_eval(monkeypatch):
+    """By the functions that its tasks name; with it the rule of letters that both share, on random replies."""
+    from lmms_eval.tasks._task_utils import mmmu_mcq_utils
+    from lmms_eval.tasks.ocrbench.utils import ocrbench_process_results
+    from lmms_eval.tasks.realworldqa.utils import realworldqa_process_results
+
+    drawn: list[object] = []
+    monkeypatch.setattr(mmmu_mcq_utils.random, "choice", lambda letters: drawn.append(letters) or letters[0])
+    scored = {
+        "mmmu_val": lambda doc, reply: mmmu(doc, [reply])["mmmu_acc"]["score"],
+        "ocrbench": lambda doc, reply: ocrbench_process_results(doc, [reply])["ocrbench_accuracy"]["score"],
+        "realworldqa": lambda doc, reply: realworldqa_process_results(doc, [reply])["exact_match"],
+    }
+    different = []
+    for task, doc, reply, by_rules in golden():
+        drawn.clear()
+        score = scored[task](doc, reply)
+        if (DRAWN if drawn else score) != by_rules["stock"]:
+            different.append((task, doc, reply, score))
+    assert different == []
+    generator = random.Random(0)
+    words = [
+        "A",
+        "B",
+        "(A)",
+        "(C",
+        "C.",
+        "B)",
+        "D:",
+        "a cat",
+        "the dog",
+        "B cells",
+        "12 m",
+        "so",
+        "it is",
+        ".",
+        "'",
+        "\n",
+        "not",
+        "surely",
+    ]
+    options = ["a cat", "the dog", "B cells", "12 m"]
+    for _ in range(3000):
+        reply = generator.choice(["", " "]).join(generator.choices(words, k=generator.randint(0, 8)))
+        drawn.clear()
+        letter = mmmu_mcq_utils.parse_mmmu_multi_choice_response(reply, list("ABCD"), dict(zip("ABCD", options)))
+        assert read_letter(reply, options) == (None if drawn else letter), reply
 
 
 @pytest.mark.parametrize("task", list(BENCHMARKS))
@@ -143,7 +222,8 @@ def test_a_task_that_fails_costs_no_other_and_is_measured_when_it_can_be(subject
     assert evaluate() == (["published-ai2d", "published-mmvp"], {}) and len(replies) == 2, "ai2d is not asked again"
 
 
-def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monkeypatch):
+@pytest.mark.parametrize("rules", RULES)
+def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monkeypatch, rules):
     asked = says("x = -1", "x = 3", "hm")
 
     def ask(text: str) -> str:
@@ -153,7 +233,7 @@ def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monke
         return "0.5" if "| x = -1 |" in text.splitlines()[-1] else "no idea"
 
     judged_by(monkeypatch, ask)
-    found = one(subject, copy("mmvet"), "mmvet")
+    found = one(subject, copy("mmvet"), "mmvet", rules=rules)
     assert found.value == 0.5 and found.n == 1 and found.failures == 2 and found.note == "judged by judge"
     assert asked[0][1] == 1024 and asked[0][0].endswith("What is x?")
 

@@ -79,6 +79,10 @@ def test_what_a_result_of_one_task_hangs_on(installed, tmp_path, monkeypatch):
     judged = settings(data=str(tmp_path / "here"), tasks=["ai2d", "mmvet"])
     assert judged["published-ai2d"] == both["published-ai2d"] and judged["published-mmvet"] != both["published-mmvet"]
     assert settings(data=str(tmp_path / "here"), tasks=["ai2d"], limit=3) != {"published-ai2d": both["published-ai2d"]}
+    both = settings(data=str(tmp_path / "here"), tasks=["ai2d", "mmmu_val"])
+    stock = settings(data=str(tmp_path / "here"), tasks=["ai2d", "mmmu_val"], rules="stock")
+    changed = {name for name in both if stock[name] != both[name]}
+    assert changed == {"published-mmmu_val"}, "of a benchmark with one rule what was measured stays"
     identity = copy_identity(tmp_path / "here" / "ai2d")
     (tmp_path / "here" / "ai2d" / "test.parquet").write_bytes(b"row")
     assert copy_identity(tmp_path / "here" / "ai2d") != identity

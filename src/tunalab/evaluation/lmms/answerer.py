@@ -1,6 +1,7 @@
 """A model of lmms-eval: ``simple_evaluate(Answerer(subject), ...)``. By name, for its program: exporting/lmms.py."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -10,18 +11,27 @@ from tunalab.evaluation.subject import Subject
 
 
 class Answerer(lmms):
-    """Answers greedily, in batches of ``batch_tokens`` prompt tokens. With ``keep`` replies are kept in the subject's folder."""
+    """Answers greedily, in batches of ``batch_tokens`` prompt tokens. With ``keep`` replies are kept in the subject's folder.
+
+    ``cut``: the replies by task and item as they are under the smaller limit of ``cut_at`` tokens (None: as they are).
+    """
 
     is_simple = True
 
-    def __init__(self, subject: Subject, batch_tokens: int = 4096, keep: bool = True) -> None:
+    def __init__(self, subject: Subject, batch_tokens: int = 4096, keep: bool = True, cut_at: int | None = None) -> None:
         super().__init__()
         self.subject = subject
         self.batch_tokens = batch_tokens
         self.kept_at = subject.folder / "replies.jsonl" if keep else None
+        self.cut_at = cut_at
+        self.cut: dict[tuple[str, int], str] = {}
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        return reply(self.subject, [self._asked(request) for request in requests], self.batch_tokens, self.kept_at)
+        asked = [self._asked(request) for request in requests]
+        shorter = [replace(one, max_tokens=min(one.max_tokens, self.cut_at or one.max_tokens)) for one in asked]
+        replies = reply(self.subject, [*asked, *shorter], self.batch_tokens, self.kept_at)
+        self.cut |= {(one.task, one.item): text for one, text in zip(asked, replies[len(asked) :], strict=True)}
+        return replies[: len(asked)]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("the model generates answers (none of the paper's benchmarks asks for likelihoods)")

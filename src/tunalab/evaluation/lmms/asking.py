@@ -19,7 +19,7 @@ from tunalab.data.image_files import stretch
 from tunalab.errors import UserError
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.evaluation.subject import Subject
-from tunalab.inference.answering import answer
+from tunalab.inference.answering import answer_ids
 from tunalab.layers import first_line
 
 AT_ONCE = 128  # requests whose images are held in memory, and whose replies are written at a time
@@ -49,6 +49,11 @@ class Asked:
         return cls(task, item, text, images, limit, tuple(stop for stop in stops if stop != DELIMITER))
 
     @property
+    def question(self) -> tuple[str, int, str, tuple[str, ...]]:
+        """Equal for requests that differ in their limit alone."""
+        return self.task, self.item, self.text, self.stops
+
+    @property
     def key(self) -> str:
         """Of another question under the same number no reply is taken over."""
         about = json.dumps([self.task, self.item, self.text, self.max_tokens, self.stops])
@@ -56,10 +61,17 @@ class Asked:
 
 
 def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: Path | None = None) -> list[str]:
-    """The reply to every request. ``batch_tokens`` bounds the prompt tokens of a batch; replies do not depend on it."""
+    """The reply to every request. ``batch_tokens`` bounds the prompt tokens of a batch; replies do not depend on it.
+
+    Requests that differ in their limit alone are answered once, under the largest.
+    """
     replies = _kept(kept_at)
-    missing = [one for one in asked if one.key not in replies]
-    parts = [missing[start : start + AT_ONCE] for start in range(0, len(missing), AT_ONCE)]
+    missing: dict[tuple[str, int, str, tuple[str, ...]], list[Asked]] = {}
+    for one in asked:
+        if one.key not in replies:
+            missing.setdefault(one.question, []).append(one)
+    questions = list(missing.values())
+    parts = [questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE)]
     for part in subject.progress(parts, "replies", len(parts)):
         new = dict(_answer(subject, part, batch_tokens))
         replies |= new
@@ -78,19 +90,21 @@ def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
     return stretch(image.convert("RGB"), size)
 
 
-def _answer(subject: Subject, asked: Sequence[Asked], batch_tokens: int) -> Iterator[tuple[str, str]]:
+def _answer(subject: Subject, questions: Sequence[list[Asked]], batch_tokens: int) -> Iterator[tuple[str, str]]:
+    """Keys and replies; ``questions``: of each its requests, which differ in their limit."""
     buckets = Buckets.of(subject.config.data)
 
-    def limit(one: Asked) -> int:
-        return one.max_tokens
+    def limit(same: list[Asked]) -> int:
+        return max(one.max_tokens for one in same)
 
-    for max_tokens, equal in groupby(sorted(asked, key=limit), key=limit):
+    for max_tokens, equal in groupby(sorted(questions, key=limit), key=limit):
         group = list(equal)
-        questions = [(_shown(one, buckets), one.text) for one in group]
+        shown = [(_shown(same[0], buckets), same[0].text) for same in group]
         with evaluation_mode(subject.model):
-            texts = answer(subject.model, subject.tokenizer, questions, max_tokens, batch_tokens)
-        for one, text in zip(group, texts, strict=True):
-            yield one.key, _cut(text, one.stops)
+            answers = answer_ids(subject.model, subject.tokenizer, shown, max_tokens, batch_tokens)
+        for same, ids in zip(group, answers, strict=True):
+            for one in same:  # an answer under a smaller limit is the beginning of the one under a larger
+                yield one.key, _cut(subject.tokenizer.decode(ids[: one.max_tokens]), one.stops)
 
 
 def _shown(one: Asked, buckets: Buckets) -> np.ndarray | None:

@@ -3,6 +3,9 @@
 One image a question, stretched to the nearest image size of the run; greedy answers. Accuracy is each benchmark's own; MMVet's is
 the mean score of a judge (evaluation/judging/endpoint.py says how one is named), and what it did not score is a failure.
 
+On three of the twelve the paper's scores follow other rules than lmms-eval 0.7.3 (lmms/rules.py). ``published.rules=published``
+gives both accuracies from one set of replies, for a comparison with the paper; ``stock`` that of 0.7.3 alone, as its own program.
+
 Every task is a piece of its own (``published-gqa``): it is kept, recorded and replaced alone, and where it fails it costs no other.
 """
 
@@ -20,6 +23,7 @@ from tunalab.evaluation.lmms.catalogue import BENCHMARKS
 from tunalab.evaluation.lmms.items import mmvet
 from tunalab.evaluation.lmms.offline import offline
 from tunalab.evaluation.lmms.ready import check_data, copy_identity, load, manager, stock, write_ready
+from tunalab.evaluation.lmms.rules import PUBLISHED, RULED
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.parts import Piece
@@ -43,6 +47,8 @@ def pieces(settings: PublishedSettings) -> list[Piece]:
 
 def _piece(task: str, settings: PublishedSettings) -> Piece:
     about: dict[str, Any] = {"limit": settings.limit, "data": copy_identity(Path(settings.data) / task)}
+    if task in RULED:
+        about["rules"] = settings.rules
     if BENCHMARKS[task].judged:
         about["judge"] = os.environ.get(MODEL)
     return Piece(f"published-{task}", about, partial(_measure, task=task, settings=settings))
@@ -60,11 +66,14 @@ def _measure(subject: Subject, task: str, settings: PublishedSettings) -> list[M
         judge = Endpoint.from_environment(os.environ, subject.folder / "judge", _JUDGE_SECONDS, _JUDGE_RETRIES)
         changes["process_results"] = mmvet(judge)
     write_ready(data, task, subject.folder / "tasks")
-    return measures(_results(subject, settings, task, changes))
+    results, cut = _results(subject, settings, task, changes)
+    return measures(results, settings.rules, cut)
 
 
-def _results(subject: Subject, settings: PublishedSettings, task: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """As ``simple_evaluate`` returns them. Raises UserError as :func:`_measure`."""
+def _results(
+    subject: Subject, settings: PublishedSettings, task: str, changes: dict[str, Any]
+) -> tuple[dict[str, Any], dict[tuple[str, int], str]]:
+    """As ``simple_evaluate`` returns them, and the replies under the paper's limit. Raises UserError as :func:`_measure`."""
     data = Path(settings.data)
     # What its tasks print, and in quiet evaluations its own bars.
     with offline(data / task), redirect_stdout(StringIO()), redirect_stderr(StringIO() if subject.quiet else sys.stderr):
@@ -75,9 +84,11 @@ def _results(subject: Subject, settings: PublishedSettings, task: str, changes: 
 
         tasks = manager(subject.folder / "tasks")
         made = load(data, task, tasks, changes)
+        shorter = RULED[task].max_tokens if task in RULED and settings.rules == PUBLISHED else None
+        answerer = Answerer(subject, settings.batch_tokens, cut_at=shorter)
         try:
             results: dict[str, Any] = simple_evaluate(
-                model=Answerer(subject, settings.batch_tokens),
+                model=answerer,
                 tasks=[made],
                 task_manager=tasks,
                 limit=settings.limit or None,
@@ -93,4 +104,4 @@ def _results(subject: Subject, settings: PublishedSettings, task: str, changes: 
             if isinstance(reason, UserError):
                 raise reason from error
             raise UserError(f"{task}: an item of {data / task} cannot be scored: {type(reason).__name__}: {reason}") from error
-    return results
+    return results, answerer.cut

@@ -3,18 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from random import Random
 from typing import Any
 
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS, LOCAL, Published
+from tunalab.evaluation.lmms.rules import PUBLISHED, RULED, STOCK, metric
 from tunalab.evaluation.measure import Measure, mean, share
 
 KIND = "understanding"
 _ROUNDING = 1e-4  # of totals
 
 
-def measures(results: Mapping[str, Any]) -> list[Measure]:
+def measures(results: Mapping[str, Any], rules: str = PUBLISHED, cut: Mapping[tuple[str, int], str] | None = None) -> list[Measure]:
     """Of every task in a dictionary of results as ``simple_evaluate`` returns it and the lmms-eval program writes it.
+
+    Where the paper's rules differ from those of lmms-eval 0.7.3 (``RULED``) the accuracy names its rules, and with ``rules``
+    ``published`` both stand, the published one first. ``cut``: as of :class:`Answerer`, the replies under the paper's limit of
+    tokens; without it they are counted as they were logged.
 
     Raises UserError: a task that is none of the twelve, a total that is not the mean of its items, no item that was scored.
     """
@@ -23,7 +29,9 @@ def measures(results: Mapping[str, Any]) -> list[Measure]:
         task = name.removesuffix(LOCAL)
         if task not in BENCHMARKS:
             raise UserError(f"{name}: its scale is not known here (choices: {', '.join(BENCHMARKS)})")
-        samples = results.get("samples", {}).get(name)
+        samples = sorted(results.get("samples", {}).get(name) or (), key=lambda sample: sample["doc_id"])
+        if samples and rules == PUBLISHED and task in RULED:
+            found.append(_by_published_rules(name, task, samples, cut))
         if samples:
             found += _of_items(task, BENCHMARKS[task], totals, samples)
         else:
@@ -38,7 +46,7 @@ def mean_score(results: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[Measure]:
-    values = [sample[benchmark.metric] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+    values = [sample[benchmark.metric] for sample in samples]
     outcomes = [benchmark.outcome(value) for value in values]
     scored = [outcome for outcome in outcomes if outcome is not None]
     if not scored:
@@ -55,7 +63,8 @@ def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], sample
             "this version of the task counts in another way"
         )
     told = partial(share, KIND, benchmark.title)
-    of_questions = told([outcome == 1 for outcome in scored], chance=benchmark.chance, note=benchmark.note)
+    named = _metric(task)
+    of_questions = told([outcome == 1 for outcome in scored], metric=named, chance=benchmark.chance, note=benchmark.note)
     if task != "mmvp":
         return [of_questions]
     pairs = _pairs(values)
@@ -63,12 +72,32 @@ def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], sample
     return [of_questions, *of_pairs]
 
 
+def _by_published_rules(
+    name: str, task: str, samples: Sequence[Mapping[str, Any]], cut: Mapping[tuple[str, int], str] | None
+) -> Measure:
+    rule, benchmark = RULED[task], BENCHMARKS[task]
+    generator = Random(0)  # as lmms-eval's own draws: the same every time
+
+    def reply(sample: Mapping[str, Any]) -> str:
+        (logged,) = sample["resps"]
+        text = logged if isinstance(logged, str) else logged[0]
+        return str(text) if cut is None else cut[name, sample["doc_id"]]
+
+    outcomes = [rule.right(sample["doc"], reply(sample), generator) for sample in samples]
+    note = "; ".join(filter(None, [f"rules of the paper's lmms-eval: {rule.about}", benchmark.note]))
+    return share(KIND, benchmark.title, outcomes, metric=metric(PUBLISHED), chance=benchmark.chance, note=note)
+
+
+def _metric(task: str) -> str:
+    return metric(STOCK) if task in RULED else "accuracy"
+
+
 def _of_total(task: str, benchmark: Published, totals: Mapping[str, Any], n: int) -> Measure:
     total = _total(benchmark, totals)
     if total is None or benchmark.judged:
         raise UserError(f"{task}: its total alone does not tell what was right (run lmms-eval with --log_samples)")
     note = "; ".join(filter(None, [benchmark.note, "no interval: items were not logged"]))
-    return Measure(KIND, benchmark.title, "accuracy", total, n, chance=benchmark.chance, note=note)
+    return Measure(KIND, benchmark.title, _metric(task), total, n, chance=benchmark.chance, note=note)
 
 
 def _total(benchmark: Published, totals: Mapping[str, Any]) -> float | None:

@@ -11,6 +11,7 @@ import pandas as pd
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
+from tunalab.evaluation.lmms.rules import RULED, RULES, metric
 
 COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
 MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are ablations
@@ -22,7 +23,8 @@ Key = tuple[str, str]
 SELF = {benchmark.title: benchmark.title for benchmark in PUBLISHED.values()}
 COUNTERPARTS: dict[str, dict[Key, Key]] = {
     # Of scenes the skill is the same, and the published benchmarks themselves stand beside themselves.
-    "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in (SCENES | SELF).items()},
+    "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in (SCENES | SELF).items()}
+    | {(title, metric(rules)): (title, "accuracy") for title in (PUBLISHED[task].title for task in RULED) for rules in RULES},
     "generation": {(ours, metric): ("GenEval", metric) for ours in ("scene prompts", "GenEval") for metric in GENEVAL}
     | {(ours, "overall"): ("DPG-Bench", "overall") for ours in ("dense prompts", "DPG-Bench, official rule")},
     "reconstruction": {
