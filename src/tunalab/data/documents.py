@@ -7,7 +7,8 @@ A document is a sequence of text and image segments in reading order. Its layout
     edit            bos boi [source] eoi instruction boi [target] eoi eos
     text            bos text eos      (conversations: prompt answer eos, repeated)
 
-Where a prompt or an instruction of the user's data names the place of an image within its text, the image stands there.
+With ``decoder.chat`` prompts and answers stand in the turns of a chat (sequence.py). Where a prompt or an instruction of the user's
+data names the place of an image within its text, the image stands there.
 """
 
 from dataclasses import dataclass
