@@ -16,6 +16,7 @@ from tunalab.terminal import progress_bar
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
+    from tunalab.evaluation.judging.comparison import Place
     from tunalab.evaluation.judging.endpoint import Endpoint
     from tunalab.evaluation.measure import Measure
 
@@ -33,14 +34,19 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--out", type=Path, default=Path("judged"), help="folder of answers and result (default: judged)")
     sub.add_argument("--timeout", type=float, default=120.0, help="seconds a try (default: 120)")
     sub.add_argument("--retries", type=int, default=4, help="after a failed try (default: 4)")
+    sub.add_argument("--temperature", type=float, default=0.0, help="of the judge (default: 0)")
+    limit = "tokens of an answer, with the thoughts of a judge that reasons (default: 4096)"
+    sub.add_argument("--max-tokens", type=int, default=4096, help=limit)
     sub.add_argument("--threads", type=int, default=4, help="questions asked at a time (default: 4)")
 
 
 def judge(arguments: argparse.Namespace) -> int:
     paths = [Path(word) for word in arguments.settings]
-    for name, value in (("--prompts", arguments.prompts), ("--n", arguments.n), ("--threads", arguments.threads)):
-        if value < 1:
-            raise UserError(f"{name}={value} is out of range (from 1)")
+    for name in ("prompts", "n", "threads", "max_tokens"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is out of range (from 1)")
+    if not 0 <= arguments.temperature <= 2:
+        raise UserError(f"--temperature={arguments.temperature:g} is out of range (0 to 2)")
     if arguments.timeout <= 0 or arguments.retries < 0:
         raise UserError(
             f"--timeout={arguments.timeout:g} --retries={arguments.retries}: a time above 0 and a count from 0 are needed"
@@ -56,7 +62,8 @@ def judge(arguments: argparse.Namespace) -> int:
         raise UserError(f"a vote needs 2 to {len(LETTERS)} candidates, not {len(paths)}")
     if len(set(runs)) < len(runs):
         raise UserError(f"candidates are told apart by the names of their folders: {', '.join(runs)}")
-    endpoint = Endpoint.from_environment(os.environ, arguments.out / "answers", arguments.timeout, arguments.retries)
+    how = arguments.timeout, arguments.retries, arguments.temperature, arguments.max_tokens
+    endpoint = Endpoint.from_environment(os.environ, arguments.out / "answers", *how)
     made = [_made(path, arguments.prompts, arguments.n) for path in paths]
     names = [run if one.variant is None else one.variant for run, one in zip(runs, made, strict=True)]
     if len(set(names)) < len(names):  # two runs of one variant against each other
@@ -66,11 +73,13 @@ def judge(arguments: argparse.Namespace) -> int:
     for line in unequal(runs, folders):
         print(f"warning: {line}", file=sys.stderr)
     settings = {"judge": endpoint.model, "candidates": names, "prompts": len(prompts), "pairwise": arguments.pairwise}
+    settings |= {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
     for question in [arguments.question] if arguments.question else CHOICES:
         began, before = time.perf_counter(), dict(endpoint.usage)
-        votes, rates = _vote(arguments, question, endpoint, names, folders, prompts)
+        votes, places, rates = _vote(arguments, question, endpoint, names, folders, prompts)
         used = {name: count - before[name] for name, count in endpoint.usage.items()}
-        told = {"question": question, "settings": settings, "runs": runs, "usage": used, "votes": votes}
+        told = {"question": question, "settings": settings, "runs": runs, "usage": used}
+        told |= {"asked_with": endpoint.asked_with, "refused": endpoint.refused, "places": places, "votes": votes}
         _write(arguments.out / f"{question}.json", told, rates)
         for path, name, one in zip(paths, names, made, strict=True):
             if one.origin is not None and (path / RECORD_FILE).is_file():
@@ -89,13 +98,15 @@ def _vote(
     names: list[str],
     folders: list[dict[str, list[Path]]],
     prompts: list[str],
-) -> "tuple[list[dict[str, Any]], dict[str, list[Measure]]]":
-    """All votes, plain, and the win rates of every candidate."""
+) -> "tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, list[Measure]]]":
+    """All votes, and what came of every candidate in every place, plain; and the win rates of every candidate."""
+    from tunalab.evaluation.judging.ballots import LETTERS
     from tunalab.evaluation.judging.candidates import read_images
     from tunalab.evaluation.judging.comparison import compare, reasons
 
     groups = list(combinations(range(len(names)), 2)) if arguments.pairwise else [tuple(range(len(names)))]
     votes: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
     rates: dict[str, list[Measure]] = {name: [] for name in names}
     with progress_bar(total=len(groups) * len(prompts), desc=question) as bar:
         for group in groups:
@@ -109,16 +120,24 @@ def _vote(
                 threads=arguments.threads,
                 watch=bar.update,
             )
-            places = ", ".join(f"{share:.2f}" for share in outcome.places)
-            print(f"{question}: {outcome.ties} ties, {outcome.failures} not readable; wins by place shown: {places}")
+            print(f"{question}: {outcome.ties} ties, {outcome.failures} without an answer")
             if outcome.failures:
-                print(f"  not readable: {reasons(outcome.votes)}")
-            for name, rate in zip(chosen, outcome.rates, strict=True):
+                print(f"  without an answer: {reasons(outcome.votes)}")
+            for name, rate, row in zip(chosen, outcome.rates, outcome.places, strict=True):
                 interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
                 print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
+                cells = [_cell(LETTERS[number], place) for number, place in enumerate(row)]
+                print(f"    wins by place shown: {', '.join(cells)}")
+                places.append({"candidates": chosen, "candidate": name, "places": [asdict(place) for place in row]})
                 rates[name].append(rate)
             votes += [{"candidates": chosen, **asdict(vote)} for vote in outcome.votes]
-    return votes, rates
+    return votes, places, rates
+
+
+def _cell(letter: str, place: "Place") -> str:
+    """``A 3 of 10 (f 2)``: f, how many more had no answer."""
+    failed = f" (f {place.failures})" if place.failures else ""
+    return f"{letter} {place.wins} of {place.shown - place.failures}{failed}"
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class PublishedSettings:
 
     ``batch_tokens``: prompt tokens answered at a time; more is faster on a GPU, and changes no answer. ``rules``: where the
     paper's scores follow other rules than lmms-eval 0.7.3, ``published`` gives the accuracy by both, ``stock`` by 0.7.3's alone.
+    ``judge_tokens``: limit of an answer of MMVet's judge, by default the stock task's; one that reasons needs thousands.
     """
 
     data: str = ""
@@ -112,6 +113,7 @@ class PublishedSettings:
     tasks: list[str] = chosen(list(PUBLISHED), *PUBLISHED)
     limit: int = ranged(0, 0)
     batch_tokens: int = ranged(16384, 1)
+    judge_tokens: int = ranged(128, 1)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from PIL import Image
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.judging.candidates import read_folder, unequal
-from tunalab.evaluation.judging.comparison import SMALLEST_SIDE, compare, picture
+from tunalab.evaluation.judging.comparison import SMALLEST_SIDE, Place, compare, picture
 from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint
 from tunalab.inference.files import read_settings, save_image
 
@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.judge: Judge = lambda text, pictures: '{"best": "A"}'
         self.requests: list[str] = []
+        self.parameters: list[dict[str, object]] = []
 
     @property
     def url(self) -> str:
@@ -52,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         content = asked["messages"][0]["content"]
         text = content[0]["text"]
         self.server.requests.append(text)
+        self.server.parameters.append({name: value for name, value in asked.items() if name not in ("model", "messages")})
         urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         assert all(url.startswith("data:image/png;base64,") for url in urls)
         pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
@@ -121,7 +123,7 @@ def test_the_better_one_wins_wherever_it_stands(server, endpoint):
     server.judge = likes("green")
     outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
     assert [rate.value for rate in outcome.rates] == [0, 1, 0]
-    assert outcome.places == pytest.approx([1 / 3] * 3) and outcome.failures == 0
+    assert outcome.places == [[Place(10, 10 * (who == 1), 0)] * 3 for who in range(3)] and outcome.failures == 0
     assert outcome.rates[1].n == 30 and outcome.rates[1].split == ""
     assert endpoint.usage == {"asked": 30, "kept": 0, "prompt_tokens": 3000, "completion_tokens": 150}
 
@@ -129,7 +131,7 @@ def test_the_better_one_wins_wherever_it_stands(server, endpoint):
 def test_a_judge_that_looks_at_places_alone_finds_all_equal(server, endpoint):
     outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
     assert [rate.value for rate in outcome.rates] == pytest.approx([1 / 3] * 3)
-    assert outcome.places == [1, 0, 0]
+    assert outcome.places == [[Place(10, 10, 0), Place(10, 0, 0), Place(10, 0, 0)]] * 3
     assert all(rate.low < 1 / 3 < rate.high for rate in outcome.rates)
 
 
@@ -195,6 +197,97 @@ def test_why_there_is_no_answer_stands_in_the_message(server, tmp_path, answer, 
     with pytest.raises(UserError, match="no readable answer to any of 2 questions: ") as error:
         compare(endpoint, "quality", PROMPTS[:2], images, NAMES)
     assert reason in str(error.value) and str(error.value).endswith("(2 times)") and "\n" not in str(error.value)
+
+
+def unknown(name: str, instead: str = "") -> tuple[int, dict]:
+    hint = f" Use '{instead}' instead." if instead else ""
+    told = {"message": f"Unsupported parameter: '{name}' is not supported with this model.{hint}", "param": name}
+    return 400, {"error": told | {"type": "invalid_request_error", "code": "unsupported_parameter"}}
+
+
+FIXED = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+FORBIDDEN = {"detail": [{"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}]}
+
+
+@pytest.mark.parametrize(
+    ("refusals", "then", "said"),
+    [
+        ({}, {"temperature": 0, "max_tokens": 4096}, []),
+        (
+            {"max_tokens": unknown("max_tokens", "max_completion_tokens")},
+            {"temperature": 0, "max_completion_tokens": 4096},
+            ["max_tokens"],
+        ),
+        ({"temperature": (400, {"error": {"message": FIXED}})}, {"max_tokens": 4096}, ["temperature"]),
+        (
+            {"max_tokens": (422, FORBIDDEN), "max_completion_tokens": unknown("max_completion_tokens")},
+            {"temperature": 0},
+            ["max_tokens", "max_completion_tokens"],
+        ),
+        (
+            {"temperature": (400, {"error": "temperature is not allowed"}), "max_tokens": unknown("max_tokens")},
+            {"max_completion_tokens": 4096},
+            ["temperature", "max_tokens"],
+        ),
+    ],
+)
+def test_what_an_endpoint_does_not_take_is_said_once_and_left_out(server, endpoint, capsys, refusals, then, said):
+    def judge(text: str, pictures: list[np.ndarray]) -> str | tuple[int, dict]:
+        for name, refusal in refusals.items():
+            if any(name in parameters for parameters in server.parameters[-1:]):
+                return refusal
+        return likes("red")(text, pictures)
+
+    server.judge = judge
+    outcome = compare(endpoint, "quality", PROMPTS[:4], images, NAMES, threads=1)
+    assert outcome.failures == 0 and outcome.rates[0].value == 1
+    assert server.parameters[-4:] == [then] * 4 and len(server.parameters) == 4 + len(said)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" does not take ")[1].split(" ")[0] for line in lines] == said
+    assert all(line.startswith("warning: the judge judge-1 does not take") for line in lines)
+    assert list(endpoint.refused) == said and endpoint.asked_with == then
+    assert ("without temperature" in outcome.rates[0].note) == ("temperature" in said)
+
+
+def test_a_limit_too_large_for_one_question_is_no_parameter_that_is_never_taken(server, endpoint, capsys):
+    large = "'max_tokens' is too large: 4096. This model's maximum context length is 4096 tokens."
+    server.judge = lambda text, pictures: (
+        (400, {"error": {"message": large, "param": "max_tokens"}}) if "prompt 1" in text else likes("red")(text, pictures)
+    )
+    outcome = compare(endpoint, "quality", PROMPTS[:3], images, NAMES)
+    assert outcome.failures == 1 and endpoint.refused == {} and capsys.readouterr().err == ""
+
+
+def test_an_answer_that_the_limit_cut_off_is_none(server, endpoint, tmp_path):
+    early = 'At first sight {"best": "A"}, but looking closer'
+    server.judge = lambda text, pictures: (
+        answered(content=early, ended="length") if "prompt 0" in text else likes("red")(text, pictures)
+    )
+    for asked in (endpoint, Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)):  # and when kept
+        outcome = compare(asked, "quality", PROMPTS[:3], images, NAMES)
+        (failed,) = [vote for vote in outcome.votes if vote.winner is None]
+        assert failed.ballot.prompt == "prompt 0" and failed.reason.startswith("cut off at the limit of tokens (4096): ")
+    assert len(server.requests) == 3
+
+
+def test_answers_asked_for_in_another_way_are_others(server, tmp_path):
+    for count, how in enumerate([{}, {}, {"temperature": 1.0}, {"max_tokens": 7}]):
+        asked = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0, **how)
+        compare(asked, "quality", PROMPTS[:1], images, NAMES)
+        assert len(server.requests) == max(1, count)
+    assert server.parameters[-1] == {"temperature": 0, "max_tokens": 7}
+
+
+def test_a_judge_that_refuses_one_candidate_in_one_place_is_seen(server, endpoint):
+    def judge(text: str, pictures: list[np.ndarray]) -> str | tuple[int, dict]:
+        first_is_green = pictures[0].reshape(-1, 3).mean(axis=0).argmax() == 1
+        return answered(content=None, refusal="no") if first_is_green else likes("green")(text, pictures)
+
+    server.judge = judge
+    outcome = compare(endpoint, "quality", PROMPTS, images, NAMES)
+    assert outcome.places[1] == [Place(10, 0, 10), Place(10, 10, 0), Place(10, 10, 0)]
+    assert [sum(place.failures for place in row) for row in outcome.places] == [10] * 3 and outcome.places[0][0].failures == 0
+    assert outcome.rates[1].note.endswith("without an answer by its place: A 10, B 0, C 0")
 
 
 def test_text_in_parts_is_read(server, endpoint):
@@ -328,8 +421,12 @@ def test_the_command(server, folders, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     server.judge = likes("blue")
     assert main(["judge", *folders, "--question", "quality", "--out", str(tmp_path / "judged")]) == 0
-    assert "blue: 1.000, n 6" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "blue: 1.000, n 6" in out and "wins by place shown: A 2 of 2, B 2 of 2, C 2 of 2" in out
     told = json.loads((tmp_path / "judged" / "quality.json").read_text())
+    assert told["asked_with"] == {"temperature": 0, "max_tokens": 4096} and told["refused"] == {}
+    assert [row["candidate"] for row in told["places"]] == NAMES
+    assert told["places"][2]["places"] == [{"shown": 2, "wins": 2, "failures": 0}] * 3
     assert told["usage"]["asked"] == 6 and len(told["votes"]) == 6 and all(vote["winner"] == 2 for vote in told["votes"])
     assert main(["judge", *folders, "--pairwise", "--out", str(tmp_path / "judged")]) == 0
     for question in ("quality", "diversity"):
@@ -360,4 +457,7 @@ def test_mistakes_of_the_command(server, folders, tmp_path, monkeypatch, capsys)
     (tmp_path / "green" / "0003-seed1.png").unlink()
     assert "red has 2 images of 'prompt 3' and green 1" in told(*folders)
     assert "--n=0 is out of range" in told(*folders, "--n", "0")
+    assert "--max-tokens=0 is out of range (from 1)" in told(*folders, "--max-tokens", "0")
+    assert "--temperature=-1 is out of range (0 to 2)" in told(*folders, "--temperature", "-1")
+    assert "--temperature=nan is out of range (0 to 2)" in told(*folders, "--temperature", "nan")
     assert not server.requests

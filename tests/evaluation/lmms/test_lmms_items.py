@@ -9,7 +9,8 @@ from tunalab.evaluation.lmms.items import AGAIN, ask_score, read_score
 @pytest.mark.parametrize(
     ("answer", "score"),
     [("0.5", 0.5), (" 1.0\n", 1.0), ("0 because it is wrong", 0.0), ("", None), ("Score: 1", None), ("7", None), ("-0.1", None)]
-    + [("nan", None), ("0.8/1", None)],
+    + [("nan", None), ("0.8/1", None), ("0.5\n because", 0.5), ("0.5\nbecause", None), ("0.5.", None), ("1e-1", 0.1), ("0.50", 0.5)]
+    + [("1", 1.0), ("+.3 ", 0.3), ("inf", None), ("1.01", None), ("50%", None), ("\t0.2\tgood", None), ("  ", None)],
 )
 def test_reading_a_score(answer, score):
     assert read_score(answer) == score
@@ -19,7 +20,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, *answers: str | None) -> tuple[Endpoi
     """An endpoint that gives these answers, and what it was asked."""
     asked: list[str] = []
 
-    def ask(endpoint: Endpoint, text: str, images: object) -> str:
+    def ask(endpoint: Endpoint, text: str, images: object, whole: bool) -> str:
         asked.append(text)
         answer = answers[len(asked) - 1]
         if answer is None:

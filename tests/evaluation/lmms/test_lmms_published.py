@@ -19,7 +19,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.judging.endpoint import KEY, MODEL, URL, Endpoint, NoAnswer
 from tunalab.evaluation.lmms import asking
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
-from tunalab.evaluation.lmms.items import mmmu
+from tunalab.evaluation.lmms.items import mmmu, read_score
 from tunalab.evaluation.lmms.published import pieces
 from tunalab.evaluation.lmms.ready import write_ready
 from tunalab.evaluation.lmms.rules import RULED, RULES, read_letter
@@ -79,7 +79,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int]]
 def judged_by(monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], str]) -> None:
     for name, value in {URL: "http://127.0.0.1:9/v1", KEY: "key", MODEL: "judge"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Endpoint, "ask", lambda endpoint, text, images: ask(text))
+    monkeypatch.setattr(Endpoint, "ask", lambda endpoint, text, images, whole: ask(text))
 
 
 def one(subject: Subject, data: Path, task: str, **settings: Any) -> Measure:
@@ -220,6 +220,36 @@ def test_a_task_that_fails_costs_no_other_and_is_measured_when_it_can_be(subject
     settings.published.tasks = ["ai2d", "mmvp"]
     says(*"ABAA")
     assert evaluate() == (["published-ai2d", "published-mmvp"], {}) and len(replies) == 2, "ai2d is not asked again"
+
+
+SCORES = [
+    "0.5",
+    " 1.0\n",
+    "0 because",
+    "Score: 1",
+    "0.5\n because",
+    "0.5\nbecause",
+    "0.5.",
+    "1e-1",
+    "+.3 ",
+    "50%",
+    "\t0.2\tgood",
+    "1",
+    ".",
+]
+
+
+@pytest.mark.parametrize("answer", SCORES)
+def test_a_judges_score_is_read_as_by_the_stock_task(answer, monkeypatch):
+    """What that task cannot read it asks for again, and counts 0 at last."""
+    monkeypatch.setenv("API_TYPE", "dummy")
+    from lmms_eval.tasks.mmvet import utils
+
+    monkeypatch.setattr(utils, "get_chat_response", lambda prompt, temperature: (answer.strip(), "judge"))
+    monkeypatch.setattr(utils.time, "sleep", lambda seconds: None)
+    doc = {"question_id": "v1_0", "question": "?", "answer": "7", "capability": "ocr"}
+    stock = utils.mmvet_process_results(doc, ["7"])["gpt_eval_score"]["score"]
+    assert stock == (read_score(answer) or 0.0)
 
 
 @pytest.mark.parametrize("rules", RULES)

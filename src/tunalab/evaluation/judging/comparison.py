@@ -33,14 +33,26 @@ class Vote:
 
 
 @dataclass(frozen=True)
+class Place:
+    """One candidate in one place of the order: how many ballots, how many of them it won, and how many have no answer.
+
+    A judge that gives no answer where a candidate stands in one place costs it votes, or spares it defeats.
+    """
+
+    shown: int
+    wins: int
+    failures: int
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """``rates``: a measure a candidate, in their order; ``places``: share of the wins that went to each place of the order."""
+    """``rates``: a measure a candidate, in their order; ``places``: a row of :class:`Place` a candidate."""
 
     rates: list[Measure]
     votes: list[Vote]
     ties: int
     failures: int
-    places: list[float]
+    places: list[list[Place]]
 
 
 def compare(
@@ -78,7 +90,7 @@ def compare(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)  # what is asked already is answered and kept, the rest is not begun
             raise
-    return tally(votes, question, names, endpoint.model)
+    return tally(votes, question, names, endpoint.described)
 
 
 def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str) -> Outcome:
@@ -88,18 +100,25 @@ def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str
     if not counted:
         raise UserError(f"the judge {judge} gave no readable answer to any of {len(votes)} questions: {reasons(votes)}")
     chance = 1 / len(names)
-    wins = [vote for vote in counted if vote.winner != -1]
-    places = Counter(vote.ballot.order.index(vote.winner) for vote in wins if vote.winner is not None)
+    places = [[_place(votes, candidate, place) for place in range(len(names))] for candidate in range(len(names))]
     rates = []
     for candidate in range(len(names)):
         # Of two, the other one says what was measured; of more, the best of all is asked for, which is one measure for all of them.
         split = f"against {names[1 - candidate]}" if len(names) == 2 else ""
         values = [chance if vote.winner == -1 else float(vote.winner == candidate) for vote in counted]
         note = f"judge {judge}: a win counts 1, a tie {chance:.2f}; {ties} ties"
+        if failures:
+            by_place = ", ".join(f"{LETTERS[number]} {place.failures}" for number, place in enumerate(places[candidate]))
+            note += f"; without an answer by its place: {by_place}"
         rate = mean(KIND, question, values, metric="win rate", split=split, chance=chance, failures=failures, note=note)
         # Items are compared one by one with those of other votes, which they are not in line with when some are missing.
         rates.append(replace(rate, items=[]) if failures else rate)
-    return Outcome(rates, list(votes), ties, failures, [places[place] / max(1, len(wins)) for place in range(len(names))])
+    return Outcome(rates, list(votes), ties, failures, places)
+
+
+def _place(votes: Sequence[Vote], candidate: int, place: int) -> Place:
+    there = [vote for vote in votes if vote.ballot.order[place] == candidate]
+    return Place(len(there), sum(vote.winner == candidate for vote in there), sum(vote.winner is None for vote in there))
 
 
 def picture(images_NHWC: np.ndarray) -> bytes:

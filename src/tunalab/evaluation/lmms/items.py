@@ -31,19 +31,19 @@ def mmvet(endpoint: Endpoint) -> Score:
         text = f"{MM_VET_PROMPT}\n{doc['question']} | {truth} | {results[0]} |"
         given = ask_score(endpoint, text)
         scored = {} if given is None else {"score": given}
-        return {"gpt_eval_score": {"question_id": doc["question_id"], "eval_model": endpoint.model, **scored}}
+        return {"gpt_eval_score": {"question_id": doc["question_id"], "eval_model": endpoint.described, **scored}}
 
     return score
 
 
 def ask_score(endpoint: Endpoint, text: str) -> float | None:
-    """The number between 0 and 1 that the judge's answer begins with; one that does not is asked for once more.
+    """The number between 0 and 1 that the judge's answer begins with, cut off or not; one that does not is asked for once more.
 
     Raises UserError: the judge will not answer any question.
     """
     for question in (text, text + AGAIN):
         try:
-            score = read_score(endpoint.ask(question, ()))
+            score = read_score(endpoint.ask(question, (), whole=False))
         except NoAnswer:
             return None
         if score is not None:
@@ -52,10 +52,9 @@ def ask_score(endpoint: Endpoint, text: str) -> float | None:
 
 
 def read_score(answer: str) -> float | None:
-    """The first word, if it is a number between 0 and 1."""
-    words = answer.split()
+    """What stands before the first blank, if it is a number between 0 and 1: as the stock task reads it, also on several lines."""
     try:
-        score = float(words[0]) if words else None
+        score = float(answer.strip().split(" ")[0])
     except ValueError:
         return None
-    return score if score is not None and 0 <= score <= 1 else None
+    return score if 0 <= score <= 1 else None

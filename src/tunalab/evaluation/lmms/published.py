@@ -33,6 +33,7 @@ from tunalab.evaluation.subject import Subject
 _SEED = 0  # MMMU's rules guess where no choice can be read
 _JUDGED_AT_ONCE = 8
 _JUDGE_SECONDS, _JUDGE_RETRIES = 60.0, 3
+_JUDGE_TEMPERATURE = 0.0  # of the stock task
 
 
 def pieces(settings: PublishedSettings) -> list[Piece]:
@@ -50,7 +51,7 @@ def _piece(task: str, settings: PublishedSettings) -> Piece:
     if task in RULED:
         about["rules"] = settings.rules
     if BENCHMARKS[task].judged:
-        about["judge"] = os.environ.get(MODEL)
+        about["judge"] = [os.environ.get(MODEL), _JUDGE_TEMPERATURE, settings.judge_tokens]
     return Piece(f"published-{task}", about, partial(_measure, task=task, settings=settings))
 
 
@@ -63,7 +64,8 @@ def _measure(subject: Subject, task: str, settings: PublishedSettings) -> list[M
     check_data(data, task)
     changes: dict[str, Any] = {}
     if task == "mmvet":
-        judge = Endpoint.from_environment(os.environ, subject.folder / "judge", _JUDGE_SECONDS, _JUDGE_RETRIES)
+        how = _JUDGE_SECONDS, _JUDGE_RETRIES, _JUDGE_TEMPERATURE, settings.judge_tokens
+        judge = Endpoint.from_environment(os.environ, subject.folder / "judge", *how)
         changes["process_results"] = mmvet(judge)
     write_ready(data, task, subject.folder / "tasks")
     results, cut = _results(subject, settings, task, changes)
