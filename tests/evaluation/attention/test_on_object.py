@@ -47,6 +47,26 @@ def test_attention_that_is_right_wrong_or_nowhere():
     assert np.isnan(on_thing(hand_made([1, 0, 0, 0]), np.ones((1, 1, 4)))[2]).all()
 
 
+@pytest.mark.parametrize("patch", [4, 8, 16])
+@pytest.mark.parametrize("image_size", [32, 64, 512])
+def test_maps_that_prefer_nothing_point_as_often_as_chance_says(image_size: int, patch: int):
+    """Random weights; the same rounded so that many are equally large; all equal; none at all."""
+    draw, maps, tokens = np.random.default_rng(0), 300, (image_size // patch) ** 2
+    asked = asked_things((1,), 1 if image_size > 64 else 4, image_size, patch)
+    chance_N = np.array([one.on_T.mean() for one in asked])
+    sigma = np.sqrt((chance_N * (1 - chance_N)).sum() / maps) / len(asked)
+    assert 0 < chance_N.mean() < 0.6 and sigma < 0.02
+    looks = {
+        "random": lambda: draw.random((1, maps, tokens), dtype=np.float32),
+        "rounded": lambda: np.round(8 * draw.random((1, maps, tokens), dtype=np.float32)),
+        "all equal": lambda: np.full((1, maps, tokens), 1 / tokens, np.float32),
+        "nowhere": lambda: np.zeros((1, maps, tokens), np.float32),
+    }
+    for name, look in looks.items():
+        hits = [on_thing(one, look())[1][1:].mean() for one in asked]
+        assert abs(np.mean(hits) - chance_N.mean()) < 4 * sigma, name
+
+
 def test_attention_by_column():
     weights_YHS = np.array([[[1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]]])  # bos boi time 1 2 3 4 eoi what colour
     span = ImageSpan(2, 5, np.zeros((16, 16, 3), np.uint8), generate=False)

@@ -7,6 +7,7 @@ maps; and its last, from which the answer is predicted. Every measure stands bes
 Shapes: N questions, Y layers, H heads, T visual tokens, S tokens seen; M maps of a question: the average, then every head's.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,13 +69,29 @@ def look(subject: Subject, asked: Sequence[Asked], row: str) -> Seen:
 
 
 def on_thing(asked: Asked, image_YHT: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share on the thing, hit, mean share on another of its size: of the average, then of every head, layer by layer (M)."""
+    """Share on the thing, hit, mean share on another of its size: of the average, then of every head, layer by layer (M).
+
+    Of a map with several largest weights one is drawn, so that one that prefers nothing points as often as chance says.
+    """
     maps_MT = np.concatenate([averaged(image_YHT)[None], image_YHT.reshape(-1, image_YHT.shape[-1])]).astype(np.float64)
     total_M = np.maximum(maps_MT.sum(axis=1), np.finfo(np.float32).tiny)  # a head may look past the image altogether
-    share_M, hit_M = maps_MT @ asked.cover_T / total_M, asked.on_T[maps_MT.argmax(axis=1)]
+    share_M, hit_M = maps_MT @ asked.cover_T / total_M, asked.on_T[pointed_at(maps_MT, asked.image_HWC)]
     if not asked.others_T:
         return share_M, hit_M, np.full(len(maps_MT), np.nan)
     return share_M, hit_M, maps_MT @ np.mean(asked.others_T, axis=0) / total_M
+
+
+def pointed_at(maps_MT: np.ndarray, image_HWC: np.ndarray) -> np.ndarray:
+    """The token of the largest weight (M). Ties are drawn from a generator that the image seeds: the same for every model.
+
+    The first of them would always be the token at the top left, where things seldom lie.
+    """
+    largest_MT = maps_MT == maps_MT.max(axis=1, keepdims=True)
+    pointed_M = largest_MT.argmax(axis=1)
+    tied = np.flatnonzero(largest_MT.sum(axis=1) > 1)
+    draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(image_HWC)))
+    pointed_M[tied] = [draw.choice(np.flatnonzero(largest_MT[m])) for m in tied]
+    return pointed_M
 
 
 def by_column(weights_YHS: np.ndarray, span: ImageSpan) -> np.ndarray:
