@@ -1,6 +1,6 @@
 """The paper's recipe at two sizes: what is equal in it, what differs, and what happens on a laptop."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -84,11 +84,12 @@ def test_the_two_that_the_paper_lacks_differ_from_its_nearest_in_the_front_end_a
 
 def test_own_settings_are_those_that_the_header_lists() -> None:
     latents = {
-        *("prediction", "time_mean", "time_shift", "time_std", "noise_scale"),
+        *("prediction", "time_mean", "time_shift", "time_shift_tokens", "time_std", "noise_scale"),
         *("text_weight", "understanding_noise", "masking.ratio"),
     }
     expected = {"tuna": latents, "vae_latents": latents, "tuna_r": {"masking.ratio"}, "tuna2": set(), "bottleneck": set()}
-    sampling = {"tuna": {"method", "guidance"}, "tuna_r": {"guidance"}, "tuna2": {"method"}}
+    latents_sampling = {"method", "guidance", "grid", "shift"}
+    sampling = {"tuna": latents_sampling, "tuna_r": {"guidance", "clamp"}, "tuna2": {"method", "clamp"}}
     sampling |= {"vae_latents": sampling["tuna"], "bottleneck": sampling["tuna2"]}
     for variant in FULL_SCALE:
         own = load("paper_7b", variant)
@@ -106,11 +107,15 @@ def test_own_sampling_is_that_of_the_released_models(official: OfficialModel) ->
 
 
 def test_tunas_times_shift_by_the_published_law() -> None:
-    """mu is linear in tokens, 0.5 at 256 and 1.15 at 4096, and noise grows with it: t = 1 is clean."""
-    objective = load("paper_7b", "tuna").objective
+    """mu is linear in tokens, 0.5 at 256 and 1.15 at 4096, and noise grows with it: t = 1 is clean. The code fixes the tokens."""
+    code = load("paper_7b", "tuna").objective
     tokens = torch.tensor([256, 1024, 4096])
-    middle = sample_time(torch.zeros(3), tokens, objective)
-    torch.testing.assert_close(-middle.logit(), torch.tensor([0.5, 0.63, 1.15]), rtol=1e-5, atol=1e-6)
+    for objective, mu in ((code, [0.63, 0.63, 0.63]), (replace(code, time_shift_tokens=0), [0.5, 0.63, 1.15])):
+        middle = sample_time(torch.zeros(3), tokens, objective)
+        torch.testing.assert_close(-middle.logit(), torch.tensor(mu), rtol=1e-5, atol=1e-6)
+    z = torch.special.ndtri((torch.arange(4096) + 0.5) / 4096)
+    mean = [sample_time(z, torch.full((4096,), 4096), one).mean().item() for one in (code, replace(code, time_shift_tokens=0))]
+    assert mean == pytest.approx([0.3725, 0.277], abs=1e-3)
 
 
 @pytest.mark.parametrize("variant", FULL_SCALE)

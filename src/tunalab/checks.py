@@ -36,8 +36,15 @@ def check_settings(config: Any) -> None:
     for part, heads, kv_heads in (("decoder", decoder.heads, decoder.kv_heads), ("head", head.heads, head.kv_heads)):
         if heads % kv_heads:
             raise UserError(f"{part}.kv_heads={kv_heads} does not divide {part}.heads={heads}")
+    check_sampling(config.sampling)
     if head.head_dim % 16:
         raise UserError(f"head.head_dim={head.head_dim} must be a multiple of 16 (time : row : column = 2 : 3 : 3)")
+
+
+def check_sampling(sampling: Any) -> None:
+    """Raises UserError: there is no step between the points of a ``SamplingConfig``."""
+    if sampling.grid == "points" and sampling.steps < 2:
+        raise UserError(f"sampling.steps={sampling.steps} with sampling.grid=points is no step (from 2 points)")
 
 
 def parse_size(name: str, text: str) -> tuple[int, int]:

@@ -170,8 +170,9 @@ class ObjectiveConfig:
     time_mean: float = -0.8  # t = sigmoid(N(mean, std^2)), t = 1 is clean
     time_std: float = 0.8
     time_shift: float = 0.0  # by how much the mean falls with every visual token of an image: large images take more noise
+    time_shift_tokens: int = 0  # take every image to have so many (the official code: 1024); 0: its own
     noise_scale: float = 1.0
-    min_one_minus_t: float = 0.05  # clamp of 1 - t in the weight of the x-prediction loss
+    min_one_minus_t: float = 0.05  # clamp of 1 - t in the weight of the x-prediction loss, not in sampling
     flow_weight: float = 1.0
     text_weight: float = 1.0
     understanding_noise: float = 0.1  # share of understanding images lightly noised, level U(0, 0.1)
@@ -225,6 +226,9 @@ class SamplingConfig:
     # Of edits, from the source with the negative prompt as its instruction (as the official models are sampled). 0: by `guidance`,
     # from the negative prompt without the source; training drops no instructions, so a source without one is new to a model.
     edit_guidance: float = 0.0
+    grid: str = "steps"  # what `steps` counts: steps | points (the official Tuna's; one step less)
+    shift: float = 1.0  # of the grid: above 1 it is finer near the noise
+    clamp: str = "none"  # 1 - t under an x-prediction: none | official (at least .05: over 20 steps leave noise in every image)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from tunalab.inference.orders import (
 )
 from tunalab.inference.precision import find_device, precision
 from tunalab.inference.prompts import edit_prompt, image_prompt
-from tunalab.inference.samplers import SAMPLERS, evaluations
+from tunalab.inference.samplers import SAMPLERS, evaluations, integrate
 from tunalab.inference.wanted import Source
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1"]
@@ -191,11 +191,12 @@ def test_in_bfloat16_nearly_the_same_is_made(name, tiny_model, tokenizer, tmp_pa
 
 
 def test_progress_is_told_as_often_as_a_sampler_evaluates():
-    for method, solve in SAMPLERS.items():
-        for steps in (1, 2, 5):
-            times: list[float] = []
-            solve(lambda x, t, times=times: times.append(t) or x, torch.ones(1), steps)
-            assert len(times) == evaluations(method, steps)
+    for method in SAMPLERS:
+        for grid, steps in (("steps", 1), ("steps", 2), ("steps", 5), ("points", 2), ("points", 5)):
+            seen: list[float] = []
+            sampling = SamplingConfig(method, steps, grid=grid)
+            integrate(lambda x, t, seen=seen: seen.append(t) or x, torch.ones(1), sampling, "v")
+            assert len(seen) == evaluations(sampling)
 
 
 def test_too_little_memory_is_one_line(model, tokenizer, tmp_path, monkeypatch):

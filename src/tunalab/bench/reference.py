@@ -6,6 +6,7 @@ Shapes: B rows, L tokens of a padded row, N images, T visual tokens, D width.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tunalab.config import ObjectiveConfig, SamplingConfig
 from tunalab.inference.prefix import visual_tokens
 from tunalab.inference.prompts import Prompt
+from tunalab.inference.samplers import OFFICIAL_CLAMP, clamps, times
 from tunalab.model import flow
 from tunalab.model.attention import DenseAttention, Layout
 from tunalab.model.decoder import hidden_states
@@ -56,13 +58,13 @@ def reference_sample(
             predictions.append(model.to_image(tokens_NTP, model.grid(x)))
         conditional, plain = predictions
         guided = plain + sampling.guidance * (conditional - plain)
-        return flow.velocity(guided, x, torch.full((len(x),), t), objective.prediction, objective.min_one_minus_t)
+        return flow.velocity(guided, x, torch.full((len(x),), t), objective.prediction, OFFICIAL_CLAMP if clamps(sampling) else 0)
 
     x = objective.noise_scale * noise_NChw
-    for step in range(sampling.steps):
-        t, t_next = step / sampling.steps, (step + 1) / sampling.steps
+    grid = times(sampling)
+    for t, t_next in pairwise(grid):
         v = velocity(x, t)
-        if sampling.method == "heun" and step < sampling.steps - 1:
+        if sampling.method == "heun" and t_next < grid[-1]:
             v = (v + velocity(x + (t_next - t) * v, t_next)) / 2
         x = x + (t_next - t) * v
     return x

@@ -19,10 +19,12 @@ def add_sampling(sub: argparse.ArgumentParser, n: int | None, images: str) -> No
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
     sub.add_argument("--n", type=int, default=n, help=images)
     sub.add_argument("--seed", type=int, default=0, help="default: 0")
-    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next three: the model's own")
+    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next five: the model's own")
     sub.add_argument("--guidance", type=float, help="1: none")
     sub.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
     sub.add_argument("--sampler", choices=("euler", "heun"))
+    sub.add_argument("--shift", type=float, help="of the sampler's times: above 1, more of the steps are near the noise")
+    sub.add_argument("--clamp", choices=("none", "official"), help="of 1 - t; official leaves noise in more than 20 steps")
 
 
 def add_model_options(sub: argparse.ArgumentParser) -> None:
@@ -51,14 +53,19 @@ def seeds_of(arguments: argparse.Namespace) -> list[int]:
 
 def sampling_of(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
     """The model's own sampler but for what is given."""
+    from tunalab.checks import check_sampling
+
     steps = within("sampling.steps", "--steps", arguments.steps, own.steps)
     guidance = within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
     # Of edits too, in the way in which the model guides them.
     of_edits = own.edit_guidance if arguments.guidance is None or not own.edit_guidance else arguments.guidance
     negative = own.negative_prompt if arguments.negative is None else arguments.negative
     check_utf8("--negative", negative)
-    method = arguments.sampler or own.method
-    return replace(own, method=method, steps=steps, guidance=guidance, edit_guidance=of_edits, negative_prompt=negative)
+    given = replace(own, method=arguments.sampler or own.method, clamp=arguments.clamp or own.clamp)
+    shift = within("sampling.shift", "--shift", arguments.shift, own.shift)
+    sampling = replace(given, steps=steps, guidance=guidance, edit_guidance=of_edits, negative_prompt=negative, shift=shift)
+    check_sampling(sampling)
+    return sampling
 
 
 def check_utf8(what: str, text: str) -> None:

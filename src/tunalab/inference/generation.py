@@ -14,8 +14,7 @@ from tunalab.config import ObjectiveConfig, SamplingConfig
 from tunalab.inference.answering import batches
 from tunalab.inference.prefix import Prefixes, device_of, encode_prefixes, join_prefixes
 from tunalab.inference.prompts import Prompt
-from tunalab.inference.samplers import SAMPLERS
-from tunalab.model import flow
+from tunalab.inference.samplers import integrate
 from tunalab.model.decoder import hidden_states
 from tunalab.model.rotary import rotary_tables
 from tunalab.model.unified import UnifiedModel
@@ -107,13 +106,12 @@ def sample(
     """x (N, C, h, w) from standard normal noise of that shape, all images in one batch."""
     predictor = GuidedPredictor(model, prompts, unconditional, sampling.guidance)
 
-    def velocity(x_NChw: Tensor, t: float) -> Tensor:
-        t_N = torch.full((len(x_NChw),), t, device=x_NChw.device)
-        prediction = predictor(x_NChw, t)
+    def predict(x_NChw: Tensor, t: float) -> Tensor:
+        prediction_NChw = predictor(x_NChw, t)
         progress(len(x_NChw))
-        return flow.velocity(prediction, x_NChw, t_N, objective.prediction, objective.min_one_minus_t)
+        return prediction_NChw
 
-    return SAMPLERS[sampling.method](velocity, objective.noise_scale * noise_NChw, sampling.steps)
+    return integrate(predict, objective.noise_scale * noise_NChw, sampling, objective.prediction)
 
 
 class GuidedPredictor:

@@ -252,7 +252,7 @@ def enough_memory() -> Iterator[None]:
 
 def image_bar(images: int, sampling: SamplingConfig) -> "tqdm[Any]":
     """A bar to be told what :func:`make_wanted` tells of its progress."""
-    return _bar(images * evaluations(sampling.method, sampling.steps), f"{images} images")
+    return _bar(images * evaluations(sampling), f"{images} images")
 
 
 def _bar(total: int, what: str) -> "tqdm[Any]":

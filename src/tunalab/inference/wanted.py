@@ -6,7 +6,7 @@ Shapes: H W C image pixels and channels.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tunalab.config import SamplingConfig
 from tunalab.data.buckets import Size
 from tunalab.errors import UserError
 from tunalab.inference.files import differences, read_settings
+from tunalab.inference.samplers import clamps
 
 VERSION = "tunalab"  # the setting by which files may differ and still be the same image
 
@@ -81,6 +82,10 @@ class Manner:
         sampling |= {"edit_guidance": own} if own else {"guidance": self.sampling.guidance}
         if self.sampling.negative_prompt:
             sampling["negative_prompt"] = self.sampling.negative_prompt
+        # Told where they change the image alone: images of 20 plain steps are those of versions without these settings.
+        sampling |= {"grid": self.sampling.grid} if self.sampling.grid != "steps" else {}
+        sampling |= {"shift": self.sampling.shift} if self.sampling.shift != 1 else {}
+        sampling |= {"clamp": self.sampling.clamp} if clamps(replace(self.sampling, clamp="official")) else {}
         settings |= sampling | {"precision": self.precision, "model": self.model, VERSION: tunalab.__version__}
         return Wanted(path, text, tuple(seeds), settings, source)
 

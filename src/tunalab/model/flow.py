@@ -46,10 +46,13 @@ def sample_time(normal_N: Tensor, tokens_N: Tensor, objective: ObjectiveConfig) 
     """t = sigmoid(mean - shift * tokens + std z) from standard normal z, for images of so many visual tokens.
 
     The resolution-dependent shift of rectified flows, sigma' = e^mu / (e^mu + 1 / sigma - 1) with mu linear in the tokens
-    (arXiv 2403.03206), is the same: with t = 1 - sigma = sigmoid(z) it is t' = sigmoid(z - mu).
+    (arXiv 2403.03206), is the same: with t = 1 - sigma = sigmoid(z) it is t' = sigmoid(z - mu). ``time_shift_tokens`` makes mu that
+    of one number of tokens for every image.
     """
     z = objective.time_mean + objective.time_std * normal_N
-    return torch.sigmoid(z - objective.time_shift * tokens_N if objective.time_shift else z)
+    if not objective.time_shift:
+        return torch.sigmoid(z)
+    return torch.sigmoid(z - objective.time_shift * (objective.time_shift_tokens or tokens_N))
 
 
 def _expand(t_N: Tensor, like: Tensor) -> Tensor:

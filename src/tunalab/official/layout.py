@@ -40,7 +40,9 @@ class OfficialModel:
 
 
 _COMMON = {"decoder.image_positions": "none", "decoder.rope_theta": 1e6}
-_PIXELS = {"objective.noise_scale": 2.0, "sampling.steps": 50}
+_PLAIN_GRID = {"sampling.steps": 50, "sampling.grid": "steps", "sampling.shift": 1.0}
+_PIXELS = {"objective.noise_scale": 2.0, **_PLAIN_GRID, "sampling.clamp": "official"}
+_LATENTS = {"sampling.steps": 50, "sampling.grid": "points", "sampling.shift": 3.0, "sampling.clamp": "none"}
 TUNA_2 = OfficialModel(
     name="Tuna-2",
     variant="tuna2",
@@ -62,7 +64,7 @@ TUNA = OfficialModel(
     frontend="vae_siglip",
     masks=False,
     computes={**_COMMON, "objective.prediction": "v", "frontend.vae_statistics": "official"},
-    usual={"sampling.steps": 50, "sampling.method": "euler", "sampling.guidance": 7.5, "sampling.edit_guidance": 7.5},
+    usual={**_LATENTS, "sampling.method": "euler", "sampling.guidance": 7.5, "sampling.edit_guidance": 7.5},
 )
 MODELS = (TUNA_2, TUNA_R, TUNA)
 # Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
