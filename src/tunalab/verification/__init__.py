@@ -13,7 +13,7 @@ from tunalab.errors import UserError
 from tunalab.files import write_atomically
 
 # Page -> module with ``tables() -> list[Table]``.
-CHECKS: dict[str, str] = {"scorers": "tunalab.verification.scorers"}
+CHECKS: dict[str, str] = {"sampling": "tunalab.verification.sampling", "scorers": "tunalab.verification.scorers"}
 
 
 @dataclass(frozen=True)
