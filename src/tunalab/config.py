@@ -80,6 +80,9 @@ class DataConfig:
     image_size: int = 32  # pixels along a side
     # Sizes "HEIGHTxWIDTH" that images of files are brought to, each to the one of the nearest shape; empty: image_size squares.
     buckets: list[str] = field(default_factory=list)
+    # Which shape is nearest, and how it is resized to (data/buckets.py). log: by the ratio of aspect ratios, areas averaged;
+    # official: by their difference, bicubic with antialias, as the official code: for its weights and for published scores.
+    bucket_rule: str = "log"
     # Bounds of images of files in training, with buckets and without: one that would lose a larger share to cropping, or be
     # enlarged more, is left out with its reason. Without buckets .5 keeps shapes up to 2:1. 1 and a large factor: no bounds.
     max_crop: float = 0.5

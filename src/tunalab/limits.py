@@ -5,6 +5,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("auto", "document", "dense", "flex"),
     "frontend.vae_statistics": ("published", "official"),
     "frontend.vae_posterior": ("mean", "sample"),
+    "data.bucket_rule": ("log", "official"),
     "data.manifests.kind": ("caption", "text_to_image"),
     "data.webdataset.kind": ("caption", "text_to_image"),
     "decoder.chat": ("none", "qwen", "qwen_all"),

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from torchvision.transforms import functional as transforms
 
 from tunalab.config import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, from_plain
 from tunalab.data.buckets import FRAME, TEXT_ROOM, Buckets, check_buckets
@@ -18,6 +20,8 @@ from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import Step, TrainingStream, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.evaluation.lmms.asking import fit
+from tunalab.inference.orders import input_buckets, output_size
 
 # The published sizes at 512 px, and the same at twice the side.
 PUBLISHED = ["512x512", "448x576", "576x448", "384x672", "672x384"]
@@ -136,6 +140,76 @@ def test_a_square_is_cut_as_ever() -> None:
         resample = PillowImage.Resampling.BOX if whole else PillowImage.Resampling.BILINEAR
         expected = image.resize((side, side), resample, box=(left, top, left + short, top + short))
         assert (cover(image, (side, side)) == np.asarray(expected)).all()
+
+
+OFFICIAL = {"bucket_rule": "official", "max_crop": 1.0, "max_upscale": 1000.0}
+
+
+def nearest_officially(sizes: list[str], height: int, width: int) -> tuple[int, int]:
+    """As the official code says it: the first of those whose width / height differs least."""
+    listed = [(int(high), int(wide)) for high, wide in (text.split("x") for text in sizes)]
+    differences = [abs(wide / high - width / height) for high, wide in listed]
+    return listed[differences.index(min(differences))]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "official", "log"),
+    [
+        (640, 427, (672, 384), (576, 448)),  # .667 is nearer to .571 than to .778; as a ratio it is not
+        (1500, 1000, (672, 384), (576, 448)),
+        (427, 640, (448, 576), (448, 576)),
+        (1000, 1500, (448, 576), (384, 672)),  # as a ratio it is halfway: then the smaller height
+        (7, 8, (512, 512), (448, 576)),  # as a difference it is halfway between 1 and 9:7: the first of the list
+        (100, 3200, (384, 672), (384, 672)),
+        (3200, 100, (672, 384), (672, 384)),
+        (1, 1, (512, 512), (512, 512)),
+    ],
+)
+def test_the_official_rule_takes_differences_and_ours_ratios(height: int, width: int, official: Any, log: Any) -> None:
+    assert buckets(*PUBLISHED, **OFFICIAL).choose("a", height, width) == official == nearest_officially(PUBLISHED, height, width)
+    assert buckets(*PUBLISHED).unbounded().choose("a", height, width) == log
+    assert Buckets.of(DataConfig(buckets=PUBLISHED)).rule == "log", "earlier records stay true"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_official_rule_over_many_shapes_and_orders_of_the_list(order: int) -> None:
+    sizes = PUBLISHED[::order]
+    both, rng = buckets(*sizes, **OFFICIAL), np.random.default_rng(0)
+    ratios = [wide / high for high, wide in both.sizes]
+    ties = [(round(1e6 * (a + b) / 2) / 1e6).as_integer_ratio() for a in ratios for b in ratios]
+    for width, height in [*rng.integers(1, 3000, (500, 2)).tolist(), *ties]:
+        assert both.choose("a", height, width) == nearest_officially(sizes, height, width), (height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(427, 640), (1000, 1500), (300, 300), (90, 700), (512, 512)])
+def test_official_pixels_are_bicubic_with_antialias(height: int, width: int, tmp_path: Path) -> None:
+    """What is asked about is stretched as torchvision does it, what is trained on and edited is covered and cropped."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image, five = PillowImage.fromarray(pixels), buckets(*PUBLISHED, **OFFICIAL)
+    size = five.choose("a", height, width)
+    bicubic = transforms.InterpolationMode.BICUBIC
+    expected = transforms.resize(image, list(size), interpolation=bicubic, antialias=True)
+    assert np.array_equal(fit(image, five), np.asarray(expected))
+    short = transforms.resize(image, [round(side * max(size[0] / height, size[1] / width)) for side in (height, width)], bicubic)
+    top, left = (short.height - size[0]) // 2, (short.width - size[1]) // 2
+    image.save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png", five)
+    assert np.array_equal(found, np.asarray(short)[top : top + size[0], left : left + size[1]])
+    assert (height, width) == size or not np.array_equal(found, read_image(tmp_path / "a.png", replace(five, rule="log")))
+
+
+def test_officially_a_photograph_is_decoded_in_full(tmp_path: Path) -> None:
+    """A JPEG decoded at a fraction of its size has other pixels."""
+    PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    five = buckets("32x32", **OFFICIAL)
+    with PillowImage.open(tmp_path / "a.jpg") as whole:
+        assert np.array_equal(read_image(tmp_path / "a.jpg", five), cover(whole.convert("RGB"), (32, 32), "official"))
+
+
+def test_a_size_that_is_given_keeps_the_rule() -> None:
+    data = DataConfig(image_size=512, bucket_rule="official", buckets=PUBLISHED)
+    assert input_buckets(data, "64").rule == input_buckets(data, None).rule == Buckets.of(DataConfig(**OFFICIAL)).rule == "official"
+    assert output_size(data, None) == (512, 512) and output_size(data, "64x32") == (64, 32)
 
 
 def run(**data: Any) -> RunConfig:

@@ -14,7 +14,9 @@ from tests.official.golden import NAMES, golden_checkpoint
 from torch import Tensor
 
 from tunalab.cli import main
+from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
+from tunalab.official.configuration import official_config
 from tunalab.official.files import read_tensors, without_prefix
 from tunalab.official.layout import detect, known_encoder, told_by_shapes, without_vae
 
@@ -145,6 +147,17 @@ def test_published_sizes_need_no_settings() -> None:
         full = {"vision_model.embeddings.position_embedding.weight": torch.empty(1024, 1152)}
     assert known_encoder(full) == "vit_so400m_patch16_siglip_512.v2_webli"
     assert known_encoder(golden_checkpoint("tuna_r")) is None
+
+
+@pytest.mark.parametrize("given", [[], ["data.image_size=64"], ["data.buckets=[64x64, 48x96]"]])
+def test_images_are_shown_as_officially(given: list[str]) -> None:
+    """In the five published shapes, unless a size is given; by the official rule in any."""
+    tensors = golden_checkpoint("tuna2")
+    config = official_config(tensors, detect(tensors), None, None, ["decoder.heads=4", *given])
+    shapes = {"": ["512x512", "448x576", "576x448", "384x672", "672x384"], "data.buckets=[64x64, 48x96]": ["64x64", "48x96"]}
+    assert config.data.buckets == shapes.get("".join(given), []) and config.data.bucket_rule == "official"
+    if not given:
+        assert Buckets.of(config.data).choose("a", 30, 900) == (384, 672), "no picture is left out"
 
 
 def test_a_vae_that_is_carried_along_is_set_apart() -> None:

@@ -37,7 +37,10 @@ class Visited(Mapping[str, np.ndarray]):
 
 
 def test_every_file_is_used() -> None:
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "npz"))
+    of_scorers = {"dpg.json", "lmms_rules.json"}
+    assert sorted({path.name for path in FOLDER.iterdir()} - of_scorers) == sorted(
+        f"{name}.{kind}" for name in NAMES for kind in ("json", "npz")
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,11 +20,13 @@ def test_rows_of_answers_are_those_of_the_page() -> None:
         assert f"| {' | '.join(row.texts)} |" in page
 
 
-def test_the_pixels_that_a_clip_sees_are_those_of_the_official_scripts(small: None) -> None:
+def test_pixels_are_those_of_the_official_code(small: None) -> None:
     """A byte may be rounded to either side; in HPS v2 nothing is rounded."""
     clip, turned = scorers.clip_score()
     hps, *changes = scorers.hps()
     colours, wordings = scorers.geneval_colours()
+    sizes, by_ratio, resized, plain = scorers.image_sizes()
+    assert sizes.largest == 0 and by_ratio.largest > 0 and resized.largest <= 1 and plain.largest > 1
     assert clip.largest <= 1 and colours.largest <= 1 and wordings.largest == 0 and hps.largest < hps.rounding
     assert all(row.largest > 1 for row in (turned, *changes)), "other ways are told apart"
     assert (clip.items, colours.items) == (3, 6)

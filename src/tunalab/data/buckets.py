@@ -1,11 +1,13 @@
 """Image sizes of a run: one square, or buckets of several shapes in tiers of several areas.
 
-An image goes to the tier that its own size fills and there to the bucket nearest to its aspect ratio; it is resized to cover the
-bucket and the rest is cropped from both ends. So nothing is distorted or padded, and what is cropped is bounded by the choice of
-buckets, besides by ``max_crop``. The square of a run without buckets is a single bucket, with the same bounds: half of a picture
-is the least that its caption or its questions can be expected to be about, and 2:1 is the widest shape of which that much is left.
-Whoever trains on panoramas or icons raises the bounds, or adds buckets. Evaluation has no bounds (``unbounded``): there a picture
-that is left out would change the benchmark.
+An image goes to the tier that its own size fills and there to the bucket nearest to its aspect ratio: by the logarithm of the
+ratio, which treats both orientations alike, or, under the rule of the official code, by the difference of width / height, among
+equals the one that ``data.buckets`` names first. So a portrait of 640x427 goes to 672x384 there, here to 576x448. The image is
+resized to cover the bucket and the rest is cropped from both ends. So nothing is distorted or padded, and what is cropped is
+bounded by the choice of buckets, besides by ``max_crop``. The square of a run without buckets is a single bucket, with the same
+bounds: half of a picture is the least that its caption or its questions can be expected to be about, and 2:1 is the widest shape of
+which that much is left. Whoever trains on panoramas or icons raises the bounds, or adds buckets. Evaluation has no bounds
+(``unbounded``): there a picture that is left out would change the benchmark.
 
 Images of several sizes stand in one packed row (packing.py). The other way, micro-batches of a single bucket fed from a waiting
 list per bucket, was rejected: the mix of a step would hang on which lists happen to be full, rare buckets would wait long or leave
@@ -24,6 +26,7 @@ from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
+LOG, OFFICIAL = "log", "official"
 
 TEXT_ROOM = 64  # tokens that a row must have left for text beside an image: fewer, and most documents would be rejected
 FRAME = 5  # bos boi time eoi eos
@@ -33,12 +36,14 @@ TIER = 2.0  # a bucket of at least this many times the area of the smallest of i
 @dataclass(frozen=True)
 class Buckets:
     """``tiers``: sizes of about one area, from small to large areas. ``max_crop``: the largest share of an image that may be
-    cropped. ``max_upscale``: the largest factor by which an image smaller than the first tier is enlarged.
+    cropped. ``max_upscale``: the largest factor by which an image smaller than the first tier is enlarged. ``rule``: of
+    ``data.bucket_rule``; it also says how images are resized (image_files.py).
     """
 
     tiers: tuple[tuple[Size, ...], ...]
     max_crop: float = 1.0
     max_upscale: float = math.inf
+    rule: str = LOG
 
     @classmethod
     def square(cls, side: int) -> Self:
@@ -55,7 +60,9 @@ class Buckets:
             if not tiers or _area(size) >= TIER * _area(tiers[-1][0]):
                 tiers.append([])
             tiers[-1].append(size)
-        return cls(tuple(map(tuple, tiers)), data.max_crop, data.max_upscale)
+        if data.bucket_rule == OFFICIAL:
+            tiers = [sorted(tier, key=given.index) for tier in tiers]
+        return cls(tuple(map(tuple, tiers)), data.max_crop, data.max_upscale, data.bucket_rule)
 
     def unbounded(self) -> Self:
         """The same sizes for every image, whatever has to be cropped or enlarged."""
@@ -76,7 +83,10 @@ class Buckets:
         Raises Unfit, naming ``where``: too much would be cropped (the limit of the aspect ratio), or it is too small.
         """
         for tier in reversed(self.tiers):
-            size = min(tier, key=lambda size: (abs(math.log(size[1] * height / (size[0] * width))), size))
+            if self.rule == OFFICIAL:
+                size = min(tier, key=lambda size: abs(size[1] / size[0] - width / height))
+            else:
+                size = min(tier, key=lambda size: (abs(math.log(size[1] * height / (size[0] * width))), size))
             scale = max(size[0] / height, size[1] / width)
             if scale <= 1:
                 break

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, _imaging
 
-from tunalab.data.buckets import Buckets, Size
+from tunalab.data.buckets import LOG, OFFICIAL, Buckets, Size
 from tunalab.data.documents import Reject
 from tunalab.data.image_metadata import DAMAGED, split_metadata
 
@@ -95,15 +95,16 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
             with Image.open(io.BytesIO(plain), formats=FORMATS) as image:
                 stored = image.size
                 _check_shape(where, stored)
-                # JPEG only: decode at a fraction of the size, still at least twice what may be asked for.
-                image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
+                # JPEG only: decode at a fraction of the size, still at least twice what may be asked for. Official code does not.
+                if buckets.rule != OFFICIAL:
+                    image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
                 drafted = "" if image.size == stored else f" ({stored[0]}x{stored[1]}, decoded smaller)"
                 image.load()
                 rgb = _to_rgb(where, image, _png_depth(plain))
             # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
             upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
             size = buckets.choose(where + drafted, upright.height, upright.width)
-            return cover(upright, size)
+            return cover(upright, size, buckets.rule)
         except DAMAGED as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
@@ -112,17 +113,27 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
             raise Reject(f"{where}: unreadable image: {detail}") from error
 
 
-def cover(image: Image.Image, size: Size) -> np.ndarray:
-    """The centre of an RGB image in the shape of ``size`` (height, width), resized to it: (height, width, 3) uint8."""
+def cover(image: Image.Image, size: Size, rule: str = LOG) -> np.ndarray:
+    """The centre of an RGB image in the shape of ``size`` (height, width), resized to it: (height, width, 3) uint8.
+
+    ``rule``: of ``data.bucket_rule``. Official: resized whole, rounded to whole pixels, then cropped.
+    """
     height, width = size
+    if rule == OFFICIAL:
+        scale = max(width / image.width, height / image.height)
+        whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (whole.width - width) // 2, (whole.height - height) // 2
+        return np.array(whole.crop((left, top, left + width, top + height)))
     kept_width = max(1, min(image.width, image.height * width // height))
     kept_height = max(1, min(image.height, image.width * height // width))
     left, top = (image.width - kept_width) // 2, (image.height - kept_height) // 2
     return _resized(image, size, (left, top, left + kept_width, top + kept_height))
 
 
-def stretch(image: Image.Image, size: Size) -> np.ndarray:
+def stretch(image: Image.Image, size: Size, rule: str = LOG) -> np.ndarray:
     """All of an RGB image, resized to ``size`` (height, width) whatever its shape: (height, width, 3) uint8."""
+    if rule == OFFICIAL:
+        return np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
     return _resized(image, size, (0, 0, image.width, image.height))
 
 

@@ -225,12 +225,12 @@ def input_buckets(data: DataConfig, size: str | None) -> Buckets:
         buckets = Buckets.of(data)
         return buckets if data.buckets else buckets.unbounded()
     square = f"{size}x{size}" if size.isdecimal() else size
-    return Buckets(((parse_size("size", square),),))
+    return Buckets(((parse_size("size", square),),), rule=data.bucket_rule)
 
 
 def output_size(data: DataConfig, size: str | None) -> Size:
     """The size of images that are made: ``size`` as :func:`input_buckets` takes it, else the square, or nearly, of training."""
-    return Buckets(input_buckets(data, size).tiers).choose("", data.image_size, data.image_size)
+    return input_buckets(data, size).unbounded().choose("", data.image_size, data.image_size)
 
 
 def check_size(space: TargetSpace, size: Size) -> None:

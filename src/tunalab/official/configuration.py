@@ -10,7 +10,7 @@ from torch import Tensor
 from tunalab.config import REVISION, RunConfig, from_plain, replaced_mappings, typed_layer
 from tunalab.errors import UserError
 from tunalab.layers import Layer, settings_layers
-from tunalab.official.layout import USUAL, OfficialModel, known_encoder, told_by_shapes
+from tunalab.official.layout import USUAL, USUAL_SHAPES, OfficialModel, known_encoder, told_by_shapes
 
 # A configuration names at least one stage. What the checkpoint was trained with is not in it: nothing is claimed.
 NO_STAGE = {"none": {"tokens": 1, "mix": {"scenes/text": 1.0}}}
@@ -27,7 +27,8 @@ def official_config(
     layers = [typed_layer(layer) for layer in settings_layers(experiment, variant, settings)]
     heads = next((heads for layer in reversed(layers) if (heads := _heads(layer)) is not None), None)
     told = {**told_by_shapes(tensors, model, heads), **model.computes}
-    usual = {**USUAL, **model.usual, "variant": model.variant, "experiment": "official"}
+    sized = any({"image_size", "buckets"} & dict(layer.settings.get("data") or {}).keys() for layer in layers)
+    usual = {**USUAL, **({} if sized else USUAL_SHAPES), **model.usual, "variant": model.variant, "experiment": "official"}
     encoder = known_encoder(tensors)
     merged = _nested({**usual, **told, **({} if encoder is None else {"frontend.encoder": encoder})})
     for layer in layers:

@@ -68,7 +68,13 @@ TUNA = OfficialModel(
 )
 MODELS = (TUNA_2, TUNA_R, TUNA)
 # Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
-USUAL = {"data.image_size": 512, "decoder.init_std": 0.02}
+USUAL = {"data.image_size": 512, "data.bucket_rule": "official", "decoder.init_std": 0.02}
+# And the shapes of images that are asked about, where no other size is given; whatever must be cropped or enlarged.
+USUAL_SHAPES = {
+    "data.buckets": ["512x512", "448x576", "576x448", "384x672", "672x384"],
+    "data.max_crop": 1.0,
+    "data.max_upscale": 1000.0,
+}
 
 
 def target_layout(patch: int) -> str:

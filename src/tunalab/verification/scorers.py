@@ -70,7 +70,8 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
 def resample(pixels_HWC: np.ndarray, height: int, width: int, bytes_: bool, tall: bool = False) -> np.ndarray:
     """Bicubic (Keys, a = -1/2) with antialias in float64.
 
-    ``bytes_``: rounded to bytes after each of the two passes, as Pillow does; then their order matters, ``tall``: height first.
+    ``bytes_``: as Pillow, with weights of 22 bits, and rounded to bytes after each of the two passes. Then the order of these
+    matters; ``tall``: height first.
     """
     if tall:
         return resample(pixels_HWC.swapaxes(0, 1), width, height, bytes_).swapaxes(0, 1)
@@ -81,10 +82,11 @@ def resample(pixels_HWC: np.ndarray, height: int, width: int, bytes_: bool, tall
         x = np.abs(np.arange(old)[None] + 0.5 - (np.arange(new)[:, None] + 0.5) * scale) / wide
         near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
         found = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-        return found / found.sum(axis=1, keepdims=True)
+        found /= found.sum(axis=1, keepdims=True)
+        return np.rint(found * 2**22) if bytes_ else found
 
     def rounded(values: np.ndarray) -> np.ndarray:
-        return np.floor(np.clip(values, 0, 255) + 0.5) if bytes_ else values
+        return np.clip(np.floor(values / 2**22 + 0.5), 0, 255) if bytes_ else values
 
     values_HWC = pixels_HWC.astype(np.float64)
     if values_HWC.shape[1] != width:
@@ -242,4 +244,49 @@ def geneval_colours() -> Iterator[Row]:
     yield Row("GenEval, colours", "wordings of the ten colours", len(COLOURS) * len(WORDINGS), wrong, "wordings")
 
 
-ROWS: Sequence[Callable[[], Iterable[Row]]] = (dpg, clip_score, hps, geneval_colours)
+def image_sizes() -> Iterator[Row]:
+    from tunalab.config import DataConfig
+    from tunalab.data.buckets import Buckets
+    from tunalab.data.image_files import stretch
+    from tunalab.evaluation.lmms.asking import fit
+    from tunalab.official.layout import USUAL_SHAPES
+
+    sizes = [(512, 512), (448, 576), (576, 448), (384, 672), (672, 384)]  # in the order of the official code
+    named = [f"{height}x{width}" for height, width in sizes]
+    if named != USUAL_SHAPES["data.buckets"]:
+        raise ValueError("a converted checkpoint has other shapes than the official code")
+    rules = [Buckets.of(DataConfig(buckets=named, bucket_rule=rule)).unbounded() for rule in ("official", "log")]
+    shapes = [(height, width) for height in range(40, 2000, 19) for width in range(40, 2000, 19)]
+    other = [0, 0]
+    for height, width in shapes:
+        differences = [abs(wide / high - width / height) for high, wide in sizes]
+        expected = sizes[differences.index(min(differences))]
+        for number, rule in enumerate(rules):
+            other[number] += rule.choose("", height, width) != expected
+    yield Row("image size rule, official", "shapes that fall elsewhere than in the official code", len(shapes), other[0], "shapes")
+    yield Row("image size rule, log", "the same by the rule of ratios: what it changes", len(shapes), other[1], "shapes")
+    found, plain = [], []
+    for size in SIZES:
+        image = noise(*size)
+        height, width = rules[0].choose("", *reversed(size))
+        ours = fit(Image.fromarray(image), rules[0]).astype(float)
+        found.append(min(np.abs(ours - resample(image, height, width, bytes_=True, tall=tall)).max() for tall in (False, True)))
+        plain.append(np.abs(stretch(Image.fromarray(image), (height, width)) - ours).mean())
+    yield Row(
+        "image resizing, official",
+        "pixels of images asked about, bicubic with antialias in float64",
+        len(found),
+        max(found),
+        "of 255",
+    )
+    yield Row(
+        "image resizing, log",
+        "the same as our own runs resize: what it changes, mean over pixels",
+        len(plain),
+        max(plain),
+        "of 255",
+        1e-2,
+    )
+
+
+ROWS: Sequence[Callable[[], Iterable[Row]]] = (dpg, clip_score, hps, geneval_colours, image_sizes)

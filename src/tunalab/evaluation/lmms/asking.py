@@ -87,7 +87,7 @@ def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
     As in the official evaluation it is stretched. In training it is cropped; here what is asked about might be cropped away.
     """
     size = buckets.unbounded().choose("image", image.height, image.width)
-    return stretch(image.convert("RGB"), size)
+    return stretch(image.convert("RGB"), size, buckets.rule)
 
 
 def _answer(subject: Subject, questions: Sequence[list[Asked]], batch_tokens: int) -> Iterator[tuple[str, str]]:
