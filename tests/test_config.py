@@ -211,6 +211,7 @@ def test_what_is_no_setting_is_quoted(text: str) -> None:
         (["decoder.width=100", "decoder.heads=8"], ["decoder.width=100", "decoder.heads=8"]),
         (["decoder.width=12", "decoder.heads=4"], ["decoder.width=12"]),  # an odd head has no rotary pairs
         (["decoder.kv_heads=3"], ["decoder.kv_heads=3", "decoder.heads=4"]),
+        (["sampling.grid=points", "sampling.steps=1"], ["sampling.steps=1", "sampling.grid=points", "from 2 points"]),
         (["head.kv_heads=3"], ["head.kv_heads=3", "head.heads=4"]),
         (["head.head_dim=40"], ["head.head_dim=40", "16"]),
         (["stages.new.tokens=5"], ["stages.new.mix", "connector", "pretrain", "sft"]),

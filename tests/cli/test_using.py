@@ -16,6 +16,7 @@ import tunalab
 from tunalab.cli import main
 from tunalab.cli.sampling import sampling_of
 from tunalab.config import SamplingConfig, config_hash
+from tunalab.errors import UserError
 from tunalab.exporting.export import export_run
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.files import read_settings
@@ -199,6 +200,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "negative": ([*GENERATE, "--negative", "a \udcff"], [r"--negative 'a \udcff' is not text in UTF-8"]),
     "no guidance": ([*GENERATE, "--guidance", "nan"], ["--guidance=nan is out of range"]),
     "steps": ([*GENERATE, "--steps", "0"], ["--steps=0 is out of range (from 1)"]),
+    "shift": ([*GENERATE, "--shift", "0"], ["--shift=0.0 is out of range (from 0.01 to 100)"]),
     "size": ([*GENERATE, "--size", "30x32"], ["size 30x32", "tokens of 8 pixels", "24x32 or 32x32"]),
     "no size": ([*GENERATE, "--size", "big"], ["size=big", "HEIGHTxWIDTH"]),
     "batch": ([*GENERATE, "--batch-tokens", "0"], ["--batch-tokens=0 is out of range"]),
@@ -215,11 +217,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 
 
 def test_options_of_a_sampler_lie_over_the_models_own() -> None:
-    own = SamplingConfig("heun", 7, 2.0, "a ring", 5.0)
-    given = {"steps": None, "guidance": None, "negative": None, "sampler": None}
+    own = SamplingConfig("heun", 7, 2.0, "a ring", 5.0, grid="points", shift=3.0, clamp="official")
+    given = {"steps": None, "guidance": None, "negative": None, "sampler": None, "shift": None, "clamp": None}
     assert sampling_of(Namespace(**given), own) == own
     asked = sampling_of(Namespace(**{**given, "guidance": 3.0, "negative": "", "sampler": "euler"}), own)
-    assert asked == SamplingConfig("euler", 7, 3.0, "", 3.0), "edits too, which this model guides in their own way"
+    edits_too = replace(own, method="euler", guidance=3.0, negative_prompt="", edit_guidance=3.0)
+    assert asked == edits_too, "edits too, which this model guides in their own way"
+    assert sampling_of(Namespace(**{**given, "shift": 1.0, "clamp": "none"}), own) == replace(own, shift=1.0, clamp="none")
+    with pytest.raises(UserError, match="sampling.steps=1 with sampling.grid=points is no step"):
+        sampling_of(Namespace(**{**given, "steps": 1}), own)
     without = replace(own, edit_guidance=0.0)
     assert sampling_of(Namespace(**{**given, "guidance": 3.0}), without) == replace(without, guidance=3.0)
 

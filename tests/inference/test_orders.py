@@ -132,6 +132,8 @@ def test_an_interrupted_order_goes_on_and_a_done_one_costs_nothing(model, tokeni
         ({"texts": [TEXTS[0], "another"]}, 'prompt "on white: .*" there, "another" now'),
         ({"size": (32, 16)}, 'size "16x32" there, "32x16" now'),
         ({"sampling": SamplingConfig("heun", 2, 1.5)}, 'sampler "euler" there, "heun" now'),
+        ({"sampling": SamplingConfig("euler", 2, 1.5, shift=3.0)}, "shift null there, 3.0 now"),
+        ({"sampling": SamplingConfig("euler", 2, 1.5, grid="points")}, 'grid null there, "points" now'),
         ({"sampling": SamplingConfig("euler", 3, 1.5)}, "steps 2 there, 3 now"),
         ({"sampling": SamplingConfig("euler", 2, 2.0)}, "guidance 1.5 there, 2.0 now"),
         ({"precision": "bf16"}, 'precision "fp32" there, "bf16" now'),
@@ -146,6 +148,17 @@ def test_a_file_of_other_settings_is_never_written_over(changes, words, model, t
         make_images(model, tokenizer, OBJECTIVE, replace(ORDER, seeds=[4, 5], **changes), tmp_path)
     assert "choose another folder, or remove it" in str(caught.value) and "\n" not in str(caught.value)
     assert [file.read_bytes() for file in files] == before and len(list(tmp_path.iterdir())) == 4, "nothing was made"
+
+
+def test_a_file_tells_the_clamp_where_it_takes_part(tmp_path):
+    """Images of up to 20 steps are those of versions that knew no clamp; of more steps they differ."""
+
+    def told(**sampling):
+        order = replace(ORDER, sampling=SamplingConfig("euler", **sampling))
+        return order.images(tmp_path)[0].settings.get("clamp")
+
+    assert told(steps=20) is told(steps=20, clamp="official") is None
+    assert (told(steps=50), told(steps=50, clamp="official")) == ("none", "official")
 
 
 def test_a_file_that_says_nothing_or_is_damaged_is_never_written_over(model, tokenizer, tmp_path):
