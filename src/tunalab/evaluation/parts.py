@@ -35,6 +35,10 @@ PARTS: dict[str, str] = {
 # Only on request: they need data, weights or a service that the package does not bring.
 OPTIONAL: frozenset[str] = frozenset({"published"})
 DIVIDED: frozenset[str] = frozenset({"published"})
+# They judge what the parser of scenes reads. Its revision is among their settings, raised with whatever reads an image otherwise:
+# what an earlier one judged is measured again, and never compared with what a later one does. Results without it are of the first.
+OF_PARSER: frozenset[str] = frozenset({"generation", "diversity", "editing"})
+PARSER, PARSER_REVISION, PARSER_SINCE = "parser", 2, "2026-11-29"
 # They look at the same sampled images: which of them is first samples.
 _OF_SAMPLES = ("generation", "diversity", "fidelity")
 
@@ -87,7 +91,8 @@ def pieces_of(name: str, settings: Any) -> list[Piece]:
     """The part itself, or what it is divided into. Raises UserError as :class:`Divided`."""
     if name in DIVIDED:
         return cast(Divided, import_module(PARTS[name])).pieces(settings)
-    return [Piece(name, asdict(settings), partial(load_part(name).measure, settings=settings))]
+    of_parser = {PARSER: PARSER_REVISION} if name in OF_PARSER else {}
+    return [Piece(name, asdict(settings) | of_parser, partial(load_part(name).measure, settings=settings))]
 
 
 def describe(settings: EvaluationSettings) -> str:

@@ -10,6 +10,7 @@ from math import gcd
 
 import numpy as np
 from scipy import fft
+from scipy.ndimage import gaussian_filter1d
 
 from tunalab.data.scenes import Item, Scene, render
 from tunalab.data.scenes.font import HEIGHT, WIDTH
@@ -42,15 +43,55 @@ LARGE_F = np.array([form.size == "large" for form in FORMS])
 SMALL_FORMS = int(LARGE_F.argmax())  # so many forms are not large; they come first
 
 
+@dataclass(frozen=True)
+class View:
+    """A way in which an image may differ from a render: blurred, by ``sigmas`` pixels, in the channels that ``to_C3`` makes of
+    red, green and blue. One sigma stands for all channels."""
+
+    sigmas: tuple[float, ...] = (0.0,)
+    to_C3: tuple[tuple[float, ...], ...] | None = None
+
+    def channels(self, rgb_C: np.ndarray) -> np.ndarray:
+        """(C, ...) of red, green and blue (3, ...)."""
+        return rgb_C if self.to_C3 is None else np.tensordot(np.float32(self.to_C3), rgb_C, 1)
+
+    def rgb(self, channels_C: np.ndarray) -> np.ndarray:
+        """The inverse."""
+        return channels_C if self.to_C3 is None else np.tensordot(np.linalg.inv(np.float32(self.to_C3)), channels_C, 1)
+
+    def blur(self, image_Cnn: np.ndarray) -> np.ndarray:
+        """(..., C, n, n), C being 1 also where sigmas are as many as channels: then it becomes them."""
+        if len(self.sigmas) == 1:
+            return _blur(image_Cnn, self.sigmas[0])
+        many = image_Cnn.shape[-3] > 1
+        parts = [image_Cnn[..., c : c + 1, :, :] if many else image_Cnn for c in range(len(self.sigmas))]
+        return np.concatenate([_blur(part, sigma) for part, sigma in zip(parts, self.sigmas, strict=True)], axis=-3)
+
+
+def _blur(image_nn: np.ndarray, sigma: float) -> np.ndarray:
+    if not sigma:
+        return image_nn
+    for axis in (-1, -2):
+        image_nn = gaussian_filter1d(image_nn, sigma, axis=axis, mode="nearest", truncate=3)
+    return image_nn
+
+
+# What an image may have lost: nothing, its sharpness, or that of its colours alone, which JPEG halves (in its YCbCr).
+SHARP, BLURRED = View(), View((0.7,))
+SUBSAMPLED = View((0.0, 0.9, 0.9), ((0.747, 1.468, 0.285), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081)))
+VIEWS = (SHARP, BLURRED, SUBSAMPLED)
+
+
 class Bank:
-    """For images of one size, any multiple of 16 up to 64 pixels.
+    """For images of one size, any multiple of 16 up to 64 pixels, as seen in a view.
 
     Places are whole units, as in scenes. Where a unit is less than a pixel, a form has a template for each place of its centre
     within a pixel.
     """
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, view: View = SHARP) -> None:
         self.image_size = n = image_size
+        self.view = view
         common = gcd(UNITS, n)
         self.period = UNITS // common  # units until a template repeats, which is so many pixels:
         self.step = n // common
@@ -60,10 +101,13 @@ class Bank:
         for (f, form), py, px in product(enumerate(FORMS), phases, phases):
             half = slice(n // 2, n // 2 + n)
             self._padded_FPPnn[f, py, px, half, half] = _coverage(form.at(UNITS // 2 + px, UNITS // 2 + py, "white"), n)
-        centred_FPPnn = self._padded_FPPnn[:, :, :, n // 2 : n // 2 + n, n // 2 : n // 2 + n]
-        self.norm_FPP = np.square(centred_FPPnn).sum(axis=(3, 4))
-        self._spectrum_FPPnm = fft.rfft2(np.roll(centred_FPPnn, (-(n // 2), -(n // 2)), (3, 4))).conj()
-        self.norm_FYX = self._lattice(np.broadcast_to(self.norm_FPP[..., None, None], (*self.norm_FPP.shape, common, common)))
+        self._seen_FPPKnn = view.blur(self._padded_FPPnn[:, :, :, None])
+        centred_FPPKnn = self._seen_FPPKnn[..., n // 2 : n // 2 + n, n // 2 : n // 2 + n]
+        norm_FPPK = np.square(centred_FPPKnn).sum(axis=(-2, -1))
+        self._spectrum_FPPKnm = fft.rfft2(np.roll(centred_FPPKnn, (-(n // 2), -(n // 2)), (-2, -1))).conj()
+        wide_KFPPyx = np.broadcast_to(np.moveaxis(norm_FPPK, -1, 0)[..., None, None], (*np.moveaxis(norm_FPPK, -1, 0).shape, common, common))
+        self.norm_KFYX = np.stack([self._lattice(norm_FPPyx) for norm_FPPyx in wide_KFPPyx])
+        self.norm_FYX = self.norm_KFYX.mean(axis=0)
         place = np.arange(UNITS)
         self.inside_FYX = np.stack(
             [
@@ -74,9 +118,18 @@ class Bank:
 
     def coverage(self, form: int, y: int, x: int) -> np.ndarray:
         """Share of every pixel (n, n) that a form with its centre at a place covers; a view."""
-        n, period, step = self.image_size, self.period, self.step
-        top, left = (n - (place // period * step) for place in (y, x))
-        return self._padded_FPPnn[form, y % period, x % period, top : top + n, left : left + n]
+        rows, columns = self._window(y, x)
+        return self._padded_FPPnn[form, y % self.period, x % self.period, rows, columns]
+
+    def seen(self, form: int, y: int, x: int) -> np.ndarray:
+        """The same as the view shows it: (K, n, n), K being 1 where channels are alike."""
+        rows, columns = self._window(y, x)
+        return self._seen_FPPKnn[form, y % self.period, x % self.period, :, rows, columns]
+
+    def _window(self, y: int, x: int) -> tuple[slice, slice]:
+        n = self.image_size
+        top, left = (n - (place // self.period * self.step) for place in (y, x))
+        return slice(top, top + n), slice(left, left + n)
 
     def explained(self, difference_Cnn: np.ndarray) -> np.ndarray:
         """How much of the energy of an image (its difference from its background) each form at each place explains when it takes
@@ -84,11 +137,15 @@ class Bank:
 
         The squared correlation over the template's norm: the gain of one step of matching pursuit.
         """
-        product_FPPCnm = self._spectrum_FPPnm[:, :, :, None] * fft.rfft2(difference_Cnn)
-        shifted_FPPCnn = fft.irfft2(product_FPPCnm, s=difference_Cnn.shape[-2:], overwrite_x=True)
-        squared_FPPnn = np.square(shifted_FPPCnn).sum(axis=3)[..., :: self.step, :: self.step]
-        explained_FYX: np.ndarray = self._lattice(squared_FPPnn)
-        explained_FYX /= self.norm_FYX
+        product_FPPCnm = self._spectrum_FPPKnm * fft.rfft2(difference_Cnn)
+        shifted_FPPCnn = fft.irfft2(product_FPPCnm, s=difference_Cnn.shape[-2:], overwrite_x=True)[..., :: self.step, :: self.step]
+        squared_FPPCnn = np.square(shifted_FPPCnn)
+        if len(self.norm_KFYX) == 1:
+            explained_FYX: np.ndarray = self._lattice(squared_FPPCnn.sum(axis=3))
+            explained_FYX /= self.norm_FYX
+        else:
+            parts = [self._lattice(squared_FPPCnn[:, :, :, c]) / norm_FYX for c, norm_FYX in enumerate(self.norm_KFYX)]
+            explained_FYX = np.sum(parts, axis=0)
         explained_FYX *= self.inside_FYX
         return explained_FYX
 
@@ -99,10 +156,10 @@ class Bank:
         return by_phase_FPPyx.transpose(0, 3, 1, 4, 2).reshape(F, periods * period, periods * period)
 
 
-@lru_cache(maxsize=8)
-def bank(image_size: int) -> Bank:
+@lru_cache(maxsize=24)
+def bank(image_size: int, view: View = SHARP) -> Bank:
     """Kept by the process: rendering the templates takes longer than parsing an image."""
-    return Bank(image_size)
+    return Bank(image_size, view)
 
 
 def _coverage(item: Item, image_size: int) -> np.ndarray:

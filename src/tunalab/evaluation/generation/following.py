@@ -9,6 +9,9 @@ item is a prompt, the mean of its images.
 ``dense prompts``: questions about the scene graph, a question counting 0 where one that it depends on is answered with no
 (dense.py): the mean over an image's questions, then over images; also by kind of question.
 
+``residual of right images``: how far those that are called right lie from what was read of them, drawn again: 0 for renders, up to
+1, above which an image is rejected (``rejected by residual``: how many are). A model that paints what the parser likes shows here.
+
 Chance is what perfect images reach that were made for other prompts of the category, the ceiling what the parser gives to perfect
 images of the prompts themselves. Split ``round trip``: the same for perfect images that went through the model's space.
 """
@@ -27,13 +30,14 @@ from tunalab.evaluation.generation.pictures import write_pictures
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt
 from tunalab.evaluation.generation.verdicts import right
 from tunalab.evaluation.intervals import wilson
-from tunalab.evaluation.measure import Measure, mean
+from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.settings import GenerationSettings
 from tunalab.evaluation.subject import Subject
 
 KIND = "generation"
 PROMPTS, DENSE_PROMPTS = "scene prompts", "dense prompts"  # benchmarks
 OVERALL = "overall"
+RESIDUAL, REJECTED = "residual of right images", "rejected by residual"
 ITEM = "an item is a prompt, the mean of its images"
 _RESAMPLES = 2000
 _SEED = 0
@@ -49,7 +53,7 @@ def measure(subject: Subject, settings: GenerationSettings) -> list[Measure]:
     read = parse(images.images_PSHWC.reshape(P * S, *truth_NHWC.shape[1:]))
     samples = [read[number * S : (number + 1) * S] for number in range(P)]
     write_pictures(subject.folder, images, samples)
-    found = _follow(prompts, perfect, samples, settings.split)
+    found = _follow(prompts, perfect, samples, settings.split) + _residuals(prompts, samples, settings.split)
     through = [[one] for one in parse(round_trip(subject.model, truth_NHWC))]
     found += [
         replace(one, note="perfect images after the space the model generates in and back")
@@ -70,6 +74,21 @@ def _follow(prompts: Sequence[Prompt], perfect: Sequence[Parsed], samples: Seque
     if of[DENSE]:
         scenes = [prompts[n].scene for n in of[DENSE]]
         found += _dense(scenes, [perfect[n] for n in of[DENSE]], [samples[n] for n in of[DENSE]], split)
+    return found
+
+
+def _residuals(prompts: Sequence[Prompt], samples: Sequence[Sequence[Parsed]], split: str) -> list[Measure]:
+    """How far images of GenEval's categories lie from what was read of them, drawn again: of those that are right, and how many are
+    rejected by it."""
+    pairs = [(prompt, one) for prompt, images in zip(prompts, samples, strict=True) for one in images if prompt.category != DENSE]
+    if not pairs:
+        return []
+    residuals = [one.residual for prompt, one in pairs if right(prompt.category, prompt.scene, one)]
+    rejected = share(KIND, PROMPTS, [one.residual > 1 for _, one in pairs], metric=REJECTED, split=split)
+    found = [replace(rejected, items=[], note="images of which the parsed scene, drawn again, leaves too much unexplained")]
+    if residuals:  # the items differ from model to model
+        note = "the most that the parsed scene, drawn again, leaves of a right image in one place, as a share of what is rejected"
+        found.append(replace(mean(KIND, PROMPTS, residuals, metric=RESIDUAL, split=split, note=note), items=[]))
     return found
 
 

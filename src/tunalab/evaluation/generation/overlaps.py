@@ -52,10 +52,15 @@ def touch(bank: Bank, one: Thing, other: Thing) -> bool:
 
 
 def draw(bank: Bank, background_C: np.ndarray, things: list[Thing]) -> np.ndarray:
-    """The image (C, n, n) of things on a background."""
+    """The image (C, n, n) of things on a background, in the channels of the bank's view and as sharp as it shows them."""
+    return bank.view.blur(_sharp(bank, background_C, things))
+
+
+def _sharp(bank: Bank, background_C: np.ndarray, things: list[Thing]) -> np.ndarray:
     image_Cnn = np.broadcast_to(background_C[:, None, None], (len(background_C), bank.image_size, bank.image_size)).copy()
     for thing in sorted(things, key=Thing.rank):
-        image_Cnn += bank.coverage(thing.form, thing.y, thing.x) * (thing.rgb_C[:, None, None] - image_Cnn)
+        colour_C = bank.view.channels(thing.rgb_C)
+        image_Cnn += bank.coverage(thing.form, thing.y, thing.x) * (colour_C[:, None, None] - image_Cnn)
     return image_Cnn
 
 
@@ -107,6 +112,7 @@ def _error(bank: Bank, image_Cnn: np.ndarray, background_C: np.ndarray, thing: T
 def _fit_again(bank: Bank, image_Cnn: np.ndarray, background_C: np.ndarray, thing: Thing, others: list[Thing]) -> Thing:
     """The form, place and colour near a thing that leave least of the image unexplained, everything else standing."""
     rows, columns = _window(bank, thing)
+    view = bank.view
     image_Chw = image_Cnn[:, rows, columns]
     near = range(-REACH, REACH + 1)
     best, least = thing, np.inf
@@ -122,26 +128,29 @@ def _fit_again(bank: Bank, image_Cnn: np.ndarray, background_C: np.ndarray, thin
         if not alternatives:
             continue
         rank = thing.rank(shape)
-        under_Chw = draw(bank, background_C, [other for other in others if other.rank() < rank])[:, rows, columns]
+        under_Chw = _sharp(bank, background_C, [other for other in others if other.rank() < rank])[:, rows, columns]
         # Above it: what they let through, and what they add.
         through_hw = np.ones_like(under_Chw[0])
         over_Chw = np.zeros_like(under_Chw)
         for other in sorted((other for other in others if other.rank() >= rank), key=Thing.rank):
             coverage_hw = bank.coverage(other.form, other.y, other.x)[rows, columns]
             through_hw = through_hw * (1 - coverage_hw)
-            over_Chw += coverage_hw * (other.rgb_C[:, None, None] - over_Chw)
-        # image = through * ((1 - cover) * under + cover * colour) + over: linear in the colour.
+            over_Chw += coverage_hw * (view.channels(other.rgb_C)[:, None, None] - over_Chw)
+        # image = through * ((1 - cover) * under + cover * colour) + over, blurred: linear in the colour.
         cover_Khw = np.stack([bank.coverage(*one)[rows, columns] for one in alternatives])
-        weight_Khw = through_hw * cover_Khw
-        wanted_KChw = (image_Chw - over_Chw - through_hw * under_Chw) + weight_Khw[:, None] * under_Chw
-        norm_K = np.square(weight_Khw).sum(axis=(1, 2)) + 1e-6
-        colour_KC = np.clip(np.einsum("khw,kchw->kc", weight_Khw, wanted_KChw) / norm_K[:, None], 0, 1)
-        left_K = np.square(wanted_KChw - weight_Khw[:, None] * colour_KC[:, :, None, None]).sum(axis=(1, 2, 3))
+        weight_K1hw = through_hw * cover_Khw[:, None]
+        wanted_KChw = (image_Chw - view.blur(over_Chw + through_hw * under_Chw)) + view.blur(weight_K1hw * under_Chw)
+        weight_K1hw = view.blur(weight_K1hw)
+        norm_K1 = np.square(weight_K1hw).sum(axis=(2, 3)) + 1e-6
+        colour_KC = (weight_K1hw * wanted_KChw).sum(axis=(2, 3)) / norm_K1
+        rgb_KC = np.clip(view.rgb(colour_KC.T).T, 0, 1)
+        colour_KC = view.channels(rgb_KC.T).T
+        left_K = np.square(wanted_KChw - weight_K1hw * colour_KC[:, :, None, None]).sum(axis=(1, 2, 3))
         k = int(left_K.argmin())
         if left_K[k] < least:
             least = float(left_K[k])
             form, y, x = alternatives[k]
-            best = Thing(form, y, x, colour_KC[k])
+            best = Thing(form, y, x, rgb_KC[k])
     before = np.square(image_Chw - draw(bank, background_C, [*others, thing])[:, rows, columns]).sum()
     return best if least < (1 - GAIN) * before - 1e-3 else thing
 

@@ -14,6 +14,7 @@ UNCLEAR = "unclear"
 # Largest distance from a name's own colour: about that of the palette's nearest two, red and orange. Brown, magenta and olive are
 # near it, on this side or that.
 REJECTION = 40.0
+BETWEEN = 0.7  # a colour has a name when it is nearer to it than this share of the distance to the next
 
 
 def colour(name: str) -> np.ndarray:
@@ -22,16 +23,22 @@ def colour(name: str) -> np.ndarray:
 
 
 def nearest(rgb_C: np.ndarray, names: tuple[str, ...], rejection: float = REJECTION) -> str:
-    """The nearest of the names, UNCLEAR where it is further than ``rejection``."""
+    """The nearest of the names, UNCLEAR where it is further than ``rejection`` (finite), or between two names."""
     levels = (int(level) for level in np.round(np.clip(rgb_C, 0, 1) * 255))
-    name, distance = _nearest(*levels, names)
-    return name if distance <= rejection else UNCLEAR
+    name, distance, second = _nearest(*levels, names)
+    return name if distance <= min(rejection, BETWEEN * second) or rejection == np.inf else UNCLEAR
 
 
 @lru_cache(maxsize=65536)
-def _nearest(red: int, green: int, blue: int, names: tuple[str, ...]) -> tuple[str, float]:
+def _nearest(red: int, green: int, blue: int, names: tuple[str, ...]) -> tuple[str, float, float]:
     known = np.stack([[red, green, blue], *(RGB[name] for name in names)]) / 255
     lab = rgb2lab(known)
     distances = np.linalg.norm(lab[1:] - lab[0], axis=1)
-    best = int(distances.argmin())
-    return names[best], float(distances[best])
+    best, second = (int(n) for n in np.argsort(distances)[:2])
+    return names[best], float(distances[best]), float(distances[second])
+
+
+def distance(one: str, other: str) -> float:
+    """Between two names' own colours, in CIELAB."""
+    first, second = (rgb2lab(colour(name)) for name in (one, other))
+    return float(np.linalg.norm(first - second))

@@ -6,6 +6,7 @@ What isolates a skill is the scene behind it and what is scored of the image (ve
 
 from dataclasses import dataclass
 from functools import lru_cache
+from random import Random
 
 from tunalab.data.scenes import Scene, caption
 from tunalab.data.scenes.sampling import draw_scene, stream
@@ -67,3 +68,12 @@ def prompts(category: str, split: str, count: int, series: int = 0) -> tuple[Pro
     if len(found) < count:
         raise UserError(f"scenes: split {split} has only {len(found)} prompts of category {category!r}, {count} are asked for")
     return tuple(found.values())
+
+
+def fits(rng: Random, split: str, category: str) -> Scene:
+    """A scene that a prompt of a category may be the caption of."""
+    source = _SOURCES[category]
+    while True:
+        scene = draw_scene(rng, split, *rng.choice(source.kinds))
+        if len(scene.items) in source.things:
+            return scene

@@ -1,15 +1,14 @@
 """Whether an image shows what its category of GenEval asks for, and nothing else about it: colours matter in two of the six.
 
 Right is decided on what the parser finds, as GenEval decides on what a detector finds (arXiv 2310.11513, section 3), and stricter
-in one way: as many things must be there as the prompt names. Captions of scenes name everything, and without this rule one image
-full of shapes would be right for most prompts.
+in one way: as many things must be there as the prompt names, those that no shape fits included. Captions of scenes name everything,
+and without this rule one image full of shapes would be right for most prompts.
 """
 
 from collections.abc import Callable, Sequence
 
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import DIRECTIONS, UNITS
-from tunalab.evaluation.generation.palette import UNCLEAR
 from tunalab.evaluation.generation.parser import Parsed
 
 DEAD_ZONE = UNITS // 8  # centres that are no further apart are at one height, or in one column
@@ -17,9 +16,8 @@ LEAST_COSINE = 0.5  # GenEval's: "left" may also be somewhat above or below
 
 
 def right(category: str, scene: Scene, parsed: Parsed) -> bool:
-    """The verdict on one image. What is unclear in shape is not counted as a thing, nor taken for one that is asked for."""
-    seen = [item for item in parsed.items if item.shape != UNCLEAR]
-    return len(seen) == len(scene.items) and _VERDICTS[category](scene, seen)
+    """The verdict on one image. What is unclear in shape counts as a thing, but is never taken for one that is asked for."""
+    return len(parsed.items) == len(scene.items) and _VERDICTS[category](scene, parsed.items)
 
 
 def direction(one: Item, other: Item) -> str:

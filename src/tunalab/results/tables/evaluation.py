@@ -25,7 +25,7 @@ models on the published benchmarks, from `results/published.csv`: beside ours on
 # A larger distance between images, or more attention, is not better by itself.
 HIGHER_IS_BETTER = ("understanding", "generation", "editing", "judge")
 BRIEF, ALL = ("attention",), "all"  # kinds of which the Markdown shows one benchmark
-NO_DIRECTION = ("accuracy without image",)
+NO_DIRECTION = ("accuracy without image", "residual of right images", "rejected by residual")
 KEY = ["kind", "benchmark", "split", "metric"]
 
 
