@@ -20,6 +20,7 @@ from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.encoder import RepresentationEncoder
 from tunalab.frontends.pretrained_encoder import pretrained_encoder
 from tunalab.frontends.registry import build_frontend
+from tunalab.verification.encoders import of_timm
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 # The published forms at a tiny width: patches, class and register tokens, positions, normalisation of pixels.
@@ -38,14 +39,6 @@ def features(frontend: VisualFrontEnd, image_BCHW: Tensor) -> Tensor:
     frontend.connector = torch.nn.Identity()
     with torch.no_grad():
         return frontend(image_BCHW)
-
-
-def of_timm(model: Any, image_BCHW: Tensor, block: int) -> Tensor:
-    """The block's patch tokens (B, N, V), for RGB in [-1, 1]."""
-    mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
-    with torch.no_grad():
-        normalised = (image_BCHW / 2 + 0.5 - mean) / std
-        return model.forward_intermediates(normalised, indices=[block], output_fmt="NLC", intermediates_only=True)[0]
 
 
 def terms(patch: int) -> int:
@@ -161,6 +154,35 @@ def test_the_folder_says_which_library_it_is_of(tmp_path: Path) -> None:
     assert type(pretrained_encoder(str(tmp_path), pretrained=True)).__name__ == "VisionTransformer"
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"in_chans": 1}, "takes images of 1 channels, not of 3"),
+        ({"patch_size": [16, 8]}, "the encoder's patches are of 16x8 pixels, but only square ones are supported"),
+        ({"patch_drop_rate": 0.5}, "encoder drops features at random: set its drop rates to 0"),
+        ({"pos_drop_rate": 0.5}, "encoder drops features at random: set its drop rates to 0"),
+        ({"no_such_argument": 1}, "timm cannot build it"),
+    ],
+)
+def test_a_folder_whose_arguments_make_another_encoder_is_refused(changes: dict[str, Any], line: str, tmp_path: Path) -> None:
+    name, _, arguments = MAE
+    save_timm(tmp_path, name, **arguments)
+    edit_json(tmp_path / "config.json", model_args={**arguments, **changes})
+    assert line in refusal(str(tmp_path), encoder_pretrained=False)
+
+
+def test_rotary_positions_follow_the_image_whatever_the_folder_says(tmp_path: Path) -> None:
+    """timm keeps those of one grid where it is not built for any size, and of a grid of as many patches they would pass unseen."""
+    arguments = {**SMALL, "img_size": 64, "patch_size": 16, "dynamic_img_size": False}
+    library = save_timm(tmp_path, "eva02_tiny_patch14_224", **arguments)
+    with pytest.raises(UserError, match="the rotary positions of one grid only"):
+        RepresentationEncoder(library)
+    frontend = front_end(str(tmp_path), 16, encoder_antialias=True)
+    image_BCHW = torch.rand(1, 3, 32, 128) * 2 - 1
+    library.set_input_size((32, 128))
+    assert_sums_close(features(frontend, image_BCHW), of_timm(library, image_BCHW, block=1), terms(16))
+
+
 def test_names_without_an_encoder_are_refused() -> None:
     assert "timm cannot build it" in refusal("vit_of_nobody", encoder_pretrained=False)
     # Published weights are out of reach in tests; nothing else takes their place.
@@ -168,4 +190,5 @@ def test_names_without_an_encoder_are_refused() -> None:
     assert "is a ResNet, not a plain VisionTransformer or Eva" in refusal("resnet18", encoder_pretrained=False)
     assert "is no folder" in refusal("no/folder")
     assert "not in the local cache" in refusal("transformers:google/siglip2-so400m-patch16-512")
-    assert "of which 1 are class or register" in refusal("deit_tiny_distilled_patch16_224", encoder_pretrained=False)
+    distilled = refusal("deit_tiny_distilled_patch16_224", encoder_pretrained=False)
+    assert "is a VisionTransformerDistilled with a _pos_embed of its own" in distilled

@@ -42,6 +42,8 @@ class RepresentationEncoder(nn.Module):
             raise UserError("encoder has neither a learnt position grid nor rotary positions")
         if getattr(vit, "rope_mixed", False):
             raise UserError("encoder has rotary positions of its own in every block, which is not supported")
+        if getattr(self.rope, "feat_shape", None) is not None:
+            raise UserError("encoder has the rotary positions of one grid only: build it with dynamic_img_size=True")
         tokens = sum(token.shape[1] for token in (vit.cls_token, vit.reg_token) if token is not None)
         if tokens != vit.num_prefix_tokens:
             raise UserError(
@@ -57,7 +59,8 @@ class RepresentationEncoder(nn.Module):
         self.reg_token = vit.reg_token
         self.norm_pre = vit.norm_pre
         self.blocks = nn.ModuleList(list(vit.blocks)[:kept])
-        if any(_draws(part) for part in self.blocks.modules()):
+        inputs = [part for part in (vit.pos_drop, vit.patch_drop) if part is not None]
+        if any(_draws(part) for module in (self.blocks, *inputs) for part in module.modules()):
             # What is drawn must be a function of (seed, place in the stream), and the same when a block is computed again.
             raise UserError("encoder drops features at random: set its drop rates to 0")
 
@@ -88,8 +91,13 @@ class RepresentationEncoder(nn.Module):
 
 def _draws(part: nn.Module) -> bool:
     from timm.layers.drop import DropPath
+    from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 
-    return (isinstance(part, nn.Dropout) and part.p > 0) or (isinstance(part, DropPath) and part.drop_prob > 0)
+    if isinstance(part, nn.Dropout):
+        return part.p > 0
+    if isinstance(part, DropPath):
+        return part.drop_prob > 0
+    return isinstance(part, PatchDropout | PatchDropoutWithIndices)
 
 
 def interpolate_positions(

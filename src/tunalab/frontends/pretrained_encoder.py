@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate, one_line
 from tunalab.errors import UserError
+from tunalab.frontends.contract import RGB
 from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
 from tunalab.frontends.siglip_transformers import load_siglip, siglip_architecture
 
@@ -27,6 +28,18 @@ SETTING = "frontend.encoder"
 TIMM, TRANSFORMERS, HUB = "timm:", "transformers:", "hf-hub:"
 TIMM_WEIGHTS = "model.safetensors"
 CLASSIFIER = ("head.", "fc.", "head_dist.")  # a classifier's own layer is no part of an encoder
+# What the trunk computes itself, so that a model which computes it otherwise is none.
+FORWARD = ("_pos_embed", "forward_features", "forward_intermediates")
+# Why, where a class of timm is often taken for a plain transformer.
+OTHERS = {
+    "Beit": " (positions relative to each other, in every block)",
+    "VisionTransformerRelPos": " (positions relative to each other, in every block)",
+    "VisionTransformerSAM": " (attention in local windows)",
+    "NaFlexVit": " (its tokens come with coordinates and a mask)",
+    **dict.fromkeys(("Hiera", "HieraDet"), " (tokens are merged on the way)"),
+    **dict.fromkeys(("SwinTransformer", "SwinTransformerV2"), " (local windows, and tokens are merged on the way)"),
+    **dict.fromkeys(("ConvNeXt", "ResNet", "ResNetV2"), " (convolutions, no tokens of one size)"),
+}
 FORMS = "a timm model name, timm:NAME@PATH, transformers:NAME, or a folder"
 
 
@@ -83,18 +96,29 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
     from timm.models.vision_transformer import VisionTransformer
 
     what = f"{SETTING}={given}"
+    # Without a classifier, whatever the checkpoint was trained for; with dynamic_img_size rotary positions are those of
+    # the image's own grid: timm would else keep the ones of its first grid, and use them for any other of as many patches.
+    options = {**arguments, "num_classes": 0, "dynamic_img_size": True}
     try:
         repository = _repository(name) if arguments.get("pretrained") else None
         with nullcontext() if repository is None else from_hub(what, repository):
-            # Without a classifier, whatever the checkpoint was trained for.
-            model = timm.create_model(name, **{**arguments, "num_classes": 0})
+            model = timm.create_model(name, **options)
     except LOAD_ERRORS as error:
-        raise UserError(f"{what}: timm cannot build it ({one_line(error)}; choices: {FORMS}, or tiny)") from error
-    if not isinstance(model, VisionTransformer | Eva):
-        raise UserError(f"{what} is a {type(model).__name__}, not a plain VisionTransformer or Eva")
+        if "dynamic_img_size" not in str(error):
+            raise UserError(f"{what}: timm cannot build it ({one_line(error)}; choices: {FORMS}, or tiny)") from error
+        model = str(error).partition(".")[0]  # ResNet.__init__() got an unexpected keyword argument
+    kind: type[nn.Module] | None = next((each for each in (VisionTransformer, Eva) if isinstance(model, each)), None)
+    if kind is None:
+        own = model if isinstance(model, str) else type(model).__name__
+        raise UserError(f"{what} is a {own}, not a plain VisionTransformer or Eva{OTHERS.get(own, '')}")
+    changed = [method for method in FORWARD if getattr(type(model), method) is not getattr(kind, method)]
+    if changed:
+        raise UserError(f"{what} is a {type(model).__name__} with a {changed[0]} of its own, not a plain {kind.__name__}")
     patches = model.patch_embed
-    if not isinstance(patches.proj, torch.nn.Conv2d) or not isinstance(getattr(patches, "norm", None), torch.nn.Identity):
+    if not isinstance(patches.proj, nn.Conv2d) or not isinstance(getattr(patches, "norm", None), nn.Identity):
         raise UserError(f"{what}: its patch embedding is more than one convolution")
+    if patches.proj.in_channels != RGB:
+        raise UserError(f"{what} takes images of {patches.proj.in_channels} channels, not of {RGB}")
     return model
 
 

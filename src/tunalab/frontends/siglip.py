@@ -40,8 +40,10 @@ class Siglip(VisualFrontEnd):
     ) -> None:
         """Raises UserError when ``patch`` is not the encoder's own patch size."""
         super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
-        if tuple(vit.patch_embed.patch_size) != (patch, patch):
-            own = vit.patch_embed.patch_size[0]
+        own, other = vit.patch_embed.patch_size
+        if own != other:
+            raise UserError(f"the encoder's patches are of {own}x{other} pixels, but only square ones are supported")
+        if own != patch:
             raise UserError(f"frontend.patch={patch} is not the encoder's patch size {own} (set frontend.patch={own})")
         record = getattr(vit, "pretrained_cfg", None) or {}
         # From our [-1, 1] to the statistics the encoder was pretrained with: (x/2 + 1/2 - mean) / std.

@@ -14,6 +14,9 @@ from tunalab.files import write_atomically
 
 # Page -> module with ``tables() -> list[Table]``.
 CHECKS: dict[str, str] = {"sampling": "tunalab.verification.sampling", "scorers": "tunalab.verification.scorers"}
+CHECKS: dict[str, str] = {
+    "encoders": "tunalab.verification.encoders",
+}
 
 
 @dataclass(frozen=True)
