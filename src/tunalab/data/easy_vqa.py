@@ -5,7 +5,6 @@ Only the package's JSON and PNG files are used, and its code is never imported.
 
 import importlib.util
 import json
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -67,8 +66,8 @@ class EasyVqaCorpus:
         return Document("vqa", tuple(segments))
 
 
-def easy_vqa_benchmark(image_size: int, count: int | None = None, seed: int = 0) -> tuple[list[Question], float]:
-    """Questions of the published test split, and the chance level.
+def easy_vqa_benchmark(image_size: int, count: int | None = None, seed: int = 0) -> list[Question]:
+    """Questions of the published test split.
 
     Args:
         image_size: side of the images in pixels.
@@ -76,8 +75,7 @@ def easy_vqa_benchmark(image_size: int, count: int | None = None, seed: int = 0)
         seed: which ones. A smaller count asks a part of what a larger one asks.
 
     Returns:
-        The questions in the published order, and the share of the most frequent answer in the whole split. Guessing
-        without looking can do much better than this, see :func:`question_only_accuracy`.
+        The questions in the published order.
 
     Raises:
         UserError: the package is missing or not the published one, or the count is not positive.
@@ -94,26 +92,16 @@ def easy_vqa_benchmark(image_size: int, count: int | None = None, seed: int = 0)
         if image_id not in images:
             images[image_id] = _read_image(folder, "test", image_id, image_size)
         questions.append(Question(images[image_id], prompt, answer, group=number))
-    most_frequent = Counter(answer for _, answer, _ in rows).most_common(1)[0][1]
-    return questions, most_frequent / len(rows)
+    return questions
 
 
-def question_only_accuracy() -> float:
-    """Accuracy on the test split of answering each question with its most frequent answer in the train split.
-
-    What a model reaches that never looks at the image: most questions ask whether one of eight colours or three
-    shapes is present, and the answer to these is mostly no. A score shows sight only above this.
+def worded_questions(split: str) -> list[tuple[str, str]]:
+    """Question and answer of all of a split ("train" or "test"), without images.
 
     Raises:
         UserError: the package is missing or not the published one.
     """
-    folder = _data_folder()
-    by_prompt: dict[str, Counter[str]] = {}
-    for prompt, answer, _ in _read_rows(folder, "train"):
-        by_prompt.setdefault(prompt, Counter())[answer] += 1
-    test = _read_rows(folder, "test")
-    right = sum(prompt in by_prompt and by_prompt[prompt].most_common(1)[0][0] == answer for prompt, answer, _ in test)
-    return right / len(test)
+    return [(prompt, answer) for prompt, answer, _ in _read_rows(_data_folder(), split)]
 
 
 def check_installed() -> None:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tunalab.config import RunConfig
-from tunalab.data.easy_vqa import easy_vqa_benchmark, question_only_accuracy
+from tunalab.data.easy_vqa import easy_vqa_benchmark
 from tunalab.data.questions import Question
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes import benchmark as scenes_benchmark
+from tunalab.errors import UserError
+from tunalab.evaluation.chance import chance_of
 
 SPLIT = "test"
 QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
@@ -19,7 +21,7 @@ EASY_VQA = "easy_vqa"
 class Benchmark:
     """``published``: the benchmark whose skill it isolates, or which it is. ``level``: of difficulty, None where there is one.
 
-    ``chance``: the share of right groups that guessing reaches.
+    ``chance``: the share of right groups that guessing without the image reaches (``chance_of``).
     """
 
     name: str
@@ -52,15 +54,20 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
 
 def scenes(kind: str, level: int, split: str, image_size: int, groups: int, fewer: bool = False) -> Benchmark:
     """Raises UserError as data.scenes.benchmark, whose ``fewer`` it is."""
-    questions, chance = scenes_benchmark(kind, level, split, image_size, QUESTION_SEED, groups, fewer)
-    return Benchmark(benchmark_name(kind, level), BENCHMARKS[kind], level, questions, chance)
+    questions = scenes_benchmark(kind, level, split, image_size, QUESTION_SEED, groups, fewer)
+    return _benchmark(benchmark_name(kind, level), BENCHMARKS[kind], level, questions, split)
 
 
 def easy_vqa(image_size: int, count: int) -> Benchmark:
     """Questions of the published test split, all of them where there are not so many. Raises UserError: it is not installed."""
-    questions, _ = easy_vqa_benchmark(image_size, count, QUESTION_SEED)
-    # Its majority answer would flatter: the wording of a question alone gives most answers away.
-    return Benchmark(EASY_VQA, "easy-VQA", None, questions, question_only_accuracy())
+    return _benchmark(EASY_VQA, "easy-VQA", None, easy_vqa_benchmark(image_size, count, QUESTION_SEED), SPLIT)
+
+
+def _benchmark(name: str, published: str, level: int | None, questions: Sequence[Question], split: str) -> Benchmark:
+    chance = chance_of(name, len({question.group for question in questions}), split)
+    if chance is None:
+        raise UserError(f"the chance of {name} in {split} was not measured (splits: test, composition)")
+    return Benchmark(name, published, level, questions, chance)
 
 
 # Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.

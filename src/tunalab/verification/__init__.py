@@ -17,6 +17,7 @@ CHECKS: dict[str, str] = {"sampling": "tunalab.verification.sampling", "scorers"
 CHECKS: dict[str, str] = {
     "encoders": "tunalab.verification.encoders",
 }
+CHECKS: dict[str, str] = {"chance": "tunalab.verification.chance"}
 
 
 @dataclass(frozen=True)

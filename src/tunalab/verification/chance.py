@@ -1,0 +1,218 @@
+"""What guessing without the image reaches on each benchmark, and the file of it that evaluations and tables read.
+
+Guesses know the training split's questions, never those they are asked: uniform among the answers that a question leaves open,
+the commonest training answer to its template, and a multinomial logistic regression on its words. A pair counts where both of
+its questions are right.
+"""
+
+import csv
+import io
+import math
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from tunalab.data.easy_vqa import SPLITS as EASY_VQA_SPLITS
+from tunalab.data.easy_vqa import worded_questions
+from tunalab.data.scenes import BENCHMARKS, Scene, benchmark_scenes
+from tunalab.data.scenes import scene as draw_scene
+from tunalab.data.scenes.vocabulary import LEVELS
+from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, benchmark_name
+from tunalab.evaluation.chance import FILE, USUAL, guesses
+from tunalab.evaluation.settings import SCENE_SPLITS
+from tunalab.files import write_atomically
+from tunalab.terminal import progress_bar
+from tunalab.verification import Table
+
+KNOWN = 8000  # training scenes that guesses learn from
+ASKED = 8000  # groups a row, of as many benchmarks as it takes: a standard error of at most 0.6 points
+TWINS = 800  # of pairs, whose two images share the question: a learned guess is never right twice, however many are asked
+SIZES = {1: (USUAL, 1000, 4000), 2: (USUAL,), 3: (USUAL,)}  # groups of a benchmark; levels 2 and 3 have far more scenes
+_SEED = 11  # of the training scenes
+
+
+class Asked(NamedTuple):
+    """A question without its image; ``options``: answers that it leaves open."""
+
+    prompt: str
+    answer: str
+    template: str
+    options: int
+
+
+Group = Sequence[Asked]
+Guess = Callable[[Asked], str | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of right groups, of ``n``. ``uniform``, ``template``, ``words``: the three guesses, of which chance is the best.
+
+    ``own_words``: as words, learned not on training questions but on other scenes of the split itself.
+    """
+
+    benchmark: str
+    split: str
+    groups: int
+    n: int
+    uniform: float
+    template: float
+    words: float
+    own_words: float
+
+
+def tables() -> list[Table]:
+    """Also writes the package's file of chances."""
+    cells = [
+        (kind, level, split, size)
+        for level in LEVELS
+        for split in SCENE_SPLITS
+        for kind in BENCHMARKS
+        for size in SIZES[level][: 1 if kind == "pairs" else None]
+    ]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        rows = list(progress_bar(pool.map(_measured, cells), total=len(cells)))
+    rows.append(of_easy_vqa())
+    write_atomically(Path(str(files("tunalab.evaluation") / FILE)), as_csv(rows))
+    return [table(rows)]
+
+
+def _measured(cell: tuple[str, int, str, int]) -> Measured:
+    return of_scenes(*cell)
+
+
+def of_scenes(kind: str, level: int, split: str, size: int, known: int = KNOWN, asked: int = ASKED) -> Measured:
+    """Measured on at least ``asked`` groups (where benchmarks have ``size``), with what ``known`` training scenes teach.
+
+    Benchmarks of other seeds than evaluations ask are drawn in the same way; in small ones the same scenes come again.
+    """
+    if kind == "pairs":
+        asked = min(asked, TWINS)
+    learned = [questions(draw_scene("train", _SEED, index, kind, level)) for index in range(known)]
+    every = [
+        scene for seed in range(math.ceil(asked / size)) for scene in benchmark_scenes(kind, level, split, seed, size, fewer=True)
+    ]
+    # No scene is in both halves, the one that teaches the split's own words and the one that is asked.
+    halves: list[list[Group]] = [[], []]
+    for scene in every:
+        halves[zlib.crc32(scene.content.encode()) % 2].append(questions(scene))
+    own = _of_halves(*halves)
+    return _of(benchmark_name(kind, level), split, size, learned, [*map(questions, every)], own)
+
+
+def of_easy_vqa() -> Measured:
+    """All of its test split. Each wording is a template of its own. Raises UserError: it is not installed."""
+    learned, asked = (
+        [[Asked(prompt, answer, prompt, 0)] for prompt, answer in worded_questions(split)] for split in EASY_VQA_SPLITS
+    )
+    # Which answers a wording leaves open: those that it has in training.
+    open_answers = defaultdict(set)
+    for (one,) in learned:
+        open_answers[one.prompt].add(one.answer)
+    asked = [[one._replace(options=len(open_answers[one.prompt]))] for (one,) in asked]
+    own = _of_halves(asked[::2], asked[1::2])
+    return _of(EASY_VQA, SPLIT, len(asked), learned, asked, own)
+
+
+def _of_halves(one: Sequence[Group], other: Sequence[Group]) -> float:
+    """What the words of each half tell of the other."""
+    return (share(by_words(one), other) + share(by_words(other), one)) / 2
+
+
+def _of(name: str, split: str, size: int, learned: Sequence[Group], asked: Sequence[Group], own: float) -> Measured:
+    uniform = sum(math.prod(1 / one.options for one in group) for group in asked) / len(asked)
+    guesses = (share(guess(learned), asked) for guess in (by_template, by_words))
+    return Measured(name, split, size, len(asked), uniform, *guesses, own)
+
+
+def questions(scene: Scene) -> Group:
+    """Of a scene, and of its twin if it has one."""
+    views = [scene] if scene.twin is None else [scene, scene.twin]
+    return [Asked(view.prompt, view.answer, view.template, view.options) for view in views]
+
+
+def share(guess: Guess, asked: Sequence[Group]) -> float:
+    """Of groups with every answer right."""
+    return sum(all(guess(one) == one.answer for one in group) for group in asked) / len(asked)
+
+
+def by_template(learned: Iterable[Group]) -> Guess:
+    """The commonest answer to the template."""
+    counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for group in learned:
+        for one in group:
+            counted[one.template][one.answer] += 1
+    usual = {template: answers.most_common(1)[0][0] for template, answers in counted.items()}
+    return lambda one: usual.get(one.template)
+
+
+def by_words(learned: Sequence[Group]) -> Guess:
+    """A multinomial logistic regression on which words the question has."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    counted = Counter((one.prompt, one.answer) for group in learned for one in group)
+    if len({prompt for prompt, _ in counted}) == 1:  # words tell nothing, and there may be thousands of answers
+        return by_template(learned)
+    words = CountVectorizer(token_pattern=r"\S+", binary=True)
+    features = words.fit_transform([prompt for prompt, _ in counted])
+    model = LogisticRegression(max_iter=1000)
+    model.fit(features, [answer for _, answer in counted], sample_weight=list(counted.values()))
+    answers: dict[str, str] = {}
+
+    def guess(one: Asked) -> str:
+        if one.prompt not in answers:
+            answers[one.prompt] = str(model.predict(words.transform([one.prompt]))[0])
+        return answers[one.prompt]
+
+    return guess
+
+
+def as_csv(rows: Sequence[Measured]) -> str:
+    """Shares with six decimals."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in asdict(row).items()})
+    return text.getvalue()
+
+
+def table(rows: Sequence[Measured]) -> Table:
+    """The page of what was measured."""
+    lines = []
+    for row in rows:
+        chance = max(getattr(row, guess) for guess in guesses(row.split, row.groups))
+        error = 0.0 if chance == row.uniform else math.sqrt(chance * (1 - chance) / row.n)  # uniform needs no sample
+        shares = (row.uniform, row.template, row.words, chance, error, row.own_words)
+        lines.append([row.benchmark, row.split, str(row.groups), str(row.n), *(f"{100 * value:.1f}" for value in shares)])
+    return Table("Chance", ABOUT, COLUMNS, lines)
+
+
+COLUMNS = (
+    *("benchmark", "split", "groups", "n", "uniform", "template", "words", "chance", "standard error"),
+    "words, learned on the split",
+)
+ABOUT = f"""\
+Percent of groups that guessing without the image gets right; a group is a question, of pairs both.
+Uniform: among the answers that the question leaves open. Template: the commonest training answer to
+this form of question. Words: a multinomial logistic regression on the words of the question. Both
+learn from {KNOWN:,} training scenes of the kind and level (easy-VQA: its training questions) and are
+asked n groups of the split, from benchmarks of so many groups. **Chance is the best of the three. It
+is what evaluations, tables and figures show.** Where two guesses are equally good, taking the better
+one adds about half a standard error.
+
+Where a kind has few scenes, a larger benchmark holds other shares of the answers (count at level 1).
+For another number of groups chance is that of the next larger number here. Above {USUAL} groups of
+`test` the last column counts as a guess too: training shows other shares than such a benchmark.
+
+Last column: the same regression, learned from other scenes of the split itself. In `test` it gains
+little. In `composition` it gains much, as it knows which combinations are held out. No trained model
+does: the split `train` never shows them, and who follows its words falls below chance here. So this
+column is no chance, but a model that was tuned on `composition` must be compared with it."""
