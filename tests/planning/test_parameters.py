@@ -50,18 +50,21 @@ def test_the_7b_models_train_about_12_6_billion(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", FULL_SCALE)
-def test_the_1_5b_models_have_a_flow_head_of_the_same_structure(variant: str) -> None:
-    """Blocks of 24 and 6 heads of 64 with qk-norm, SwiGLU and six vectors of adaLN; tokens of 768 pixels or 48 latent channels."""
+def test_the_1_5b_models_have_the_flow_head_of_tunas(variant: str) -> None:
+    """40 blocks, 2.47 billion, of 24 and 8 heads of 64 with qk-norm, SwiGLU and six vectors of adaLN.
+
+    Tokens are of 768 pixels or 48 latent channels.
+    """
     model = full_scale("paper_1_5b", variant)
     counts, total = parts(model), totals(model)
-    width, query, key, mlp = 1536, 24 * 64, 6 * 64, 8960
+    width, query, key, mlp = 1536, 24 * 64, 8 * 64, 8960
     attention = 2 * width * query + 2 * width * key + 2 * 64
-    assert counts["flow head: blocks"].trained == 16 * (attention + 3 * width * mlp + 2 * width + 6 * (width**2 + width))
+    assert counts["flow head: blocks"].trained == 40 * (attention + 3 * width * mlp + 2 * width + 6 * (width**2 + width))
     space = model.frontend.space
     assert (space.token_pixels, space.token_dim) == (16, 48 if space.stride > 1 else 768)
     assert counts["flow head: output"].trained == width + 2 * (width**2 + width) + (width + 1) * space.token_dim
     front_end = sum(count.trained for name, count in counts.items() if name.startswith(FRONT_END))
-    assert total.trained - front_end == pytest.approx(QWEN["paper_1_5b"] + 16 * 61.4e6, rel=5e-3)
+    assert total.trained - front_end == pytest.approx(QWEN["paper_1_5b"] + 2.47e9, rel=5e-3)
     assert (front_end > 4e8) == hasattr(model.frontend, "encoder"), "SigLIP 2 So400M"
 
 
@@ -76,7 +79,7 @@ def test_front_ends_are_those_of_the_paper() -> None:
     for model in (tuna_r, tuna):
         assert len(model.frontend.encoder.blocks) == blocks
         encoder = parts(model)[FRONT_END + "encoder"]
-        assert encoder.trained == blocks * block + 32 * 32 * width, "and a grid of positions for 512 px"
+        assert encoder.trained == blocks * block + 24 * 24 * width, "and a grid of positions for 384 px"
         # RMSNorm, Linear(1152, 3584), GELU, Linear(3584, 3584).
         assert parts(model)[FRONT_END + "connector"].trained == width + width * 3584 + 3584 + 3584**2 + 3584
     assert (tuna.frontend.space.channels, tuna.frontend.space.stride, tuna.frontend.space.patch) == (48, 16, 1)
