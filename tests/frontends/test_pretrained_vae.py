@@ -38,18 +38,22 @@ SD = {"scaling_factor": 0.18215}
 STORED, EXACT = {"rtol": 1e-6, "atol": 1e-6}, {"rtol": 1e-9, "atol": 1e-9}
 
 
-def picture(side: int = 32) -> torch.Tensor:
-    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+def picture(width: int = 32) -> torch.Tensor:
+    return torch.rand(2, 3, 32, width, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+
+
+SQUARE_AND_WIDE = pytest.mark.parametrize("width", [32, 48])
 
 
 @pytest.mark.parametrize(("published", "shift", "scale"), [(FLUX, 0.1159, 0.3611), (SD, 0.0, 0.18215)], ids=["flux", "sd"])
+@SQUARE_AND_WIDE
 @torch.no_grad()
-def test_autoencoder_kl(published: dict[str, Any], shift: float, scale: float, tmp_path: Path) -> None:
+def test_autoencoder_kl(published: dict[str, Any], shift: float, scale: float, width: int, tmp_path: Path) -> None:
     vae = save_kl(tmp_path, **published).double()
     codec = pretrained_vae(str(tmp_path)).double()
     assert (codec.channels, codec.stride) == (4, 2)
-    z_BChw = vae.encode(picture()).latent_dist.mode()
-    x_BChw = codec.encode(picture())
+    z_BChw = vae.encode(picture(width)).latent_dist.mode()
+    x_BChw = codec.encode(picture(width))
     torch.testing.assert_close(x_BChw, (z_BChw - shift) * scale, **STORED)
     torch.testing.assert_close(codec.decode(x_BChw), vae.decode(z_BChw).sample, **EXACT)
 
@@ -64,14 +68,17 @@ def test_statistics_by_channel_come_before_the_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sizes", "channels", "stride"), [(WAN_2_1, 16, 8), (WAN_2_2, 48, 16)], ids=["wan2.1", "wan2.2"])
+@SQUARE_AND_WIDE
 @torch.no_grad()
-def test_wan_takes_an_image_as_a_video_of_one_frame(sizes: dict[str, Any], channels: int, stride: int, tmp_path: Path) -> None:
+def test_wan_takes_an_image_as_a_video_of_one_frame(
+    sizes: dict[str, Any], channels: int, stride: int, width: int, tmp_path: Path
+) -> None:
     vae = save_wan(tmp_path, **sizes).double()
     codec = pretrained_vae(str(tmp_path)).double()
     assert (codec.channels, codec.stride) == (channels, stride)
-    x_BChw = codec.encode(picture())
-    assert x_BChw.shape == (2, channels, 32 // stride, 32 // stride)
-    z_BChw = vae.encode(picture()[:, :, None]).latent_dist.mode()[:, :, 0]
+    x_BChw = codec.encode(picture(width))
+    assert x_BChw.shape == (2, channels, 32 // stride, width // stride)
+    z_BChw = vae.encode(picture(width)[:, :, None]).latent_dist.mode()[:, :, 0]
     mean, std = (torch.tensor(getattr(vae.config, name))[:, None, None] for name in ("latents_mean", "latents_std"))
     torch.testing.assert_close(x_BChw, (z_BChw - mean) / std, **STORED)
     decoded = vae.decode(z_BChw[:, :, None]).sample[:, :, 0]

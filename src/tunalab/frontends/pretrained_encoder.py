@@ -102,9 +102,9 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
     try:
         repository = _repository(name) if arguments.get("pretrained") else None
         with nullcontext() if repository is None else from_hub(what, repository):
-            model = timm.create_model(name, **options)
+            model: Any = timm.create_model(name, **options)
     except LOAD_ERRORS as error:
-        if "dynamic_img_size" not in str(error):
+        if not isinstance(error, TypeError) or "dynamic_img_size" not in str(error):
             raise UserError(f"{what}: timm cannot build it ({one_line(error)}; choices: {FORMS}, or tiny)") from error
         model = str(error).partition(".")[0]  # ResNet.__init__() got an unexpected keyword argument
     kind: type[nn.Module] | None = next((each for each in (VisionTransformer, Eva) if isinstance(model, each)), None)
@@ -119,7 +119,8 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
         raise UserError(f"{what}: its patch embedding is more than one convolution")
     if patches.proj.in_channels != RGB:
         raise UserError(f"{what} takes images of {patches.proj.in_channels} channels, not of {RGB}")
-    return model
+    vit: TimmViT = model
+    return vit
 
 
 def _repository(name: str) -> str | None:
