@@ -13,11 +13,13 @@ from tunalab.errors import UserError
 from tunalab.files import write_atomically
 
 # Page -> module with ``tables() -> list[Table]``.
-CHECKS: dict[str, str] = {"sampling": "tunalab.verification.sampling", "scorers": "tunalab.verification.scorers"}
 CHECKS: dict[str, str] = {
+    "parser": "tunalab.verification.parser",
+    "chance": "tunalab.verification.chance",
+    "scorers": "tunalab.verification.scorers",
+    "sampling": "tunalab.verification.sampling",
     "encoders": "tunalab.verification.encoders",
 }
-CHECKS: dict[str, str] = {"chance": "tunalab.verification.chance"}
 
 
 @dataclass(frozen=True)
