@@ -16,7 +16,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_of_answers_are_those_of_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for row in scorers.dpg():
+    for row in [*scorers.dpg(), *scorers.lmms_rules(), *scorers.judge_places()]:
         assert f"| {' | '.join(row.texts)} |" in page
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -289,4 +290,74 @@ def image_sizes() -> Iterator[Row]:
     )
 
 
-ROWS: Sequence[Callable[[], Iterable[Row]]] = (dpg, clip_score, hps, geneval_colours, image_sizes)
+DRAWN = "random choice"  # MMMU's rule can read no option, and draws one
+
+
+def golden_replies() -> Iterator[tuple[str, dict[str, Any], str, dict[str, float | str]]]:
+    """Task, item, reply, and by rules (published, stock) 0, 1 or ``DRAWN``."""
+    for kind, held in golden("lmms_rules.json").items():
+        task = "mmmu_val" if kind.startswith("mmmu") else kind
+        for one in held:
+            doc = {name: value for name, value in one.items() if name not in ("reply", "published", "stock")}
+            if task == "mmmu_val":
+                doc |= {"id": "validation_Art_1", "question_type": "open" if kind == "mmmu_open" else "multiple-choice"}
+                doc |= {"options": repr(one.get("options", []))}
+            doc |= {"question_type": "Regular Text Recognition"} if task == "ocrbench" else {}
+            yield task, doc, one["reply"], {rules: one[rules] for rules in ("published", "stock")}
+
+
+class Drawing(Random):
+    """Notes whether it drew a letter."""
+
+    drawn = False
+
+    def choice(self, seq: Any) -> Any:
+        self.drawn = True
+        return super().choice(seq)
+
+
+def by_published_rule(task: str, doc: dict[str, Any], reply: str) -> float | str:
+    """Ours: 0, 1 or ``DRAWN``."""
+    from tunalab.evaluation.lmms.rules import RULED
+
+    generator = Drawing(0)
+    right = RULED[task].right(doc, reply, generator)
+    return DRAWN if generator.drawn else float(right)
+
+
+def lmms_rules() -> Iterator[Row]:
+    from tunalab.evaluation.lmms.catalogue import BENCHMARKS
+
+    outcomes: dict[str, list[tuple[bool, bool]]] = {}
+    for task, doc, reply, expected in golden_replies():
+        same = by_published_rule(task, doc, reply) == expected["published"], expected["published"] == expected["stock"]
+        outcomes.setdefault(BENCHMARKS[task].title, []).append(same)
+    for title, pairs in outcomes.items():
+        wrong, changed = (sum(not pair[number] for pair in pairs) for number in (0, 1))
+        yield Row(f"lmms-eval, {title}", "replies of golden/lmms_rules.json by the paper's rule", len(pairs), wrong, "replies")
+        other = "the same by the rule of lmms-eval 0.7.3 beside it: what it changes"
+        yield Row(f"lmms-eval, {title}", other, len(pairs), changed, "replies")
+
+
+def judge_places() -> Iterator[Row]:
+    from tunalab.evaluation.judging.ballots import LETTERS, deal
+
+    apart, counts = 0, range(1, 201)
+    for candidates in range(2, len(LETTERS) + 1):
+        shown_CC = np.zeros((candidates, candidates), dtype=int)
+        for ballot in deal([""] * counts[-1], candidates):
+            shown_CC[ballot.order, range(candidates)] += 1
+            apart = max(apart, int(np.ptp(shown_CC)))
+    compared = f"how often a candidate stands in a place, of 2 to {len(LETTERS)} candidates on 1 to {counts[-1]} prompts"
+    yield Row("judge", compared, (len(LETTERS) - 1) * len(counts), apart, "ballots apart")
+
+
+ROWS: Sequence[Callable[[], Iterable[Row]]] = (
+    dpg,
+    clip_score,
+    hps,
+    geneval_colours,
+    image_sizes,
+    lmms_rules,
+    judge_places,
+)

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import ImageFile
 from tests.evaluation.lmms.conftest import picture, rows, table
-from tests.evaluation.lmms.golden import DRAWN
-from tests.evaluation.lmms.golden import items as golden
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
@@ -28,6 +26,7 @@ from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import EvaluationSettings, PublishedSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.evaluation.whole import evaluate_parts
+from tunalab.verification.scorers import DRAWN, golden_replies
 
 pytestmark = pytest.mark.lmms
 
@@ -156,7 +155,7 @@ def test_stock_scores_of_the_golden_replies_are_those_of_the_installed_lmms_eval
         "realworldqa": lambda doc, reply: realworldqa_process_results(doc, [reply])["exact_match"],
     }
     different = []
-    for task, doc, reply, by_rules in golden():
+    for task, doc, reply, by_rules in golden_replies():
         drawn.clear()
         score = scored[task](doc, reply)
         if (DRAWN if drawn else score) != by_rules["stock"]:

@@ -3,7 +3,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tests.evaluation.lmms.golden import DRAWN, items
 
 from tunalab.evaluation.lmms.asking import Asked, reply
 from tunalab.evaluation.lmms.catalogue import BENCHMARKS
@@ -11,30 +10,17 @@ from tunalab.evaluation.lmms.rules import RULED, RULES, metric
 from tunalab.evaluation.lmms.scores import measures
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.subject import Subject
+from tunalab.inference.answering import answer_prompts
+from tunalab.inference.prompts import question_prompt
 from tunalab.results.tables.evaluation import evaluation_markdown
 from tunalab.results.tables.published import COLUMNS, counterpart
-
-
-class Drawing(Random):
-    """Notes whether a rule drew."""
-
-    drawn = False
-
-    def choice(self, seq: Any) -> Any:
-        self.drawn = True
-        return super().choice(seq)
+from tunalab.verification.scorers import by_published_rule, golden_replies
 
 
 def test_replies_count_as_by_the_official_code():
-    wrong, count = [], 0
-    for task, doc, text, by_rules in items():
-        generator = Drawing(0)
-        right = RULED[task].right(doc, text, generator)
-        given = DRAWN if generator.drawn else float(right)
-        count += 1
-        if given != by_rules["published"]:
-            wrong.append((task, doc, text, given))
-    assert count == 502 and wrong == []
+    replies = list(golden_replies())
+    wrong = [one for one in replies if by_published_rule(*one[:3]) != one[3]["published"]]
+    assert len(replies) == 502 and wrong == []
 
 
 QUESTION = "Which one?\nA. The car\nB. A bus\nPlease answer directly with only the letter."
@@ -68,6 +54,19 @@ def test_a_reply_under_a_smaller_limit_is_the_beginning_of_one_under_a_larger(su
     together = reply(subject, [asked(item, limit) for item in range(4) for limit in limits], 1000)
     assert together == [text for texts in apart for text in texts]
     assert len({text for texts in apart for text in texts}) > len(limits)
+
+
+def test_greedy_token_ids_under_any_limit_are_the_first_of_those_under_a_larger_also_with_an_end(subject: Subject):
+    model = subject.model.eval()
+    prompts = [
+        question_prompt(subject.tokenizer, model.frontend.space, None, text) for text in ("what is it?", "how many circles?")
+    ]
+    without_end = answer_prompts(model, prompts, 9, eos=-1)
+    for eos in {ids[place] for ids in without_end for place in (0, 3, 8)}:
+        ended = answer_prompts(model, prompts, 9, eos)
+        assert min(map(len, ended)) < 9
+        for limit in (1, 3, 4, 5):
+            assert answer_prompts(model, prompts, limit, eos) == [ids[:limit] for ids in ended]
 
 
 def test_the_model_is_run_once_for_all_limits_and_an_answer_that_ends_earlier_is_whole(subject, monkeypatch):

@@ -28,7 +28,10 @@ _PREFIX = (
     r"(?:(?:my |the )?(?:final |overall )?(?:answer|best|choice|verdict|winner|vote)(?: one| candidate)?\W*(?:(?:is|goes to)\W+)?)?"
 )
 _NAMED = re.compile(_PREFIX + r"(?:(?:candidate|option|model|letter)[\W_]*)?([a-z])", re.IGNORECASE)
-_TIED = re.compile(_PREFIX + r"(?:(?:it'?s|it is|there is|this is|overall) )?(?:an? )?(?:tie|tied|draw)", re.IGNORECASE)
+_TIED = re.compile(
+    _PREFIX + r"(?:(?:it'?s|it is|there is|this is|overall) )?(?:an? )?(?:tie|tied|draw|equal|equally good|none is better)",
+    re.IGNORECASE,
+)
 # A bare capital: "best: a vivid picture" and "best: A vivid picture" name nobody.
 _LATER_WORD = re.compile(
     r"\b(?:answer|best|choice|verdict|winner|vote)\W{1,4}(?:is\W+)?(?:candidate\W+)?((?-i:A(?!\s+[a-z])|[B-H])|tie)\b",

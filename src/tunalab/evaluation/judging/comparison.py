@@ -153,4 +153,4 @@ def _ask(endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[st
         choice = read_choice(answer, len(ballot.order))
         if choice is not None:
             return (-1 if choice == TIE else ballot.order[LETTERS.index(choice)]), ""
-    return None, f"no candidate named in {' '.join(answer.split())[:60]!r}"
+    return None, f"no candidate named in {' '.join(answer.split())[-60:]!r}"  # its end: thoughts come before

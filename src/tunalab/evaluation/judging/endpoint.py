@@ -167,7 +167,7 @@ class Endpoint:
                 answered = self._client.chat.completions.with_raw_response.create(
                     model=self.model,
                     messages=[{"role": "user", "content": content}],  # type: ignore[misc, list-item]
-                    **parameters,  # type: ignore[arg-type]
+                    extra_body=parameters,
                 )
             except (BadRequestError, UnprocessableEntityError) as error:
                 if not self._does_without(parameters, error):
