@@ -95,6 +95,7 @@ def test_orders_are_shuffled_and_the_same_every_time():
         ("(A)", "A"),
         ("Candidate A", "A"),
         ("Answer: B", "B"),
+        ("<think>A?</think><answer>B</answer>", "B"),
         ("The best candidate is **Candidate C**.", "C"),
         # names nobody
         ('{"best": "D"}', None),  # there is no D

@@ -23,6 +23,7 @@ BLANK = "LETTER"  # in the example of an answer: a judge that repeats its questi
 # A judge that thinks aloud does so before its answer; of some servers only the end of the thoughts is marked.
 _THOUGHTS = re.compile(r"<(think|thinking|thought|reasoning|reflection|analysis)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _END_OF_THOUGHTS = re.compile(r"</(think|thinking|thought|reasoning|reflection|analysis)>", re.IGNORECASE)
+_ANSWER = re.compile(r"</?(answer|final|output)>", re.IGNORECASE)
 _MARKS = " \t\n\r\"'`*_().,:;!?[]"
 _PREFIX = (
     r"(?:(?:my |the )?(?:final |overall )?(?:answer|best|choice|verdict|winner|vote)(?: one| candidate)?\W*(?:(?:is|goes to)\W+)?)?"
@@ -84,6 +85,7 @@ def read_choice(answer: str, candidates: int) -> str | None:
     """
     letters = LETTERS[:candidates]
     answer = _END_OF_THOUGHTS.split(_THOUGHTS.sub(" ", answer))[-1]
+    answer = _ANSWER.sub(" ", answer)
     found = [(end, choice) for end, plain in _objects(answer) for choice in [_chosen(plain)] if choice is not None]
     answers = [(end, choice) for end, choice in found if choice != [BLANK]]
     if not answers:
