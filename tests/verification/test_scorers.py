@@ -11,6 +11,7 @@ PAGE = Path(__file__).parents[2] / "results/verification/scorers.md"
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "SSIM_SIDES", (32,))
     monkeypatch.setattr(scorers, "SIZES", ((300, 280), (64, 131), (224, 100)))
 
 
@@ -30,3 +31,10 @@ def test_pixels_are_those_of_the_official_code(small: None) -> None:
     assert clip.largest <= 1 and colours.largest <= 1 and wordings.largest == 0 and hps.largest < hps.rounding
     assert all(row.largest > 1 for row in (turned, *changes)), "other ways are told apart"
     assert (clip.items, colours.items) == (3, 6)
+
+
+def test_ssim_is_that_of_the_definition(small: None) -> None:
+    defined, border = scorers.ssim()
+    assert defined.largest < defined.rounding and border.largest > 0.01, "at 32 px the border is a good part of the image"
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"| {' | '.join(border.texts[:3])} |" in page

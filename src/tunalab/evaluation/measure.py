@@ -7,6 +7,8 @@ from typing import TypedDict, Unpack
 from tunalab.evaluation.intervals import wilson
 
 KINDS = ("understanding", "generation", "diversity", "fidelity", "reconstruction", "editing", "attention", "judge")
+SSIM_INSIDE = "SSIM over the windows inside the image"  # in the note of every SSIM, so that earlier ones are told from it
+SSIM_WITH_BORDER = "SSIM with border, before 2026-11-29"
 _BOOTSTRAP_SEED = 0  # an interval is part of a result: the same items give the same one
 _EQUAL = 1e-9  # relative; resamples of items that differ in the last digits have equal means, and BCa no interval
 _BOOTSTRAP_VALUES = 4_000_000  # held at a time: BCa leaves out every item once, of 10,000 items 100 million values in all
@@ -43,8 +45,9 @@ class Measure:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What it measures: equal for the same measure of two models."""
-        return self.kind, self.benchmark, self.split, self.metric
+        """What it measures: equal for the same measure of two models. SSIM that counted the border is another measure."""
+        of_border = self.metric == "SSIM" and SSIM_INSIDE not in self.note
+        return self.kind, self.benchmark, self.split, SSIM_WITH_BORDER if of_border else self.metric
 
 
 class About(TypedDict, total=False):

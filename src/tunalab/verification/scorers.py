@@ -24,6 +24,7 @@ GOLDEN = Path(__file__).parents[3] / "tests/data/golden"
 SIZES = ((512, 512), (640, 427), (1500, 1000), (301, 977), (97, 64), (64, 31), (224, 100), (768, 768))  # width, height
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's CLIP
 SIDE = 224
+SSIM_SIDES = (32, 64)
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,48 @@ def image_sizes() -> Iterator[Row]:
     )
 
 
+def slow_ssim(one_HWC: np.ndarray, other_HWC: np.ndarray) -> float:
+    """Wang et al. 2004, equations 13 to 16, window by window in float64; mean over the windows inside, and over the channels."""
+    x = np.arange(11) - 5
+    bell = np.exp(-(x**2) / (2 * 1.5**2))
+    weights_11 = np.outer(bell, bell) / bell.sum() ** 2
+    first, second = (
+        np.lib.stride_tricks.sliding_window_view(some_HWC.astype(np.float64), (11, 11), axis=(0, 1))
+        for some_HWC in (one_HWC, other_HWC)
+    )
+    m1, m2 = (np.einsum("hwcij,ij->hwc", some, weights_11) for some in (first, second))
+    d1, d2 = first - m1[..., None, None], second - m2[..., None, None]
+    v1, v2, v12 = (np.einsum("hwcij,hwcij,ij->hwc", *pair, weights_11) for pair in ((d1, d1), (d2, d2), (d1, d2)))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float(((2 * m1 * m2 + c1) * (2 * v12 + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))).mean())
+
+
+def ssim() -> Iterator[Row]:
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    from tunalab.evaluation.reconstruction.originals import photographs, scenes
+    from tunalab.evaluation.reconstruction.round_trips import ssim_of
+
+    for size in SSIM_SIDES:
+        pairs = [
+            (some_NHWC, np.roll(some_NHWC, shift, axis=axis))
+            for some_NHWC, shift, axis in ((scenes(6, size), 1, 1), (photographs(size), 1, 2), (photographs(size), 1, 0))
+        ]
+        one_NHWC, other_NHWC = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        ours = ssim_of(one_NHWC, other_NHWC)
+        expected = [slow_ssim(*pair) for pair in zip(one_NHWC, other_NHWC, strict=True)]
+        with_border = structural_similarity_index_measure(
+            *(torch.from_numpy(some).permute(0, 3, 1, 2).double() for some in (one_NHWC, other_NHWC)),
+            reduction="none",
+            data_range=255.0,
+        )
+        border = np.abs(np.array(expected) - with_border.numpy()).max()
+        worst = np.abs(np.array(ours) - expected).max()
+        yield Row("SSIM", f"images at {size} px, in float64 window by window", len(ours), worst, "of 1", 1e-9)
+        yield Row("SSIM", f"the same with the border counted, at {size} px: what it changes", len(ours), border, "of 1")
+
+
 DRAWN = "random choice"  # MMMU's rule can read no option, and draws one
 
 
@@ -358,6 +401,7 @@ ROWS: Sequence[Callable[[], Iterable[Row]]] = (
     hps,
     geneval_colours,
     image_sizes,
+    ssim,
     lmms_rules,
     judge_places,
 )

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tests.conftest import small_config
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tunalab.config import SamplingConfig, StageConfig
 from tunalab.data.tokenizer import Tokenizer
@@ -21,6 +20,7 @@ from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.inference.prompts import edit_sampling
 from tunalab.model.unified import UnifiedModel
+from tunalab.verification.scorers import slow_ssim
 
 Key = tuple[str, str, str]
 
@@ -36,6 +36,8 @@ def test_a_perfect_copy_another_image_and_one_a_little_off() -> None:
     off_NHWC = (original_NHWC ^ 16).astype(np.uint8)  # every value is 16 away
     assert psnr_of(off_NHWC, original_NHWC) == pytest.approx([20 * math.log10(255 / 16)] * 6, abs=1e-3)
     assert all(0.2 < value < 1 for value in ssim_of(off_NHWC, original_NHWC))
+    *_, ssim = compared("scenes", original_NHWC, off_NHWC, {"PSNR": 0.0, "SSIM": 0.0})
+    assert ssim.key[-1] == "SSIM" != replace(ssim, note="through the model").key[-1], "records of before count the border"
     another = compared("scenes", original_NHWC, np.roll(original_NHWC, 1, axis=0), chances_of(original_NHWC))
     assert [one.metric for one in another] == ["PSNR", "SSIM"]
     for one in another:
@@ -43,21 +45,20 @@ def test_a_perfect_copy_another_image_and_one_a_little_off() -> None:
         assert one.low is not None and one.high is not None and one.low < one.value < one.high
 
 
-def test_ssim_is_that_of_scikit_image() -> None:
-    from skimage.metrics import structural_similarity
-
-    one_HWC, other_HWC = photographs(64)[:2]
-    plain = {"channel_axis": 2, "gaussian_weights": True, "use_sample_covariance": False, "data_range": 255, "win_size": 11}
-    expected = structural_similarity(one_HWC, other_HWC, **plain)
-    assert ssim_of(one_HWC[None], other_HWC[None]) == pytest.approx([expected], abs=0.01)  # they treat the border differently
-
-
-def test_ssim_by_channel_is_that_of_whole_images() -> None:
-    original_NHWC = scenes(4, 32)
-    back_NHWC = np.roll(original_NHWC, 1, axis=1)
-    whole_NCHW = [torch.from_numpy(some_NHWC).permute(0, 3, 1, 2).double() for some_NHWC in (back_NHWC, original_NHWC)]
-    expected_N = structural_similarity_index_measure(*whole_NCHW, reduction="none", data_range=255.0)
-    assert ssim_of(back_NHWC, original_NHWC) == pytest.approx(expected_N.tolist(), abs=1e-12)
+def test_ssim_counts_the_windows_inside() -> None:
+    """That of a slow reference, at the smallest side too; a smaller image has none."""
+    images_NHWC = scenes(3, 32)
+    moved_NHWC = np.roll(images_NHWC, 1, axis=1)
+    for side in (11, 32):
+        one_NHWC, other_NHWC = images_NHWC[:, :side, :side], moved_NHWC[:, :side, :side]
+        expected = [slow_ssim(*pair) for pair in zip(one_NHWC, other_NHWC, strict=True)]
+        assert ssim_of(one_NHWC, other_NHWC) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError):
+        ssim_of(images_NHWC[:, :10, :10], moved_NHWC[:, :10, :10])
+    small_NHWC = images_NHWC[:, :10, :10]
+    assert [one.metric for one in compared("scenes", small_NHWC, np.roll(small_NHWC, 1, axis=0), chances_of(small_NHWC))] == [
+        "PSNR"
+    ]
 
 
 def test_originals_are_the_same_every_time_and_more_of_them_begin_alike() -> None:

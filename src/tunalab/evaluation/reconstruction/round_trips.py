@@ -14,14 +14,15 @@ Shapes: N images, H W C pixels and channels, D features.
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from skimage.metrics import structural_similarity
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tunalab.config import RunConfig
 from tunalab.data.copies import PREFIX
@@ -29,7 +30,7 @@ from tunalab.evaluation.editing.verdict import MOST_DB
 from tunalab.evaluation.generation.accuracy import round_trip
 from tunalab.evaluation.generation.features import LABELS, features
 from tunalab.evaluation.generation.fidelity import frechet, jackknife
-from tunalab.evaluation.measure import Measure, mean
+from tunalab.evaluation.measure import SSIM_INSIDE, Measure, mean
 from tunalab.evaluation.mode import evaluation_mode
 from tunalab.evaluation.reconstruction.inception import check_weights, inception_features
 from tunalab.evaluation.reconstruction.originals import SPLIT, photographs, scenes
@@ -45,6 +46,7 @@ SPACE = "space alone"
 NETWORK = "network"  # of generation/features.py
 CHUNK = 32  # images that are kept together: so much is sampled again after an interruption
 SHOWN = 14
+SSIM_WINDOW = 11  # pixels: of a smaller image there is no SSIM
 
 
 def measure(subject: Subject, settings: ReconstructionSettings) -> list[Measure]:
@@ -67,7 +69,8 @@ def measure(subject: Subject, settings: ReconstructionSettings) -> list[Measure]
             (SPLIT, through_model_NHWC, training_note(subject.config)),
             (SPACE, through_space_NHWC, f"{SPACE}: pixels, nothing is lost ({MOST_DB:g} dB stand for no error)" if exact else ""),
         ):
-            found += [replace(one, split=split, note=note) for one in compared(name, original_NHWC, back_NHWC, chances)]
+            for one in compared(name, original_NHWC, back_NHWC, chances):
+                found.append(replace(one, split=split, note="; ".join(filter(None, (note, one.note)))))
             found.append(_rfid(subject, settings.inception, name, split, original_NHWC, back_NHWC))
     return found
 
@@ -75,14 +78,22 @@ def measure(subject: Subject, settings: ReconstructionSettings) -> list[Measure]
 def compared(name: str, original_NHWC: np.ndarray, back_NHWC: np.ndarray, chances: Mapping[str, float]) -> list[Measure]:
     """PSNR (at most ``MOST_DB``) and SSIM, image by image."""
     return [
-        mean(KIND, name, of(back_NHWC, original_NHWC), metric=metric, chance=chances[metric]) for metric, of in _METRICS.items()
+        mean(
+            KIND,
+            name,
+            of(back_NHWC, original_NHWC),
+            metric=metric,
+            chance=chances[metric],
+            note=SSIM_INSIDE if metric == "SSIM" else "",
+        )
+        for metric, of in _metrics(original_NHWC).items()
     ]
 
 
 def chances_of(original_NHWC: np.ndarray) -> dict[str, float]:
     """By metric, the mean of every image given back as the one before it."""
     other_NHWC = np.roll(original_NHWC, 1, axis=0)
-    return {metric: float(np.mean(of(other_NHWC, original_NHWC))) for metric, of in _METRICS.items()}
+    return {metric: float(np.mean(of(other_NHWC, original_NHWC))) for metric, of in _metrics(original_NHWC).items()}
 
 
 def psnr_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
@@ -93,19 +104,21 @@ def psnr_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
 
 
 def ssim_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
-    """Structural similarity (Wang et al. 2004: a Gaussian of deviation 1.5, 11 pixels wide) of each image, 1 for the same one."""
-    # From 0 to 255: it compares means by their ratio. In float64: deviations are differences of squares. Channels are images of
-    # their own, whose mean is the image's: a convolution in groups has no fast way in float64.
-    image_M1HW, original_M1HW = (
-        _channels_first(some_NHWC).double().flatten(0, 1)[:, None] for some_NHWC in (images_NHWC, original_NHWC)
-    )
-    found_M = structural_similarity_index_measure(image_M1HW, original_M1HW, reduction="none", data_range=255.0)
-    assert isinstance(found_M, Tensor)
-    values: list[float] = found_M.unflatten(0, (len(images_NHWC), -1)).mean(dim=1).tolist()
-    return values
+    """Structural similarity of each image, 1 for the same one, at sides of at least :data:`SSIM_WINDOW` pixels.
+
+    As Wang et al. 2004 define it: a Gaussian of deviation 1.5, 11 pixels wide, over the windows that lie wholly in the image.
+    scikit-image's; torchmetrics' counts the border too, where windows are filled up with reflections. Mean over the channels.
+    """
+    gaussian: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return [
+        float(structural_similarity(image_HWC, other_HWC, data_range=255, channel_axis=2, **gaussian))
+        for image_HWC, other_HWC in zip(images_NHWC, original_NHWC, strict=True)
+    ]
 
 
-_METRICS = {"PSNR": psnr_of, "SSIM": ssim_of}
+def _metrics(original_NHWC: np.ndarray) -> dict[str, Callable[[np.ndarray, np.ndarray], list[float]]]:
+    small = min(original_NHWC.shape[1:3]) < SSIM_WINDOW
+    return {"PSNR": psnr_of} if small else {"PSNR": psnr_of, "SSIM": ssim_of}
 
 
 def training_note(config: RunConfig) -> str:
