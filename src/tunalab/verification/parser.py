@@ -1,4 +1,4 @@
-"""How often the parser of scenes is wrong: wrong images that it accepts, by what is wrong with them, and right ones that it rejects.
+"""How often the parser of scenes errs: wrong images that it accepts, by what is wrong with them, and right ones that it rejects.
 
 A wrong image is drawn from a scene that was changed in one way. The truth is the verdict on the scene that was drawn, given by the
 same rule as the verdict on what the parser read; a change that leaves the verdict as it was makes no wrong image. Scenes are of
@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import islice, repeat
 from multiprocessing import get_context
 from random import Random
 from typing import Any
@@ -266,9 +266,8 @@ def energy(picture: Picture) -> float:
 
 def unchanged(size: int, count: int, seed: str) -> list[Picture]:
     """Right images."""
-    return [
-        Picture(scene, category, scene, render(scene, size)) for (scene, category), _ in zip(scenes(seed), range(count), strict=False)
-    ]
+    chosen = islice(scenes(seed), count)
+    return [Picture(scene, category, scene, render(scene, size)) for scene, category in chosen]
 
 
 def disturbances(images_NHWC: np.ndarray, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
@@ -314,17 +313,20 @@ def tables(count: int = COUNT) -> list[Table]:
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as processes:
         measured = progress_bar(processes.map(_row, *zip(*asked, strict=True), repeat(count)), False, "parser", len(asked))
         of = dict(zip(asked, measured, strict=True))
-    wrong_rows = [[name, *(_share(*of[name, size][0]) for size in SIZES), *(str(of[name, size][1]) for size in SIZES)] for name in CHANGES]
-    names = list(of[RECALL, SIZES[0]])
-    right_rows = [[name, *(_share(*of[RECALL, size][name]) for size in SIZES)] for name in names]
+    wrong_rows = []
+    for name in CHANGES:
+        of_sizes = [of[name, size] for size in SIZES]
+        wrong_rows.append([name, *(_share(*counts) for counts, _ in of_sizes), *(str(near) for _, near in of_sizes)])
+    right_rows = [[name, *(_share(*of[RECALL, size][name]) for size in SIZES)] for name in of[RECALL, SIZES[0]]]
     sizes = [f"{size} px" for size in SIZES]
     return [
         Table(
             "Wrong images that are called right",
-            f"Share of {count} images of each change and size, with its 95% interval (Wilson); promised: at most 2%. An image is called "
-            "right where it is said to show its caption exactly, or what its prompt's category asks for. Not scored, because nobody "
-            f"can tell them: images within {LEAST_ENERGY} of the right one (squared differences, of values up to 1, summed over the "
-            "channels of a 32-px image: a spot of a pixel and a half in the faintest colour).",
+            f"Share of {count} images of each change and size, with its 95% interval (Wilson); promised: at most 2%. An image is "
+            "called right where it is said to show its caption exactly, or what its prompt's category asks for. Not scored, "
+            f"because they cannot be told from right ones: images within {LEAST_ENERGY} of the one they were made from (squared "
+            "differences, of values up to 1, summed over the channels of a 32-px image: a pixel and a half of the faintest "
+            "colour). They are counted in the last columns.",
             ["change", *sizes, *(f"not scored, {size}" for size in sizes)],
             wrong_rows,
         ),

@@ -51,7 +51,9 @@ def by_key(found: list[Measure]) -> dict[tuple[str, str, str], Measure]:
 def test_a_perfect_model_gets_everything_right(perfect: Subject) -> None:
     found = by_key(following.measure(perfect, GenerationSettings(**FEW, parser_scenes=15)))
     for (benchmark, split, metric), one in found.items():
-        if split in ("test", "round trip") and benchmark != "parser":
+        if metric in (following.RESIDUAL, following.REJECTED):
+            assert one.value < 0.1, (benchmark, split, metric)
+        elif split in ("test", "round trip") and benchmark != "parser":
             assert one.value == 1 and one.ceiling in (1, None), (benchmark, split, metric)
     overall = found["scene prompts", "test", "overall"]
     assert overall.n == 18 and overall.chance is not None and 0 < overall.chance < 0.5

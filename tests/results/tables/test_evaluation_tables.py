@@ -8,10 +8,13 @@ import pytest
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, pieces_of
+from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.evaluation.whole import Evaluated
 from tunalab.results.analysis.evaluations import differences_table, means_table, sides, unequal_settings
 from tunalab.results.analysis.scatter import scatter_of_means
 from tunalab.results.analysis.statistics import joint_interval
+from tunalab.results.tables.claims import claims_markdown
 from tunalab.results.tables.evaluation import evaluation_markdown, write_evaluation_tables
 from tunalab.results.tables.published import COUNTERPARTS, read_published
 
@@ -240,3 +243,23 @@ def test_other_files_are_refused(tmp_path, text, reason):
 def test_a_mean_needs_finite_items():
     with pytest.raises(ValueError, match="finite"):
         mean("reconstruction", "scenes", [1.0, float("nan")], metric="PSNR")
+
+
+@pytest.mark.parametrize(("settings", "marked"), [({}, True), ({PARSER: 1}, True), ({PARSER: PARSER_REVISION}, False)])
+def test_what_an_earlier_parser_judged_is_marked(records, settings, marked):
+    made = []
+    for record in records:
+        measures = [share("generation", "scene prompts", [True, False], metric="overall", split="test")]
+        made.append(replace(record, evaluation=[Evaluated("generation", settings, {}, 0.0, measures)]))
+    compared = sides(made)
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    said = f"before {PARSER_SINCE}"
+    assert (said in text) == (said in claims_markdown(made)) == marked
+
+
+def test_parts_that_the_parser_judges_are_measured_again_after_it_changed():
+    settings = EvaluationSettings()
+    for name in PARTS:
+        if name not in DIVIDED:
+            (piece,) = pieces_of(name, getattr(settings, name))
+            assert piece.settings.get(PARSER) == (PARSER_REVISION if name in OF_PARSER else None)

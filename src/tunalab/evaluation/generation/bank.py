@@ -105,8 +105,9 @@ class Bank:
         centred_FPPKnn = self._seen_FPPKnn[..., n // 2 : n // 2 + n, n // 2 : n // 2 + n]
         norm_FPPK = np.square(centred_FPPKnn).sum(axis=(-2, -1))
         self._spectrum_FPPKnm = fft.rfft2(np.roll(centred_FPPKnn, (-(n // 2), -(n // 2)), (-2, -1))).conj()
-        wide_KFPPyx = np.broadcast_to(np.moveaxis(norm_FPPK, -1, 0)[..., None, None], (*np.moveaxis(norm_FPPK, -1, 0).shape, common, common))
-        self.norm_KFYX = np.stack([self._lattice(norm_FPPyx) for norm_FPPyx in wide_KFPPyx])
+        everywhere_yx = np.ones((common, common), dtype=np.float32)
+        by_place = (self._lattice(norm_FPP[..., None, None] * everywhere_yx) for norm_FPP in np.moveaxis(norm_FPPK, -1, 0))
+        self.norm_KFYX = np.stack(list(by_place))
         self.norm_FYX = self.norm_KFYX.mean(axis=0)
         place = np.arange(UNITS)
         self.inside_FYX = np.stack(

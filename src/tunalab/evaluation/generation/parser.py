@@ -37,10 +37,10 @@ _HALF_NORMAL_MEDIAN = 0.6745
 # forms and places are tried.
 _BY_CHANCE = 35
 _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, along both axes, at which two cannot both be there
-# Energy that a parsed scene may leave in a window (so many units a side) of a 32-px image with values up to 1, squares summed over
-# channels. In larger images, where the same loss is as many pixels wide along longer edges, it is in proportion to the side. JPEG of
-# quality 60 leaves most of right images (3 in 100 leave more at 32 px); what was read as right and is wrong leaves more, but for a
-# few (tunalab.verification.parser).
+# Energy that a parsed scene may leave in a window (so many units a side) of a 32-px image with values up to 1, squares summed
+# over channels. In larger images, where the same loss is as many pixels wide along longer edges, it is in proportion to the
+# side. Calibrated on right images: most is left by JPEG of quality 60 (3 in 100 leave more, at 32 px). What is wrong and was read
+# as right leaves more, but for a few (verification/parser.py).
 UNEXPLAINED = 0.3
 WINDOWS = (4, 6, 10)
 _BY_NOISE = 20  # times the variance of a channel: what noise alone leaves in the window where it leaves most
@@ -197,7 +197,8 @@ def _marked(reading: _Reading) -> list[Found]:
         row, column = (int(i) for i in np.unravel_index(left_nn.argmax(), left_nn.shape))
         y, x = (int((i + 0.5) * units) for i in (row, column))
         radius = WINDOWS[0] // 2
-        around = [n for n, item in enumerate(one.item for one in found) if abs(item.x - x) <= item.rx + 1 and abs(item.y - y) <= item.ry + 1]
+        items = [one.item for one in found]
+        around = [n for n, item in enumerate(items) if max(abs(item.x - x) - item.rx, abs(item.y - y) - item.ry) <= 1]
         for n in around:
             item, match = found[n].item, found[n].match
             radius = max(radius, item.rx)
@@ -278,9 +279,7 @@ def _are_small_ones(templates: Bank, left_Cnn: np.ndarray, left_FYX: np.ndarray,
     return float(np.square(window_Chw).sum()) - of_noise < _SPLIT * unexplained
 
 
-def _matches(
-    templates: Bank, there_Cnn: np.ndarray, left_Cnn: np.ndarray, ground: Ground, things: list[Thing]
-) -> list[float]:
+def _matches(templates: Bank, there_Cnn: np.ndarray, left_Cnn: np.ndarray, ground: Ground, things: list[Thing]) -> list[float]:
     """The share of the energy around each thing, beyond noise, that the parsed scene explains. ``there``: the image's difference
     from its background, ``left``: from the parsed scene."""
     n, noise = templates.image_size, 3 * ground.noise

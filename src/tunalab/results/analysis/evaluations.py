@@ -5,7 +5,7 @@ Shapes: S seeds, I items.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +14,8 @@ import pandas as pd
 from tunalab.errors import UserError
 from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.measure import KINDS, Measure
+from tunalab.evaluation.parts import OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE
+from tunalab.evaluation.whole import Evaluated
 from tunalab.results.analysis.scatter import Scatter, scatter_of_contrasts, scatter_of_means
 from tunalab.results.analysis.statistics import joint_interval
 from tunalab.results.labels import ordered_variants
@@ -41,6 +43,13 @@ def evaluated(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.evaluation]
 
 
+def earlier_parser(result: Evaluated) -> str:
+    """What must be said of a result that an earlier parser of scenes judged; empty of others."""
+    if result.part not in OF_PARSER or result.settings.get(PARSER, 1) == PARSER_REVISION:
+        return ""
+    return f"measured with the parser of scenes before {PARSER_SINCE}, which called more wrong images right"
+
+
 def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
     """Key -> variant -> its measures, keys by kind and then in the order in which they were measured.
 
@@ -61,7 +70,7 @@ def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
                     raise UserError(
                         f"two evaluated runs of {record.run.variant} with seed {record.run.seed}: give one folder of records each"
                     )
-                by_seed[record.run.seed] = measure
+                by_seed[record.run.seed] = replace(measure, note="; ".join(filter(None, (measure.note, earlier_parser(result)))))
     ordered = sorted(found, key=lambda key: KINDS.index(key[0]))
     return {
         key: {name: Side(tuple(found[key][name]), tuple(found[key][name].values())) for name in ordered_variants(found[key])}

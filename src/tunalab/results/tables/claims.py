@@ -15,7 +15,7 @@ from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.files import write_atomically
 from tunalab.results.analysis.axes import axis_named
 from tunalab.results.analysis.crossing import crossings, passing
-from tunalab.results.analysis.evaluations import Key, Side, evaluated, scatter_among, sides
+from tunalab.results.analysis.evaluations import Key, Side, earlier_parser, evaluated, scatter_among, sides
 from tunalab.results.analysis.lines import benchmarks
 from tunalab.results.analysis.lines import lines as curve_lines
 from tunalab.results.analysis.resampling import Draws, learning_curves
@@ -79,7 +79,9 @@ def claims_markdown(records: Sequence[Record]) -> str:
         "for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md; < "
         "and > are open intervals, and a crossing counts as seen if both leads exclude zero."
     )
-    return "\n".join([*lines, "", note]) + "\n"
+    earlier = {result.part: said for record in records for result in record.evaluation if (said := earlier_parser(result))}
+    notes = [note, *(f"{part.capitalize()}: {said}." for part, said in sorted(earlier.items()))]
+    return "\n".join([*lines, "", " ".join(notes)]) + "\n"
 
 
 def verdict(gaps: Sequence[Gap]) -> str:

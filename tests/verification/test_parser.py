@@ -1,0 +1,55 @@
+"""The parser of scenes calls no wrong image right, whatever is wrong with it, and right ones even where they lost something."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunalab.data.scenes import Item, Scene
+from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, RGB, SLOTS
+from tunalab.evaluation.generation.accuracy import is_exact
+from tunalab.evaluation.generation.palette import UNCLEAR, nearest
+from tunalab.evaluation.generation.parser import parse
+from tunalab.evaluation.generation.verdicts import right
+from tunalab.verification import parser as check
+
+CASE = Path(__file__).parents[1] / "data" / "cases" / "evaluation" / "small_on_large.png"
+
+
+def large(shape: str, colour: str, slot: str) -> Item:
+    return Item(shape, colour, *SLOTS[slot], RADIUS["large"], RADIUS["large"], "", "large", slot)
+
+
+def test_a_small_thing_on_a_large_one_is_a_third_thing() -> None:
+    items = (large("cross", "orange", "top left"), large("square", "green", "bottom left"))
+    (parsed,) = parse([np.asarray(Image.open(CASE).convert("RGB"))])
+    asked = Scene("objects", 1, parsed.background, items, "", "", "", 1)
+    assert parsed.background != UNCLEAR and not is_exact(parsed, asked)
+    assert not any(right(category, asked, parsed) for category in ("two_object", "color_attr", "position"))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("change", check.CHANGES)
+def test_hardly_any_wrong_image_is_called_right(change: str, size: int) -> None:
+    called, _ = check.accepted(change, size, 5, seed="test")
+    assert len(called) == 5 and sum(called) == 0
+
+
+def test_right_images_are_called_right_even_where_they_lost_something() -> None:
+    for name, called in check.recalled(32, 12, seed="test").items():
+        assert len(called) == 12 and sum(called) >= (11 if name == "clean" else 10), name
+
+
+def test_a_colour_between_two_names_has_none() -> None:
+    for name in COLOURS:
+        assert nearest(np.array(RGB[name]) / 255, COLOURS) == name
+    between = (np.array(RGB["red"]) + RGB["orange"]) / 2 / 255
+    assert nearest(between, COLOURS) == UNCLEAR
+
+
+def test_the_truth_of_an_image_is_what_was_drawn() -> None:
+    pictures, near = check.wrong("extra blob", 32, 4, "test")
+    assert near >= 0 and all(not any(check.truth(picture)) for picture in pictures)
+    assert all(check.energy(picture) >= check.LEAST_ENERGY for picture in pictures)
+    assert all(all(check.truth(picture)) for picture in check.unchanged(32, 6, "test"))
