@@ -125,7 +125,7 @@ def _make_alike(
     keys = [(one.text, one.source) for one in wanted]
     prompts = {key: _prompt(key[1], tokenizer, space, key[0]) for key in dict.fromkeys(keys)}
     nothing = {
-        source: unconditional_prompt(tokenizer, space, manner.sampling, source and source.pixels_HWC)
+        source: unconditional_prompt(tokenizer, space, manner.sampling, None if source is None else source.pixels_HWC)
         for source in dict.fromkeys(source for _, source in keys)
     }
     made: dict[int, dict[int, np.ndarray]] = {}

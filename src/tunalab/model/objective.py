@@ -4,6 +4,7 @@ Shapes: N images; n images of one size (a group of the batch), m generating ones
 space; M generating images, K labelled tokens. Lists hold one tensor a group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -107,7 +108,7 @@ def to_space(model: UnifiedModel, batch: PackedBatch, posterior_nChw: list[Tenso
     """The batch's images in the target space: uint8 (n, H, W, 3) to x (n, C, h, w), float32 also where the model computes in less:
     what x loses here no loss could tell. ``posterior_nChw``: of the draws of training.
     """
-    chosen = posterior_nChw or [None] * len(batch.groups)
+    chosen: Sequence[Tensor | None] = posterior_nChw or [None] * len(batch.groups)
     with torch.autocast(batch.key_N.device.type, enabled=False):
         return [
             model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1, choice)
