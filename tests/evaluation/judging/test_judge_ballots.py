@@ -75,6 +75,7 @@ def test_orders_are_shuffled_and_the_same_every_time():
         ('{"best": "B"} My answer is candidate B.', "B"),
         ('{"best": "B"} What is best: a red circle, and the best: A vivid one.', "B"),
         ('{"best": "A"} No: {"best": "B', None),  # cut off
+        ('{"best": "A"} No, on reflection {"best": "', None),
         ('{"best": "A', None),
         # ties
         ('{"best": "tie"}', "tie"),
