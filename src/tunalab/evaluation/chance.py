@@ -1,4 +1,4 @@
-"""Chance of the benchmarks: the best of three ways of answering that never look at an image and know the training questions.
+"""Chance of the benchmarks: the best of four ways of answering that never look at an image.
 
 `tunalab verify chance` measures them, says how, and writes the file that is read here.
 """
@@ -9,11 +9,9 @@ from importlib.resources import files
 
 FILE = "chance.csv"  # beside this module; columns as verification.chance.Measured
 USUAL = 400  # groups; larger benchmarks of level 1 hold so many of the scenes there are that training shows other shares
-
-
-def guesses(split: str, groups: int) -> tuple[str, ...]:
-    """Which guesses chance is the best of. In a large benchmark of ``test`` also that of who knows its own words."""
-    return ("uniform", "template", "words", *(("own_words",) if split == "test" and groups > USUAL else ()))
+# Chance is the best of them. ``own_words`` knows the split itself, also which combinations are held out in `composition`: no model
+# that was trained on `train` does, but above it an accuracy cannot come from the questions alone.
+GUESSES = ("uniform", "template", "words", "own_words")
 
 
 def chance_of(benchmark: str, groups: int, split: str = "test") -> float | None:
@@ -35,6 +33,6 @@ def _measured() -> dict[tuple[str, str], list[tuple[int, float]]]:
     with (files("tunalab.evaluation") / FILE).open(encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             groups = int(row["groups"])
-            best = max(float(row[guess]) for guess in guesses(row["split"], groups))
+            best = max(float(row[guess]) for guess in GUESSES)
             found.setdefault((row["benchmark"], row["split"]), []).append((groups, best))
     return {key: sorted(sizes) for key, sizes in found.items()}

@@ -1,7 +1,7 @@
 """What guessing without the image reaches on each benchmark, and the file of it that evaluations and tables read.
 
-Guesses know the training split's questions, never those they are asked: uniform among the answers that a question leaves open,
-the commonest training answer to its template, and a multinomial logistic regression on its words. A pair counts where both of
+Guesses never know the questions they are asked: uniform among the answers that a question leaves open, the commonest training answer
+to its template, and a multinomial logistic regression on its words, learned on training and on the split itself. A pair counts where both of
 its questions are right.
 """
 
@@ -24,7 +24,7 @@ from tunalab.data.scenes import BENCHMARKS, Scene, benchmark_scenes
 from tunalab.data.scenes import scene as draw_scene
 from tunalab.data.scenes.vocabulary import LEVELS
 from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, benchmark_name
-from tunalab.evaluation.chance import FILE, USUAL, guesses
+from tunalab.evaluation.chance import FILE, GUESSES, USUAL
 from tunalab.evaluation.settings import SCENE_SPLITS
 from tunalab.files import write_atomically
 from tunalab.terminal import progress_bar
@@ -52,7 +52,7 @@ Guess = Callable[[Asked], str | None]
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares of right groups, of ``n``. ``uniform``, ``template``, ``words``: the three guesses, of which chance is the best.
+    """Shares of right groups, of ``n``. Chance is the best of them (``GUESSES``).
 
     ``own_words``: as words, learned not on training questions but on other scenes of the split itself.
     """
@@ -188,31 +188,29 @@ def table(rows: Sequence[Measured]) -> Table:
     """The page of what was measured."""
     lines = []
     for row in rows:
-        chance = max(getattr(row, guess) for guess in guesses(row.split, row.groups))
+        chance = max(getattr(row, guess) for guess in GUESSES)
         error = 0.0 if chance == row.uniform else math.sqrt(chance * (1 - chance) / row.n)  # uniform needs no sample
-        shares = (row.uniform, row.template, row.words, chance, error, row.own_words)
+        shares = (row.uniform, row.template, row.words, row.own_words, chance, error)
         lines.append([row.benchmark, row.split, str(row.groups), str(row.n), *(f"{100 * value:.1f}" for value in shares)])
     return Table("Chance", ABOUT, COLUMNS, lines)
 
 
 COLUMNS = (
-    *("benchmark", "split", "groups", "n", "uniform", "template", "words", "chance", "standard error"),
-    "words, learned on the split",
+    *("benchmark", "split", "groups", "n", "uniform", "template", "words", "own words", "chance", "standard error"),
 )
 ABOUT = f"""\
 Percent of groups that guessing without the image gets right; a group is a question, of pairs both.
 Uniform: among the answers that the question leaves open. Template: the commonest training answer to
 this form of question. Words: a multinomial logistic regression on the words of the question. Both
 learn from {KNOWN:,} training scenes of the kind and level (easy-VQA: its training questions) and are
-asked n groups of the split, from benchmarks of so many groups. **Chance is the best of the three. It
-is what evaluations, tables and figures show.** Where two guesses are equally good, taking the better
-one adds about half a standard error.
+asked n groups of the split, from benchmarks of so many groups. Own words: the same regression,
+learned from other scenes of the split itself. **Chance is the best of the four. It is what
+evaluations, tables and figures show.** Where guesses are equally good, taking the best one adds
+about half a standard error.
+
+Own words gain little in `test`. In `composition` they gain much, as they know which combinations are
+held out. A model that was trained on `train` does not know them, and one that follows the words of
+its training falls below chance there; but only what lies above cannot come from the questions alone.
 
 Where a kind has few scenes, a larger benchmark holds other shares of the answers (count at level 1).
-For another number of groups chance is that of the next larger number here. Above {USUAL} groups of
-`test` the last column counts as a guess too: training shows other shares than such a benchmark.
-
-Last column: the same regression, learned from other scenes of the split itself. In `test` it gains
-little. In `composition` it gains much, as it knows which combinations are held out. No trained model
-does: the split `train` never shows them, and who follows its words falls below chance here. So this
-column is no chance, but a model that was tuned on `composition` must be compared with it."""
+For another number of groups chance is that of the next larger number here."""
