@@ -48,8 +48,8 @@ def test_measured_again_it_is_what_is_committed(cell: tuple[str, int], split: st
     again = of_scenes(*cell, split, 400, known=1500, asked=800)
     for guess in ("uniform", "template", "words", "own_words"):
         expected = getattr(row, guess)
-        # Twice: the sample that teaches them is smaller too.
-        assert abs(getattr(again, guess) - expected) < 2 * 3 * sqrt(expected * (1 - expected) / again.n), guess
+        # Three standard errors, twice as wide: fewer scenes teach as well.
+        assert abs(getattr(again, guess) - expected) <= 2 * 3 * sqrt(expected * (1 - expected) / again.n), guess
 
 
 def test_easy_vqa_measured_again_is_what_is_committed() -> None:
