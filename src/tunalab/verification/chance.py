@@ -1,8 +1,8 @@
 """What guessing without the image reaches on each benchmark, and the file of it that evaluations and tables read.
 
-Guesses never know the questions they are asked: uniform among the answers that a question leaves open, the commonest training answer
-to its template, and a multinomial logistic regression on its words, learned on training and on the split itself. A pair counts where both of
-its questions are right.
+Guesses never know the questions they are asked: uniform among the answers that a question leaves open, the commonest training
+answer to its template, and a multinomial logistic regression on its words, learned on training and on the split itself. A pair
+counts where both of its questions are right.
 """
 
 import csv
@@ -195,9 +195,7 @@ def table(rows: Sequence[Measured]) -> Table:
     return Table("Chance", ABOUT, COLUMNS, lines)
 
 
-COLUMNS = (
-    *("benchmark", "split", "groups", "n", "uniform", "template", "words", "own words", "chance", "standard error"),
-)
+COLUMNS = (*("benchmark", "split", "groups", "n", "uniform", "template", "words", "own words", "chance", "standard error"),)
 ABOUT = f"""\
 Percent of groups that guessing without the image gets right; a group is a question, of pairs both.
 Uniform: among the answers that the question leaves open. Template: the commonest training answer to
