@@ -198,7 +198,7 @@ def hps() -> Iterator[Row]:
         bicubic = transforms.InterpolationMode.BICUBIC
         plain_CHW = transforms.resize(values_CHW, inside, bicubic, antialias=False)
         without.append(np.abs(plain_CHW.numpy().transpose(1, 2, 0) * 255 - inner_HWC).mean())
-        of_bytes.append(np.abs(resample(image, *inside, bytes_=True) - inner_HWC).max())
+        of_bytes.append(np.abs(resample(image, inside[0], inside[1], bytes_=True) - inner_HWC).max())
     yield Row("HPS v2", "pixels that the model sees, in float64 as hpsv2 prepares them", len(same), max(same), "of 255", 1e-2)
     yield Row(
         "HPS v2", "the same if bytes were resized instead of values: what it changes", len(of_bytes), max(of_bytes), "of 255", 1e-3
@@ -322,11 +322,9 @@ def ssim() -> Iterator[Row]:
         one_NHWC, other_NHWC = (np.concatenate(part) for part in zip(*pairs, strict=True))
         ours = ssim_of(one_NHWC, other_NHWC)
         expected = [slow_ssim(*pair) for pair in zip(one_NHWC, other_NHWC, strict=True)]
-        with_border = structural_similarity_index_measure(
-            *(torch.from_numpy(some).permute(0, 3, 1, 2).double() for some in (one_NHWC, other_NHWC)),
-            reduction="none",
-            data_range=255.0,
-        )
+        first, second = (torch.from_numpy(some).permute(0, 3, 1, 2).double() for some in (one_NHWC, other_NHWC))
+        with_border = structural_similarity_index_measure(first, second, reduction="none", data_range=255.0)
+        assert isinstance(with_border, torch.Tensor)
         border = np.abs(np.array(expected) - with_border.numpy()).max()
         worst = np.abs(np.array(ours) - expected).max()
         yield Row("SSIM", f"images at {size} px, in float64 window by window", len(ours), worst, "of 1", 1e-9)
