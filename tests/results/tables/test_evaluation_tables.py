@@ -248,7 +248,7 @@ def test_a_mean_needs_finite_items():
 @pytest.mark.parametrize(("settings", "marked"), [({}, True), ({PARSER: 1}, True), ({PARSER: PARSER_REVISION}, False)])
 def test_what_an_earlier_parser_judged_is_marked(records, settings, marked):
     made = []
-    for record in records:
+    for record in records(seeds=2):
         measures = [share("generation", "scene prompts", [True, False], metric="overall", split="test")]
         made.append(replace(record, evaluation=[Evaluated("generation", settings, {}, 0.0, measures)]))
     compared = sides(made)

@@ -45,6 +45,7 @@ UNEXPLAINED = 0.3
 WINDOWS = (4, 6, 10)
 _BY_NOISE = 20  # times the variance of a channel: what noise alone leaves in the window where it leaves most
 GOOD_ENOUGH = 0.05  # a residual below which no other view is tried
+QUIET = 0.03  # standard deviation of noise above which none is: blur and compression take the noise away
 _TOP = 64  # most things looked for in one image
 # Small things replace a large one that leaves more than this share of its box unexplained, and they less than this share of that.
 _WHOLE, _SPLIT = 0.15, 0.5
@@ -138,7 +139,7 @@ def _parse(content: bytes, shape: tuple[int, int, int]) -> Parsed:
         reading = _read(bank(shape[-1], view), image_Cnn, ground)
         if best is None or reading.error < best.error:
             best = reading
-        if best.residual < GOOD_ENOUGH or best.hopeless:
+        if best.residual < GOOD_ENOUGH or best.hopeless or ground.noise > QUIET**2:
             break
     assert best is not None
     found = sorted(_marked(best), key=lambda one: (one.item.y, one.item.x, one.item))
