@@ -127,8 +127,8 @@ def _of_halves(one: Sequence[Group], other: Sequence[Group]) -> float:
 
 def _of(name: str, split: str, size: int, learned: Sequence[Group], asked: Sequence[Group], own: float) -> Measured:
     uniform = sum(math.prod(1 / one.options for one in group) for group in asked) / len(asked)
-    guesses = (share(guess(learned), asked) for guess in (by_template, by_words))
-    return Measured(name, split, size, len(asked), uniform, *guesses, own)
+    template, words = (share(guess(learned), asked) for guess in (by_template, by_words))
+    return Measured(name, split, size, len(asked), uniform, template, words, own)
 
 
 def questions(scene: Scene) -> Group:

@@ -89,7 +89,7 @@ def pointed_at(maps_MT: np.ndarray, image_HWC: np.ndarray) -> np.ndarray:
     largest_MT = maps_MT == maps_MT.max(axis=1, keepdims=True)
     pointed_M = largest_MT.argmax(axis=1)
     tied = np.flatnonzero(largest_MT.sum(axis=1) > 1)
-    draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(image_HWC)))
+    draw = np.random.default_rng(zlib.crc32(image_HWC.tobytes()))
     pointed_M[tied] = [draw.choice(np.flatnonzero(largest_MT[m])) for m in tied]
     return pointed_M
 
