@@ -311,7 +311,9 @@ def recalled(size: int, count: int, seed: str = SEED) -> dict[str, list[bool]]:
 def tables(count: int = COUNT) -> list[Table]:
     asked = [(name, size) for name in (*CHANGES, RECALL) for size in SIZES]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as processes:
-        measured = progress_bar(processes.map(_row, *zip(*asked, strict=True), repeat(count)), False, "parser", len(asked))
+        measured = progress_bar(
+            processes.map(_row, *zip(*asked, strict=True), repeat(count)), False, desc="parser", total=len(asked)
+        )
         of = dict(zip(asked, measured, strict=True))
     wrong_rows = []
     for name in CHANGES:
