@@ -129,3 +129,12 @@ def test_a_place_between_slots_has_no_name() -> None:
 def test_a_size_that_cannot_be_parsed_is_told(shape: tuple[int, int, int], what: str) -> None:
     with pytest.raises(UserError, match=what):
         parse([np.zeros(shape, dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_thing_between_two_places_is_read(shape: str) -> None:
+    """Half a pixel off both ways, as no scene stands and a model may draw."""
+    fine = picture(item(shape, "blue", 30, 34, "large"), background="white", size=256)
+    fine = np.roll(fine.astype(np.float64), (2, 2), (0, 1))
+    (parsed,) = parse([np.round(fine.reshape(64, 4, 64, 4, 3).mean((1, 3))).astype(np.uint8)])
+    assert [(one.shape, one.colour) for one in parsed.items] == [(shape, "blue")] and parsed.residual < 1

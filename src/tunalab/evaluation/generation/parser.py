@@ -44,6 +44,7 @@ _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, alo
 UNEXPLAINED = 0.3
 WINDOWS = (4, 6, 10)
 _BY_NOISE = 20  # times the variance of a channel: what noise alone leaves in the window where it leaves most
+BETWEEN_PLACES = 0.6  # units by which an edge may lie beside the nearest place that the bank has
 GOOD_ENOUGH = 0.05  # a residual below which no other view is tried
 QUIET = 0.03  # standard deviation of noise above which none is: blur and compression take the noise away
 _TOP = 64  # most things looked for in one image
@@ -173,7 +174,32 @@ def _read(templates: Bank, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
     error = float(np.square(SUBSAMPLED.channels(difference_Cnn)).sum())
     energy = np.square(SUBSAMPLED.channels(rgb_Cnn - ground.rgb_C[:, None, None])).sum()
     found = [_name(thing, match) for thing, match in zip(things, matches, strict=True)]
-    return _Reading(found, error, bool(error > HOPELESS * energy), _left(difference_Cnn, ground.noise))
+    left_nn = _left(difference_Cnn, ground.noise)
+    if left_nn.max() > 1:
+        left_nn = _left(view.rgb(_between_places(templates, image_Cnn - shown_Cnn, shown_Cnn, back_C, things)), ground.noise)
+    return _Reading(found, error, bool(error > HOPELESS * energy), left_nn)
+
+
+def _between_places(
+    templates: Bank, left_Cnn: np.ndarray, shown_Cnn: np.ndarray, back_C: np.ndarray, things: Sequence[Thing]
+) -> np.ndarray:
+    """What a parsed scene leaves (C, n, n) when the edges of its things may lie between two places of the bank.
+
+    Moving a thing by one unit covers pixels on one side of it and uncovers some on the other. By how much each of these eight
+    edges is moved, up to ``BETWEEN_PLACES``, is fitted alone: scenes stand on whole units, what a model draws does not.
+    """
+    left_Cnn = left_Cnn.copy()
+    for thing in things:
+        here_Knn, rgb_C = templates.seen(thing.form, thing.y, thing.x), templates.view.channels(thing.rgb_C)
+        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            moved_Knn = templates.seen(thing.form, thing.y + dy, thing.x + dx) - here_Knn
+            covered_Cnn = np.maximum(moved_Knn, 0) * (rgb_C[:, None, None] - shown_Cnn)
+            uncovered_Cnn = np.maximum(-moved_Knn, 0) * (back_C - rgb_C)[:, None, None]
+            for edge_Cnn in (covered_Cnn, uncovered_Cnn):
+                norm = float(np.square(edge_Cnn).sum())
+                share = float((left_Cnn * edge_Cnn).sum()) / norm if norm else 0.0
+                left_Cnn -= min(max(share, 0.0), BETWEEN_PLACES) * edge_Cnn
+    return left_Cnn
 
 
 def _left(difference_Cnn: np.ndarray, noise: float) -> np.ndarray:
