@@ -35,7 +35,8 @@ EXPERIMENT, VARIANT = "paper_1_5b_controlled", "tuna2"
 # The experiment without what only a whole run or a network has; with masking from the first step on, and a flow head that fits
 # beside the decoder into one GPU of 80 GB.
 ALONE = [
-    *("decoder.pretrained=''", "data.step_tokens=0", "data.workers=0", "distribution.strategy=none", "tracking.enabled=false"),
+    *("decoder.pretrained=''", "decoder.chat=none", "data.step_tokens=0", "data.workers=0"),
+    *("distribution.strategy=none", "tracking.enabled=false"),
     *("stages.connector.tokens=0", "stages.sft.tokens=0", "objective.masking.start=0", "head.blocks=16"),
 ]
 DISTINCT = 4  # batches, which take turns: after two rounds every shape has been compiled for
