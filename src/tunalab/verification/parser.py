@@ -174,8 +174,8 @@ def _mirrored(rng: Random, scene: Scene) -> Scene | None:
     for item in scene.items:
         x, y = SLOTS[item.slot]
         at = (UNITS - x, y) if across else (x, UNITS - y)
-        place = {"x": UNITS - item.x} if across else {"y": UNITS - item.y}
-        items.append(item._replace(slot=slots[at], **place))
+        x, y = (UNITS - item.x, item.y) if across else (item.x, UNITS - item.y)
+        items.append(item._replace(slot=slots[at], x=x, y=y))
     return _with(scene, items)
 
 

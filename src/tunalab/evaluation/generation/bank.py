@@ -53,11 +53,11 @@ class View:
 
     def channels(self, rgb_C: np.ndarray) -> np.ndarray:
         """(C, ...) of red, green and blue (3, ...)."""
-        return rgb_C if self.to_C3 is None else np.tensordot(np.float32(self.to_C3), rgb_C, 1)
+        return rgb_C if self.to_C3 is None else np.tensordot(np.array(self.to_C3, np.float32), rgb_C, 1)
 
     def rgb(self, channels_C: np.ndarray) -> np.ndarray:
         """The inverse."""
-        return channels_C if self.to_C3 is None else np.tensordot(np.linalg.inv(np.float32(self.to_C3)), channels_C, 1)
+        return channels_C if self.to_C3 is None else np.tensordot(np.linalg.inv(np.array(self.to_C3, np.float32)), channels_C, 1)
 
     def blur(self, image_Cnn: np.ndarray) -> np.ndarray:
         """(..., C, n, n), C being 1 also where sigmas are as many as channels: then it becomes them."""
