@@ -39,7 +39,8 @@ def add(commands: "Commands") -> None:
     )
     sub = add_command(commands, verify, "measure what the scorers, the parser of scenes and chance levels are worth")
     sub.add_argument("checks", nargs="*", metavar="CHECK", help=f"of: {', '.join(CHECKS)} (default: all)")
-    sub.add_argument("--out", type=Path, default=Path("results/verification"), help="folder for the tables")
+    out = "folder for the tables; chance also writes the file in the package that evaluations read"
+    sub.add_argument("--out", type=Path, default=Path("results/verification"), help=out)
 
 
 def components(arguments: argparse.Namespace) -> int:

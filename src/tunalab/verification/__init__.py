@@ -1,7 +1,8 @@
 """What the harness's own measuring instruments are worth, as tables: `tunalab verify` writes results/verification/.
 
 A check is a module of this folder, registered in ``CHECKS`` by the name of its table. Its ``tables()`` measures with
-fixed seeds, from nothing but the package and what is committed, and returns the tables of one page.
+fixed seeds, from nothing but the package and what is committed, and returns the tables of one page. That of chance also writes
+the package's file of chances.
 """
 
 from collections.abc import Sequence

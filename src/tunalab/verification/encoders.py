@@ -74,10 +74,10 @@ def tables() -> list[Table]:
         rows.append([f"`{name}`", found.positions, found.tokens, "works" if works else "differs", *cells])
     rows += [[f"`{name}`", "", "", f"refused: {refusal(name)}", "", ""] for name in REFUSED]
     about = (
-        f"Each architecture of timm with random weights, at width {SMALL['embed_dim']} and {SMALL['depth']} blocks. What "
+        f"Architectures of timm with random weights, at width {SMALL['embed_dim']} and {SMALL['depth']} blocks. What "
         "the front-end `siglip` computes before its connector, with `frontend.encoder_antialias=true`, is compared with "
         f"`forward_intermediates` of timm at the feature layer {FEATURE_LAYER}: the patch tokens, row by row, of a square "
-        "image and of one half as high and twice as wide as the published size. The two last columns hold the largest "
+        "image and of one half as high and twice as wide as the published size. The last two columns hold the largest "
         f"difference of a feature; it works where that is at most {LARGEST:g}."
     )
     columns = ["encoder", "positions", "tokens besides patches", "result", "square", "wide"]

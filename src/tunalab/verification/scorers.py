@@ -390,7 +390,7 @@ def judge_places() -> Iterator[Row]:
             shown_CC[ballot.order, range(candidates)] += 1
             apart = max(apart, int(np.ptp(shown_CC)))
     compared = f"how often a candidate stands in a place, of 2 to {len(LETTERS)} candidates on 1 to {counts[-1]} prompts"
-    yield Row("judge", compared, (len(LETTERS) - 1) * len(counts), apart, "ballots apart")
+    yield Row("judge", compared, (len(LETTERS) - 1) * len(counts), apart, "ballot" if apart == 1 else "ballots")
 
 
 ROWS: Sequence[Callable[[], Iterable[Row]]] = (
