@@ -4,13 +4,13 @@ Splits of the scenes: ``test`` draws from what training draws from; in ``composi
 shape, a word, a height of a coloured bar or a number of things that no training image shows (not always in what is asked).
 
 Accuracy is the share of groups with every answer right: a group is a question, for ``pairs`` the two questions of a pair, as in
-MMVP. Chance is the best guess from the question alone, of who knows other questions of the split too (``chance_of``). The ceiling
-of the scenes is 1: whoever sees the scene graph answers everything.
+MMVP. Chance is the best of four guesses from the question alone, one of which knows other questions of the split
+(``chance_of``). The ceiling of the scenes is 1: whoever sees the scene graph answers everything.
 
-Training makes some answers to a wording more frequent than others. Chance in ``test`` holds that; in ``composition``, where the
-trained answer is often the wrong one, who follows it falls below chance. ``accuracy without image`` is what the model itself makes
-of it: the same questions without their images. The two images of a pair share their question, so for ``pairs`` it would be 0
-whatever is answered, and is left out.
+Training makes some answers to a wording more frequent than others. Chance in ``test`` includes that; in ``composition``, where
+the trained answer is often the wrong one, a model that follows it falls below chance. ``accuracy without image`` is what the
+model itself makes of it: the same questions without their images. The two images of a pair share their question, so for
+``pairs`` it would be 0 whatever is answered, and is left out.
 """
 
 import json

@@ -22,7 +22,7 @@ items of one seed (f: how many more could not be measured). Shares lie between 0
 every other front-end by a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction
 for the number of rows. Settings in which the runs differ besides the front-end: {unequal}. Published numbers are those of 7B
 models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared. Chance of
-understanding: the best guess of who knows other questions of the split and never looks (`results/verification/chance.md`)."""
+understanding: the best of four guesses that never look at the image (`results/verification/chance.md`)."""
 # A larger distance between images, or more attention, is not better by itself.
 HIGHER_IS_BETTER = ("understanding", "generation", "editing", "judge")
 BRIEF, ALL = ("attention",), "all"  # kinds of which the Markdown shows one benchmark
