@@ -135,8 +135,8 @@ def _vote(
 
 
 def _cell(letter: str, place: "Place") -> str:
-    """``A 3 of 10 (f 2)``: f, how many more had no answer."""
-    failed = f" (f {place.failures})" if place.failures else ""
+    """``A 3 of 10 (and 2 without an answer)``."""
+    failed = f" (and {place.failures} without an answer)" if place.failures else ""
     return f"{letter} {place.wins} of {place.shown - place.failures}{failed}"
 
 
