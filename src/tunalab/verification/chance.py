@@ -8,6 +8,7 @@ counts where both of its questions are right.
 import csv
 import io
 import math
+import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from tunalab.data.easy_vqa import worded_questions
 from tunalab.data.scenes import BENCHMARKS, Scene, benchmark_scenes
 from tunalab.data.scenes import scene as draw_scene
 from tunalab.data.scenes.vocabulary import LEVELS
+from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, benchmark_name
 from tunalab.evaluation.chance import FILE, GUESSES, USUAL
 from tunalab.evaluation.settings import SCENE_SPLITS
@@ -76,10 +78,13 @@ def tables() -> list[Table]:
         for kind in BENCHMARKS
         for size in SIZES[level][: 1 if kind == "pairs" else None]
     ]
+    path = Path(str(files("tunalab.evaluation") / FILE))
+    if not os.access(path, os.W_OK):  # now, not after minutes
+        raise UserError(f"{path} cannot be written: chance is measured in a checkout (make install)")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         rows = list(progress_bar(pool.map(_measured, cells), total=len(cells)))
     rows.append(of_easy_vqa())
-    write_atomically(Path(str(files("tunalab.evaluation") / FILE)), as_csv(rows))
+    write_atomically(path, as_csv(rows))
     return [table(rows)]
 
 

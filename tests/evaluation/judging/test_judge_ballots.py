@@ -93,6 +93,7 @@ def test_orders_are_shuffled_and_the_same_every_time():
         ("B", "B"),
         ("b", "B"),
         ("**C**", "C"),
+        ('{"best": "A"} The second best is B.', "A"),
         ("(A)", "A"),
         ("Candidate A", "A"),
         ("Answer: B", "B"),

@@ -7,7 +7,8 @@ measured beside it, clean, under noise and blur, and after the space that the mo
 over categories, its interval from drawing prompts again within each. Images of one prompt are not independent, so everywhere an
 item is a prompt, the mean of its images.
 ``dense prompts``: questions about the scene graph, a question counting 0 where one that it depends on is answered with no
-(dense.py): the mean over an image's questions, then over images; also by kind of question.
+(dense.py): the mean over an image's questions, then over images; also by kind of question. As in DPG-Bench nobody asks what else
+is there, so nothing is rejected by its residual.
 
 ``residual of right images``: how far those that are called right lie from what was read of them, drawn again: 0 for renders, up to
 1, above which an image is rejected (``rejected by residual``: how many are). A model that paints what the parser likes shows here.

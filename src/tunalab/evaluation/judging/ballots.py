@@ -35,6 +35,7 @@ _TIED = re.compile(
 )
 # A bare capital: "best: a vivid picture" and "best: A vivid picture" name nobody.
 _LATER_WORD = re.compile(
+    r"(?<!second )(?<!third )"
     r"\b(?:answer|best|choice|verdict|winner|vote)\W{1,4}(?:is\W+)?(?:candidate\W+)?((?-i:A(?!\s+[a-z])|[B-H])|tie)\b",
     re.IGNORECASE,
 )

@@ -106,7 +106,7 @@ def _one_line(text: str) -> str:
 
 # By the name of the task.
 RULED: dict[str, Rule] = {
-    "mmmu_val": Rule(mmmu, "open questions count 0, of a reply the first 16 tokens", max_tokens=16),
+    "mmmu_val": Rule(mmmu, "open questions count 0", max_tokens=16),
     "ocrbench": Rule(ocrbench, "handwriting is compared with the reply in lower case, full-width letters are not folded"),
     "realworldqa": Rule(realworldqa, "options are known by their text, a letter inside a sentence is not read"),
 }

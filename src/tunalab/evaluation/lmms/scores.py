@@ -84,7 +84,8 @@ def _by_published_rules(
         return str(text) if cut is None else cut[name, sample["doc_id"]]
 
     outcomes = [rule.right(sample["doc"], reply(sample), generator) for sample in samples]
-    note = "; ".join(filter(None, [f"rules of the paper's lmms-eval: {rule.about}", benchmark.note]))
+    limit = f"of a reply the first {rule.max_tokens} tokens" if rule.max_tokens and cut is not None else ""
+    note = "; ".join(filter(None, [f"rules of the paper's lmms-eval: {rule.about}", limit, benchmark.note]))
     return share(KIND, benchmark.title, outcomes, metric=metric(PUBLISHED), chance=benchmark.chance, note=note)
 
 
