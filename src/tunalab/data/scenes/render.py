@@ -50,14 +50,16 @@ def _overlap(edges: np.ndarray, count: int) -> np.ndarray:
     return share
 
 
-@lru_cache(maxsize=16384)
-def _shape_coverage(shape: str, rx: int, ry: int, x: float, y: float, scale: float) -> np.ndarray:
+def shape_coverage(shape: str, rx: float, ry: float, x: float, y: float, scale: float) -> np.ndarray:
     """Coverage (h, w, 1) of a shape whose centre lies ``x, y`` pixels right of and below the window's corner."""
     height, width = ceil(y + ry * scale + 1), ceil(x + rx * scale + 1)
     across = np.arange(width) + 0.5 - x
     down = (np.arange(height) + 0.5 - y)[:, None]
     signed = np.broadcast_to(_distance(shape, across, down, rx * scale, ry * scale), (height, width))
     return np.clip(0.5 - signed, 0, 1).astype(np.float32)[:, :, None]
+
+
+_shape_coverage = lru_cache(maxsize=16384)(shape_coverage)
 
 
 @lru_cache(maxsize=16384)

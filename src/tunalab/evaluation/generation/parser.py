@@ -11,7 +11,7 @@ Shapes: N images, H W C pixels, n x n pixels; F forms, Y X places in 1/64 of the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +23,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.generation.bank import FORMS, LARGE_F, MARK, MARK_F, SMALL_FORMS, SUBSAMPLED, VIEWS, Bank, View, bank
 from tunalab.evaluation.generation.overlaps import HOPELESS, Thing, draw, touch, untangle
 from tunalab.evaluation.generation.palette import UNCLEAR, colour, nearest
+from tunalab.evaluation.generation.refinement import refine
 
 FINEST = 64  # pixels: larger images are averaged down to it
 MATCH = 0.8  # a thing is unclear in shape when less than this share of what is around it is explained by it
@@ -44,8 +45,8 @@ _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, alo
 UNEXPLAINED = 0.3
 WINDOWS = (4, 6, 10)
 _BY_NOISE = 20  # times the variance of a channel: what noise alone leaves in the window where it leaves most
-BETWEEN_PLACES = 0.6  # units by which an edge may lie beside the nearest place that the bank has
 GOOD_ENOUGH = 0.05  # a residual below which no other view is tried
+REFINED = 0.02  # a residual above which it is looked at whether what was read fits off the grid of places (refinement.py)
 QUIET = 0.03  # standard deviation of noise above which none is: blur and compression take the noise away
 _TOP = 64  # most things looked for in one image
 # Small things replace a large one that leaves more than this share of its box unexplained, and they less than this share of that.
@@ -143,22 +144,29 @@ def _parse(content: bytes, shape: tuple[int, int, int]) -> Parsed:
         if best.residual < GOOD_ENOUGH or best.hopeless or ground.noise > QUIET**2:
             break
     assert best is not None
+    if best.residual > REFINED and not best.hopeless:
+        best = _refined(best, image_Cnn, ground)
     found = sorted(_marked(best), key=lambda one: (one.item.y, one.item.x, one.item))
     return Parsed(nearest(ground.rgb_C, BACKGROUNDS, BACKGROUND_REJECTION), tuple(found), best.residual)
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """What an image shows as seen in one view. ``left_nn``: unexplained energy by place, as a share of ``UNEXPLAINED``."""
+    """What an image shows as seen in one view: ``things`` and, in the same order, what they are ``found`` to be.
 
+    ``left_nn``: unexplained energy by place, as a share of ``UNEXPLAINED``."""
+
+    templates: Bank
+    things: list[Thing]
     found: list[Found]
     error: float
     hopeless: bool
     left_nn: np.ndarray
+    misfit: float = 0.0
 
     @property
     def residual(self) -> float:
-        return float(self.left_nn.max())
+        return max(float(self.left_nn.max()), self.misfit)
 
 
 def _read(templates: Bank, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
@@ -175,31 +183,17 @@ def _read(templates: Bank, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
     energy = np.square(SUBSAMPLED.channels(rgb_Cnn - ground.rgb_C[:, None, None])).sum()
     found = [_name(thing, match) for thing, match in zip(things, matches, strict=True)]
     left_nn = _left(difference_Cnn, ground.noise)
-    if left_nn.max() > 1:
-        left_nn = _left(view.rgb(_between_places(templates, image_Cnn - shown_Cnn, shown_Cnn, back_C, things)), ground.noise)
-    return _Reading(found, error, bool(error > HOPELESS * energy), left_nn)
+    return _Reading(templates, things, found, error, bool(error > HOPELESS * energy), left_nn)
 
 
-def _between_places(
-    templates: Bank, left_Cnn: np.ndarray, shown_Cnn: np.ndarray, back_C: np.ndarray, things: Sequence[Thing]
-) -> np.ndarray:
-    """What a parsed scene leaves (C, n, n) when the edges of its things may lie between two places of the bank.
-
-    Moving a thing by one unit covers pixels on one side of it and uncovers some on the other. By how much each of these eight
-    edges is moved, up to ``BETWEEN_PLACES``, is fitted alone: scenes stand on whole units, what a model draws does not.
-    """
-    left_Cnn = left_Cnn.copy()
-    for thing in things:
-        here_Knn, rgb_C = templates.seen(thing.form, thing.y, thing.x), templates.view.channels(thing.rgb_C)
-        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-            moved_Knn = templates.seen(thing.form, thing.y + dy, thing.x + dx) - here_Knn
-            covered_Cnn = np.maximum(moved_Knn, 0) * (rgb_C[:, None, None] - shown_Cnn)
-            uncovered_Cnn = np.maximum(-moved_Knn, 0) * (back_C - rgb_C)[:, None, None]
-            for edge_Cnn in (covered_Cnn, uncovered_Cnn):
-                norm = float(np.square(edge_Cnn).sum())
-                share = float((left_Cnn * edge_Cnn).sum()) / norm if norm else 0.0
-                left_Cnn -= min(max(share, 0.0), BETWEEN_PLACES) * edge_Cnn
-    return left_Cnn
+def _refined(reading: _Reading, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
+    """With what is left when things need not stand on whole units; those that do not fit then are unclear in shape."""
+    left_Cnn, misfit_T = refine(reading.templates, rgb_Cnn, ground.rgb_C, reading.things)
+    found = [
+        Found(one.item._replace(shape=UNCLEAR), one.match) if misfit > 1 else one
+        for one, misfit in zip(reading.found, misfit_T, strict=True)
+    ]
+    return replace(reading, found=found, left_nn=_left(left_Cnn, ground.noise), misfit=float(misfit_T.max(initial=0)))
 
 
 def _left(difference_Cnn: np.ndarray, noise: float) -> np.ndarray:

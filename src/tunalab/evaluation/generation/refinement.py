@@ -1,0 +1,179 @@
+"""How well a parsed scene fits an image when its things need not stand on whole units: a model's drawing never does so exactly.
+
+Each thing's place, radius and colour, and how blurred the image is, are fitted by least squares from what was read. What then is
+left at a thing's edges or within it is no matter of place, size, colour or blur: it is another shape.
+
+Shapes: C channels, n x n pixels, h x w pixels of a window; K of a view's blurs, P parameters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import numpy as np
+from scipy.ndimage import binary_dilation, distance_transform_edt
+
+from tunalab.data.scenes.render import shape_coverage
+from tunalab.data.scenes.vocabulary import UNITS
+from tunalab.evaluation.generation.bank import FORMS, MARK, SUBSAMPLED, Bank, View
+from tunalab.evaluation.generation.overlaps import Thing
+
+SIGMAS = (0.0, 0.35, 0.5, 0.7, 0.9)  # pixels of blur that are tried
+MOST_MOVED = 1.0  # units
+MOST_GROWN = 0.08  # share of the radius
+SWEEPS, ROUNDS = 2, 2
+_STEP = 0.5  # units of a finite difference, and the most that one sweep moves
+_MARGIN = 4  # pixels around a thing that are fitted: more than the widest blur reaches
+# What may be left of a thing of radius r pixels and contrast c (its distance from the background): MISFIT * r * c**2. Other
+# antialiasing than the renderer's leaves 0.09 at most, a hexagon for a circle of 7 pixels 0.36, of 14 pixels 1.6, in proportion
+# to r**2: smaller ones cannot be told.
+MISFIT = 0.12
+# An image that was compressed or is noisy shows it where it should be flat, 1.5 to 4 pixels off every edge: so many times the
+# squared residual that one in ten of these pixels exceeds is allowed in each pixel of a thing. JPEG of quality 60 needs 1.3 at
+# 32 pixels and mostly 0.8 at 64, noise 0.4; it leaves 0.02 there at most.
+LOSS = 2.0
+MOST_LOST = 0.02
+_FLAT = 1.5, 4.0
+_ONE_IN_TEN = 0.9
+
+
+@dataclass
+class _Fitted:
+    """A thing as it is fitted; the colour (C,) in red, green and blue, the centre and radius in units."""
+
+    thing: Thing
+    x: float
+    y: float
+    radius: float
+    rgb_C: np.ndarray
+
+    @property
+    def moves(self) -> bool:
+        return FORMS[self.thing.form].shape != MARK
+
+    def coverage(self, bank: Bank, window: tuple[slice, slice], dx: float = 0, dy: float = 0, grown: float = 0) -> np.ndarray:
+        """(h, w) of a window of the image."""
+        rows, columns = window
+        if not self.moves:
+            return bank.coverage(self.thing.form, self.thing.y, self.thing.x)[rows, columns]
+        scale, radius = bank.image_size / UNITS, self.radius + grown
+        x, y = (self.x + dx) * scale, (self.y + dy) * scale
+        left, top = floor(x - radius * scale) - 1, floor(y - radius * scale) - 1
+        patch_hw = shape_coverage(FORMS[self.thing.form].shape, radius, radius, x - left, y - top, scale)[:, :, 0]
+        cover_hw = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
+        top, left = top - rows.start, left - columns.start
+        height, width = patch_hw.shape
+        inside = slice(max(0, top), max(0, top + height)), slice(max(0, left), max(0, left + width))
+        part_hw = cover_hw[inside]
+        part_hw += patch_hw[max(0, -top) :, max(0, -left) :][: part_hw.shape[0], : part_hw.shape[1]]
+        return cover_hw
+
+
+def refine(bank: Bank, rgb_Cnn: np.ndarray, background_C: np.ndarray, things: Sequence[Thing]) -> tuple[np.ndarray, np.ndarray]:
+    """What the best fit leaves of the image (C, n, n), in red, green and blue, and how badly each thing fits: above 1 it does not.
+
+    ``bank``: of the view in which the things were read.
+    """
+    fitted = [_Fitted(thing, thing.x, thing.y, FORMS[thing.form].rx, thing.rgb_C) for thing in sorted(things, key=Thing.rank)]
+    everywhere = (slice(0, bank.image_size),) * 2
+    view = bank.view
+    left_Cnn = rgb_Cnn
+    for _ in range(ROUNDS):
+        image_Cnn, back_C = view.channels(rgb_Cnn), view.channels(background_C)
+        for _ in range(SWEEPS):
+            for number in range(len(fitted)):
+                _fit(bank, view, image_Cnn, back_C, fitted, number)
+        drawn_Cnn = _draw(bank, view, back_C, fitted, everywhere)
+        left = [(one, rgb_Cnn - one.rgb(one.blur(drawn_Cnn))) for one in _blurred(view)]
+        best, left_Cnn = min(left, key=lambda of: float(np.square(of[1]).sum()))
+        if best == view:
+            break
+        view = best
+    of_thing = {
+        id(one.thing): misfit for one, misfit in zip(fitted, _misfits(bank, left_Cnn, background_C, fitted), strict=True)
+    }
+    return left_Cnn, np.array([of_thing[id(thing)] for thing in things])
+
+
+def _blurred(view: View) -> Iterator[View]:
+    """The view, more or less blurred: in brightness alone where it is colours that are blurred already."""
+    for sigma in SIGMAS:
+        yield replace(view, sigmas=(sigma, *SUBSAMPLED.sigmas[1:]) if view.to_C3 else (sigma,))
+
+
+def _draw(bank: Bank, view: View, back_C: np.ndarray, fitted: Sequence[_Fitted], window: tuple[slice, slice]) -> np.ndarray:
+    """Sharp, in the view's channels: (C, h, w)."""
+    rows, columns = window
+    image_Chw = np.broadcast_to(back_C[:, None, None], (len(back_C), rows.stop - rows.start, columns.stop - columns.start)).copy()
+    for one in fitted:
+        image_Chw += one.coverage(bank, window) * (view.channels(one.rgb_C)[:, None, None] - image_Chw)
+    return image_Chw
+
+
+def _fit(bank: Bank, view: View, image_Cnn: np.ndarray, back_C: np.ndarray, fitted: list[_Fitted], number: int) -> None:
+    """One step of Gauss and Newton for one thing while the others stand."""
+    one = fitted[number]
+    rows, columns = window = _window(bank, one.thing)
+    near = [(n, other) for n, other in enumerate(fitted) if n != number and _meets(_window(bank, other.thing), window)]
+    under_Chw = _draw(bank, view, back_C, [other for n, other in near if n < number], window)
+    through_hw = np.ones_like(under_Chw[0])
+    over_Chw = np.zeros_like(under_Chw)
+    for n, other in near:
+        if n > number:
+            cover_hw = other.coverage(bank, window)
+            through_hw = through_hw * (1 - cover_hw)
+            over_Chw += cover_hw * (view.channels(other.rgb_C)[:, None, None] - over_Chw)
+    seen_hw = through_hw * one.coverage(bank, window)
+    added_Chw = view.channels(one.rgb_C)[:, None, None] - under_Chw
+    slopes = []
+    if one.moves:
+        for move in ({"dx": _STEP}, {"dy": _STEP}, {"grown": _STEP}):
+            back = {name: -step for name, step in move.items()}
+            change_hw = (one.coverage(bank, window, **move) - one.coverage(bank, window, **back)) / (2 * _STEP)
+            slopes.append(through_hw * change_hw * added_Chw)
+    slopes += [seen_hw * channel_C[:, None, None] for channel_C in np.eye(len(back_C), dtype=np.float32)]
+    now_Chw = through_hw * under_Chw + seen_hw * added_Chw + over_Chw
+    shown_Chw, *slopes = view.blur(np.stack([now_Chw, *slopes]))
+    slope_Px = np.stack(slopes).reshape(len(slopes), -1)
+    normal_PP = slope_Px @ slope_Px.T + 1e-5 * np.eye(len(slopes))
+    step_P = np.linalg.solve(normal_PP, slope_Px @ (image_Cnn[:, rows, columns] - shown_Chw).ravel())
+    if one.moves:
+        dx, dy, grown = np.clip(step_P[:3], -_STEP, _STEP)
+        thing, radius = one.thing, FORMS[one.thing.form].rx
+        one.x = float(np.clip(one.x + dx, thing.x - MOST_MOVED, thing.x + MOST_MOVED))
+        one.y = float(np.clip(one.y + dy, thing.y - MOST_MOVED, thing.y + MOST_MOVED))
+        one.radius = float(np.clip(one.radius + grown, radius * (1 - MOST_GROWN), radius * (1 + MOST_GROWN)))
+    one.rgb_C = np.clip(view.rgb(view.channels(one.rgb_C) + step_P[-len(back_C) :]), 0, 1)
+
+
+def _window(bank: Bank, thing: Thing) -> tuple[slice, slice]:
+    n, form = bank.image_size, FORMS[thing.form]
+    low_high = [((c - r) * n / UNITS, (c + r) * n / UNITS) for c, r in ((thing.y, form.ry), (thing.x, form.rx))]
+    rows, columns = (slice(max(0, int(low) - _MARGIN), min(n, ceil(high) + _MARGIN)) for low, high in low_high)
+    return rows, columns
+
+
+def _meets(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def _misfits(bank: Bank, left_Cnn: np.ndarray, background_C: np.ndarray, fitted: Sequence[_Fitted]) -> list[float]:
+    """The energy left in and around each thing as a share of what it may be."""
+    n = bank.image_size
+    everywhere = (slice(0, n),) * 2
+    left_nn = np.square(left_Cnn).sum(axis=0)
+    covers = [one.coverage(bank, everywhere) for one in fitted]
+    edge_nn = np.zeros((n, n), dtype=bool)
+    for cover_nn in covers:
+        covered_nn = cover_nn > 0.5
+        edge_nn |= ((cover_nn > 0.02) & (cover_nn < 0.98)) | (binary_dilation(covered_nn) & binary_dilation(~covered_nn))
+    distance_nn = distance_transform_edt(~edge_nn)
+    flat_nn = (distance_nn >= _FLAT[0]) & (distance_nn <= _FLAT[1])
+    lost = min(float(np.quantile(left_nn[flat_nn], _ONE_IN_TEN)), MOST_LOST) if flat_nn.any() else 0.0
+    misfits = []
+    for one, cover_nn in zip(fitted, covers, strict=True):
+        around_nn = binary_dilation(cover_nn > 0.02)
+        contrast = float(np.square(one.rgb_C - background_C).sum())
+        allowed = MISFIT * contrast * one.radius * n / UNITS + LOSS * lost * around_nn.sum()
+        misfits.append(float(left_nn[around_nn].sum()) / max(allowed, 1e-6))
+    return misfits
