@@ -23,7 +23,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.generation.bank import FORMS, LARGE_F, MARK, MARK_F, SMALL_FORMS, SUBSAMPLED, VIEWS, Bank, View, bank
 from tunalab.evaluation.generation.overlaps import HOPELESS, Thing, draw, touch, untangle
 from tunalab.evaluation.generation.palette import UNCLEAR, colour, nearest
-from tunalab.evaluation.generation.refinement import refine
+from tunalab.evaluation.generation.refinement import fits
 
 FINEST = 64  # pixels: larger images are averaged down to it
 MATCH = 0.8  # a thing is unclear in shape when less than this share of what is around it is explained by it
@@ -188,12 +188,17 @@ def _read(templates: Bank, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
 
 def _refined(reading: _Reading, rgb_Cnn: np.ndarray, ground: Ground) -> _Reading:
     """With what is left when things need not stand on whole units; those that do not fit then are unclear in shape."""
-    left_Cnn, misfit_T = refine(reading.templates, rgb_Cnn, ground.rgb_C, reading.things)
-    found = [
-        Found(one.item._replace(shape=UNCLEAR), one.match) if misfit > 1 else one
-        for one, misfit in zip(reading.found, misfit_T, strict=True)
-    ]
-    return replace(reading, found=found, left_nn=_left(left_Cnn, ground.noise), misfit=float(misfit_T.max(initial=0)))
+    refined = reading
+    for fit in fits(reading.templates, rgb_Cnn, ground.rgb_C, reading.things):
+        found = [
+            Found(one.item._replace(shape=UNCLEAR), one.match) if misfit > 1 else one
+            for one, misfit in zip(reading.found, fit.misfits, strict=True)
+        ]
+        worst = float(fit.misfits.max(initial=0))
+        refined = replace(reading, found=found, left_nn=_left(fit.left_Cnn, ground.noise), misfit=worst)
+        if refined.residual <= 1:
+            break
+    return refined
 
 
 def _left(difference_Cnn: np.ndarray, noise: float) -> np.ndarray:

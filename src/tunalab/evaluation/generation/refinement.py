@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 
 import numpy as np
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
 
 from tunalab.data.scenes.render import shape_coverage
 from tunalab.data.scenes.vocabulary import UNITS
@@ -21,7 +21,7 @@ from tunalab.evaluation.generation.overlaps import Thing
 SIGMAS = (0.0, 0.35, 0.5, 0.7, 0.9)  # pixels of blur that are tried
 MOST_MOVED = 1.0  # units
 MOST_GROWN = 0.08  # share of the radius
-SWEEPS, ROUNDS = 2, 2
+SWEEPS = 3  # over all things
 _STEP = 0.5  # units of a finite difference, and the most that one sweep moves
 _MARGIN = 4  # pixels around a thing that are fitted: more than the widest blur reaches
 # What may be left of a thing of radius r pixels and contrast c (its distance from the background): MISFIT * r * c**2. Other
@@ -29,10 +29,10 @@ _MARGIN = 4  # pixels around a thing that are fitted: more than the widest blur 
 # to r**2: smaller ones cannot be told.
 MISFIT = 0.12
 # An image that was compressed or is noisy shows it where it should be flat, 1.5 to 4 pixels off every edge: so many times the
-# squared residual that one in ten of these pixels exceeds is allowed in each pixel of a thing. JPEG of quality 60 needs 1.3 at
-# 32 pixels and mostly 0.8 at 64, noise 0.4; it leaves 0.02 there at most.
-LOSS = 2.0
-MOST_LOST = 0.02
+# squared residual that one in ten of these pixels exceeds is allowed in each pixel of a thing. JPEG of quality 60 needs 3.5 (rings
+# most), noise 0.4. So far only as it is no more than JPEG leaves: what has a strong texture fits no shape.
+LOSS = 4.0
+MOST_LOST = 0.01
 _FLAT = 1.5, 4.0
 _ONE_IN_TEN = 0.9
 
@@ -69,30 +69,36 @@ class _Fitted:
         return cover_hw
 
 
-def refine(bank: Bank, rgb_Cnn: np.ndarray, background_C: np.ndarray, things: Sequence[Thing]) -> tuple[np.ndarray, np.ndarray]:
-    """What the best fit leaves of the image (C, n, n), in red, green and blue, and how badly each thing fits: above 1 it does not.
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """``left``: of the image, in red, green and blue (C, n, n). ``misfits`` of the things in their order: above 1 one does not fit.
+    ``colours``: theirs (T, C)."""
 
-    ``bank``: of the view in which the things were read.
+    left_Cnn: np.ndarray
+    misfits: np.ndarray
+    colours_TC: np.ndarray
+
+
+def fits(bank: Bank, rgb_Cnn: np.ndarray, background_C: np.ndarray, things: Sequence[Thing]) -> Iterator[Fit]:
+    """Better and better ones, the first with the things as they were read.
+
+    ``bank``: of the view in which they were read.
     """
-    fitted = [_Fitted(thing, thing.x, thing.y, FORMS[thing.form].rx, thing.rgb_C) for thing in sorted(things, key=Thing.rank)]
+    order = sorted(range(len(things)), key=lambda number: things[number].rank())
+    fitted = [_Fitted(things[n], things[n].x, things[n].y, FORMS[things[n].form].rx, things[n].rgb_C) for n in order]
     everywhere = (slice(0, bank.image_size),) * 2
     view = bank.view
-    left_Cnn = rgb_Cnn
-    for _ in range(ROUNDS):
+    for sweep in range(SWEEPS + 1):
         image_Cnn, back_C = view.channels(rgb_Cnn), view.channels(background_C)
-        for _ in range(SWEEPS):
-            for number in range(len(fitted)):
-                _fit(bank, view, image_Cnn, back_C, fitted, number)
+        for number in range(len(fitted) if sweep else 0):
+            _fit(bank, view, image_Cnn, back_C, fitted, number)
         drawn_Cnn = _draw(bank, view, back_C, fitted, everywhere)
         left = [(one, rgb_Cnn - one.rgb(one.blur(drawn_Cnn))) for one in _blurred(view)]
-        best, left_Cnn = min(left, key=lambda of: float(np.square(of[1]).sum()))
-        if best == view:
-            break
-        view = best
-    of_thing = {
-        id(one.thing): misfit for one, misfit in zip(fitted, _misfits(bank, left_Cnn, background_C, fitted), strict=True)
-    }
-    return left_Cnn, np.array([of_thing[id(thing)] for thing in things])
+        view, left_Cnn = min(left, key=lambda of: float(np.square(of[1]).sum()))
+        misfits = np.array(_misfits(bank, left_Cnn, background_C, fitted))
+        colours_TC = np.array([one.rgb_C for one in fitted]).reshape(-1, len(background_C))
+        back = np.argsort(order)
+        yield Fit(left_Cnn, misfits[back], colours_TC[back])
 
 
 def _blurred(view: View) -> Iterator[View]:
@@ -166,14 +172,24 @@ def _misfits(bank: Bank, left_Cnn: np.ndarray, background_C: np.ndarray, fitted:
     edge_nn = np.zeros((n, n), dtype=bool)
     for cover_nn in covers:
         covered_nn = cover_nn > 0.5
-        edge_nn |= ((cover_nn > 0.02) & (cover_nn < 0.98)) | (binary_dilation(covered_nn) & binary_dilation(~covered_nn))
+        edge_nn |= ((cover_nn > 0.02) & (cover_nn < 0.98)) | (_grown(covered_nn) & _grown(~covered_nn))
     distance_nn = distance_transform_edt(~edge_nn)
     flat_nn = (distance_nn >= _FLAT[0]) & (distance_nn <= _FLAT[1])
     lost = min(float(np.quantile(left_nn[flat_nn], _ONE_IN_TEN)), MOST_LOST) if flat_nn.any() else 0.0
     misfits = []
     for one, cover_nn in zip(fitted, covers, strict=True):
-        around_nn = binary_dilation(cover_nn > 0.02)
+        around_nn = _grown(cover_nn > 0.02)
         contrast = float(np.square(one.rgb_C - background_C).sum())
         allowed = MISFIT * contrast * one.radius * n / UNITS + LOSS * lost * around_nn.sum()
         misfits.append(float(left_nn[around_nn].sum()) / max(allowed, 1e-6))
     return misfits
+
+
+def _grown(mask_nn: np.ndarray) -> np.ndarray:
+    """With the pixels beside it."""
+    grown_nn = mask_nn.copy()
+    grown_nn[1:] |= mask_nn[:-1]
+    grown_nn[:-1] |= mask_nn[1:]
+    grown_nn[:, 1:] |= mask_nn[:, :-1]
+    grown_nn[:, :-1] |= mask_nn[:, 1:]
+    return grown_nn
