@@ -71,12 +71,13 @@ class _Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """``left``: of the image, in red, green and blue (C, n, n). ``misfits`` of the things in their order: above 1 one does not fit.
-    ``colours``: theirs (T, C)."""
+    """``left``: of the image, in red, green and blue (C, n, n); ``lost``: energy of a pixel that compression and noise explain.
+    ``misfits`` of the things in their order: above 1 one does not fit. ``view``: the blur that fits best."""
 
+    view: View
     left_Cnn: np.ndarray
+    lost: float
     misfits: np.ndarray
-    colours_TC: np.ndarray
 
 
 def fits(bank: Bank, rgb_Cnn: np.ndarray, background_C: np.ndarray, things: Sequence[Thing]) -> Iterator[Fit]:
@@ -95,10 +96,8 @@ def fits(bank: Bank, rgb_Cnn: np.ndarray, background_C: np.ndarray, things: Sequ
         drawn_Cnn = _draw(bank, view, back_C, fitted, everywhere)
         left = [(one, rgb_Cnn - one.rgb(one.blur(drawn_Cnn))) for one in _blurred(view)]
         view, left_Cnn = min(left, key=lambda of: float(np.square(of[1]).sum()))
-        misfits = np.array(_misfits(bank, left_Cnn, background_C, fitted))
-        colours_TC = np.array([one.rgb_C for one in fitted]).reshape(-1, len(background_C))
-        back = np.argsort(order)
-        yield Fit(left_Cnn, misfits[back], colours_TC[back])
+        lost, misfits = _misfits(bank, left_Cnn, background_C, fitted)
+        yield Fit(view, left_Cnn, lost, np.array(misfits)[np.argsort(order)])
 
 
 def _blurred(view: View) -> Iterator[View]:
@@ -163,8 +162,8 @@ def _meets(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
-def _misfits(bank: Bank, left_Cnn: np.ndarray, background_C: np.ndarray, fitted: Sequence[_Fitted]) -> list[float]:
-    """The energy left in and around each thing as a share of what it may be."""
+def _misfits(bank: Bank, left_Cnn: np.ndarray, background_C: np.ndarray, fitted: Sequence[_Fitted]) -> tuple[float, list[float]]:
+    """``lost``, and the energy left in and around each thing as a share of what it may be."""
     n = bank.image_size
     everywhere = (slice(0, n),) * 2
     left_nn = np.square(left_Cnn).sum(axis=0)
@@ -175,14 +174,14 @@ def _misfits(bank: Bank, left_Cnn: np.ndarray, background_C: np.ndarray, fitted:
         edge_nn |= ((cover_nn > 0.02) & (cover_nn < 0.98)) | (_grown(covered_nn) & _grown(~covered_nn))
     distance_nn = distance_transform_edt(~edge_nn)
     flat_nn = (distance_nn >= _FLAT[0]) & (distance_nn <= _FLAT[1])
-    lost = min(float(np.quantile(left_nn[flat_nn], _ONE_IN_TEN)), MOST_LOST) if flat_nn.any() else 0.0
+    lost = LOSS * min(float(np.quantile(left_nn[flat_nn], _ONE_IN_TEN)), MOST_LOST) if flat_nn.any() else 0.0
     misfits = []
     for one, cover_nn in zip(fitted, covers, strict=True):
         around_nn = _grown(cover_nn > 0.02)
         contrast = float(np.square(one.rgb_C - background_C).sum())
-        allowed = MISFIT * contrast * one.radius * n / UNITS + LOSS * lost * around_nn.sum()
+        allowed = MISFIT * contrast * one.radius * n / UNITS + lost * around_nn.sum()
         misfits.append(float(left_nn[around_nn].sum()) / max(allowed, 1e-6))
-    return misfits
+    return lost, misfits
 
 
 def _grown(mask_nn: np.ndarray) -> np.ndarray:
