@@ -226,8 +226,7 @@ def test_options_of_a_sampler_lie_over_the_models_own() -> None:
     assert sampling_of(Namespace(**{**given, "shift": 1.0, "clamp": "none"}), own) == replace(own, shift=1.0, clamp="none")
     with pytest.raises(UserError, match="sampling.steps=1 with sampling.grid=points is no step"):
         sampling_of(Namespace(**{**given, "steps": 1}), own)
-    with pytest.raises(UserError, match="--guidance=0: edits of this model are guided from their source"):
-        sampling_of(Namespace(**{**given, "guidance": 0.0}), own)
+    assert sampling_of(Namespace(**{**given, "guidance": 0.0}), own) == replace(own, guidance=0.0)
     without = replace(own, edit_guidance=0.0)
     assert sampling_of(Namespace(**{**given, "guidance": 3.0}), without) == replace(without, guidance=3.0)
 

@@ -57,10 +57,8 @@ def sampling_of(arguments: argparse.Namespace, own: "SamplingConfig") -> "Sampli
 
     steps = within("sampling.steps", "--steps", arguments.steps, own.steps)
     guidance = within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
-    # Of edits too, in the way in which the model guides them; 0 there would mean another way.
-    if arguments.guidance == 0 and own.edit_guidance:
-        raise UserError("--guidance=0: edits of this model are guided from their source (choices: above 0; 1 is no guidance)")
-    of_edits = own.edit_guidance if arguments.guidance is None or not own.edit_guidance else arguments.guidance
+    # Of edits too, in the way in which the model guides them. 0 there would mean another way: `edit` refuses it.
+    of_edits = (arguments.guidance or own.edit_guidance) if own.edit_guidance else 0.0
     negative = own.negative_prompt if arguments.negative is None else arguments.negative
     check_utf8("--negative", negative)
     given = replace(own, method=arguments.sampler or own.method, clamp=arguments.clamp or own.clamp)

@@ -75,6 +75,8 @@ def edit(arguments: argparse.Namespace) -> int:
     texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), seeds_of(arguments)
     config = model_config(arguments.model)
     sampling = sampling_of(arguments, config.sampling)
+    if arguments.guidance == 0 and config.sampling.edit_guidance:
+        raise UserError("--guidance=0: edits of this model are guided from their source (choices: above 0; 1 is no guidance)")
     source = Source(arguments.image.name, read_input(arguments.image, input_buckets(config.data, arguments.size)))
     return _make(arguments, texts, seeds, sampling, source.size, source)
 
