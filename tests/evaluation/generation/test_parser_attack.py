@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tunalab.data.scenes import Item, Scene
-from tunalab.data.scenes.vocabulary import RGB, UNITS
+from tunalab.data.scenes.vocabulary import RADIUS, RGB, UNITS
 from tunalab.evaluation.generation.accuracy import is_exact
 from tunalab.evaluation.generation.parser import parse
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, fits
@@ -142,3 +142,61 @@ def test_another_renderer_and_slightly_other_colours_are_right(size: int) -> Non
     shown = np.stack([drawn(rng, scene, size, None, 0) for scene in asked])
     for images in (shown, np.clip(shown + tint, 0, 255).astype(np.uint8)):
         assert all(is_exact(parsed, scene) for parsed, scene in zip(parse(images), asked, strict=True))
+
+
+# Shape of the scene, and what is near to it: told apart where the things are as many pixels wide as they are at 64 px.
+NEAR: dict[str, tuple[str, Form]] = {
+    "hexagon": ("circle", lambda x, y: np.maximum(abs(y), 0.866 * abs(x) + 0.5 * abs(y)) < 0.92),
+    "square frame": ("ring", lambda x, y: abs(np.maximum(abs(x), abs(y)) - 0.68) < 0.22),
+    "diamond frame": ("ring", lambda x, y: abs(abs(x) + abs(y) - 0.85) < 0.3),
+    "astroid": ("diamond", lambda x, y: abs(x) ** 0.6 + abs(y) ** 0.6 < 1),
+    "thin cross": ("cross", lambda x, y: (np.minimum(abs(x), abs(y)) < 0.13) & (np.maximum(abs(x), abs(y)) < 1)),
+    "speckled": ("square", FORMS["square"]),
+    "dumb-bell": ("circle", FORMS["circle"]),
+}
+
+
+def near(name: str, size: str, offset: float, pixels: int) -> tuple[Scene, np.ndarray]:
+    """A scene of two like things, and its image with one of them changed, or both joined, off the places that scenes have."""
+    shape, form = NEAR[name]
+    radius = RADIUS[size]
+    places = {"small": (24, 40), "large": (16, 48)}[size]
+    slots = {"small": ("b2", "c2"), "large": ("top left", "top right")}[size]
+    y = 24 if size == "small" else 16
+    one, other = (Item(shape, "blue", x, y, radius, radius, "", size, slot) for x, slot in zip(places, slots, strict=True))
+    scene = Scene("objects", 1, "white", (one, other), "", "", "", 1)
+    canvas = Canvas(scene, pixels)
+    shifted = [item._replace(x=item.x + offset, y=item.y + offset) for item in (one, other)]
+    canvas.thing(shifted[0])
+    inside = form(*canvas.within(shifted[1]))
+    if name == "speckled":
+        canvas.paint(inside, "blue")
+        draws = np.random.default_rng(0)
+        dots_HW1 = covered(inside, pixels) * (draws.random((pixels, pixels, 1)) < 0.5)
+        canvas.image_HWC += dots_HW1 * (draws.uniform(0, 255, canvas.image_HWC.shape) - canvas.image_HWC)
+    else:
+        canvas.paint(inside, "blue")
+    if name == "dumb-bell":
+        canvas.paint((abs(canvas.y - shifted[0].y) < 4) & (canvas.x > places[0]) & (canvas.x < places[1]), "blue")
+    return scene, np.clip(np.round(canvas.image_HWC), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("offset", (0, 0.4))
+@pytest.mark.parametrize("name", NEAR)
+def test_a_form_that_is_near_to_a_shape_is_not_taken_for_it(name: str, offset: float) -> None:
+    for size, pixels in (("small", 64), ("large", 64), ("large", 32)):
+        scene, image_HWC = near(name, size, offset, pixels)
+        (parsed,) = parse([image_HWC])
+        assert [item.shape for item in parsed.items] != [item.shape for item in scene.items], (size, pixels)
+
+
+@pytest.mark.parametrize("shape", FORMS)
+@pytest.mark.parametrize("pixels", (32, 64))
+def test_a_shape_off_its_place_and_slightly_larger_is_taken_for_itself(shape: str, pixels: int) -> None:
+    for size, (x, y) in (("small", (24, 40)), ("large", (16, 48))):
+        for offset, grown in ((0.5, 1.0), (0.0, 1.05), (-0.3, 0.95)):
+            item = Item(shape, "red", x, y, RADIUS[size], RADIUS[size], "", size, "")
+            canvas = Canvas(Scene("objects", 1, "black", (item,), "", "", "", 1), pixels)
+            canvas.thing(item._replace(x=x + offset, y=y + offset, rx=item.rx * grown))
+            (parsed,) = parse([np.clip(np.round(canvas.image_HWC), 0, 255).astype(np.uint8)])
+            assert [(one.shape, one.colour, one.size) for one in parsed.items] == [(shape, "red", size)], (size, offset, grown)
