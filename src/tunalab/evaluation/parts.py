@@ -38,7 +38,7 @@ DIVIDED: frozenset[str] = frozenset({"published"})
 # They judge what the parser of scenes reads. Its revision is among their settings, raised with whatever reads an image otherwise:
 # what an earlier one judged is measured again, and never compared with what a later one does. Results without it are of the first.
 OF_PARSER: frozenset[str] = frozenset({"generation", "diversity", "editing"})
-PARSER, PARSER_REVISION, PARSER_SINCE = "parser", 2, "2026-11-29"
+PARSER, PARSER_REVISION, PARSER_SINCE = "parser", 3, "2026-11-29"
 # They look at the same sampled images: which of them is first samples.
 _OF_SAMPLES = ("generation", "diversity", "fidelity")
 

@@ -144,14 +144,14 @@ def test_another_renderer_and_slightly_other_colours_are_right(size: int) -> Non
         assert all(is_exact(parsed, scene) for parsed, scene in zip(parse(images), asked, strict=True))
 
 
-# Shape of the scene, and what is near to it: told apart where the things are as many pixels wide as they are at 64 px.
+# Shape of the scene, and what is near to it. A hexagon or astroid of 7 px across cannot be told.
 NEAR: dict[str, tuple[str, Form]] = {
     "hexagon": ("circle", lambda x, y: np.maximum(abs(y), 0.866 * abs(x) + 0.5 * abs(y)) < 0.92),
     "square frame": ("ring", lambda x, y: abs(np.maximum(abs(x), abs(y)) - 0.68) < 0.22),
     "diamond frame": ("ring", lambda x, y: abs(abs(x) + abs(y) - 0.85) < 0.3),
     "astroid": ("diamond", lambda x, y: abs(x) ** 0.6 + abs(y) ** 0.6 < 1),
     "thin cross": ("cross", lambda x, y: (np.minimum(abs(x), abs(y)) < 0.13) & (np.maximum(abs(x), abs(y)) < 1)),
-    "speckled": ("square", FORMS["square"]),
+    "speckled": ("cross", FORMS["cross"]),
     "dumb-bell": ("circle", FORMS["circle"]),
 }
 
@@ -163,28 +163,31 @@ def near(name: str, size: str, offset: float, pixels: int) -> tuple[Scene, np.nd
     places = {"small": (24, 40), "large": (16, 48)}[size]
     slots = {"small": ("b2", "c2"), "large": ("top left", "top right")}[size]
     y = 24 if size == "small" else 16
-    one, other = (Item(shape, "blue", x, y, radius, radius, "", size, slot) for x, slot in zip(places, slots, strict=True))
+    one, other = (Item(shape, "pink", x, y, radius, radius, "", size, slot) for x, slot in zip(places, slots, strict=True))
     scene = Scene("objects", 1, "white", (one, other), "", "", "", 1)
     canvas = Canvas(scene, pixels)
     shifted = [item._replace(x=item.x + offset, y=item.y + offset) for item in (one, other)]
     canvas.thing(shifted[0])
     inside = form(*canvas.within(shifted[1]))
     if name == "speckled":
-        canvas.paint(inside, "blue")
+        canvas.paint(inside, "pink")
         draws = np.random.default_rng(0)
-        dots_HW1 = covered(inside, pixels) * (draws.random((pixels, pixels, 1)) < 0.5)
+        dots_HW1 = covered(inside, pixels) * (draws.random((pixels, pixels, 1)) < 0.3)
         canvas.image_HWC += dots_HW1 * (draws.uniform(0, 255, canvas.image_HWC.shape) - canvas.image_HWC)
     else:
-        canvas.paint(inside, "blue")
+        canvas.paint(inside, "pink")
     if name == "dumb-bell":
-        canvas.paint((abs(canvas.y - shifted[0].y) < 4) & (canvas.x > places[0]) & (canvas.x < places[1]), "blue")
+        canvas.paint((abs(canvas.y - shifted[0].y) < 4) & (canvas.x > places[0]) & (canvas.x < places[1]), "pink")
     return scene, np.clip(np.round(canvas.image_HWC), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("offset", (0, 0.4))
 @pytest.mark.parametrize("name", NEAR)
 def test_a_form_that_is_near_to_a_shape_is_not_taken_for_it(name: str, offset: float) -> None:
-    for size, pixels in (("small", 64), ("large", 64), ("large", 32)):
+    sizes = [("small", 64), ("large", 64), ("large", 32)]
+    if name not in ("hexagon", "astroid"):
+        sizes.append(("small", 32))
+    for size, pixels in sizes:
         scene, image_HWC = near(name, size, offset, pixels)
         (parsed,) = parse([image_HWC])
         assert [item.shape for item in parsed.items] != [item.shape for item in scene.items], (size, pixels)

@@ -40,8 +40,8 @@ _BY_CHANCE = 35
 _SAME_SMALL, _SAME_LARGE, _LARGE_LARGE = 9, 18, 24  # units between centres, along both axes, at which two cannot both be there
 # Energy that a parsed scene may leave in a window (so many units a side) of a 32-px image with values up to 1, squares summed
 # over channels. In larger images, where the same loss is as many pixels wide along longer edges, it is in proportion to the
-# side. Calibrated on right images: 3 in 100 whose things are 5% larger or smaller leave 0.17; JPEG of quality 60 leaves 0.3, so that
-# with what an image shows to have lost (refinement.py) more is allowed.
+# side. Calibrated on right images: 3 in 100 whose things are 5% larger or smaller leave 0.17; JPEG of quality 60 leaves 0.3, so
+# that with what an image shows to have lost (refinement.py) more is allowed.
 UNEXPLAINED = 0.2
 BY_LOSS = 4.0
 UNSPOILT = 0.0012  # lost energy of a pixel below which an image was not compressed: JPEG of quality 75 and less leaves 0.003
