@@ -159,25 +159,25 @@ NEAR: dict[str, tuple[str, Form]] = {
 def near(name: str, size: str, offset: float, pixels: int) -> tuple[Scene, np.ndarray]:
     """A scene of two like things, and its image with one of them changed, or both joined, off the places that scenes have."""
     shape, form = NEAR[name]
-    radius = RADIUS[size]
+    radius, colour = RADIUS[size], "green" if name == "speckled" else "pink"
     places = {"small": (24, 40), "large": (16, 48)}[size]
     slots = {"small": ("b2", "c2"), "large": ("top left", "top right")}[size]
     y = 24 if size == "small" else 16
-    one, other = (Item(shape, "pink", x, y, radius, radius, "", size, slot) for x, slot in zip(places, slots, strict=True))
+    one, other = (Item(shape, colour, x, y, radius, radius, "", size, slot) for x, slot in zip(places, slots, strict=True))
     scene = Scene("objects", 1, "white", (one, other), "", "", "", 1)
     canvas = Canvas(scene, pixels)
     shifted = [item._replace(x=item.x + offset, y=item.y + offset) for item in (one, other)]
     canvas.thing(shifted[0])
     inside = form(*canvas.within(shifted[1]))
     if name == "speckled":
-        canvas.paint(inside, "pink")
-        draws = np.random.default_rng(0)
-        dots_HW1 = covered(inside, pixels) * (draws.random((pixels, pixels, 1)) < 0.3)
+        canvas.paint(inside, colour)
+        draws = np.random.default_rng(1)
+        dots_HW1 = covered(inside, pixels) * (draws.random((pixels, pixels, 1)) < 0.5)
         canvas.image_HWC += dots_HW1 * (draws.uniform(0, 255, canvas.image_HWC.shape) - canvas.image_HWC)
     else:
-        canvas.paint(inside, "pink")
+        canvas.paint(inside, colour)
     if name == "dumb-bell":
-        canvas.paint((abs(canvas.y - shifted[0].y) < 4) & (canvas.x > places[0]) & (canvas.x < places[1]), "pink")
+        canvas.paint((abs(canvas.y - shifted[0].y) < 4) & (canvas.x > places[0]) & (canvas.x < places[1]), colour)
     return scene, np.clip(np.round(canvas.image_HWC), 0, 255).astype(np.uint8)
 
 
