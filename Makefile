@@ -106,7 +106,7 @@ dashboard: install ## open MLflow's page on a comparison of the runs
 bench: components ## training and generation against their slow references; what the sweep took and reached
 	$(BIN)/tunalab bench $(ARGS)
 
-verify: install ## tables of what the scorers, the parser of scenes and chance levels are worth (results/verification), over an hour; one of them: ARGS=chance
+verify: install ## tables of what the scorers, the parser of scenes and chance levels are worth (results/verification), half an hour; one of them: ARGS=scorers
 	$(BIN)/tunalab verify $(ARGS)
 
 bench-gpu: install ## a training step at full scale on a CUDA device: its share of the card's own rate

@@ -53,3 +53,17 @@ def test_the_truth_of_an_image_is_what_was_drawn() -> None:
     assert near >= 0 and all(not any(check.truth(picture)) for picture in pictures)
     assert all(check.energy(picture) >= check.LEAST_ENERGY for picture in pictures)
     assert all(all(check.truth(picture)) for picture in check.unchanged(32, 6, "test"))
+
+
+def test_the_committed_page_keeps_what_is_promised() -> None:
+    page = (Path(__file__).parents[2] / "results" / "verification" / "parser.md").read_text(encoding="utf-8")
+    assert page.count(f"Share of {check.COUNT} images") == 2, "made with fewer images than `tunalab verify parser` takes"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "%" in line and line[0] == "|"]
+    shares = {row[0]: [float(cell.split("%")[0]) for cell in row[1:] if "%" in cell] for row in rows}
+    assert list(shares)[: len(check.CHANGES)] == list(check.CHANGES)
+    for name, of_sizes in shares.items():
+        assert len(of_sizes) == len(check.SIZES)
+        if name in check.CHANGES:
+            assert max(of_sizes) <= 2, name
+        else:
+            assert min(of_sizes) >= (97 if name == "clean" else 90), name

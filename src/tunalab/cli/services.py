@@ -38,7 +38,7 @@ def add(commands: "Commands") -> None:
         "--out", type=Path, help="file for the figures; default: results/bench.json (bench_gpu.json), with --only none"
     )
     sub = add_command(commands, verify, "measure what the scorers, the parser of scenes and chance levels are worth")
-    takes = "default: all, over an hour, of which parser takes most"
+    takes = "default: all, half an hour, of which parser and chance take most"
     sub.add_argument("checks", nargs="*", metavar="CHECK", help=f"of: {', '.join(CHECKS)} ({takes})")
     out = "folder for the tables; chance also writes the file in the package that evaluations read"
     sub.add_argument("--out", type=Path, default=Path("results/verification"), help=out)

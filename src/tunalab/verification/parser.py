@@ -324,11 +324,15 @@ def tables(count: int = COUNT) -> list[Table]:
     return [
         Table(
             "Wrong images that are called right",
-            f"Share of {count} images of each change and size, with its 95% interval (Wilson); promised: at most 2%. An image is "
-            "called right where it is said to show its caption exactly, or what its prompt's category asks for. Not scored, "
-            f"because they cannot be told from right ones: images within {LEAST_ENERGY} of the one they were made from (squared "
-            "differences, of values up to 1, summed over the channels of a 32-px image: a pixel and a half of the faintest "
-            "colour). They are counted in the last columns.",
+            f"Share of {count} images of each change and size, with its 95% interval (Wilson); promised: at most 2%. "
+            "An image is called right where it is said to show its caption exactly, or what its prompt's category asks "
+            "for; it is in the table if what was drawn is wrong by each of these that applies. Scenes of the kinds that "
+            "are made of shapes, of all levels, and of GenEval's categories in turn; words and bars are not read. Not "
+            f"scored: images within {LEAST_ENERGY} of the one they were made from (squared differences, of values up to "
+            "1, summed over the channels of a 32-px image: a pixel and a half of the faintest colour). They are counted "
+            "in the last columns. Forms that scenes do not have (hexagons, frames, speckle) are in "
+            "tests/evaluation/generation/test_parser_attack.py; at 32 px a small hexagon (7 px across) is read as a "
+            "circle in 27 of 60 images, and a spot of 2 x 2 px at 64 px is not seen in 6 of 60.",
             ["change", *sizes, *(f"not scored, {size}" for size in sizes)],
             wrong_rows,
         ),
