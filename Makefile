@@ -119,8 +119,9 @@ lint: install ## ruff
 types: install ## mypy
 	$(BIN)/mypy src
 
+# Tests start hundreds of Pythons: their bytecode is kept, also where the environment says that none shall be.
 test: install ## the tests, on all cores: one process of one thread a core
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --dist worksteal
 
 test-portable: install ## the tests as on other processors, threads, locales, paths and Pythons: ARGS="strange threads pythons"
 	tests/portable $(ARGS)

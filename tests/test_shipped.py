@@ -10,7 +10,7 @@ from tests.variants import FILES, variants_of
 from tunalab.cli.sweeping import cell_config
 from tunalab.config import RunConfig, load_config, read_yaml
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.model.build import build_model
+from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel
 from tunalab.sweeps.grid import expand, load_sweep
@@ -19,13 +19,6 @@ from tunalab.training.preflight import check_run
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-
-
-PAIRS = [
-    pytest.param(experiment, path, id=f"{experiment.stem}-{path.stem}")
-    for experiment in EXPERIMENTS
-    for path in variants_of(experiment)
-]
 
 
 COSTS: dict[str, FlopCosts] = {}
@@ -40,15 +33,23 @@ def costs_of(config: RunConfig, model: UnifiedModel) -> FlopCosts:
     return COSTS[key]
 
 
-@pytest.mark.parametrize(("experiment", "variant"), PAIRS)
-def test_experiment_and_variant_can_begin_and_build_on_the_meta_device(experiment: Path, variant: Path) -> None:
-    config = load_config(experiment, variant, [])
-    check_run(config)
-    with torch.device("meta"):
-        model = build_model(config, None, 512)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    costs = costs_of(config, model)
-    assert costs.decoder_token > 0 and costs.embed_image and min(costs.embed_image.values()) > 0
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_can_begin_and_its_variants_build_on_the_meta_device_with_equal_shared_parts(experiment: Path) -> None:
+    counts = []
+    for variant in variants_of(experiment):
+        config = load_config(experiment, variant, [])
+        check_run(config)
+        with torch.device("meta"):
+            model = build_model(config, None, 512)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        costs = costs_of(config, model)
+        assert costs.decoder_token > 0 and costs.embed_image and min(costs.embed_image.values()) > 0
+        rows, columns = model.frontend.space.grid(config.data.image_size, config.data.image_size)
+        parts = parameter_counts(model)
+        assert parts["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        head_output = sum(p.numel() for p in model.head.output.parameters())
+        counts.append((rows * columns, parts["decoder"], parts["flow_head"] - head_output, parts["time_embedding"]))
+    assert len(counts) >= 3 and len(set(counts)) == 1, "tokens per image and sizes of all shared parts"
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

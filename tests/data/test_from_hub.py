@@ -61,7 +61,7 @@ def test_a_server_is_the_hub_unless_a_proxy_says_no(status: int, reached: bool, 
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(pretrained, "ANSWER_SECONDS", 10.0)
     try:

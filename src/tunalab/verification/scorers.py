@@ -48,7 +48,10 @@ class Row:
 def tables() -> list[Table]:
     about = (
         "What ours give beside what the official code gives of the same answers, shapes or images: on how many items, and the "
-        "largest difference. Where a second row says so, it is what another rule would have changed: how much the rule matters."
+        "largest difference. Where a second row says so, it is what another rule would have changed: how much the rule matters. "
+        "Without a row, as tests hold them to stand-ins or to the installed package: the nine other tasks of lmms-eval, where "
+        "both rules are the package's own (tests/evaluation/lmms), what a judge's reply says (tests/evaluation/judging; MM-Vet's: "
+        "tests/evaluation/lmms), and where attention points (tests/evaluation/attention)."
     )
     columns = ["scorer", "what is compared", "items", "largest difference"]
     return [Table("Scorers beside official ones", about, columns, [row.texts for rows in ROWS for row in rows()])]

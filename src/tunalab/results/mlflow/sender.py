@@ -14,7 +14,7 @@ from tunalab.results.mlflow.client import survive
 
 T = TypeVar("T")
 
-GATHER_SECONDS = 5.0  # what is logged within it travels together: one call takes 20 ms of a core, which may be the run's only one
+GATHER_SECONDS = 10.0  # what is logged within it travels together: one call takes 25 ms of a core, which may be the run's only one
 RETRY_SECONDS = 30.0  # after a failure
 PATIENCE_SECONDS = 60.0  # at the end of a run; a server that hangs takes half of it to fail once
 
