@@ -253,8 +253,8 @@ def draw(scene: Scene, size: int) -> np.ndarray:
 def _cover(item: Item, size: int) -> np.ndarray:
     """(H, W) of what no scene has."""
     if item.shape in _FORMS:
-        x, y, radius = (of * size / UNITS for of in (item.x, item.y, item.rx))
-        return _form_coverage(_FORMS[item.shape][1], x, y, radius, size, _SAMPLES)
+        scale = size / UNITS
+        return _form_coverage(_FORMS[item.shape][1], item.x * scale, item.y * scale, item.rx * scale, size, _SAMPLES)
     y, x = ((np.arange(size) + 0.5) * UNITS / size - centre for centre in (item.y, item.x))
     if item.shape == _SPOT:
         return ((abs(y) < item.ry)[:, None] & (abs(x) < item.rx)).astype(float)
