@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from tests.globals import kept
+from tests.synthetic import synthetic_record, synthetic_records
 from tests.variants import settings_of
-from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
 from tunalab.data.scenes import text_sample
 from tunalab.data.tokenizer import QWEN25_SPECIALS, Tokenizer, train_tokenizer
-from tunalab.frontends.components.handle import Components
-from tunalab.frontends.latents import LatentCodec
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import build_frontend
+from tunalab.frontends.vae import LatentCodec
 from tunalab.model.unified import UnifiedModel
+from tunalab.records.record import Record
+from tunalab.settings.schema import DecoderConfig, FlowHeadConfig, RunConfig, StageConfig
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -117,3 +119,23 @@ def tiny_model(tokenizer: Tokenizer) -> Callable[..., UnifiedModel]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def record() -> Callable[..., Record]:
+    return synthetic_record
+
+
+@pytest.fixture
+def records() -> Callable[..., list[Record]]:
+    return synthetic_records
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all tests: creating it takes seconds. Each uses runs or an experiment of its own."""
+    from tunalab.tracking.tracker import prepare
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    assert prepare(uri, "scenes") and prepare(uri, "scenes")
+    return uri

@@ -6,12 +6,12 @@ from functools import cache
 
 import numpy as np
 
-from tests.records import synthetic_record
+from tests.synthetic import synthetic_record
+from tunalab.analysis.curves import Line
+from tunalab.analysis.resampling import Curve, Draws, learning_curves
 from tunalab.evaluation.score import Score
-from tunalab.results.analysis.lines import Line
-from tunalab.results.analysis.resampling import Curve, Draws, learning_curves
-from tunalab.results.records import Point, Record
-from tunalab.results.settings import Setting
+from tunalab.records.differences import Setting
+from tunalab.records.record import Point, Record
 
 TOKENS = np.round(np.geomspace(1e5, 8e6, 8))
 Ability = Callable[[np.ndarray], np.ndarray]  # tokens -> chance to be right

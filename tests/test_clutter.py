@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.records import synthetic_records
+from tests.synthetic import synthetic_records
 from tunalab.data.shards.files import find_files
 from tunalab.errors import UserError
 from tunalab.files import is_clutter, listed
 from tunalab.inference.orders import ENDINGS
-from tunalab.layers import read_yaml
-from tunalab.results.finding import find_record
-from tunalab.results.records import read_records, write_record
+from tunalab.records.record import find_record, read_records, write_record
+from tunalab.settings.layers import read_yaml
 from tunalab.sweeps.grid import names_in
 
 SOURCE = Path(__file__).parent.parent / "src" / "tunalab"
 # Lists files of its own making by names that clutter does not have, or all there is, to move or to measure it.
-OWN = {"files.py", "training/checkpoints.py", "sweeps/attempts.py", "frontends/components/cache.py", "evaluation/lmms/ready.py"}
-OWN |= {"results/mlflow/sync.py", "evaluation/published_generation/geneval_score.py", "bench/figure.py", "data/shards/files.py"}
+OWN = {"files.py", "training/checkpoints.py", "sweeps/cells.py", "frontends/components/store.py", "interop/lmms/published.py"}
+OWN |= {"tracking/sync.py", "interop/geneval.py", "bench/run.py", "data/shards/files.py"}
 OWN |= {"data/pretrained.py"}
 
 

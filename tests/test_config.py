@@ -14,7 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from tunalab.cli import main
-from tunalab.config import (
+from tunalab.errors import UserError
+from tunalab.settings.check import CHOICES, RANGES
+from tunalab.settings.schema import (
     NOT_IDENTITY,
     DataConfig,
     FineVisionConfig,
@@ -32,8 +34,6 @@ from tunalab.config import (
     read_yaml,
     to_plain,
 )
-from tunalab.errors import UserError
-from tunalab.limits import CHOICES, RANGES
 
 REPOSITORY = Path(__file__).parent.parent
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))

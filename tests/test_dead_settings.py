@@ -11,12 +11,12 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-import tunalab.config
-from tunalab.config import RunConfig
+import tunalab
+from tunalab.settings.schema import RunConfig
 
-PACKAGE = Path(tunalab.config.__file__).parent
+PACKAGE = Path(tunalab.__file__).parent
 # They declare settings, check them and lay them over each other: what is read there has no effect on a run.
-DECLARE = {"config.py", "limits.py", "layers.py"}
+DECLARE = {"settings/schema.py", "settings/check.py", "settings/layers.py"}
 # Setting -> why nothing else needs to read it.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.records import synthetic_records
+from tests.synthetic import synthetic_records
+from tunalab.analysis.report.build import Beside, build, to_html
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.evaluation.published_generation.layouts import read_layout
-from tunalab.evaluation.published_generation.lines import checked_name
-from tunalab.evaluation.published_generation.text_fit import prompted_images
 from tunalab.files import below
+from tunalab.interop.clip import prompted_images
+from tunalab.interop.layouts import read_layout
+from tunalab.interop.outcomes import checked_name
 from tunalab.official.files import read_shards
-from tunalab.results.records import write_record
-from tunalab.results.report.build import Beside, build
-from tunalab.results.report.render import to_html
+from tunalab.records.record import write_record
 
 OUTSIDE = ("/etc/passwd", "../secret.png", "a/../../secret.png", "..", "a\\..\\..\\secret.png", "C:\\secret.png", "C:secret.png")
 OUTSIDE += ("\\\\server\\share", "link.png", "linked/secret.png", "circle/x.png", "a\0.png", "", "n" * 5000 + "/../../x")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.config import RunConfig, load_config
 from tunalab.errors import UserError
+from tunalab.settings.schema import RunConfig, load_config
 
 BASE = """
 mixes:

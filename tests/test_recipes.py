@@ -14,18 +14,17 @@ from tests.conftest import SmallComponents, small_config
 from tests.model.samples import plain_draws, random_batch
 from tests.variants import FULL_SCALE, SETTINGS
 from tunalab.cli import main
-from tunalab.config import FrontEndConfig, RunConfig, load_config, to_plain
 from tunalab.data.buckets import Buckets
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import build_frontend, frontend_class
-from tunalab.model.build import build_model
 from tunalab.model.flow import sample_time
 from tunalab.model.objective import losses
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import MODELS, OfficialModel
-from tunalab.training.stages import set_trainable
+from tunalab.settings.schema import FrontEndConfig, RunConfig, load_config, to_plain
+from tunalab.training.module import set_trainable
 
 ROOT = Path(__file__).parent.parent
 CONTROLLED, OWN = ("paper_1_5b_controlled", "paper_7b_controlled"), ("paper_1_5b", "paper_7b")

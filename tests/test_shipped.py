@@ -8,13 +8,12 @@ import torch
 
 from tests.variants import FILES, variants_of
 from tunalab.cli.sweeping import cell_config
-from tunalab.config import RunConfig, load_config, read_yaml
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.model.build import build_model, parameter_counts
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model, parameter_counts
+from tunalab.settings.schema import RunConfig, load_config, read_yaml
 from tunalab.sweeps.grid import expand, load_sweep
-from tunalab.training.preflight import check_run
+from tunalab.training.run import check_run
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))

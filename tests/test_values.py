@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tunalab.config import RunConfig, config_hash, from_plain, load_config, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.settings import load_settings
-from tunalab.layers import read_value, read_yaml
-from tunalab.official.configuration import setting as value_of
-from tunalab.sweeps.directories import with_settings
-from tunalab.sweeps.grid import Sweep, expand, load_sweep, setting
-from tunalab.sweeps.resolving import resolve
-from tunalab.values import parse, resolved, typed
+from tunalab.official.layout import setting as value_of
+from tunalab.settings.layers import read_value, read_yaml
+from tunalab.settings.schema import RunConfig, config_hash, from_plain, load_config, read_config, to_plain
+from tunalab.settings.values import parse, resolved, typed
+from tunalab.sweeps.grid import Sweep, expand, load_sweep, resolve, setting, with_settings
 
 SCENES = Path(__file__).parent.parent / "experiments" / "scenes.yaml"
 INT, FLOAT, BOOL, TEXT = "data.row_tokens", "objective.time_mean", "compile_blocks", "tracking.experiment"

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from tunalab.config import RunConfig
+from tunalab.settings.schema import RunConfig
 
 
 def relative(terms: int, dtype: torch.dtype = torch.float32) -> float:

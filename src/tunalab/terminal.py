@@ -3,11 +3,12 @@
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
 
 LINE_SECONDS = 30.0
 LEAST_COLUMNS, LEAST_LINES = 40, 5
@@ -77,3 +78,18 @@ def share(done: float, total: float) -> str:
 def amount(tokens: float) -> str:
     """123,456 or 45.6M."""
     return f"{tokens:,.0f}" if tokens < 1e6 else f"{tokens / 1e6:,.1f}M"
+
+
+# Text in columns, for what commands print.
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows under each other: the first ``left`` columns to the left, the others, which hold numbers, to the right."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if n < left else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

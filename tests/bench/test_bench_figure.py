@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.records import synthetic_record
+from tests.synthetic import synthetic_record
 
-from tunalab.bench.figure import again, bench_figure
-from tunalab.bench.run import report
-from tunalab.results.records import read_record, write_record
+from tunalab.bench.run import again, bench_figure, report
+from tunalab.records.record import read_record, write_record
 
 
 def test_the_whole_command_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

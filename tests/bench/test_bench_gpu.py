@@ -13,9 +13,9 @@ from tests.conftest import small_config
 
 from tunalab.bench import GPU_PARTS, step
 from tunalab.bench import gpu as bench
-from tunalab.bench.agreement import bench_agreement
-from tunalab.bench.documents import AssumedCorpus
+from tunalab.bench.gpu import bench_agreement
 from tunalab.bench.step import assumed_steps, bench_step, small_tokenizer, step_config
+from tunalab.bench.training import AssumedCorpus
 from tunalab.cli import main
 from tunalab.data.sequence import to_sequence
 from tunalab.planning.workload import ASSUMED, assumed

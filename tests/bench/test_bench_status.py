@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.bench.run import report
-from tunalab.bench.status import bench_status
+from tunalab.bench.run import bench_status, report
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.records import synthetic_record
+from tests.synthetic import synthetic_record
 
-from tunalab.bench.run import bench
-from tunalab.bench.sweep import bench_sweep
+from tunalab.bench.run import bench, bench_sweep
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.results.records import Record, write_record
+from tunalab.records.record import Record, write_record
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 # At the end of these curves all seven lower bounds are above chance.

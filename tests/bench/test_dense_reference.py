@@ -8,11 +8,11 @@ from tests.model.samples import plain_draws, random_batch
 from tests.tolerances import assert_sums_close, model_terms
 
 from tunalab.bench.training import dense_losses
-from tunalab.config import ObjectiveConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import ObjectiveConfig
 
 
 @pytest.mark.parametrize("sizes", [((32, 32),), ((32, 32), (24, 40), (40, 24))], ids=["one size", "several sizes"])

@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tunalab.cli.common import LOCK_HELD
-from tunalab.config import RunConfig, config_hash, from_plain, read_yaml, to_plain
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
-from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
+from tunalab.settings.schema import RunConfig, config_hash, from_plain, read_yaml, to_plain
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """\
@@ -56,7 +56,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return [folder / f"{name}.png"]
 
     monkeypatch.setattr("tunalab.training.run.train", train)
-    monkeypatch.setattr("tunalab.results.figures.draw.draw", draw)  # what it draws is tests/results/figures/test_figures.py's
+    monkeypatch.setattr("tunalab.analysis.figures.draw.draw", draw)  # what it draws is tests/analysis/figures/test_figures.py's
     monkeypatch.setattr("tunalab.cli.sweeping.build_components", lambda seeds: None)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess.Popen", InProcess)
     return done

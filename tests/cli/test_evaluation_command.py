@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tunalab.cli import main
-from tunalab.config import from_plain, read_yaml
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, share
 from tunalab.evaluation.parts import PARTS
 from tunalab.evaluation.settings import UnderstandingSettings
 from tunalab.evaluation.subject import Subject
-from tunalab.exporting import Loaded
-from tunalab.results.records import read_record
+from tunalab.records.record import read_record
+from tunalab.settings.schema import from_plain, read_yaml
+from tunalab.trained.loading import Loaded
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Two parts, ``understanding`` and ``other``, whose settings are those of the former."""
     made = Fake()
-    monkeypatch.setattr("tunalab.exporting.load", made.load)
+    monkeypatch.setattr("tunalab.trained.loading.load", made.load)
     monkeypatch.setattr("tunalab.evaluation.side_by_side.default_processes", lambda: 1)  # others would not know the fakes
     monkeypatch.setattr("tunalab.evaluation.settings.EvaluationSettings.other", UnderstandingSettings(), raising=False)
     for name in list(PARTS):

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
-from tunalab.sweeps.launch_file import SlurmLaunch
-from tunalab.sweeps.launcher import Outcome, Result, Work
+from tunalab.sweeps.launcher import Outcome, Result, SlurmLaunch, Work
 from tunalab.sweeps.slurm import SlurmLauncher
 
 

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from tests.cli.test_published_samples import PROMPT, data
 from tests.cli.test_using import error, here, trained_run
-from tests.evaluation.published_generation.test_scoring_models import clip_folder, mask2former
+from tests.interop.generation.test_scoring_models import clip_folder, mask2former
 from tests.training.conftest import quick_components, use_quick_components
 
 from tunalab.cli import main
 from tunalab.evaluation.whole import read_evaluated
-from tunalab.inference.files import save_image
-from tunalab.results.records import RECORD_FILE, read_record
+from tunalab.inference.orders import save_image
+from tunalab.records.record import RECORD_FILE, read_record
 
 __all__ = ["clip_folder", "data", "here", "mask2former", "quick_components", "trained_run", "use_quick_components"]
 HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"

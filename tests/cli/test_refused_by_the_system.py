@@ -21,7 +21,7 @@ import tunalab.cli
 from tunalab.cli import main
 from tunalab.errors import refused_by_system
 from tunalab.files import write_atomically
-from tunalab.results import environment
+from tunalab.records import environment
 
 ROOT = Path(__file__).parent.parent.parent
 OF_DISK = "the disk or its server does not answer as it should: try again, or choose another place"
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_while_training_keeps_what_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tunalab.training.run
-    from tunalab.sweeps.attempts import read_history
+    from tunalab.sweeps.cells import read_history
 
     def full(_: Any, run_dir: Path, *more: Any) -> int:
         (run_dir / "checkpoints" / "step-000000003").mkdir(parents=True)

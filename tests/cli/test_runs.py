@@ -8,10 +8,10 @@ import pytest
 
 from tunalab.cli import main
 from tunalab.cli.common import LOCK_HELD
-from tunalab.config import RunConfig
-from tunalab.results.records import read_record
-from tunalab.sweeps.attempts import read_history
-from tunalab.training.ranks import Ranks
+from tunalab.records.record import read_record
+from tunalab.settings.schema import RunConfig
+from tunalab.sweeps.cells import read_history
+from tunalab.training.distribution import Ranks
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *call: str) -> str:
@@ -71,9 +71,9 @@ def test_processes_wait_for_hours_while_one_of_them_indexes(
         waits.append("done")
 
     monkeypatch.setattr(Ranks, "together", together)
-    monkeypatch.setattr("tunalab.training.launching.several_started", lambda: True)
+    monkeypatch.setattr("tunalab.training.distribution.several_started", lambda: True)
     monkeypatch.setattr("tunalab.training.distribution.joined", lambda: nullcontext(Ranks()))
-    monkeypatch.setattr("tunalab.training.preflight.open_data", lambda config: waits.append("indexing"))
+    monkeypatch.setattr("tunalab.training.run.open_data", lambda config: waits.append("indexing"))
     assert main(["train", "--experiment", "smoke"]) == 0
     assert waits == ["patient", "indexing", "done"] and len(trained) == 1
 

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import pytest
 
 from tunalab.cli import main
-from tunalab.config import _TREE, RunConfig, config_hash, from_plain, load_config, to_plain
-from tunalab.results.records import read_record
+from tunalab.records.record import read_record
+from tunalab.settings.schema import _TREE, RunConfig, config_hash, from_plain, load_config, to_plain
 
 SECRET = "s3cr3tS3cr3t"
 FORMS = (
@@ -79,7 +79,7 @@ def everything_below(folder: Path) -> Iterator[bytes]:
 def test_a_configuration_is_kept_without_them(form: str) -> None:
     assert {"tracking.uri", "start.checkpoint", "data.webdataset.mine.urls", "decoder.pretrained"} <= {key for key, _ in KEYS}
     from tunalab.redaction import redacted_settings
-    from tunalab.results.mlflow.names import flatten
+    from tunalab.tracking.client import flatten
 
     kept = redacted_settings(planted(form))
     assert_clean(json.dumps(kept), json.dumps(flatten(kept)))
@@ -97,7 +97,7 @@ def test_a_new_password_is_no_other_run_and_old_hashes_stay(monkeypatch: pytest.
     assert of("https://a:one@host/x.tar?sig=1&se=2") == of("https://b:two@host/x.tar?sig=3&se=4")
     assert of("https://host/x.tar?sp=1") != of("https://host/x.tar?sp=2")
     plain = [of(url) for url in PLAIN_URLS]
-    monkeypatch.setattr("tunalab.config.redacted_settings", lambda node: node)
+    monkeypatch.setattr("tunalab.settings.schema.redacted_settings", lambda node: node)
     assert plain == [
         of(url) for url in ("https://host/x.tar?sp=1", "hf://datasets/a/b@main/*.parquet", "/data/me@work/{00..11}.tar")
     ]
@@ -135,7 +135,7 @@ def test_runs_and_their_sweep_leave_none(
     monkeypatch.delenv("TUNALAB_FULL_SETTINGS", raising=False)
     monkeypatch.setenv("TUNALAB_FULL_SETTINGS", "[]")  # put back afterwards
     connected: list[str] = []
-    from tunalab.results.mlflow import client
+    from tunalab.tracking import client
 
     original = client.connect
     monkeypatch.setattr(client, "_warned", set())
@@ -144,8 +144,8 @@ def test_runs_and_their_sweep_leave_none(
         connected.append(uri)
         return original(uri)
 
-    for module in ("tracking", "sync", "evaluation", "views"):
-        monkeypatch.setattr(f"tunalab.results.mlflow.{module}.connect", connect)
+    for module in ("tracker", "sync", "dashboard"):
+        monkeypatch.setattr(f"tunalab.tracking.{module}.connect", connect)
     assert main(["sweep", "small", "--parallel", "1", *small]) == 0 and len(trained) == 2
     assert set(connected) == {f"https://me:{SECRET}@127.0.0.1:9/x"}
     folder = trained[0].parent
@@ -194,7 +194,7 @@ def test_a_replay_gets_them_again(
     saved = str(trained[0] / "config.yaml")
     assert_clean(Path(saved).read_text(encoding="utf-8"))
     seen: list[RunConfig] = []
-    monkeypatch.setattr("tunalab.training.preflight.open_data", seen.append)
+    monkeypatch.setattr("tunalab.training.run.open_data", seen.append)
     assert main(["train", "--config", saved, f"data.webdataset.web.urls=[{url}]"]) == 0
     assert (
         seen[0].data.webdataset["web"].urls == [url] and read_record(trained[1] / "record.json").run.config_hash in trained[1].name
@@ -220,9 +220,9 @@ def test_the_judge_keeps_none(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     """Neither of its URL nor its key, whatever the server says."""
     import threading
 
-    from tests.evaluation.judging.test_judge_comparison import Server, images
+    from tests.interop.judging.test_judge_comparison import Server, images
 
-    from tunalab.inference.files import save_image
+    from tunalab.inference.orders import save_image
 
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

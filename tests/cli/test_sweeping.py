@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
-from tunalab.results.records import read_records
+from tunalab.records.record import read_records
 
 NAMES = ["tuna2-ratio0-seed0", "tuna2-ratio0.5-seed0"]
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_is_said_and_the_sweep_is_finished(
     def refuse(*_: object) -> list[Path]:
         raise UserError("the records share no point")
 
-    monkeypatch.setattr("tunalab.results.tables.training.write_tables", refuse)
+    monkeypatch.setattr("tunalab.analysis.tables.training.write_tables", refuse)
     assert sweep() == 0
     assert "warning: the records share no point" in capsys.readouterr().err
 
@@ -120,12 +120,12 @@ def test_the_parent_run_ends_as_the_sweep_did(
     checkout: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch, code: int, end: str
 ) -> None:
     ends: list[str] = []
-    monkeypatch.setattr("tunalab.results.mlflow.tracking.prepare", lambda *_: True)
-    monkeypatch.setattr("tunalab.results.mlflow.tracking.start_sweep", lambda uri, experiment, name: f"parent of {name}")
-    monkeypatch.setattr("tunalab.results.mlflow.tracking.end_sweep", lambda uri, run, status: ends.append(f"{run}: {status}"))
+    monkeypatch.setattr("tunalab.tracking.tracker.prepare", lambda *_: True)
+    monkeypatch.setattr("tunalab.tracking.tracker.start_sweep", lambda uri, experiment, name: f"parent of {name}")
+    monkeypatch.setattr("tunalab.tracking.tracker.end_sweep", lambda uri, run, status: ends.append(f"{run}: {status}"))
     shown: list[str] = []
     monkeypatch.setattr(
-        "tunalab.results.mlflow.tracking.log_files", lambda uri, run, paths: shown.extend(f"{run}: {p.name}" for p in paths)
+        "tunalab.tracking.tracker.log_files", lambda uri, run, paths: shown.extend(f"{run}: {p.name}" for p in paths)
     )
     if code:
         monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts: code)

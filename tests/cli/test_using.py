@@ -14,12 +14,12 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 
 import tunalab
 from tunalab.cli import main
-from tunalab.cli.sampling import sampling_of
-from tunalab.config import SamplingConfig, config_hash
+from tunalab.cli.common import sampling_of
 from tunalab.errors import UserError
-from tunalab.exporting.export import export_run
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.inference.files import read_settings
+from tunalab.inference.orders import read_settings
+from tunalab.settings.schema import SamplingConfig, config_hash
+from tunalab.trained.loading import export_run
 
 __all__ = ["quick_components", "use_quick_components"]
 CONFIG = quick_config(

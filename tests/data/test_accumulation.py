@@ -1,8 +1,8 @@
 import pytest
 
-from tunalab.config import DataConfig
-from tunalab.data.accumulation import micro_batches
+from tunalab.data.packing import micro_batches
 from tunalab.errors import UserError
+from tunalab.settings.schema import DataConfig
 
 
 def data(**settings: int) -> DataConfig:

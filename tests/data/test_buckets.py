@@ -12,16 +12,16 @@ import pytest
 from PIL import Image as PillowImage
 from torchvision.transforms import functional as transforms
 
-from tunalab.config import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, from_plain
 from tunalab.data.buckets import FRAME, TEXT_ROOM, Buckets, check_buckets
 from tunalab.data.documents import Document, Image, Reject, Text, Unfit
-from tunalab.data.image_files import cover, decode_image, read_image
+from tunalab.data.images import cover, decode_image, read_image
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import Step, TrainingStream, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.evaluation.lmms.asking import fit
 from tunalab.inference.orders import input_buckets, output_size
+from tunalab.interop.lmms.asking import fit
+from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, from_plain
 
 # The published sizes at 512 px, and the same at twice the side.
 PUBLISHED = ["512x512", "448x576", "576x448", "384x672", "672x384"]

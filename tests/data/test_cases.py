@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunalab.config import DataConfig, ManifestConfig, TextConfig, WebDatasetConfig
 from tunalab.data.documents import Corpus, Image, Reject, Text
-from tunalab.data.image_files import read_image
+from tunalab.data.images import read_image
 from tunalab.data.sources import SourceSettings, build_source, probe
 from tunalab.errors import UserError
+from tunalab.settings.schema import DataConfig, ManifestConfig, TextConfig, WebDatasetConfig
 
 CASES = Path(__file__).parent / "cases"
 # Colours of a.png, and of the others as they are shown: left to right, top to bottom.

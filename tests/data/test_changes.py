@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PillowImage
 
-from tunalab.config import TextConfig
 from tunalab.data import changes
 from tunalab.data.changes import DATA_FILE, keep, look_at, seen_again
-from tunalab.data.copies import CopyCorpus
-from tunalab.data.documents import Corpus
+from tunalab.data.documents import CopyCorpus, Corpus
 from tunalab.data.manifest import ManifestCorpus
-from tunalab.data.shards.text import open_text
+from tunalab.data.shards.schemas import open_text
 from tunalab.errors import UserError
+from tunalab.settings.schema import TextConfig
 
 SIZE = 3 * 2**16  # of the large file
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunalab.data.conversations import read_turns
+from tunalab.data.assembling import read_turns
 from tunalab.data.documents import Reject
 
 

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from tunalab.config import RunConfig, StageConfig
-from tunalab.data.copies import CopyCorpus
-from tunalab.data.documents import Image, Unfit
+from tunalab.data.documents import CopyCorpus, Image, Unfit
 from tunalab.data.sequence import to_sequence
 from tunalab.data.sources import SourceSettings, build_source, check_sources
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.prompts import edit_prompt
+from tunalab.settings.schema import RunConfig, StageConfig
 
 SETTINGS = SourceSettings(image_size=32, seed=1, levels=(0.6, 0.3, 0.1), questions_per_image=2)
 

@@ -9,14 +9,14 @@ from threading import Thread
 import pytest
 from huggingface_hub import constants
 
-from tunalab.config import DecoderConfig
 from tunalab.data import pretrained
 from tunalab.data.pretrained import from_hub
-from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
+from tunalab.data.tokenizer import pretrained_tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.pretrained_encoder import pretrained_encoder
-from tunalab.frontends.pretrained_vae import pretrained_vae
-from tunalab.model.pretrained import read_decoder
+from tunalab.frontends.encoder import pretrained_encoder
+from tunalab.frontends.vae import pretrained_vae
+from tunalab.model.decoder import read_decoder
+from tunalab.settings.schema import DecoderConfig
 
 PARTS: dict[str, Callable[[], object]] = {
     "tokenizer": lambda: pretrained_tokenizer("someone/tokenizer", "decoder.tokenizer"),

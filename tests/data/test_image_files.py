@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from tunalab.data import image_files
+from tunalab.data import images as image_files
 from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Reject, Unfit
-from tunalab.data.image_files import decode_image, read_image
+from tunalab.data.images import decode_image, read_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -15,8 +15,7 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 from tunalab.data.documents import Reject
-from tunalab.data.image_files import decode_image
-from tunalab.data.image_metadata import split_metadata
+from tunalab.data.images import decode_image, split_metadata
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 PICTURE = PillowImage.fromarray(PIXELS)

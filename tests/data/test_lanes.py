@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from tunalab.config import DataConfig, StageConfig
-from tunalab.data.lanes import SHARED, deal_lanes
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
-from tunalab.data.stream import Step, TrainingStream
+from tunalab.data.stream import SHARED, Step, TrainingStream, deal_lanes
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.settings.schema import DataConfig, StageConfig
 
 STAGES = {
     "first": StageConfig(tokens=6000, mix={"scenes/vqa": 1.0}),

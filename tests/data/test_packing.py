@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tunalab.config import DataConfig, load_config
 from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Text
 from tunalab.data.mixing import Mixer
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
@@ -16,6 +15,7 @@ from tunalab.data.sequence import TokenSequence, to_sequence
 from tunalab.data.sources import SourceSettings, build_source
 from tunalab.data.stream import TrainingStream
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.settings.schema import DataConfig, load_config
 
 TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"

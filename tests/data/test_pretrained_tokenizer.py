@@ -7,8 +7,7 @@ from tests.checkpoints import save_qwen_tokenizer, truncate
 from transformers import Qwen2Config
 
 from tunalab.data.pretrained import locate
-from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
-from tunalab.data.tokenizer import QWEN25_SPECIALS, train_tokenizer
+from tunalab.data.tokenizer import QWEN25_SPECIALS, pretrained_tokenizer, train_tokenizer
 from tunalab.errors import UserError
 
 SETTING = "decoder.tokenizer"

@@ -7,9 +7,8 @@ import pytest
 from tests.checkpoints import save_qwen_tokenizer
 
 from tunalab.data.documents import Document, Image, Reject, Text
-from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
 from tunalab.data.sequence import SYSTEM, to_sequence
-from tunalab.data.tokenizer import Tokenizer
+from tunalab.data.tokenizer import Tokenizer, pretrained_tokenizer
 from tunalab.errors import UserError
 
 TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tunalab.config import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, WebDatasetConfig, load_config
 from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.sources import SourceSettings, build_source, check_sources, open_sources, source_names
 from tunalab.errors import UserError
+from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, WebDatasetConfig, load_config
 
 
 def settings(**manifests: ManifestConfig) -> SourceSettings:

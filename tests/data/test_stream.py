@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tunalab.config import DataConfig, StageConfig
 from tunalab.data.documents import Document, Image, Kind, Reject, Text, Unfit
-from tunalab.data.lanes import SHARED
 from tunalab.data.packing import PackedBatch
-from tunalab.data.stream import COUNTS, Step, StepLoader, TrainingStream
+from tunalab.data.stream import COUNTS, SHARED, Step, StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.settings.schema import DataConfig, StageConfig
 
 TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 WORDS = ["a", "red", "ring", "left", "of", "the", "blue", "cross", "how", "many", "stars"]

@@ -11,9 +11,8 @@ import pytest
 from tests.checkpoints import save_qwen_tokenizer
 
 from tunalab.data.manifest import ManifestCorpus
-from tunalab.data.pretrained_tokenizer import pretrained_tokenizer
 from tunalab.data.sequence import to_sequence
-from tunalab.data.tokenizer import QWEN25_SPECIALS, SpecialTokens, Tokenizer, train_tokenizer
+from tunalab.data.tokenizer import QWEN25_SPECIALS, SpecialTokens, Tokenizer, pretrained_tokenizer, train_tokenizer
 from tunalab.errors import UserError
 
 TEXTS = [

@@ -4,9 +4,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from tunalab.config import DataConfig, ManifestConfig
+from tunalab.data.changes import data_versions
 from tunalab.data.documents import Corpus, Document
-from tunalab.data.versions import data_versions
+from tunalab.settings.schema import DataConfig, ManifestConfig
 
 
 class Named:

@@ -1,6 +1,6 @@
 import pytest
 
-from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.score import wilson
 
 
 def test_wilson_agrees_with_published_values():

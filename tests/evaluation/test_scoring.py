@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 
-from tunalab.config import RunConfig
-from tunalab.data.questions import Question
+from tunalab.data.documents import Question
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import Benchmark, benchmark_name, benchmarks
-from tunalab.evaluation.intervals import wilson
-from tunalab.evaluation.scoring import is_right, right_groups, score
-from tunalab.evaluation.suite import ask
+from tunalab.evaluation.along import ask
+from tunalab.evaluation.benchmarks import Benchmark, benchmark_name, benchmarks, is_right, right_groups, score
+from tunalab.evaluation.score import wilson
+from tunalab.settings.schema import RunConfig
 
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)
 

@@ -7,16 +7,13 @@ import torch
 from tests.conftest import small_config
 from tests.tolerances import model_terms, relative
 
-from tunalab.config import RunConfig, StageConfig
 from tunalab.data.packing import Placed, collate
 from tunalab.data.sequence import to_sequence
-from tunalab.evaluation.held_out import held_out, pack
-from tunalab.evaluation.losses import DRAW_SEED, held_out_losses
-from tunalab.evaluation.one_step import one_step_psnr
+from tunalab.evaluation.along import DRAW_SEED, evaluate, held_out, held_out_losses, one_step_psnr, pack
 from tunalab.evaluation.samples import draw_grid, sample_grid
-from tunalab.evaluation.suite import evaluate
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.objective import draw, losses
+from tunalab.settings.schema import RunConfig, StageConfig
 
 
 @pytest.fixture()

@@ -7,11 +7,11 @@ import torch
 from stand_ins import TINY, WIDTH, noise_captions, noise_texts
 from tests.variants import SETTINGS
 
-from tunalab.config import FrontEndConfig
 from tunalab.frontends.components.build import build_components
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.registry import build_frontend
+from tunalab.settings.schema import FrontEndConfig
 
 
 @pytest.fixture(scope="session")

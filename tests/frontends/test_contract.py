@@ -13,12 +13,12 @@ from tests.variants import SETTINGS
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd, from_raster, patchify, to_raster, unpatchify
 from tunalab.frontends.patch_embed import PatchEmbed
 from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
+from tunalab.settings.schema import FrontEndConfig
 
 SIZES = [(32, 32), (64, 64), (32, 64), (48, 16)]
 

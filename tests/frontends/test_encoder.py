@@ -6,12 +6,12 @@ from stand_ins import WIDTH
 from tests.variants import settings_of
 from timm.models.vision_transformer import VisionTransformer
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.encoder import RepresentationEncoder, interpolate_positions
 from tunalab.frontends.registry import build_frontend
 from tunalab.frontends.siglip import Siglip
+from tunalab.settings.schema import FrontEndConfig
 
 PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}
 

@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from tunalab.errors import UserError
-from tunalab.frontends.latents import LatentCodec
+from tunalab.frontends.vae import LatentCodec
 
 
 def test_statistics_that_do_not_fit_are_refused() -> None:

@@ -13,13 +13,12 @@ from tests.checkpoints import edit_json, edit_weights, randomised, save_siglip, 
 from tests.tolerances import assert_sums_close, block_terms
 from torch import Tensor
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd
-from tunalab.frontends.encoder import RepresentationEncoder
-from tunalab.frontends.pretrained_encoder import pretrained_encoder
+from tunalab.frontends.encoder import RepresentationEncoder, pretrained_encoder
 from tunalab.frontends.registry import build_frontend
+from tunalab.settings.schema import FrontEndConfig
 from tunalab.verification.encoders import of_timm
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2}

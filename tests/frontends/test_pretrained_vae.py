@@ -12,12 +12,11 @@ import torch
 from stand_ins import WIDTH
 from tests.checkpoints import edit_json, edit_weights, save_kl, save_wan, truncate
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
-from tunalab.frontends.latents import LatentCodec
-from tunalab.frontends.pretrained_vae import PUBLISHED, pretrained_vae
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import build_frontend
+from tunalab.frontends.vae import PUBLISHED, LatentCodec, pretrained_vae
+from tunalab.settings.schema import FrontEndConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAN_2_1 = {"z_dim": 16, "dim_mult": [1, 1, 1, 1], "temperal_downsample": [False, True, True]}

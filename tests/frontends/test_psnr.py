@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tolerances import assert_sums_close
 
-from tunalab.frontends.psnr import psnr
+from tunalab.frontends.vae import psnr
 
 
 def test_psnr_in_closed_form() -> None:

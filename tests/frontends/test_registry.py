@@ -9,11 +9,11 @@ import yaml
 from stand_ins import WIDTH
 from tests.variants import FILES, SETTINGS
 
-from tunalab.config import FrontEndConfig, load_config, read_yaml
 from tunalab.frontends import registry
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
-from tunalab.model.build import build_model
+from tunalab.model.unified import build_model
+from tunalab.settings.schema import FrontEndConfig, load_config, read_yaml
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"
 

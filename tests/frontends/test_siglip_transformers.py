@@ -13,12 +13,12 @@ from tests.checkpoints import SIGLIP, edit_json, edit_weights, save_siglip, trun
 from tests.tolerances import assert_sums_close
 from torch import Tensor
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
-from tunalab.frontends.pretrained_encoder import pretrained_encoder
+from tunalab.frontends.components.store import Components
+from tunalab.frontends.encoder import pretrained_encoder
 from tunalab.frontends.registry import build_frontend
 from tunalab.frontends.siglip_transformers import to_timm
+from tunalab.settings.schema import FrontEndConfig
 
 TERMS = 3 * 8 * 8 + 3 * (7 * 24 + 2 * 64 + 45)  # a patch, then three blocks of width 24 over at most 64 tokens
 TIMM_NAME = "vit_so400m_patch16_siglip_512"

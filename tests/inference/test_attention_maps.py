@@ -4,12 +4,12 @@ import torch
 from tests.pretend import claim, pretended_cuda
 from torch import Tensor
 
-from tunalab.bench import reference
-from tunalab.bench.reference import reference_answer
+from tunalab.bench import generation as reference
+from tunalab.bench.generation import reference_answer
 from tunalab.data.sequence import ImageSpan
 from tunalab.errors import UserError
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.inference.attention_maps import (
+from tunalab.inference.attention import (
     RecordedAttention,
     averaged,
     cut_prompt,

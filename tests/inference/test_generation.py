@@ -6,8 +6,7 @@ import torch
 from tests.conftest import small_config
 from tests.tolerances import assert_sums_close, model_terms
 
-from tunalab.bench.reference import reference_sample
-from tunalab.config import ObjectiveConfig, SamplingConfig
+from tunalab.bench.generation import reference_sample
 from tunalab.data.documents import Document, Image
 from tunalab.data.sequence import to_sequence
 from tunalab.errors import UserError
@@ -16,6 +15,7 @@ from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference import generation
 from tunalab.inference.generation import noise_of, sample, sample_images
 from tunalab.inference.prompts import build_prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
+from tunalab.settings.schema import ObjectiveConfig, SamplingConfig
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1", "on black: pink word MT b2", "a blue square", ""]
 OBJECTIVE = ObjectiveConfig()
@@ -133,7 +133,7 @@ def test_guidance_edge_values(tiny_model, tokenizer):
 
 
 def test_equal_prompts_are_encoded_once(tiny_model, tokenizer, monkeypatch):
-    from tunalab.inference import prefix
+    from tunalab.inference import prompts as prefix
 
     model = tiny_model("patch_embed")
     prompts, plain = _prompts(model, tokenizer)

@@ -9,28 +9,28 @@ import torch
 from PIL import Image
 
 import tunalab
-from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig
 from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference import orders
-from tunalab.inference.files import read_settings
-from tunalab.inference.generation import sample_images
+from tunalab.inference.generation import SAMPLERS, evaluations, integrate, sample_images
 from tunalab.inference.orders import (
     ImageOrder,
+    Source,
     answers,
     check_size,
+    find_device,
     find_images,
     input_buckets,
     make_images,
     output_size,
+    precision,
     read_input,
+    read_settings,
     read_texts,
 )
-from tunalab.inference.precision import find_device, precision
 from tunalab.inference.prompts import edit_prompt, image_prompt
-from tunalab.inference.samplers import SAMPLERS, evaluations, integrate
-from tunalab.inference.wanted import Source
+from tunalab.settings.schema import DataConfig, ObjectiveConfig, SamplingConfig
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1"]
 MODEL = {"name": "run", "config_hash": "0123456789ab", "revision": 2, "weights": "averaged", "steps": 7, "tokens": 700}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from tunalab.inference.overlays import draw_map, enlarged, outlined, overlay
+from tunalab.inference.attention import draw_map, enlarged, outlined, overlay
 
 
 def test_half_of_an_overlay_is_the_image_and_half_the_colour_of_the_map():

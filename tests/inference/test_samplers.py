@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from tunalab.config import SamplingConfig
-from tunalab.inference.samplers import SAMPLERS, clamps, euler, heun, integrate, times
+from tunalab.inference.generation import SAMPLERS, clamps, euler, heun, integrate, times
+from tunalab.settings.schema import SamplingConfig
 
 METHODS = sorted(SAMPLERS)
 

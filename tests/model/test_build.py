@@ -5,12 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import tunalab.model.build as build_module
-from tunalab.config import DecoderConfig, FrontEndConfig, RunConfig
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.model.build import build_model
+from tunalab.model import unified as build_module
 from tunalab.model.decoder import build_decoder
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.settings.schema import DecoderConfig, FrontEndConfig, RunConfig
 
 
 @pytest.fixture

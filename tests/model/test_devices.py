@@ -13,15 +13,14 @@ from tests.tolerances import model_terms, relative
 from torch import nn
 
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.evaluation.losses import held_out_losses
-from tunalab.evaluation.one_step import one_step_psnr
+from tunalab.evaluation.along import held_out_losses, one_step_psnr
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import edit_prompt, image_prompt
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
-from tunalab.training.ema import Ema
+from tunalab.training.module import Ema
 
 Model = Callable[..., UnifiedModel]
 CLOSE = relative(model_terms(small_config(), 128))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tunalab.config import ObjectiveConfig
 from tunalab.model import flow
+from tunalab.settings.schema import ObjectiveConfig
 
 N, SHAPE, MIN = 6, (3, 4, 4), 0.05
 KINDS = ["x", "v"]

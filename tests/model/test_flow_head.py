@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from tunalab.config import FlowHeadConfig
 from tunalab.model.attention import DenseAttention, Layout
-from tunalab.model.flow_head import FlowHead, with_text
-from tunalab.model.rotary import rotary_tables
+from tunalab.model.flow_head import FlowHead, rotary_tables, with_text
+from tunalab.settings.schema import FlowHeadConfig
 
 WIDTH, L = 32, 12
 SPAN = torch.tensor([[-1, -1, 0, 0, 0, 0, 0, -1, 1, 1, 1, -1]])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tunalab.config import MaskingConfig
 from tunalab.model.masking import MaskToken, choose_mask
+from tunalab.settings.schema import MaskingConfig
 
 N, T = 4000, 16
 

@@ -7,7 +7,6 @@ import torch
 from samples import TOKENS, documents, pack, place, plain_draws, random_batch
 from tests.tolerances import assert_sums_close
 
-from tunalab.config import MaskingConfig, ObjectiveConfig
 from tunalab.data.packing import ImageGroup, PackedBatch, Placed, collate
 from tunalab.data.sequence import TokenSequence
 from tunalab.data.tokenizer import Tokenizer
@@ -16,6 +15,7 @@ from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import flow
 from tunalab.model.objective import draw, flow_loss, loss_counts, losses, noised, source_images, to_space
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import MaskingConfig, ObjectiveConfig
 
 Models = Callable[..., UnifiedModel]
 PIXELS, LATENT = TargetSpace(3, 1, 8), TargetSpace(4, 8, 1)

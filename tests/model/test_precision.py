@@ -7,13 +7,13 @@ import torch
 from samples import plain_draws, random_batch
 from torch import Tensor
 
-from tunalab.config import ObjectiveConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import attention, unified
 from tunalab.model.attention import AttentionBackend, Layout
 from tunalab.model.objective import losses, noised, to_space
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import ObjectiveConfig
 
 OBJECTIVE = ObjectiveConfig()
 

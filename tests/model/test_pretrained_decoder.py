@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from tests.checkpoints import QWEN, edit_json, edit_weights, save_qwen, truncate
 from tests.tolerances import assert_sums_close, block_terms
 
-from tunalab.config import DecoderConfig
 from tunalab.errors import UserError
 from tunalab.model.attention import Layout, make_backend
-from tunalab.model.build import table_rows
 from tunalab.model.decoder import build_decoder, hidden_states
+from tunalab.model.unified import table_rows
+from tunalab.settings.schema import DecoderConfig
 
 ROWS = QWEN["vocab_size"]
 WEIGHTS = "model.safetensors"

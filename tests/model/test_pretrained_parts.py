@@ -9,14 +9,13 @@ from samples import documents
 from tests.checkpoints import QWEN, save_qwen, save_qwen_tokenizer, save_siglip, save_timm, save_wan
 from tests.variants import SETTINGS
 
-from tunalab.config import DecoderConfig, FlowHeadConfig, FrontEndConfig, RunConfig
 from tunalab.data.packing import Placed, collate
 from tunalab.data.sequence import to_sequence
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
-from tunalab.model.build import build_model
+from tunalab.frontends.components.store import Components
 from tunalab.model.objective import draw, losses
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.settings.schema import DecoderConfig, FlowHeadConfig, FrontEndConfig, RunConfig
 
 SIDE = 32
 

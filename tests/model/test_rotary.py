@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tolerances import assert_sums_close
 
-from tunalab.model.rotary import RotaryTables, axis_sizes, image_frequencies, rotary_tables, text_frequencies
+from tunalab.model.flow_head import RotaryTables, axis_sizes, image_frequencies, rotary_tables, text_frequencies
 
 D = 64
 TERMS = D + 300  # an angle of at most 300 is off by as many roundings

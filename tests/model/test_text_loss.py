@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunalab.config import ObjectiveConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model import objective
-from tunalab.model.text_loss import CHUNK, text_loss
+from tunalab.model.objective import CHUNK, text_loss
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import ObjectiveConfig
 
 K, D, V = 50, 16, 300
 

@@ -9,13 +9,13 @@ from tests.conftest import small_config
 from tests.tolerances import assert_gradients_close, assert_sums_close, model_terms
 from torch import Tensor
 
-from tunalab.config import ObjectiveConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.decoder import sincos_positions
 from tunalab.model.objective import Draws, SumCount, losses, to_space
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import ObjectiveConfig
 
 Models = Callable[..., UnifiedModel]
 NAMES = sorted(FRONTENDS)

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL
 from tests.official.golden import SETTINGS, golden_checkpoint
 
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.exporting import Loaded, load_exported
-from tunalab.exporting.convert import convert_to_tunalab
+from tunalab.trained.convert import convert_to_tunalab
+from tunalab.trained.loading import Loaded, load_exported
 
 
 @pytest.fixture(scope="session")

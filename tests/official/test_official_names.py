@@ -10,13 +10,12 @@ from tests.official.golden import NAMES, golden_checkpoint, shapes
 from torch import Tensor
 
 from tunalab.errors import UserError
-from tunalab.exporting import Loaded, load_exported
-from tunalab.exporting.convert import convert_to_official, convert_to_tunalab
-from tunalab.exporting.parts import RunParts
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.model.build import build_model
+from tunalab.model.unified import build_model
 from tunalab.official.files import read_tensors
-from tunalab.official.names import counterpart
+from tunalab.official.weights import counterpart
+from tunalab.trained.convert import convert_to_official, convert_to_tunalab
+from tunalab.trained.loading import Loaded, RunParts, load_exported
 
 Settings = Callable[[str], list[str]]
 

@@ -12,7 +12,7 @@ import torch
 from tests.official.golden import FOLDER, NAMES, Picture, run
 from torch import Tensor
 
-from tunalab.exporting import Loaded
+from tunalab.trained.loading import Loaded
 
 TASKS = ("t2i", "mmu")
 EXACT = {"rtol": 0.0, "atol": 1e-5}

@@ -12,8 +12,8 @@ from tests.official.golden import FOLDER, NAMES, Picture, golden_checkpoint, gol
 from tests.official.reference import Image, Reference, Sizes
 from torch import Tensor
 
-from tunalab.exporting import Loaded, load_exported
-from tunalab.exporting.convert import convert_to_tunalab
+from tunalab.trained.convert import convert_to_tunalab
+from tunalab.trained.loading import Loaded, load_exported
 
 GOLDEN_SIZES = Sizes(heads=4, kv_heads=2, head_heads=4, head_kv_heads=2, encoder_heads=2, patch=16)
 EXACT = {"rtol": 0.0, "atol": 1e-5}

@@ -13,9 +13,9 @@ import torch
 from tests.official.golden import NAMES, Picture, run
 from torch import Tensor
 
-from tunalab.exporting import Loaded
 from tunalab.inference.generation import GuidedPredictor, sample
 from tunalab.inference.prompts import Prompt
+from tunalab.trained.loading import Loaded
 
 Predict = Callable[[Tensor, float], Tensor]
 Points = list[tuple[float, Tensor]]  # where the model is asked, and the end

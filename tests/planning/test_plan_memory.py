@@ -14,21 +14,28 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from tunalab.config import DecoderConfig, FlowHeadConfig, RunConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS, build_frontend
 from tunalab.model import objective
-from tunalab.model.objective import losses
-from tunalab.model.text_loss import text_loss
+from tunalab.model.objective import losses, text_loss
 from tunalab.model.unified import UnifiedModel
 from tunalab.planning import memory as memory_module
-from tunalab.planning import parameters
-from tunalab.planning.activations import Activations, trace
-from tunalab.planning.memory import LOSS_WORKSPACE, WITH, WITHOUT, Sharding, memory, row_bytes, state_bytes
-from tunalab.planning.parameters import Totals
-from tunalab.training.blocks import blocks, recomputed
-from tunalab.training.module import Harness
+from tunalab.planning import memory as parameters
+from tunalab.planning.memory import (
+    LOSS_WORKSPACE,
+    WITH,
+    WITHOUT,
+    Activations,
+    Sharding,
+    Totals,
+    memory,
+    row_bytes,
+    state_bytes,
+    trace,
+)
+from tunalab.settings.schema import DecoderConfig, FlowHeadConfig, RunConfig
+from tunalab.training.module import Harness, blocks, recomputed
 
 NAMES = sorted(FRONTENDS)
 SIZE = (32, 32)

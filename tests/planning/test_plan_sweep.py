@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
-from tunalab.config import RunConfig, load_config
 from tunalab.errors import UserError
 from tunalab.planning.hardware import Gpu
-from tunalab.planning.parameters import Count, Totals
-from tunalab.planning.storage import downloads, storage
+from tunalab.planning.memory import Count, Totals, downloads, storage
 from tunalab.planning.sweep import LIMITS, PRICE, plan_sweep, to_plain_sweep, to_text_sweep
+from tunalab.settings.schema import RunConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 PLANNED = sorted(path for path in (ROOT / "sweeps").glob("*.yaml") if "# Plan: " in path.read_text())

@@ -8,15 +8,13 @@ from tests.conftest import small_config
 from tests.variants import SETTINGS
 
 from tunalab.cli import main
-from tunalab.config import RunConfig, StageConfig, load_config
 from tunalab.errors import UserError
 from tunalab.model.flops import flop_costs
-from tunalab.planning.activations import Activations
 from tunalab.planning.hardware import GPUS, Gpu, find_gpu
-from tunalab.planning.memory import Sharding, state_bytes
-from tunalab.planning.plan import make_plan, placement, vocabulary
-from tunalab.planning.report import to_plain, to_text
+from tunalab.planning.memory import Activations, Sharding, state_bytes
+from tunalab.planning.plan import make_plan, placement, to_plain, to_text, vocabulary
 from tunalab.planning.workload import assumed
+from tunalab.settings.schema import RunConfig, StageConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 SLOW = Gpu("slow", 1e12, 10**9)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tests.conftest import small_config
 
-from tunalab.config import DataConfig, FineVisionConfig, ManifestConfig, OmniEditConfig, StageConfig, TextConfig, WebDatasetConfig
 from tunalab.data.packing import PackedBatch
 from tunalab.data.sequence import SYSTEM
 from tunalab.data.stream import open_stream
@@ -30,6 +29,15 @@ from tunalab.planning.workload import (
     shape_of,
     visual_tokens,
     workload,
+)
+from tunalab.settings.schema import (
+    DataConfig,
+    FineVisionConfig,
+    ManifestConfig,
+    OmniEditConfig,
+    StageConfig,
+    TextConfig,
+    WebDatasetConfig,
 )
 
 DATA = DataConfig(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunalab.sweeps.attempts import read_history
+from tunalab.sweeps.cells import read_history
 
 HERE = Path(__file__).parent
 QUICK = {"poll_seconds": 0.5, "minutes": 10, "signal_seconds": 60}

@@ -4,10 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from tunalab.results.records import Record, RunInfo, Totals, write_record
+from tunalab.records.record import Record, RunInfo, Totals, write_record
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.launch_file import SlurmLaunch
-from tunalab.sweeps.launcher import Work
+from tunalab.sweeps.launcher import SlurmLaunch, Work
 from tunalab.sweeps.slurm import SlurmLauncher
 
 runs, sweep, steps, seconds, launch, *names = sys.argv[1:]

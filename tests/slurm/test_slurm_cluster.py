@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.slurm.cluster import Counting, job_of, tell, wait_for
 
-from tunalab.sweeps.attempts import read_history
+from tunalab.sweeps.cells import read_history
 
 pytestmark = pytest.mark.slurm
 Sweep = Callable[..., Counting]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.slurm.cluster import job_of, tell, wait_for
 
-from tunalab.sweeps.attempts import read_history
+from tunalab.sweeps.cells import read_history
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]

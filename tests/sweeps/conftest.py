@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.results.records import Record, RunInfo, Totals, write_record
+from tunalab.records.record import Record, RunInfo, Totals, write_record
 from tunalab.sweeps.grid import Cell, expand, load_sweep
 
 SWEEP = """\

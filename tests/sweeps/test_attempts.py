@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.results.status import Status, write_status
-from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, forgive, newest_step, read_history, settle, started
+from tunalab.records.log import Status, write_status
+from tunalab.sweeps.cells import ATTEMPTS_FILE, begin, end, forgive, newest_step, read_history, settle, started
 
 
 def saved(run_dir: Path, step: int) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.config import RunConfig, config_hash, load_config, to_plain
-from tunalab.results.records import Record, write_record
+from tunalab.records.record import Record, write_record
+from tunalab.settings.schema import RunConfig, config_hash, load_config, to_plain
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell
 

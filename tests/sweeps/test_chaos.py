@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 from tests.sweeps import nursery
 
-from tunalab.results.records import Record, read_record
-from tunalab.results.training_log import read_rows
-from tunalab.sweeps.attempts import newest_step, read_history
-from tunalab.sweeps.cells import is_locked
+from tunalab.records.log import read_rows
+from tunalab.records.record import Record, read_record
+from tunalab.sweeps.cells import is_locked, newest_step, read_history
 
 CELLS, PARALLEL, KILLS, SEED = 24, 2, 24, 5
 UNTIL = 0.9  # of all steps: the last kill comes before, so that it finds something to kill

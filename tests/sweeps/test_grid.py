@@ -1,9 +1,9 @@
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.layers import read_value
+from tunalab.settings.layers import read_value
+from tunalab.settings.values import resolved
 from tunalab.sweeps.grid import expand, load_sweep, setting
-from tunalab.values import resolved
 
 
 def test_expansion_is_seed_major_with_readable_names(sweep_file, tmp_path):

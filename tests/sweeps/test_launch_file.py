@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.sweeps.launch_file import LocalLaunch, SlurmLaunch, read_launch
+from tunalab.sweeps.launcher import LocalLaunch, SlurmLaunch, read_launch
 from tunalab.sweeps.launching import at_a_time, launcher
 from tunalab.sweeps.local import LocalLauncher
 from tunalab.sweeps.slurm import SlurmLauncher

@@ -12,10 +12,9 @@ import pytest
 from tests.sweeps.driving import start_driver, wait_for
 
 from tunalab.errors import UserError
-from tunalab.results.records import write_record
+from tunalab.records.record import write_record
 from tunalab.sweeps.cells import collect, finished_record, last_line, publish, take_lock
-from tunalab.sweeps.devices import visible_gpus
-from tunalab.sweeps.launcher import Work
+from tunalab.sweeps.launcher import Work, visible_gpus
 from tunalab.sweeps.local import LocalLauncher, default_parallel
 
 

@@ -1,4 +1,4 @@
-from tunalab.sweeps.plan import dry_run
+from tunalab.sweeps.state import dry_run
 
 
 def test_dry_run_lists_every_run_and_adds_up(cells, capsys):

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.config import RunConfig, completed, config_hash, load_config, to_plain
 from tunalab.errors import UserError
-from tunalab.sweeps import resolving
-from tunalab.sweeps.grid import Cell, expand, load_sweep
-from tunalab.sweeps.resolving import own_settings, resolve
+from tunalab.settings.schema import RunConfig, completed, config_hash, load_config, to_plain
+from tunalab.sweeps import grid as resolving
+from tunalab.sweeps.grid import Cell, expand, load_sweep, own_settings, resolve
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))

@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.results.records import write_record
-from tunalab.sweeps.attempts import begin, end, read_history
-from tunalab.sweeps.cells import take_lock
+from tunalab.records.record import write_record
+from tunalab.sweeps.cells import begin, end, read_history, take_lock
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.launch_file import SlurmLaunch
-from tunalab.sweeps.launcher import Result, Work
-from tunalab.sweeps.slurm import SlurmLauncher
+from tunalab.sweeps.launcher import Result, SlurmLaunch, Work
+from tunalab.sweeps.slurm import Key, SlurmLauncher, SlurmQueue, sbatch_parameters
 from tunalab.sweeps.slurm_job import CellFailed, CellJob
-from tunalab.sweeps.slurm_queue import Key, SlurmQueue, sbatch_parameters
 
 # sbatch keeps the script, squeue says what the file `queue` says, with NAME for the name of the first script.
 COMMANDS = {

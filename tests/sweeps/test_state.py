@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tunalab.bench.status import thousand
-from tunalab.results.records import write_record
-from tunalab.results.status import STATUS_FILE, Status, write_status
-from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end
-from tunalab.sweeps.cells import take_lock
+from tunalab.bench.run import thousand
+from tunalab.records.log import STATUS_FILE, Status, write_status
+from tunalab.records.record import write_record
+from tunalab.sweeps.cells import ATTEMPTS_FILE, begin, end, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.state import CellState, look, show, summary, table
 
@@ -181,7 +180,7 @@ def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.
     call = """
 import sys, time
 from tunalab.cli import main
-from tunalab.sweeps import resolving
+from tunalab.sweeps import grid as resolving
 counts = {"configurations": 0, "files": 0}
 def count(event, arguments):
     counts["files"] += event == "open" and str(arguments[0]).startswith("runs/")

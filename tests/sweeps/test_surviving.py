@@ -14,10 +14,10 @@ from itertools import groupby
 import pytest
 from tests.sweeps.driving import start_driver, wait_for
 
-from tunalab.results.records import read_record
-from tunalab.sweeps import attempts, local
-from tunalab.sweeps.attempts import begin, read_history
-from tunalab.sweeps.cells import is_locked
+from tunalab.records.record import read_record
+from tunalab.sweeps import cells as attempts
+from tunalab.sweeps import local
+from tunalab.sweeps.cells import begin, is_locked, read_history
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Result, Work
 from tunalab.sweeps.local import LocalLauncher

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tunalab.files import remove
-from tunalab.sweeps.attempts import newest_step
+from tunalab.sweeps.cells import newest_step
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage
 
 

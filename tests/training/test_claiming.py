@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import quick_config
-from tunalab.config import from_plain
 from tunalab.errors import UserError
-from tunalab.layers import read_yaml
-from tunalab.results.records import CONFIG_FILE
+from tunalab.records.record import CONFIG_FILE
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.schema import from_plain
 from tunalab.training.claiming import FILES, FOLDERS, check_places, check_unclaimed, claim
 
 

@@ -22,17 +22,15 @@ from tests.training.test_resume import assert_same, final
 from tests.training.two_ranks import KILL_AT, STOP_AT, config_of
 from tunalab.data.stream import Step, StepLoader, open_stream
 from tunalab.errors import EXIT_STOPPED, UserError
-from tunalab.evaluation.suite import evaluate
-from tunalab.exporting import load_exported
-from tunalab.exporting.export import export_run
-from tunalab.frontends.components.handle import Components
+from tunalab.evaluation.along import evaluate
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
 from tunalab.model.flops import flop_costs
+from tunalab.trained.loading import export_run, load_exported
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.joint import JointSteps
 from tunalab.training.run import train
-from tunalab.training.state import read_saved
-from tunalab.training.weights import learnt_weights
+from tunalab.training.state import learnt_weights, read_saved
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all processes
 SCRIPT = "tests.training.two_ranks"

@@ -6,9 +6,7 @@ import torch.distributed as dist
 
 from tests.training.conftest import quick_config
 from tunalab.errors import UserError
-from tunalab.training.distribution import Distribution, joined, launched
-from tunalab.training.launching import several_started
-from tunalab.training.ranks import ALONE, ToldByFirst
+from tunalab.training.distribution import ALONE, Distribution, ToldByFirst, joined, launched, several_started
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tunalab.training.ema import Ema
+from tunalab.training.module import Ema
 
 
 def test_average_in_closed_form() -> None:

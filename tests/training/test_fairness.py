@@ -16,22 +16,20 @@ from torch import Tensor
 
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS, variants_of
-from tunalab.config import RunConfig, load_config, to_plain
 from tunalab.data.packing import PackedBatch
 from tunalab.data.stream import Step, open_stream
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.evaluation.along import evaluation_tokens, held_out, pack, prompt_of
 from tunalab.evaluation.benchmarks import benchmarks
-from tunalab.evaluation.held_out import held_out, pack, prompt_of
-from tunalab.evaluation.schedule import evaluation_tokens
-from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
 from tunalab.inference.generation import noise_of
 from tunalab.inference.prompts import Prompt, image_prompt, question_prompt
-from tunalab.layers import read_experiment
-from tunalab.model.build import build_model
 from tunalab.model.objective import Draws, draw, loss_counts
-from tunalab.model.unified import UnifiedModel
-from tunalab.training.stages import learning_rate, masks
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.settings.layers import read_experiment
+from tunalab.settings.schema import RunConfig, load_config, to_plain
+from tunalab.training.module import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))

@@ -13,9 +13,8 @@ from tests.training.conftest import quick_config
 from tests.training.test_resume import at_step
 from tunalab.cli.runs import _attempt
 from tunalab.errors import UserError
-from tunalab.exporting import load_run
-from tunalab.sweeps.attempts import ATTEMPTS_FILE
-from tunalab.sweeps.cells import holds, is_locked, take_lock
+from tunalab.sweeps.cells import ATTEMPTS_FILE, holds, is_locked, take_lock
+from tunalab.trained.loading import load_run
 from tunalab.training import run as running
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
 from tunalab.training.run import train
@@ -145,7 +144,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(two_runs: Path
 
 
 def test_a_checkpoint_says_whose_it_is(two_runs: Path) -> None:
-    from tunalab.config import config_hash
+    from tunalab.settings.schema import config_hash
 
     manifest = json.loads((newest(two_runs / "one") / MANIFEST).read_text())
     assert manifest["config_hash"] == config_hash(quick_config(seed=1))

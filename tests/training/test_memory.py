@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tunalab.training import memory, module
-from tunalab.training.memory import peak_memory
+from tunalab.training import clock as memory
+from tunalab.training import module
+from tunalab.training.clock import peak_memory
 from tunalab.training.module import Harness, Progress
 
 MEGABYTE = 2**20

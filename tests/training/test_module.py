@@ -9,25 +9,24 @@ from tests.checkpoints import save_qwen_tokenizer
 from tests.tolerances import assert_gradients_close, assert_sums_close, model_terms
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
-from tunalab.config import RunConfig
 from tunalab.data.packing import PackedBatch, Placed, collate
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
 from tunalab.data.stream import Step
 from tunalab.data.tokenizer import QWEN25_SPECIALS
 from tunalab.errors import UserError
-from tunalab.exporting import load
-from tunalab.exporting.export import export_run
-from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
 from tunalab.inference.prompts import question_prompt
 from tunalab.model import objective
-from tunalab.model.build import build_model
+from tunalab.model.unified import build_model
+from tunalab.settings.schema import RunConfig
+from tunalab.trained.loading import export_run, load
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.joint import LOSSES, JointStep
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.run import train
-from tunalab.training.weights import learnt_weights
+from tunalab.training.state import learnt_weights
 
 
 def make_harness(config: RunConfig) -> Harness:
@@ -193,7 +192,7 @@ def one_record(variant: str, tmp_path: Path) -> list[tuple[int, int, int]]:
     assert record["run"]["finished"] and len(record["points"]) == 2
     assert record["points"][-1]["tokens"] == record["totals"]["tokens"] >= 2700
     assert record["totals"]["flops"] > 0 and record["totals"]["peak_memory_bytes"] > 1e7
-    from tunalab.config import config_hash, from_plain
+    from tunalab.settings.schema import config_hash, from_plain
 
     assert config_hash(from_plain(record["config"])) == record["run"]["config_hash"] == config_hash(quick_config(variant))
     assert list((tmp_path / "samples").glob("*.png"))

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 
 from tests.variants import FILES
 from tunalab.cli import main
-from tunalab.config import RunConfig, load_config
 from tunalab.data.scenes.benchmarks import FEWEST, benchmark_scenes
 from tunalab.errors import UserError
-from tunalab.training.preflight import check_run, open_data
+from tunalab.settings.schema import RunConfig, load_config
+from tunalab.training.run import check_run, open_data
 
 REPOSITORY = Path(__file__).parents[2]
 NO_EDITS = "stages.pretrain.mix.scenes/edit=0"

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from tests.conftest import small_config
 from tests.model.samples import plain_draws, random_batch
-from tunalab.config import ObjectiveConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.frontends.siglip import Siglip
 from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel
-from tunalab.training.blocks import blocks, prepare_blocks, recomputed
+from tunalab.settings.schema import ObjectiveConfig
+from tunalab.training.module import blocks, prepare_blocks, recomputed
 
 
 def with_rotary_encoder(tokenizer: Tokenizer) -> UnifiedModel:

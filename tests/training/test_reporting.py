@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import MIX, quick_config
-from tunalab.config import StageConfig
 from tunalab.data.stream import COUNTS
-from tunalab.results.records import read_record
-from tunalab.results.training_log import read_rows
+from tunalab.records.log import read_rows
+from tunalab.records.record import read_record
+from tunalab.settings.schema import StageConfig
 from tunalab.training.module import Progress
 from tunalab.training.reporting import Reporting, what_was_read
 from tunalab.training.run import train

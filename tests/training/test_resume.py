@@ -12,11 +12,11 @@ import torch
 
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
-from tunalab.config import RunConfig
 from tunalab.errors import EXIT_STOPPED, UserError
-from tunalab.results import training_log
-from tunalab.results.records import read_record
-from tunalab.results.training_log import read_rows
+from tunalab.records import log as training_log
+from tunalab.records.log import read_rows
+from tunalab.records.record import read_record
+from tunalab.settings.schema import RunConfig
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.run import train

@@ -4,13 +4,13 @@ import pytest
 
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
-from tunalab.config import MaskingConfig, OptimizerConfig, StageConfig
-from tunalab.evaluation.schedule import evaluation_tokens
-from tunalab.frontends.components.handle import Components
+from tunalab.evaluation.along import evaluation_tokens
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import frontend_class
-from tunalab.model.build import build_model
-from tunalab.training.stages import learning_rate, masks, set_trainable
+from tunalab.model.unified import build_model
+from tunalab.settings.schema import MaskingConfig, OptimizerConfig, StageConfig
+from tunalab.training.module import learning_rate, masks, set_trainable
 
 
 def learning(variant: str, train: str, encoder_trained: bool = True) -> set[str]:

@@ -12,19 +12,15 @@ import torch
 from tests.checkpoints import edit_weights, save_kl, save_qwen
 from tests.official.golden import golden_checkpoint
 from tests.training.conftest import quick_config
-from tunalab.config import RunConfig, StartConfig
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError
-from tunalab.exporting.assembly import learnt_state, stored_once
-from tunalab.exporting.folder import About, write_export
-from tunalab.exporting.parts import write_parts
-from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.origin import frozen_origin
-from tunalab.model.build import build_model
-from tunalab.model.unified import UnifiedModel
-from tunalab.official.configuration import official_config
-from tunalab.official.layout import detect
+from tunalab.frontends.components.store import Components, frozen_origin
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.official.layout import detect, official_config
+from tunalab.settings.schema import RunConfig, StartConfig
+from tunalab.trained.folder import About, write_export
+from tunalab.trained.loading import learnt_state, stored_once, write_parts
 from tunalab.training import run as running
 from tunalab.training.run import train
 from tunalab.training.start import load_start

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from tests.training.conftest import quick_config
 from tests.training.test_resume import at_step
 from tunalab.cli import main
-from tunalab.config import RunConfig, to_plain
 from tunalab.errors import EXIT_STOPPED, stop_signals_heeded
-from tunalab.sweeps.attempts import read_history
-from tunalab.sweeps.signals import stop_signals
+from tunalab.settings.schema import RunConfig, to_plain
+from tunalab.sweeps.cells import read_history
+from tunalab.sweeps.launcher import stop_signals
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.reporting import Reporting
 from tunalab.training.run import train
@@ -67,7 +67,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_other_commands_end_without_a_word(kind: str) -> None:
-    printing = "from tunalab.cli.output import nobody_need_read\nwith nobody_need_read():\n    print('a table', flush=True)"
+    printing = "from tunalab.cli.common import nobody_need_read\nwith nobody_need_read():\n    print('a table', flush=True)"
     helping = "import sys; from tunalab.cli import main; sys.exit(main(['--help']))"
     for code in (printing, helping):
         with without_a_reader(kind) as stream:
@@ -77,7 +77,7 @@ def test_other_commands_end_without_a_word(kind: str) -> None:
 
 def test_a_full_disk_under_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can read what was not written: that is no reader who went away."""
-    from tunalab.cli.output import nobody_need_read
+    from tunalab.cli.common import nobody_need_read
 
     with suppress(OSError), open("/dev/full", "w") as stream, monkeypatch.context() as patch:  # closing it fails once more
         patch.setattr(sys, "stdout", stream)
@@ -86,7 +86,7 @@ def test_a_full_disk_under_the_output_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_output_that_the_caller_closed_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunalab.cli.output import nobody_need_read
+    from tunalab.cli.common import nobody_need_read
 
     monkeypatch.setattr(sys, "stdout", None)
     with nobody_need_read():
@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_interrupts_and_is_no_failure(
 
     with monkeypatch.context() as patch:
         at_step(patch, 3, twice)
-        patch.setattr("tunalab.training.preflight.open_data", lambda config: None)
+        patch.setattr("tunalab.training.run.open_data", lambda config: None)
         call = ["train", "--config", str(saved(tmp_path, quick_config())), "--run-dir", str(tmp_path / "run")]
         assert main(call) == 130
     assert signal.getsignal(signal.SIGINT) == before

@@ -13,15 +13,15 @@ from torch._dynamo.utils import counters
 from tests.training.conftest import quick_config
 from tests.training.test_module import batch_of, gradients, make_harness, rows, step_of
 from tests.training.test_resume import at_step
-from tunalab.bench.agreement import moved
-from tunalab.config import RunConfig
+from tunalab.bench.gpu import moved
 from tunalab.errors import EXIT_STOPPED
 from tunalab.model.objective import draw
+from tunalab.settings.schema import RunConfig
 from tunalab.training import module as training_module
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.module import Harness
 from tunalab.training.run import train
-from tunalab.training.weights import learnt_weights
+from tunalab.training.state import learnt_weights
 
 pytestmark = pytest.mark.gpu
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

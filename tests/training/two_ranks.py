@@ -21,15 +21,14 @@ from omegaconf import OmegaConf
 
 from tests.training.conftest import MIX, QUICK, quick_config
 from tunalab.cli import main
-from tunalab.config import RunConfig, to_plain
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.settings.schema import RunConfig, to_plain
 from tunalab.sweeps.cells import take_lock
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
-from tunalab.training.distribution import joined
+from tunalab.training.distribution import RankFailed, Ranks, joined
 from tunalab.training.module import Harness, Progress
-from tunalab.training.ranks import RankFailed, Ranks
 from tunalab.training.run import train
 from tunalab.training.state import PROGRESS
 

@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.printed import assert_printed_alike
-from tests.records import synthetic_record
+from tests.synthetic import synthetic_record
+from tunalab.analysis.curves import align_tokens, curves, lines
+from tunalab.analysis.resampling import Draws, learning_curves
+from tunalab.analysis.statistics import above_chance
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes.vocabulary import LEVELS
-from tunalab.evaluation import chance as known_chance
+from tunalab.evaluation import score as known_chance
 from tunalab.evaluation.benchmarks import benchmark_name, scenes
-from tunalab.evaluation.chance import FILE, chance_of
 from tunalab.evaluation.measure import share as measured_share
+from tunalab.evaluation.score import FILE, chance_of
 from tunalab.evaluation.settings import SCENE_SPLITS
 from tunalab.evaluation.whole import Evaluated
-from tunalab.results.analysis.curves import align_tokens, curves
-from tunalab.results.analysis.lines import lines
-from tunalab.results.analysis.resampling import Draws, learning_curves
-from tunalab.results.analysis.statistics import above_chance
-from tunalab.results.records import read_record, write_record
+from tunalab.records.record import read_record, write_record
 from tunalab.verification import markdown
 from tunalab.verification.chance import ASKED, Asked, Measured, by_template, by_words, of_easy_vqa, of_scenes, share, table
 

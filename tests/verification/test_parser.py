@@ -9,7 +9,7 @@ from PIL import Image
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, RGB, SLOTS
 from tunalab.evaluation.generation.accuracy import is_exact
-from tunalab.evaluation.generation.palette import UNCLEAR, nearest
+from tunalab.evaluation.generation.bank import UNCLEAR, nearest
 from tunalab.evaluation.generation.parser import parse
 from tunalab.evaluation.generation.verdicts import right
 from tunalab.verification import parser as check

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.printed import assert_file_alike
-from tunalab.config import SamplingConfig
+from tunalab.settings.schema import SamplingConfig
 from tunalab.verification import verify
 from tunalab.verification.sampling import EXACT, oracle_psnr, scenes
 

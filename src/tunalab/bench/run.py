@@ -1,15 +1,192 @@
-"""`tunalab bench`: the figures that are promised, printed and recorded."""
+"""How long `tunalab figure figure6` takes of a thousand records, with the picture and the page it writes."""
 
 import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import chdir
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from tunalab.bench.figure import bench_figure
-from tunalab.bench.status import bench_status
-from tunalab.bench.sweep import bench_sweep
+import numpy as np
+
+from tunalab.analysis.curves import align_tokens, curves
+from tunalab.analysis.statistics import above_chance
+from tunalab.errors import UserError
+from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
-from tunalab.results.environment import environment
-from tunalab.results.records import read_records
+from tunalab.records.differences import told_apart
+from tunalab.records.environment import environment
+from tunalab.records.log import Status, write_status
+from tunalab.records.record import Record, read_records
+from tunalab.sweeps.cells import begin, end
+from tunalab.sweeps.grid import expand, load_sweep, resolve
+
+REQUIRED_SECONDS = 10.0
+_APART = 5  # tokens between seeds: each ends its steps elsewhere
+
+
+def bench_figure(records: Path = Path("results/figure6"), count: int = 1000) -> dict[str, Any]:
+    """Seconds of the whole command, from the start of Python, and of the processor.
+
+    The records are those of a first seed in the folder ``records``, again and again with other seeds and other answers.
+    """
+    first = [record for record in read_records(records, evaluation=False) if record.run.seed == 0]
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "records"
+        made.mkdir()
+        for record in again(first, count):
+            (made / f"{record.run.name}.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+        command = [sys.executable, "-m", "tunalab", "figure", "figure6", "--records", str(made), "--out", folder]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        written = sorted(path.name for path in Path(folder).glob("figure6*"))
+    return {
+        "records": count,
+        "lines": len(first),
+        "written": written,
+        f"figure6_{count}_records_seconds": seconds,
+        "processor_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "required_seconds": REQUIRED_SECONDS,
+    }
+
+
+def again(first: Sequence[Record], count: int) -> Iterator[Record]:
+    """``count`` records of runs that never happened: as likely right as the ``first``, each some tokens from the others."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        seed, record = number // len(first), first[number % len(first)]
+        points = [
+            replace(
+                point,
+                tokens=point.tokens + _APART * (seed % 100),
+                benchmarks={
+                    name: Score.from_outcomes((generator.random(score.n) < score.accuracy).tolist(), score.chance)
+                    for name, score in point.benchmarks.items()
+                },
+            )
+            for point in record.points
+        ]
+        run = replace(record.run, name=f"{record.run.variant}-seed{seed}", seed=seed)
+        yield replace(record, run=run, config={**record.config, "seed": seed}, points=points)
+
+
+# How long `tunalab sweep NAME --status --once` takes of a sweep of a thousand runs.
+
+STATUS_REQUIRED_SECONDS = 1.0
+_PER_SEED = 12  # three front-ends at four mask ratios
+_REPEATS = 5
+
+
+def bench_status(count: int = 1000) -> dict[str, Any]:
+    """Seconds of the whole command, from the start of Python, and of the processor; the median of some calls."""
+    with TemporaryDirectory() as folder:
+        runs = thousand(Path(folder), -(-count // _PER_SEED))
+        command = [sys.executable, "-m", "tunalab", "sweep", "large", "--status", "--once"]
+        seconds = []
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "runs": runs,
+        "status_seconds": sorted(seconds)[_REPEATS // 2],
+        "processor_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / _REPEATS,
+        "required_seconds": STATUS_REQUIRED_SECONDS,
+    }
+
+
+def thousand(folder: Path, seeds: int = 84) -> int:
+    """A checkout with the sweep ``large`` of so many ``seeds``: a third of its runs done, a third interrupted, a third not begun.
+
+    Experiments, variants and a record are those of the current folder. Returns the number of runs.
+    """
+    for name in ("experiments", "variants"):
+        (folder / name).symlink_to(Path(name).absolute())
+    record = Path("results/figure6/tuna2-seed0.json").read_text(encoding="utf-8")
+    old = record.split('"config_hash": "', 1)[1].split('"', 1)[0]
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "large.yaml").write_text(
+        f"experiment: scenes\nvariants: [tuna, tuna_r, tuna2]\nseeds: {list(range(seeds))}\n"
+        "factors: {objective.masking.ratio: [0.0, 0.25, 0.5, 0.75]}\n",
+        encoding="utf-8",
+    )
+    with chdir(folder):
+        cells = expand(load_sweep(Path("sweeps/large.yaml")))
+        resolved = resolve(
+            cells, [], lambda experiment, variant: (Path(f"experiments/{experiment}.yaml"), Path(f"variants/{variant}.yaml"))
+        )
+        for number, cell in enumerate(cells):
+            if number % 3 == 2:
+                continue
+            cell.run_dir.mkdir(parents=True)
+            begin(cell.run_dir, "local", "1")
+            write_status(cell.run_dir, Status(9000, 1000, 50.0, 16.0, "pretrain"))
+            (cell.run_dir / "lock").touch()
+            (cell.run_dir / "config.yaml").write_text(f"# hash: {resolved[cell.name].hash}\n", encoding="utf-8")
+            end(cell.run_dir, "killed", "signal 9")
+            if number % 3 == 0:
+                (cell.run_dir / "record.json").write_text(record.replace(old, resolved[cell.name].hash, 1), encoding="utf-8")
+    return len(cells)
+
+
+def _files(experiment: str, variant: str) -> tuple[Path, Path]:
+    return Path(f"experiments/{experiment}.yaml"), Path(f"variants/{variant}.yaml")
+
+
+# What `make sweep VARIANT=tuna2` took and reached, from its committed records: minutes, memory, benchmarks above
+# chance.
+
+REQUIRED_MINUTES, REQUIRED_GB, REQUIRED_ABOVE = 20.0, 4.0, 5
+
+
+def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, Any]:
+    """Figures of the finished runs of one variant. Harder levels (``count@3``) are not among the benchmarks that are counted.
+
+    Minutes are those of training, as records hold no others: starts and evaluations come on top.
+
+    Raises:
+        UserError: no run of the variant is finished.
+    """
+    runs = [record for record in records if record.run.variant == variant and record.run.finished]
+    if not runs:
+        raise UserError(f"no finished record of {variant}: train the sweep and publish it first")
+    parallel = min(len(runs), *(_at_a_time(record.environment) for record in runs))
+    minutes = sum(record.totals.seconds for record in runs) / 60
+    reached = above_chance(align_tokens(curves(runs)))
+    settings = sorted(set(told_apart(runs)), key=lambda setting: setting.place)
+    above = {
+        setting.label: sorted(name for name, above in reached[variant, setting.label].items() if above and "@" not in name)
+        for setting in settings
+    }
+    return {
+        "variant": variant,
+        "runs": len(runs),
+        "parallel": parallel,
+        "training_minutes_of_all_runs": minutes,
+        "minutes": minutes / parallel,
+        "required_minutes": REQUIRED_MINUTES,
+        "peak_memory_gb": max(record.totals.peak_memory_bytes for record in runs) / 1e9,
+        "required_memory_gb": REQUIRED_GB,
+        "above_chance": above,
+        "fewest_above_chance": min(map(len, above.values())),
+        "required_above_chance": REQUIRED_ABOVE,
+    }
+
+
+def _at_a_time(environment: dict[str, Any]) -> int:
+    """Runs side by side on the machine of a record: by its cores, or one where it is an accelerator's."""
+    return 1 if environment.get("accelerator") else max(1, environment["cores"] // environment["threads"])
+
+
+# `tunalab bench`: the figures that are promised, printed and recorded.
 
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
@@ -39,9 +216,9 @@ def _speed(only: str | None) -> dict[str, Any]:
 
     from tunalab.bench.generation import bench_generation, randomise_zero_layers
     from tunalab.bench.training import bench_training
-    from tunalab.config import load_config
-    from tunalab.frontends.components.handle import Components
-    from tunalab.model.build import build_model
+    from tunalab.frontends.components.store import Components
+    from tunalab.model.unified import build_model
+    from tunalab.settings.schema import load_config
 
     torch.set_num_threads(1)
     config = load_config(Path("experiments/scenes.yaml"), Path("variants/tuna2.yaml"), [])

@@ -19,15 +19,15 @@ from lightning import Callback, Trainer
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from tunalab.bench.documents import AssumedCorpus
-from tunalab.config import RunConfig, load_config
+from tunalab.bench.training import AssumedCorpus
 from tunalab.data.buckets import Buckets
 from tunalab.data.scenes import text_sample
 from tunalab.data.stream import StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
-from tunalab.model.build import build_model
 from tunalab.model.flops import flop_costs
+from tunalab.model.unified import build_model
 from tunalab.planning.workload import kind_of
+from tunalab.settings.schema import RunConfig, load_config
 from tunalab.training.joint import JointStep, JointSteps
 from tunalab.training.module import Harness
 

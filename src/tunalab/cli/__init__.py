@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from locale import getpreferredencoding
 from typing import NoReturn
 
-from tunalab.cli.output import nobody_need_read
+from tunalab.cli.common import nobody_need_read
 from tunalab.errors import UserError, refused_by_system
 from tunalab.redaction import hide_credentials, redacted
 

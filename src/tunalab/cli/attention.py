@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tunalab.cli.common import Commands
-    from tunalab.evaluation.attention.pictures import Captioned
-    from tunalab.exporting import Loaded
+    from tunalab.evaluation.attention import Captioned
+    from tunalab.trained.loading import Loaded
 
 MADE_BY = "attention"  # the key of what pictures say about themselves
 
@@ -71,12 +71,11 @@ def _check_examples(arguments: argparse.Namespace) -> None:
 def _one(arguments: argparse.Namespace, path: Path) -> int:
     import numpy as np
 
-    from tunalab.evaluation.attention.pictures import draw_heads
-    from tunalab.exporting import model_config
+    from tunalab.evaluation.attention import draw_heads
     from tunalab.inference.answering import answer
-    from tunalab.inference.attention_maps import averaged, image_columns, last_rows, word_prompt
+    from tunalab.inference.attention import averaged, draw_map, image_columns, last_rows, word_prompt
     from tunalab.inference.orders import check_size, enough_memory, input_buckets, read_input
-    from tunalab.inference.overlays import draw_map
+    from tunalab.trained.loading import model_config
 
     config = model_config(path)
     image_HWC = read_input(arguments.image, input_buckets(config.data, arguments.size))
@@ -103,9 +102,9 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
 def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
     import numpy as np
 
-    from tunalab.evaluation.attention.pictures import draw_examples, example_questions, shown_attention, shown_questions
-    from tunalab.exporting import model_config
+    from tunalab.evaluation.attention import draw_examples, example_questions, shown_attention, shown_questions
     from tunalab.inference.orders import enough_memory
+    from tunalab.trained.loading import model_config
 
     sizes = {path: model_config(path).data.image_size for path in models}
     if len(set(sizes.values())) > 1:
@@ -128,8 +127,8 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
 
 def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
     """The model, and the context in which it computes."""
-    from tunalab.exporting import load
-    from tunalab.inference.precision import find_device, mixed, precision
+    from tunalab.inference.orders import find_device, mixed, precision
+    from tunalab.trained.loading import load
 
     device = find_device(arguments.device)
     loaded = load(path, device, arguments.raw)
@@ -138,8 +137,8 @@ def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
 
 def _track(models: list[Path], pictures: list[Path]) -> None:
     """Into the runs of the models in MLflow, of those that are run directories."""
-    from tunalab.exporting import model_config
-    from tunalab.results.mlflow.tracking import RUN_ID, log_files
+    from tunalab.tracking.tracker import RUN_ID, log_files
+    from tunalab.trained.loading import model_config
 
     for path in models:
         tracking, known = model_config(path).tracking, path / RUN_ID
@@ -154,14 +153,14 @@ def _outputs(arguments: argparse.Namespace) -> list[Path]:
 
 def _check_free(path: Path) -> None:
     """What this command drew is drawn anew, anything else kept. Raises UserError when something else is there."""
-    from tunalab.inference.files import read_settings
+    from tunalab.inference.orders import read_settings
 
     if path.exists() and MADE_BY not in (read_settings(path) or {}):
         raise UserError(f"{path} is there and was not made by `tunalab attention`: choose another --out, or remove it")
 
 
 def _write(arguments: argparse.Namespace, pictures: "list[np.ndarray]", said: dict[str, Any]) -> None:
-    from tunalab.inference.files import save_image
+    from tunalab.inference.orders import save_image
 
     for path, picture_HWC in zip(_outputs(arguments), pictures, strict=True):
         save_image(path, picture_HWC, {MADE_BY: said})

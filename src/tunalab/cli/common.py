@@ -1,17 +1,98 @@
-"""What families of commands share: registering a command, its settings, and the configuration they resolve to."""
+"""Output that nobody reads any more ends nothing: a closed terminal (EIO), or a pipe into something that has ended (EPIPE)."""
 
 import argparse
+import errno
 import os
-from collections.abc import Callable
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from tunalab.errors import UserError
+from tunalab.redaction import redacted
 
 if TYPE_CHECKING:
-    from tunalab.config import RunConfig, TrackingConfig
+    from tunalab.settings.schema import RunConfig, TrackingConfig
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from tunalab.settings.schema import SamplingConfig
+    from tunalab.trained.loading import Loaded
+
+
+class Unread:
+    """A text stream that is thrown away from the moment that its terminal or pipe has no reader. Other errors are errors.
+
+    ``clean``: what becomes of each text on its way.
+    """
+
+    def __init__(self, stream: TextIO, clean: Callable[[str], str] = str) -> None:
+        self._stream, self._clean = stream, clean
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(self._clean(text))
+            return len(text)
+        except OSError as error:
+            self._throw_away(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._throw_away(error)
+
+    def _throw_away(self, error: OSError) -> None:
+        number = self._stream.fileno()
+        unread = error.errno == errno.EPIPE or (error.errno == errno.EIO and not stat.S_ISREG(os.fstat(number).st_mode))
+        if not unread:
+            raise error
+        self.throw_away()
+
+    def throw_away(self) -> None:
+        """From here on, below everything that writes there: C libraries and Python's own last flush included."""
+        number = self._stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def nobody_need_read() -> Iterator[None]:
+    """Inside, standard output and error are :class:`Unread`; where the caller closed one, what is printed goes nowhere.
+
+    Warnings and errors, also those of libraries, pass without credentials; what a command was asked for passes as it is.
+    """
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = cast(TextIO, Unread(before[0] or nowhere))
+        sys.stderr = cast(TextIO, Unread(before[1] or nowhere, redacted))
+        try:
+            yield
+        finally:
+            written = cast(Unread, sys.stdout), cast(Unread, sys.stderr)
+            sys.stdout, sys.stderr = before
+            _end(written[1], suppress(OSError))
+            _end(written[0], nullcontext())
+
+
+def _end(stream: Unread, errors: AbstractContextManager[None]) -> None:
+    """What it still holds is written here, where a reader who went away is no error. What cannot be is tried no second time."""
+    with errors:
+        try:
+            stream.flush()
+        except OSError:
+            stream.throw_away()
+            raise
+
+
+# What families of commands share: registering a command, its settings, and the configuration they resolve to.
 
 RUNS = Path("runs")
 LOCK_HELD = "TUNALAB_RUN_LOCK_HELD"  # set by the sweep driver, whose lock on the run directory its cells inherit
@@ -35,11 +116,11 @@ def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig
     Raises:
         UserError: a file, a key or a value is wrong.
     """
-    from tunalab.config import load_config
+    from tunalab.settings.schema import load_config
 
     check_named(settings)
     config = load_config(*config_files(experiment, variant), settings)
-    from tunalab.training.preflight import check_run  # here: it takes seconds, and a mistyped setting should be told at once
+    from tunalab.training.run import check_run
 
     check_run(config)
     return config
@@ -54,7 +135,7 @@ def check_named(settings: list[str]) -> None:
 
 def config_files(experiment: str, variant: str) -> tuple[Path, Path]:
     """The files of an experiment and a variant. Raises UserError: there is no such file, or it is something else."""
-    from tunalab.layers import read_yaml
+    from tunalab.settings.layers import read_yaml
 
     files = yaml_path("experiments", experiment), yaml_path("variants", variant)
     for path in files:
@@ -84,7 +165,7 @@ def check_out(path: Path, folder: bool = False) -> None:
 
 
 def tracking_uri(tracking: "TrackingConfig") -> str:
-    from tunalab.results.mlflow.client import full_uri
+    from tunalab.tracking.client import full_uri
 
     return full_uri(tracking.uri)
 
@@ -96,3 +177,93 @@ def build_components(seeds: set[int]) -> None:
 
     for seed in sorted(seeds):
         build(ComponentSettings.seeded(seed))
+
+
+# What commands that make images share: options of the model, of its sampler and of where images go, and what they come
+# to.
+
+Number = TypeVar("Number", int, float)
+MODEL_HELP = "run directory or exported folder"
+
+
+def add_sampling(sub: argparse.ArgumentParser, n: int | None, images: str) -> None:
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
+    sub.add_argument("--n", type=int, default=n, help=images)
+    sub.add_argument("--seed", type=int, default=0, help="default: 0")
+    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next five: the model's own")
+    sub.add_argument("--guidance", type=float, help="1: none")
+    sub.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    sub.add_argument("--sampler", choices=("euler", "heun"))
+    sub.add_argument("--shift", type=float, help="of the sampler's times: above 1, more of the steps are near the noise")
+    sub.add_argument("--clamp", choices=("none", "official"), help="of 1 - t; official leaves noise in more than 20 steps")
+
+
+def add_model_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
+    sub.add_argument("--raw", action="store_true", help="the weights that go on training, not their averages")
+    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    sub.add_argument("--batch-tokens", type=int, metavar="N", help="tokens held at a time: fewer take less memory")
+
+
+def load_model(arguments: argparse.Namespace) -> "tuple[Loaded, str]":
+    """The model, and the precision that it computes in."""
+    from tunalab.inference.orders import find_device, precision
+    from tunalab.trained.loading import load
+
+    device = find_device(arguments.device)
+    loaded = load(arguments.model, device, arguments.raw)
+    return loaded, precision(loaded.config, device)
+
+
+def seeds_of(arguments: argparse.Namespace) -> list[int]:
+    n, first = positive("--n", arguments.n), arguments.seed
+    within("seed", "--seed", first, 0)
+    within("seed", f"--seed={first} --n={n}: the last seed", first + n - 1, 0)
+    return list(range(first, first + n))
+
+
+def sampling_of(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
+    """The model's own sampler but for what is given."""
+    from tunalab.settings.check import check_sampling
+
+    steps = within("sampling.steps", "--steps", arguments.steps, own.steps)
+    guidance = within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
+    # Of edits too, in the way in which the model guides them. 0 there would mean another way: `edit` refuses it.
+    of_edits = (arguments.guidance or own.edit_guidance) if own.edit_guidance else 0.0
+    negative = own.negative_prompt if arguments.negative is None else arguments.negative
+    check_utf8("--negative", negative)
+    given = replace(own, method=arguments.sampler or own.method, clamp=arguments.clamp or own.clamp)
+    shift = within("sampling.shift", "--shift", arguments.shift, own.shift)
+    sampling = replace(given, steps=steps, guidance=guidance, edit_guidance=of_edits, negative_prompt=negative, shift=shift)
+    check_sampling(sampling)
+    return sampling
+
+
+def check_utf8(what: str, text: str) -> None:
+    """Raises UserError, naming ``what``, for the bytes of a terminal that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
+
+
+def bounds_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """``batch_tokens``, where it is given."""
+    given = arguments.batch_tokens
+    return {} if given is None else {"batch_tokens": positive("--batch-tokens", given)}
+
+
+def within(key: str, option: str, given: Number | None, default: Number) -> Number:
+    """What is given, if it may be the setting ``key``; otherwise the default."""
+    from tunalab.settings.check import check_value
+
+    if given is None:
+        return default
+    check_value(key, option, given)
+    return given
+
+
+def positive(option: str, given: int) -> int:
+    if given < 1:
+        raise UserError(f"{option}={given} is out of range (from 1)")
+    return given

@@ -28,7 +28,7 @@ def add(commands: "Commands") -> None:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    from tunalab.exporting.convert import convert_to_official, convert_to_tunalab
+    from tunalab.trained.convert import convert_to_official, convert_to_tunalab
 
     source, target = arguments.source, arguments.target
     if arguments.to == "official":
@@ -46,7 +46,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def convert_checkpoints(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import take_lock
-    from tunalab.training.earlier import convert_checkpoints as convert_all
+    from tunalab.training.checkpoints import convert_checkpoints as convert_all
 
     for run_dir in arguments.runs:
         if not run_dir.is_dir():

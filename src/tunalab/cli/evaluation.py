@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunalab.cli.common import Commands
     from tunalab.evaluation.settings import EvaluationSettings
     from tunalab.evaluation.whole import Evaluated
-    from tunalab.exporting import Loaded
+    from tunalab.trained.loading import Loaded
 
 
 def add(commands: "Commands") -> None:
@@ -52,8 +52,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes {arguments.processes}: at least one is needed")
     from tunalab.evaluation.side_by_side import default_processes, side_by_side
-    from tunalab.exporting.loading import is_export
-    from tunalab.results.records import RECORD_FILE, read_record
+    from tunalab.records.record import RECORD_FILE, read_record
+    from tunalab.trained.loading import is_export
 
     for path in models:  # a mistyped second model is known before the first is measured
         is_export(path)
@@ -88,8 +88,8 @@ def _evaluate(path: Path, parts: list[str], settings: "EvaluationSettings", out:
 
     from tunalab.evaluation.subject import Subject
     from tunalab.evaluation.whole import evaluate_parts
-    from tunalab.inference.precision import find_device, mixed, precision
-    from tunalab.results.records import RECORD_FILE, add_evaluation
+    from tunalab.inference.orders import find_device, mixed, precision
+    from tunalab.records.record import RECORD_FILE, add_evaluation
 
     folder, record = out or path / "evaluation", path / RECORD_FILE
     device = find_device(None)
@@ -114,7 +114,7 @@ def _evaluate(path: Path, parts: list[str], settings: "EvaluationSettings", out:
 def _load(path: Path, device: "torch.device") -> "Loaded":
     import torch
 
-    from tunalab.exporting import load
+    from tunalab.trained.loading import load
 
     loaded = load(path, device)
     torch.set_num_threads(max(loaded.config.threads, torch.get_num_threads()))
@@ -123,8 +123,8 @@ def _load(path: Path, device: "torch.device") -> "Loaded":
 
 def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path, pictures: list[Path]) -> None:
     """Into the run's own run in MLflow, if it has one."""
-    from tunalab.results.mlflow.evaluation import log_evaluation
-    from tunalab.results.mlflow.tracking import RUN_ID
+    from tunalab.tracking.sync import log_evaluation
+    from tunalab.tracking.tracker import RUN_ID
 
     known = run_dir / RUN_ID
     if loaded.config.tracking.enabled and known.is_file():

@@ -16,9 +16,9 @@ from tunalab.terminal import progress_bar
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.evaluation.judging.comparison import Place
-    from tunalab.evaluation.judging.endpoint import Endpoint
     from tunalab.evaluation.measure import Measure
+    from tunalab.interop.endpoint import Endpoint
+    from tunalab.interop.judge import Place
 
 CHOICES = ("quality", "diversity")
 
@@ -51,11 +51,10 @@ def judge(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--timeout={arguments.timeout:g} --retries={arguments.retries}: a time above 0 and a count from 0 are needed"
         )
-    from tunalab.evaluation.judging.ballots import LETTERS
-    from tunalab.evaluation.judging.candidates import matched, read_folder, unequal
-    from tunalab.evaluation.judging.endpoint import Endpoint
     from tunalab.evaluation.whole import Evaluated
-    from tunalab.results.records import RECORD_FILE, add_evaluation
+    from tunalab.interop.endpoint import Endpoint
+    from tunalab.interop.judge import LETTERS, matched, read_folder, unequal
+    from tunalab.records.record import RECORD_FILE, add_evaluation
 
     runs = [path.resolve().name for path in paths]
     if not 2 <= len(paths) <= len(LETTERS):
@@ -100,9 +99,7 @@ def _vote(
     prompts: list[str],
 ) -> "tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, list[Measure]]]":
     """All votes, and what came of every candidate in every place, plain; and the win rates of every candidate."""
-    from tunalab.evaluation.judging.ballots import LETTERS
-    from tunalab.evaluation.judging.candidates import read_images
-    from tunalab.evaluation.judging.comparison import compare, reasons
+    from tunalab.interop.judge import LETTERS, compare, read_images, reasons
 
     groups = list(combinations(range(len(names)), 2)) if arguments.pairwise else [tuple(range(len(names)))]
     votes: list[dict[str, Any]] = []
@@ -151,14 +148,13 @@ class _Made:
 
 def _made(path: Path, count: int, n: int) -> _Made:
     """A folder of images as it is; of a run directory the images that its model makes of held-out captions."""
-    from tunalab.results.records import CONFIG_FILE
+    from tunalab.records.record import CONFIG_FILE
 
     if not (path / CONFIG_FILE).is_file():
         return _Made(path)
-    from tunalab.evaluation.held_out import held_out, prompt_of
-    from tunalab.exporting import load_run
-    from tunalab.inference.orders import ImageOrder, make_images, output_size
-    from tunalab.inference.precision import find_device, precision
+    from tunalab.evaluation.along import held_out, prompt_of
+    from tunalab.inference.orders import ImageOrder, find_device, make_images, output_size, precision
+    from tunalab.trained.loading import load_run
 
     device = find_device(None)
     loaded = load_run(path, device)

@@ -41,8 +41,7 @@ def _run(experiment: str, variant: str, settings: list[str], arguments: argparse
         raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
     config = run_config(experiment, variant, settings)
     from tunalab.planning.hardware import find_gpu
-    from tunalab.planning.plan import make_plan
-    from tunalab.planning.report import to_plain, to_text
+    from tunalab.planning.plan import make_plan, to_plain, to_text
 
     made = make_plan(
         config,

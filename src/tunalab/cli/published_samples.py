@@ -4,8 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command
-from tunalab.cli.sampling import MODEL_HELP, add_model_options, add_sampling, bounds_of, load_model, sampling_of, seeds_of
+from tunalab.cli.common import (
+    MODEL_HELP,
+    add_command,
+    add_model_options,
+    add_sampling,
+    bounds_of,
+    load_model,
+    sampling_of,
+    seeds_of,
+)
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +34,10 @@ def add(commands: "Commands") -> None:
 
 
 def samples(arguments: argparse.Namespace) -> int:
-    from tunalab.evaluation.published_generation.layouts import SAMPLES, read_layout
-    from tunalab.evaluation.published_generation.making import make_items
-    from tunalab.exporting import model_config
-    from tunalab.inference.orders import input_buckets, output_size
-    from tunalab.inference.wanted import Manner
+    from tunalab.inference.orders import Manner, input_buckets, output_size
+    from tunalab.interop.layouts import SAMPLES, read_layout
+    from tunalab.interop.making import make_items
+    from tunalab.trained.loading import model_config
 
     if arguments.images is not None and not arguments.images.is_dir():
         raise UserError(f"--images {arguments.images}: no such folder")

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from tunalab.cli.common import Commands
     from tunalab.evaluation.measure import Measure
-    from tunalab.evaluation.published_generation.vqa import VQA
     from tunalab.evaluation.whole import Evaluated
+    from tunalab.interop.dpg import VQA
 
     Scored = tuple[list[Measure], str]  # and by what
 
@@ -52,10 +52,10 @@ def add(commands: "Commands") -> None:
 def score(arguments: argparse.Namespace) -> int:
     import time
 
-    from tunalab.evaluation.published_generation.makers import makers, origin
     from tunalab.evaluation.whole import Evaluated, to_text
     from tunalab.files import sha256, write_atomically
-    from tunalab.inference.precision import find_device
+    from tunalab.inference.orders import find_device
+    from tunalab.interop.making import makers, origin
 
     began = time.perf_counter()
     made_by = makers(arguments.images)
@@ -80,11 +80,9 @@ def score(arguments: argparse.Namespace) -> int:
 
 
 def _geneval(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
-    from tunalab.evaluation.published_generation.clip import Clip, ZeroShotColours
-    from tunalab.evaluation.published_generation.geneval import read_prompts
-    from tunalab.evaluation.published_generation.geneval_score import find_samples, score_geneval
-    from tunalab.evaluation.published_generation.mask2former import Mask2Former
-    from tunalab.evaluation.published_generation.outcomes import Outcomes
+    from tunalab.interop.clip import Clip, ZeroShotColours
+    from tunalab.interop.geneval import Mask2Former, find_samples, read_prompts, score_geneval
+    from tunalab.interop.outcomes import Outcomes
 
     prompts = read_prompts(_needed(arguments.data))
     find_samples(arguments.images, prompts)  # what is missing is told before models are loaded
@@ -96,9 +94,8 @@ def _geneval(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
 
 
 def _dpg(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
-    from tunalab.evaluation.published_generation.dpg import read_questions
-    from tunalab.evaluation.published_generation.dpg_score import find_images, score_dpg
-    from tunalab.evaluation.published_generation.outcomes import Outcomes
+    from tunalab.interop.dpg import find_images, read_questions, score_dpg
+    from tunalab.interop.outcomes import Outcomes
 
     questions = read_questions(_needed(arguments.data))
     find_images(arguments.images, questions)
@@ -108,9 +105,8 @@ def _dpg(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
 
 
 def _fit(arguments: argparse.Namespace, device: "torch.device") -> "Scored":
-    from tunalab.evaluation.published_generation.clip import Clip
-    from tunalab.evaluation.published_generation.outcomes import Outcomes
-    from tunalab.evaluation.published_generation.text_fit import CLIP_SCORE, HPS, prompted_images, score_fit
+    from tunalab.interop.clip import CLIP_SCORE, HPS, Clip, prompted_images, score_fit
+    from tunalab.interop.outcomes import Outcomes
 
     images = prompted_images(arguments.images, arguments.data)
     of_hps = arguments.benchmark == "hps"
@@ -125,12 +121,12 @@ SCORERS = {"geneval": _geneval, "dpg": _dpg, "clip": _fit, "hps": _fit}
 
 def _vqa(folder: Path, device: "torch.device") -> "VQA":
     """One of transformers where the folder is of its form, else a model of ours."""
-    from tunalab.evaluation.published_generation.vqa import OwnVQA, TransformersVQA
+    from tunalab.interop.dpg import OwnVQA, TransformersVQA
 
     if (folder / "config.json").is_file():
         return TransformersVQA(folder, device)
     from tunalab.evaluation.subject import Subject
-    from tunalab.exporting import load
+    from tunalab.trained.loading import load
 
     loaded = load(folder, device)
     return OwnVQA(Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin), loaded.identity)
@@ -149,9 +145,9 @@ def _images_file(arguments: argparse.Namespace) -> Path:
 
 def _check_run(run: Path, images: Path, made_by: list[dict[str, Any]]) -> None:
     """Raises UserError: there is no record, or the images are not of the state of the model that its evaluation is of."""
-    from tunalab.config import completed, plain_hash
-    from tunalab.evaluation.published_generation.makers import origin
-    from tunalab.results.records import RECORD_FILE, read_record, same_state
+    from tunalab.interop.making import origin
+    from tunalab.records.record import RECORD_FILE, read_record, same_state
+    from tunalab.settings.schema import completed, plain_hash
 
     record = read_record(run / RECORD_FILE)
     # As it was trained, and as today's settings call the same run.
@@ -164,7 +160,7 @@ def _check_run(run: Path, images: Path, made_by: list[dict[str, Any]]) -> None:
 
 
 def _record(run: Path, result: "Evaluated") -> None:
-    from tunalab.results.records import RECORD_FILE, add_evaluation
+    from tunalab.records.record import RECORD_FILE, add_evaluation
 
     add_evaluation(run / RECORD_FILE, [result])
     print(f"wrote {run / RECORD_FILE}")

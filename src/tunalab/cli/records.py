@@ -11,7 +11,7 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.results.records import Record
+    from tunalab.records.record import Record
 
 
 def add(commands: "Commands") -> None:
@@ -28,10 +28,10 @@ def add(commands: "Commands") -> None:
 
 
 def figure(arguments: argparse.Namespace) -> int:
-    from tunalab.results.analysis.axes import axis_named
-    from tunalab.results.figures.draw import draw
-    from tunalab.results.labels import FIGURE_NAMES
-    from tunalab.results.records import read_records
+    from tunalab.analysis.curves import axis_named
+    from tunalab.analysis.figures.draw import draw
+    from tunalab.records.labels import FIGURE_NAMES
+    from tunalab.records.record import read_records
 
     axis_named(arguments.x)
     if arguments.name not in FIGURE_NAMES:
@@ -47,11 +47,11 @@ def figure(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    from tunalab.results.records import read_records
-    from tunalab.results.tables.claims import write_claims
-    from tunalab.results.tables.dynamics import write_dynamics
-    from tunalab.results.tables.evaluation import write_evaluation_tables
-    from tunalab.results.tables.training import write_tables
+    from tunalab.analysis.tables.claims import write_claims
+    from tunalab.analysis.tables.dynamics import write_dynamics
+    from tunalab.analysis.tables.evaluation import write_evaluation_tables
+    from tunalab.analysis.tables.training import write_tables
+    from tunalab.records.record import read_records
 
     command = f"tunalab table --records {arguments.records}"
     records, folder = read_records(arguments.records), arguments.out or arguments.records
@@ -64,14 +64,14 @@ def table(arguments: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     if arguments.readme is not None:
-        from tunalab.results.tables.readme import update_readme
+        from tunalab.analysis.tables.readme import update_readme
 
         print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
     return 0
 
 
 def _tell_unequal(records: "Sequence[Record]") -> None:
-    from tunalab.results.analysis.fairness import flagged
+    from tunalab.analysis.fairness import flagged
 
     for line in flagged(records):
         print(f"not an equal comparison: {line}", file=sys.stderr)

@@ -9,9 +9,9 @@ from tunalab.cli.common import RUNS, add_command, check_out
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
+    from tunalab.analysis.report.build import Beside
     from tunalab.cli.common import Commands
-    from tunalab.results.records import Record
-    from tunalab.results.report.build import Beside
+    from tunalab.records.record import Record
 
 RUN_HELP = "run directory, record, or name of a committed one (figure6/tuna2-seed0)"
 
@@ -33,8 +33,8 @@ def add(commands: "Commands") -> None:
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    from tunalab.results.analysis import diff as differing
-    from tunalab.results.finding import find_record
+    from tunalab.analysis import diff as differing
+    from tunalab.records.record import find_record
 
     (first, a), (second, b) = find_record(arguments.a), find_record(arguments.b)
     found = differing.diff((first, second), a, b)
@@ -43,10 +43,9 @@ def diff(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    from tunalab.analysis.report.build import build, to_html, to_markdown
     from tunalab.files import write_atomically
-    from tunalab.results.records import read_records
-    from tunalab.results.report.build import build
-    from tunalab.results.report.render import to_html, to_markdown
+    from tunalab.records.record import read_records
 
     records, folder = read_records(arguments.records), arguments.records
     page = arguments.out or folder / "report.html"
@@ -68,9 +67,9 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside":
     """Samples that were published beside the records, else those of run directories that are here; what sweeps were to run."""
+    from tunalab.analysis.report.build import Beside
     from tunalab.files import below
-    from tunalab.results.report.build import Beside
-    from tunalab.results.samples import FOLDER, of_run, published
+    from tunalab.records.samples import FOLDER, of_run, published
     from tunalab.sweeps.grid import expand, load_sweep
 
     samples = {}

@@ -12,7 +12,7 @@ from tunalab.redaction import restored
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.config import RunConfig
+    from tunalab.settings.schema import RunConfig
 
 MISTAKE = 2  # the exit code of a UserError
 
@@ -34,7 +34,7 @@ def _named(path: str) -> Path:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from tunalab.training.launching import several_started
+    from tunalab.training.distribution import several_started
 
     if several_started():
         return _train_together(arguments)
@@ -45,8 +45,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _train_together(arguments: argparse.Namespace) -> int:
     """As one of the processes that a launcher has started: they meet first, so that a mistake is told once and ends all."""
-    from tunalab.training.distribution import joined
-    from tunalab.training.ranks import ToldByFirst
+    from tunalab.training.distribution import ToldByFirst, joined
 
     try:
         with joined() as ranks:
@@ -60,10 +59,8 @@ def _train_together(arguments: argparse.Namespace) -> int:
 
 def _attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None) -> int:
     """Train; the exit code. Whoever holds the lock of the run writes its history: this process, unless a launcher does."""
-    from tunalab.results.heads import read_head
-    from tunalab.results.records import RECORD_FILE
-    from tunalab.sweeps.attempts import How, begin, end, read_history, settle
-    from tunalab.sweeps.cells import holds
+    from tunalab.records.record import RECORD_FILE, read_head
+    from tunalab.sweeps.cells import How, begin, end, holds, read_history, settle
     from tunalab.training.run import train as train_run
 
     if lock is not None:
@@ -97,7 +94,7 @@ def _prepared(
     else:
         config = run_config(arguments.experiment or "scenes", arguments.variant or "tuna2", arguments.settings)
         run_dir = arguments.run_dir or RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
-    from tunalab.training.preflight import open_data
+    from tunalab.training.run import open_data
 
     open_data(config)  # before anything is built: a missing column is known in seconds
     if not locks or os.environ.get(LOCK_HELD):
@@ -114,7 +111,7 @@ def _prepared(
 
 def _completed(file: Path, config: "RunConfig", setting: str) -> "RunConfig":
     """With a setting of the file once more, with credentials. Raises UserError: it is another one."""
-    from tunalab.config import laid_over, to_plain
+    from tunalab.settings.schema import laid_over, to_plain
 
     whole = laid_over(config, setting)
     if to_plain(whole) != to_plain(config) or whole == config:
@@ -128,9 +125,9 @@ def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     Raises:
         UserError: the file is none, or something on the command line would make it another run.
     """
-    from tunalab.config import config_hash, from_plain
-    from tunalab.layers import read_settings
-    from tunalab.training.preflight import check_run
+    from tunalab.settings.layers import read_settings
+    from tunalab.settings.schema import config_hash, from_plain
+    from tunalab.training.run import check_run
 
     for name in ("experiment", "variant"):
         if getattr(arguments, name):

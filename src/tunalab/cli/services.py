@@ -50,8 +50,8 @@ def components(arguments: argparse.Namespace) -> int:
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
-    from tunalab.results.mlflow.client import default_uri
-    from tunalab.results.mlflow.dashboard import serve
+    from tunalab.tracking.client import default_uri
+    from tunalab.tracking.dashboard import serve
 
     return serve(arguments.uri or default_uri(), arguments.port, arguments.host)
 
@@ -62,9 +62,9 @@ def mlflow_sync(arguments: argparse.Namespace) -> int:
     for path in arguments.runs:
         if not path.is_dir():  # before a store is asked: asking a database makes it
             raise UserError(f"{path}: there is no such run directory")
-    from tunalab.results.mlflow.client import default_uri
-    from tunalab.results.mlflow.sync import Kept, check_answer, run_directories, sync
     from tunalab.sweeps.cells import take_lock
+    from tunalab.tracking.client import default_uri
+    from tunalab.tracking.sync import Kept, check_answer, run_directories, sync
 
     paths = arguments.runs or run_directories(RUNS)
     if arguments.records is not None:

@@ -27,10 +27,9 @@ from tunalab.redaction import hand_over, redacted
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.config import RunConfig, TrackingConfig
-    from tunalab.results.records import Record
-    from tunalab.sweeps.grid import Cell, Sweep
-    from tunalab.sweeps.resolving import Resolved
+    from tunalab.records.record import Record
+    from tunalab.settings.schema import RunConfig, TrackingConfig
+    from tunalab.sweeps.grid import Cell, Resolved, Sweep
 
 # What has no effect beside --status, which trains nothing, and beside --dry-run, which looks at no history.
 IDLE = {"status": ("dry_run", "launch", "parallel", "retry"), "dry_run": ("retries", "retry")}
@@ -56,10 +55,9 @@ def add(commands: "Commands") -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from tunalab.sweeps.attempts import RETRIES, forgive, read_history
-    from tunalab.sweeps.cells import collect, is_finished
+    from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, read_history
     from tunalab.sweeps.cells import publish as publish_cells
-    from tunalab.sweeps.launch_file import LocalLaunch, read_launch
+    from tunalab.sweeps.launcher import LocalLaunch, read_launch
     from tunalab.sweeps.state import look, show
 
     _take_name(arguments)
@@ -75,15 +73,15 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.status:
         show(partial(look, cells, plan.resolved, plan.sweep.records, retries), arguments.once)
         return 0
+    from tunalab.sweeps.grid import own_settings
     from tunalab.sweeps.launcher import Work
     from tunalab.sweeps.launching import at_a_time, launcher
-    from tunalab.sweeps.resolving import own_settings
-    from tunalab.training.preflight import open_data  # from here on it takes seconds
+    from tunalab.training.run import open_data
 
     configs = plan.checked()
     threads = max(config.threads for config in configs.values())
     if arguments.dry_run:
-        from tunalab.sweeps.plan import dry_run
+        from tunalab.sweeps.state import dry_run
 
         dry_run(cells, lambda cell: _describe(configs[cell.name]), at_a_time(launch, threads, arguments.parallel))
         return 0
@@ -118,7 +116,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             records, plan.sweep, redacted(" ".join(["tunalab sweep", arguments.sweep, *flags, *arguments.settings]))
         )
         if tracked.parent:
-            from tunalab.results.mlflow.tracking import log_files
+            from tunalab.tracking.tracker import log_files
 
             log_files(tracked.uri, tracked.parent, written)
     return result.exit_code
@@ -172,7 +170,7 @@ class _Plan:
 
     def checked(self) -> "dict[str, RunConfig]":
         """The configurations by name of the cell. Raises UserError: one is of a run that could not begin."""
-        from tunalab.training.preflight import check_run
+        from tunalab.training.run import check_run
 
         configs = {name: resolved.config for name, resolved in self.resolved.items()}
         for config in configs.values():
@@ -183,9 +181,7 @@ class _Plan:
 def _plan(arguments: argparse.Namespace) -> _Plan:
     """Raises UserError: a file or setting is wrong, or two cells are the same run."""
     from tunalab.sweeps.cells import is_finished
-    from tunalab.sweeps.directories import own_directory, with_settings
-    from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep
-    from tunalab.sweeps.resolving import resolve
+    from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep, own_directory, resolve, with_settings
 
     loaded = load_sweep(yaml_path("sweeps", arguments.sweep))
     cells = expand(loaded, arguments.variant, RUNS)
@@ -210,14 +206,14 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
 
 def _reads(plain: dict[str, Any]) -> str:
     """The same for two runs, by their plain configurations, that read the same files."""
-    from tunalab.config import digest
+    from tunalab.settings.schema import digest
 
     mixes = [sorted(name for name, weight in stage["mix"].items() if weight > 0) for stage in plain["stages"].values()]
     return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0])
 
 
 def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":
-    from tunalab.sweeps.resolving import own_settings
+    from tunalab.sweeps.grid import own_settings
 
     return run_config(cell.experiment, cell.variant, own_settings(cell, settings))
 
@@ -235,7 +231,7 @@ def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
     if not tracking.enabled:
         yield _Tracked()
         return
-    from tunalab.results.mlflow.tracking import End, end_sweep, prepare, start_sweep
+    from tunalab.tracking.tracker import End, end_sweep, prepare, start_sweep
 
     uri = tracking_uri(tracking)
     prepare(uri, tracking.experiment)
@@ -252,8 +248,8 @@ def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> list[P
 
     Returns what is written.
     """
-    from tunalab.results.figures.draw import draw
-    from tunalab.results.tables.training import write_tables
+    from tunalab.analysis.figures.draw import draw
+    from tunalab.analysis.tables.training import write_tables
 
     folder = RUNS / sweep.name
     # Figure 6 is the curves, under the name the paper gave it.
@@ -274,6 +270,6 @@ def _write_results(records: "list[Record]", sweep: "Sweep", call: str) -> list[P
 
 def _describe(config: "RunConfig") -> dict[str, Any]:
     """What a run would cost, from a sample of its own stream: for `--dry-run`."""
-    from tunalab.planning.estimate import estimate
+    from tunalab.planning.sweep import estimate
 
     return estimate(config)

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command
-from tunalab.cli.sampling import (
+from tunalab.cli.common import (
     MODEL_HELP,
+    add_command,
     add_model_options,
     add_sampling,
     bounds_of,
@@ -21,9 +21,9 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.config import SamplingConfig
     from tunalab.data.buckets import Size
-    from tunalab.inference.wanted import Source
+    from tunalab.inference.orders import Source
+    from tunalab.settings.schema import SamplingConfig
 
 TEXTS_HELP = "more of them, one a line"
 
@@ -58,8 +58,8 @@ def _add_images(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    from tunalab.exporting import model_config
     from tunalab.inference.orders import output_size
+    from tunalab.trained.loading import model_config
 
     texts, seeds = _texts(arguments.settings, arguments.prompts, "prompt"), seeds_of(arguments)
     config = model_config(arguments.model)
@@ -68,9 +68,8 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def edit(arguments: argparse.Namespace) -> int:
-    from tunalab.exporting import model_config
-    from tunalab.inference.orders import input_buckets, read_input
-    from tunalab.inference.wanted import Source
+    from tunalab.inference.orders import Source, input_buckets, read_input
+    from tunalab.trained.loading import model_config
 
     texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), seeds_of(arguments)
     config = model_config(arguments.model)
@@ -82,8 +81,8 @@ def edit(arguments: argparse.Namespace) -> int:
 
 
 def ask(arguments: argparse.Namespace) -> int:
-    from tunalab.exporting import model_config
     from tunalab.inference.orders import answers, find_images, input_buckets
+    from tunalab.trained.loading import model_config
 
     words = arguments.settings
     if not (words or arguments.no_image):
@@ -129,7 +128,7 @@ def _grid(arguments: argparse.Namespace) -> Path | None:
 
     Raises UserError when something else is there.
     """
-    from tunalab.inference.files import read_settings
+    from tunalab.inference.orders import read_settings
 
     path: Path = arguments.out / "grid.png"
     if arguments.grid and path.exists() and "grid" not in (read_settings(path) or {}):
@@ -143,7 +142,7 @@ def _draw_grid(path: Path, files: list[Path], texts: list[str], seeds: list[int]
     from PIL import Image
 
     from tunalab.evaluation.samples import draw_grid
-    from tunalab.inference.files import save_image
+    from tunalab.inference.orders import save_image
 
     images, captions = [], []
     for row, text in enumerate(texts):

@@ -20,10 +20,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Self
 
-from tunalab.checks import parse_size
-from tunalab.config import DataConfig
 from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
+from tunalab.settings.check import parse_size
+from tunalab.settings.schema import DataConfig
 
 Size = tuple[int, int]  # height, width in pixels
 LOG, OFFICIAL = "log", "official"
@@ -37,7 +37,7 @@ TIER = 2.0  # a bucket of at least this many times the area of the smallest of i
 class Buckets:
     """``tiers``: sizes of about one area, from small to large areas. ``max_crop``: the largest share of an image that may be
     cropped. ``max_upscale``: the largest factor by which an image smaller than the first tier is enlarged. ``rule``: of
-    ``data.bucket_rule``; it also says how images are resized (image_files.py).
+    ``data.bucket_rule``; it also says how images are resized (images.py).
     """
 
     tiers: tuple[tuple[Size, ...], ...]

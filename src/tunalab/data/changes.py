@@ -1,15 +1,4 @@
-"""Whether the files of a run's sources are those it began with: looked at when it begins, and again when it goes on.
-
-A file is the same as long as its size and its content are: when it was written does not matter. Its content is told by
-
-- its digest, where a source has up to :data:`WHOLE` bytes, or on request (data.full_digests);
-- else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed (elsewhere than
-  on disks :data:`REMOTE_RANGES`, where nothing better is said);
-- what its place says of the content (an ETag), elsewhere than on disks: nothing is read for it.
-
-Of the images that a manifest or easy-VQA names, :data:`IMAGES` are looked at, spread evenly; all of them on request. Sources
-that are drawn have no files: what draws them is the version (versions.py).
-"""
+"""Which data a run reads, in a form that can be compared: a text a source that changes with what the source gives."""
 
 import hashlib
 import json
@@ -17,15 +6,49 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tunalab.data.copies import PREFIX
-from tunalab.data.documents import Corpus, Reject
+from tunalab.data.documents import PREFIX, Corpus, Reject, fingerprint_of
 from tunalab.data.shards.files import ShardFile, open_file, read_range
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, write_atomically
 from tunalab.redaction import redacted
+from tunalab.settings.schema import DataConfig, digest
+
+
+def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int) -> dict[str, str]:
+    """Source name -> version: of shards their sizes, of a manifest its hash, of easy-VQA the package, of scenes what draws them."""
+    versions: dict[str, str] = {}
+    for name, corpus in sources.items():
+        known = fingerprint_of(corpus)
+        if known is not None:
+            versions[name] = known
+            continue
+        family, _, key = name.removeprefix(PREFIX).partition("/")
+        if family == "manifest":
+            with Path(data.manifests[key].path).open("rb") as stream:
+                versions[name] = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+        elif family == "easy_vqa":
+            versions[name] = version("easy-vqa")
+        else:
+            versions[name] = f"{revision}-{digest([data.image_size, data.levels, data.questions_per_image])}"
+    return versions
+
+
+# Whether the files of a run's sources are those it began with: looked at when it begins, and again when it goes on.
+#
+# A file is the same as long as its size and its content are: when it was written does not matter. Its content is told
+# by
+#
+# - its digest, where a source has up to :data:`WHOLE` bytes, or on request (data.full_digests);
+# - else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed (elsewhere than
+#   on disks :data:`REMOTE_RANGES`, where nothing better is said);
+# - what its place says of the content (an ETag), elsewhere than on disks: nothing is read for it.
+#
+# Of the images that a manifest or easy-VQA names, :data:`IMAGES` are looked at, spread evenly; all of them on request.
+# Sources that are drawn have no files: what draws them is the version (versions.py).
 
 WHOLE = 256 * 2**20  # bytes of a source's files that are read in a second or less
 RANGES, RANGE_BYTES = 16, 2**14

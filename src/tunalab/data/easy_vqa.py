@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tunalab.data.changes import local_file, sampled
-from tunalab.data.documents import Document, Image, Text
-from tunalab.data.image_files import cover
-from tunalab.data.questions import Question
+from tunalab.data.documents import Document, Image, Question, Text
+from tunalab.data.images import cover
 from tunalab.data.shards.files import ShardFile
 from tunalab.errors import UserError
 

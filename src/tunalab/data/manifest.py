@@ -27,7 +27,7 @@ from tunalab.data.assembling import (
 from tunalab.data.buckets import Buckets
 from tunalab.data.changes import local_file, sampled
 from tunalab.data.documents import Document, Reject
-from tunalab.data.image_files import read_image
+from tunalab.data.images import read_image
 from tunalab.data.lines import check_line_size, index_lines, parse_line
 from tunalab.data.shards.files import ShardFile
 from tunalab.errors import UserError

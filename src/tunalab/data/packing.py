@@ -1,9 +1,4 @@
-"""Whole documents packed into rows of fixed length, and the batch the model sees.
-
-A row takes images of any size; a batch keeps its images in groups of one size, so that each group is one tensor.
-
-Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of an image, K labelled tokens.
-"""
+"""How many micro-batches make an optimiser step."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,6 +11,37 @@ from torch import Tensor
 
 from tunalab.data.documents import IMAGES_PER_DOCUMENT
 from tunalab.data.sequence import ImageSpan, TokenSequence
+from tunalab.errors import UserError
+from tunalab.settings.schema import DataConfig
+
+
+def micro_batches(data: DataConfig, world_size: int) -> int:
+    """Of each rank: the same for all, for they work in step.
+
+    With ``data.step_tokens`` a step has that many places for tokens at any number of ranks (about a twentieth of them is padding).
+    Raises UserError when micro-batches do not come to it exactly, or when both settings speak.
+    """
+    if not data.step_tokens:
+        return data.accumulate
+    at_once = world_size * data.rows * data.row_tokens
+    if data.step_tokens % at_once:
+        raise UserError(
+            f"data.step_tokens={data.step_tokens} is not a multiple of {at_once} "
+            f"({world_size} ranks x data.rows={data.rows} x data.row_tokens={data.row_tokens})"
+        )
+    if data.accumulate != 1:
+        raise UserError(
+            f"data.accumulate={data.accumulate} and data.step_tokens={data.step_tokens} both set a step's size: keep one"
+        )
+    return data.step_tokens // at_once
+
+
+# Whole documents packed into rows of fixed length, and the batch the model sees.
+#
+# A row takes images of any size; a batch keeps its images in groups of one size, so that each group is one tensor.
+#
+# Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of an image, K labelled
+# tokens.
 
 
 @dataclass(eq=False)

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from tunalab.config import (
+from tunalab.data.buckets import Buckets
+from tunalab.data.documents import KINDS, PREFIX, CopyCorpus, Corpus, Reject, Unfit
+from tunalab.data.easy_vqa import EasyVqaCorpus
+from tunalab.data.images import decode_image
+from tunalab.data.manifest import ManifestCorpus
+from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.scenes.sentences import DESCRIBE
+from tunalab.data.shards.schemas import open_finevision, open_omniedit, open_text, open_webdataset
+from tunalab.errors import UserError
+from tunalab.redaction import is_incomplete
+from tunalab.settings.schema import (
     DataConfig,
     FineVisionConfig,
     ManifestConfig,
@@ -14,20 +24,6 @@ from tunalab.config import (
     TextConfig,
     WebDatasetConfig,
 )
-from tunalab.data.buckets import Buckets
-from tunalab.data.copies import PREFIX, CopyCorpus
-from tunalab.data.documents import KINDS, Corpus, Reject, Unfit
-from tunalab.data.easy_vqa import EasyVqaCorpus
-from tunalab.data.image_files import decode_image
-from tunalab.data.manifest import ManifestCorpus
-from tunalab.data.scenes import ScenesCorpus, SceneSettings
-from tunalab.data.scenes.captions import DESCRIBE
-from tunalab.data.shards.finevision import open_finevision
-from tunalab.data.shards.omniedit import open_omniedit
-from tunalab.data.shards.text import open_text
-from tunalab.data.shards.webdataset import open_webdataset
-from tunalab.errors import UserError
-from tunalab.redaction import is_incomplete
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunalab.config import RunConfig
+from tunalab.data.documents import Question
 from tunalab.data.easy_vqa import easy_vqa_benchmark
-from tunalab.data.questions import Question
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes import benchmark as scenes_benchmark
 from tunalab.errors import UserError
-from tunalab.evaluation.chance import chance_of
+from tunalab.evaluation.score import Score, chance_of
+from tunalab.settings.schema import RunConfig
 
 SPLIT = "test"
 QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
@@ -73,3 +73,36 @@ def _benchmark(name: str, published: str, level: int | None, questions: Sequence
 # Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.
 _scenes = lru_cache(maxsize=64)(scenes)
 _easy_vqa = lru_cache(maxsize=2)(easy_vqa)
+
+
+# Scores: exact match of answers, counted by groups of questions, with a Wilson interval.
+
+
+def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
+    """The score of one answer a question, in order.
+
+    Raises UserError when the benchmark has no questions or the answers are not as many: a share of what happens to be there would
+    look like a result.
+    """
+    if not benchmark.questions:
+        raise UserError(f"benchmark {benchmark.name} has no questions")
+    if len(answers) != len(benchmark.questions):
+        raise UserError(f"benchmark {benchmark.name}: {len(answers)} answers to {len(benchmark.questions)} questions")
+    return Score.from_outcomes(right_groups(benchmark.questions, answers), benchmark.chance)
+
+
+def right_groups(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:
+    """Whether all questions of a group are right, for every group in order of its first question."""
+    groups: dict[int, bool] = {}
+    for question, given in zip(questions, answers, strict=True):
+        groups[question.group] = groups.get(question.group, True) and is_right(given, question.answer)
+    return list(groups.values())
+
+
+def is_right(given: str, expected: str) -> bool:
+    """Exact match but for case and white space: an answer that says more than was asked is wrong."""
+    return _normal(given) == _normal(expected)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
-from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.score import wilson
 
 KINDS = ("understanding", "generation", "diversity", "fidelity", "reconstruction", "editing", "attention", "judge")
 SSIM_INSIDE = "SSIM over the windows inside the image"  # in the note of every SSIM, so that earlier ones are told from it

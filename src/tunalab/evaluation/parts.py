@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # they bring torch, and a mistyped part should be told at onc
 
 # Name -> module; the default suite are those that need nothing but the model.
 PARTS: dict[str, str] = {
-    "understanding": "tunalab.evaluation.understanding.asking",
+    "understanding": "tunalab.evaluation.understanding",
     "generation": "tunalab.evaluation.generation.following",
     "diversity": "tunalab.evaluation.generation.diversity",
     "fidelity": "tunalab.evaluation.generation.fidelity",
-    "reconstruction": "tunalab.evaluation.reconstruction.round_trips",
-    "editing": "tunalab.evaluation.editing.scene_edits",
-    "attention": "tunalab.evaluation.attention.on_object",
-    "published": "tunalab.evaluation.lmms.published",
+    "reconstruction": "tunalab.evaluation.reconstruction",
+    "editing": "tunalab.evaluation.editing",
+    "attention": "tunalab.evaluation.attention",
+    "published": "tunalab.interop.lmms.published",
 }
 # Only on request: they need data, weights or a service that the package does not bring.
 OPTIONAL: frozenset[str] = frozenset({"published"})

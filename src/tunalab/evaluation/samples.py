@@ -6,13 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tunalab.config import RunConfig
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.evaluation.held_out import held_out, prompt_of
-from tunalab.evaluation.mode import evaluation_mode
+from tunalab.evaluation.along import evaluation_mode, held_out, prompt_of
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import RunConfig
 
 IMAGE_SIDE = 128  # pixels an image is enlarged to, or nearly
 CELL_WIDTH = 176

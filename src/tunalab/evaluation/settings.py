@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
-from tunalab.evaluation.lmms.catalogue import BENCHMARKS as PUBLISHED
-from tunalab.evaluation.lmms.rules import RULES
-from tunalab.layers import first_line, settings_layers
-from tunalab.values import typed
+from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
+from tunalab.evaluation.published import RULES
+from tunalab.settings.layers import first_line, settings_layers
+from tunalab.settings.values import typed
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
 

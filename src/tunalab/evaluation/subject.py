@@ -13,16 +13,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tunalab.config import RunConfig, SamplingConfig
 from tunalab.data.pretrained import one_line
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation import side_by_side
-from tunalab.evaluation.mode import evaluation_mode
+from tunalab.evaluation.along import evaluation_mode
 from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
 
 T = TypeVar("T")

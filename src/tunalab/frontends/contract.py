@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Self, final
 import torch
 from torch import Tensor, nn
 
-from tunalab.config import FrontEndConfig
 from tunalab.data.sequence import visual_grid
 from tunalab.errors import UserError
+from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
-    from tunalab.frontends.components.handle import Components
+    from tunalab.frontends.components.store import Components
 
 RGB = 3  # channels of an image
 

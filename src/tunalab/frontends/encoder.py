@@ -1,15 +1,26 @@
-"""A pretrained representation encoder in front of the decoder: its trunk, and the connector behind it.
+"""Pretrained representation encoders by name or path.
 
-Shapes: B images, N patch tokens, V encoder width, D decoder width.
+    vit_so400m_patch16_siglip_512.v2_webli            a timm model, with its published weights
+    timm:vit_so400m_patch16_siglip_512@PATH           timm's architecture, weights of a .safetensors file or of a folder with one
+    transformers:google/siglip2-so400m-patch16-512    a SigLIP of transformers, by its name on the Hub or by folder
+    PATH                                              a folder that timm or transformers saved: its config.json says which
+
+`timm:` may stand before a timm name as well. All of them become a timm ViT, so that one trunk serves every source.
 """
 
-from typing import TYPE_CHECKING, Self
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate, one_line
 from tunalab.errors import UserError
+from tunalab.frontends.contract import RGB
+from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
+from tunalab.frontends.siglip_transformers import load_siglip, siglip_architecture
 
 if TYPE_CHECKING:
     from timm.models.eva import Eva
@@ -17,6 +28,133 @@ if TYPE_CHECKING:
 
     # Learnt positions, or rotary ones (DINOv3): timm's two families of plain vision transformers.
     TimmViT = VisionTransformer | Eva
+
+
+SETTING = "frontend.encoder"
+TIMM, TRANSFORMERS, HUB = "timm:", "transformers:", "hf-hub:"
+TIMM_WEIGHTS = "model.safetensors"
+CLASSIFIER = ("head.", "fc.", "head_dist.")  # a classifier's own layer is no part of an encoder
+# What the trunk computes itself, so that a model which computes it otherwise is none.
+FORWARD = ("_pos_embed", "forward_features", "forward_intermediates")
+# Why, where a class of timm is often taken for a plain transformer.
+OTHERS = {
+    "Beit": " (positions relative to each other, in every block)",
+    "VisionTransformerRelPos": " (positions relative to each other, in every block)",
+    "VisionTransformerSAM": " (attention in local windows)",
+    "NaFlexVit": " (its tokens come with coordinates and a mask)",
+    **dict.fromkeys(("Hiera", "HieraDet"), " (tokens are merged on the way)"),
+    **dict.fromkeys(("SwinTransformer", "SwinTransformerV2"), " (local windows, and tokens are merged on the way)"),
+    **dict.fromkeys(("ConvNeXt", "ResNet", "ResNetV2"), " (convolutions, no tokens of one size)"),
+}
+FORMS = "a timm model name, timm:NAME@PATH, transformers:NAME, or a folder"
+
+
+def pretrained_encoder(given: str, pretrained: bool) -> "TimmViT":
+    """The encoder that ``given`` names, in float32; with ``pretrained`` False its architecture with random weights.
+
+    Under ``torch.device("meta")`` an architecture without weights: names are enough, of a folder config.json is read.
+    Raises UserError, one line: nothing of that name, not a plain ViT, missing or damaged files, weights that do not fit.
+    """
+    read = pretrained and torch.get_default_device().type != "meta"
+    if not read:
+        return _build(given, read)
+    # A fork of the generator: what is drawn for weights that are then replaced must not shift what is drawn after them.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        vit = _build(given, read)
+    check_finite(vit.state_dict(), f"{SETTING}={given}")
+    return vit
+
+
+def _build(given: str, read: bool) -> "TimmViT":
+    if given.startswith(TRANSFORMERS):
+        source = locate(given.removeprefix(TRANSFORMERS), SETTING, TRANSFORMERS)
+        return load_siglip(source) if read else siglip_architecture(source)
+    if Path(given).is_dir():
+        return _from_folder(Path(given), read)
+    name, at, path = given.removeprefix(TIMM).partition("@")
+    if at:
+        # The file first: an architecture of this size takes its time, and a path may be misspelt.
+        weights = _read_weights(Path(path), f"{SETTING}={given}") if read else None
+        return _with_weights(_create(given, name), weights, f"{SETTING}={given}")
+    if "/" in name and not name.startswith(HUB):
+        raise UserError(f"{SETTING}={given} is no folder (choices: {FORMS})")
+    return _create(given, name, pretrained=read)
+
+
+def _from_folder(folder: Path, read: bool) -> "TimmViT":
+    what = f"{SETTING}={folder}"
+    config = read_json(folder / "config.json", what)
+    if "architecture" in config:
+        weights = _read_weights(folder, what) if read else None
+        vit = _create(str(folder), config["architecture"], **(config.get("model_args") or {}))
+        record: Any = vit.pretrained_cfg
+        vit.pretrained_cfg = {**record, **(config.get("pretrained_cfg") or {})}  # type: ignore[assignment]
+        return _with_weights(vit, weights, what)
+    if "model_type" in config:
+        source = locate(str(folder), SETTING)
+        return load_siglip(source) if read else siglip_architecture(source)
+    raise UserError(f"{what}: config.json is neither timm's (architecture) nor transformers' (model_type)")
+
+
+def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
+    import timm
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    what = f"{SETTING}={given}"
+    # Without a classifier, whatever the checkpoint was trained for; with dynamic_img_size rotary positions are those of
+    # the image's own grid: timm would else keep the ones of its first grid, and use them for any other of as many patches.
+    options = {**arguments, "num_classes": 0, "dynamic_img_size": True}
+    try:
+        repository = _repository(name) if arguments.get("pretrained") else None
+        with nullcontext() if repository is None else from_hub(what, repository):
+            model: Any = timm.create_model(name, **options)
+    except LOAD_ERRORS as error:
+        if not isinstance(error, TypeError) or "dynamic_img_size" not in str(error):
+            raise UserError(f"{what}: timm cannot build it ({one_line(error)}; choices: {FORMS}, or tiny)") from error
+        model = str(error).partition(".")[0]  # ResNet.__init__() got an unexpected keyword argument
+    kind: type[nn.Module] | None = next((each for each in (VisionTransformer, Eva) if isinstance(model, each)), None)
+    if kind is None:
+        own = model if isinstance(model, str) else type(model).__name__
+        raise UserError(f"{what} is a {own}, not a plain VisionTransformer or Eva{OTHERS.get(own, '')}")
+    changed = [method for method in FORWARD if getattr(type(model), method) is not getattr(kind, method)]
+    if changed:
+        raise UserError(f"{what} is a {type(model).__name__} with a {changed[0]} of its own, not a plain {kind.__name__}")
+    patches = model.patch_embed
+    if not isinstance(patches.proj, nn.Conv2d) or not isinstance(getattr(patches, "norm", None), nn.Identity):
+        raise UserError(f"{what}: its patch embedding is more than one convolution")
+    if patches.proj.in_channels != RGB:
+        raise UserError(f"{what} takes images of {patches.proj.in_channels} channels, not of {RGB}")
+    vit: TimmViT = model
+    return vit
+
+
+def _repository(name: str) -> str | None:
+    """On the Hub, of a timm model; None where timm knows of none."""
+    import timm
+
+    if name.startswith(HUB):
+        return name.removeprefix(HUB).partition("@")[0]
+    known = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name) else None
+    return known.hf_hub_id if known is not None and known.hf_hub_id else None
+
+
+def _read_weights(path: Path, what: str) -> dict[str, Tensor]:
+    """Of a file, or of the one that timm writes into a folder."""
+    return read_safetensors(path / TIMM_WEIGHTS if path.is_dir() else path, what)
+
+
+def _with_weights(vit: "TimmViT", weights: dict[str, Tensor] | None, what: str) -> "TimmViT":
+    if weights is not None:
+        own = vit.state_dict()
+        kept = {name: tensor.float() for name, tensor in weights.items() if name in own or not name.startswith(CLASSIFIER)}
+        load_strictly(vit, kept, what)
+    return vit
+
+
+# A pretrained representation encoder in front of the decoder: its trunk, and the connector behind it.
+#
+# Shapes: B images, N patch tokens, V encoder width, D decoder width.
 
 FEATURE_LAYER = -2
 

@@ -1,7 +1,8 @@
-"""Reading files that must be whole, and weights that must fit."""
+"""What libraries print while they load: their reports come back as values and become one line of ours where they matter."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,33 @@ from torch import Tensor, nn
 
 from tunalab.data.pretrained import Source, one_line, reading
 from tunalab.errors import UserError
-from tunalab.frontends.quiet import quiet_transformers
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+# Reading files that must be whole, and weights that must fit.
 
 SHOWN = 6
 

@@ -2,10 +2,10 @@
 
 from importlib import import_module
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.settings.schema import FrontEndConfig
 
 # Name, which is also that of its file -> class. Files are imported when they are asked for: a patch embedding needs no timm.
 FRONTENDS: dict[str, str] = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
 from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
+from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
-    from tunalab.frontends.components.handle import Components
+    from tunalab.frontends.components.store import Components
     from tunalab.frontends.encoder import TimmViT
 
 # Without a record of its own a model is taken to expect RGB in [-1, 1], as SigLIP does.

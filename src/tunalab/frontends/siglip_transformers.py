@@ -39,7 +39,7 @@ PUBLISHED = {
 
 def siglip_architecture(source: Source) -> "VisionTransformer":
     """The image tower with random weights. Raises UserError when it is no SigLIP or its config cannot be read."""
-    return timm_vit(read_config(source, published=True), source.what)
+    return timm_vit(read_siglip_config(source, published=True), source.what)
 
 
 def load_siglip(source: Source) -> "VisionTransformer":
@@ -49,7 +49,7 @@ def load_siglip(source: Source) -> "VisionTransformer":
     """
     from transformers import SiglipVisionModel
 
-    config = read_config(source)
+    config = read_siglip_config(source)
     model = read_transformers(SiglipVisionModel, source, config, ignored=OTHER_TOWER)
     with torch.device("meta"):
         vit = timm_vit(config, source.what)
@@ -59,7 +59,7 @@ def load_siglip(source: Source) -> "VisionTransformer":
     return vit
 
 
-def read_config(source: Source, published: bool = False) -> "SiglipVisionConfig":
+def read_siglip_config(source: Source, published: bool = False) -> "SiglipVisionConfig":
     """``published``: take sizes that are known by name as they are, without reading anything."""
     from transformers import AutoConfig, SiglipVisionConfig
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
-from tunalab.config import FrontEndConfig
 from tunalab.frontends.contract import patchify
-from tunalab.frontends.latent_frontend import LatentFrontEnd
-from tunalab.frontends.latents import LatentCodec
+from tunalab.frontends.vae import LatentCodec, LatentFrontEnd
+from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
-    from tunalab.frontends.components.handle import Components
+    from tunalab.frontends.components.store import Components
 
 
 class VaePatchEmbed(LatentFrontEnd):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.inference.prefix import encode_prefixes
-from tunalab.inference.prompts import Prompt, question_prompt
+from tunalab.inference.prompts import Prompt, encode_prefixes, question_prompt
 from tunalab.model.decoder import hidden_states
 from tunalab.model.unified import UnifiedModel
 

@@ -1,41 +1,209 @@
-"""What is asked of a trained model: images of every text with every seed, each in a file of its own, and answers about images.
+"""The device and the precision that a trained model computes with."""
 
-Making images can be interrupted: a file is written as soon as its batch is done, and one that is there with the settings asked for
-is kept.
-
-Shapes: H W C image pixels and channels.
-"""
-
+import hashlib
+import io
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from tunalab.checks import parse_size
-from tunalab.config import DataConfig, ObjectiveConfig, SamplingConfig
+import tunalab
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
-from tunalab.data.image_files import read_image
+from tunalab.data.images import read_image
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.files import listed
+from tunalab.files import listed, write_atomically
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.answering import answer
-from tunalab.inference.files import save_image
-from tunalab.inference.generation import sample_batches
-from tunalab.inference.precision import mixed
-from tunalab.inference.prefix import device_of
-from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
-from tunalab.inference.samplers import evaluations
-from tunalab.inference.wanted import Manner, Source, Wanted, square
+from tunalab.inference.generation import clamps, evaluations, sample_batches
+from tunalab.inference.prompts import Prompt, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.check import parse_size
+from tunalab.settings.schema import DataConfig, ObjectiveConfig, RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
+
+
+def find_device(name: str | None) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:<n>``; None: a CUDA device if there is one. Raises UserError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choices = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if name not in choices:
+        raise UserError(f"--device {name} is not there (choices: {', '.join(choices)})")
+    return torch.device(name)
+
+
+def precision(config: RunConfig, device: torch.device) -> str:
+    """bf16 or fp32, as in training (config.precision)."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def mixed(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Inside, products are computed in ``precision``; weights and sums stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+# Images in files that say how they were made: PNG with the settings as JSON in a text chunk, which picture viewers show
+# too.
+#
+# Shapes: H W C image pixels and channels.
+
+KEYWORD = "tunalab"  # of the chunk
+
+Settings = Mapping[str, Any]  # plain: what JSON holds
+
+
+def save_image(path: Path, pixels_HWC: np.ndarray, settings: Settings) -> None:
+    """Write RGB uint8 (H, W, 3) with its settings as a PNG, whole or not at all; its folder is made.
+
+    Raises UserError when the file cannot be written.
+    """
+    text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(KEYWORD, text)  # tEXt; where Latin-1 does not do, iTXt
+    png = io.BytesIO()
+    Image.fromarray(pixels_HWC, "RGB").save(png, "PNG", pnginfo=chunks)
+    try:
+        write_atomically(path, png.getvalue())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that :func:`save_image` wrote into an undamaged file; None of a PNG that was made otherwise.
+
+    Raises UserError: the file is missing, is no PNG or is damaged.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info.get(KEYWORD)
+            image.verify()  # the sum of every chunk
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow has no exception of its own for all damage
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged, or no PNG"
+        raise UserError(f"{path}: {reason}") from error
+    try:
+        settings = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def differences(there: Settings, now: Settings) -> Iterator[str]:
+    """Which settings differ, each with both values; those of the part a.b are named a.b."""
+    for key in sorted({*there, *now}):
+        one, other = there.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from (f"{key}.{inner}" for inner in differences(one, other))
+        elif one != other:
+            yield f"{key} {_shown(one)} there, {_shown(other)} now"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Image files that are asked for: what each will hold, the settings it will tell, and whether it is there already.
+#
+# Shapes: H W C image pixels and channels.
+
+VERSION = "tunalab"  # the setting by which files may differ and still be the same image
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An image to be edited, (H, W, 3) uint8, already in the size of the images asked for."""
+
+    name: str
+    pixels_HWC: np.ndarray
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels_HWC.shape[:2]
+        return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """One file of the images of a text, an image a seed (several stand in a square, row by row), and the settings it will hold."""
+
+    path: Path
+    text: str
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+    source: Source | None = None
+
+    def is_there(self) -> bool:
+        """Raises UserError when something else, or something damaged, is in its place."""
+        if not self.path.exists():
+            return False
+        way_out = "choose another folder, or remove it"
+        try:
+            settings = read_settings(self.path)
+        except UserError as error:
+            raise UserError(f"{error}: {way_out}") from error
+        if settings is None:
+            raise UserError(f"{self.path} is there and does not say how it was made: {way_out}")
+        different = list(differences({**settings, VERSION: None}, {**self.settings, VERSION: None}))
+        if different:
+            raise UserError(f"{self.path} is there, made otherwise ({'; '.join(different)}): {way_out}")
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Manner:
+    """How images are made: by which ``model`` (plain), of which size, by which sampler, in bf16 or fp32."""
+
+    model: dict[str, Any]
+    size: Size
+    sampling: SamplingConfig
+    precision: str
+
+    def wanted(self, path: Path, text: str, seeds: Sequence[int], source: Source | None = None) -> Wanted:
+        settings: dict[str, Any] = {"prompt": text, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
+        settings["size"] = f"{self.size[0]}x{self.size[1]}"
+        if source is not None:
+            pixels = hashlib.sha256(source.pixels_HWC.tobytes()).hexdigest()
+            settings["source"] = {"name": source.name, "sha256": pixels}
+        sampling: dict[str, Any] = {"sampler": self.sampling.method, "steps": self.sampling.steps}
+        own = source is not None and self.sampling.edit_guidance
+        sampling |= {"edit_guidance": own} if own else {"guidance": self.sampling.guidance}
+        if self.sampling.negative_prompt:
+            sampling["negative_prompt"] = self.sampling.negative_prompt
+        # Told where they change the image alone: images of 20 plain steps are those of versions without these settings.
+        sampling |= {"grid": self.sampling.grid} if self.sampling.grid != "steps" else {}
+        sampling |= {"shift": self.sampling.shift} if self.sampling.shift != 1 else {}
+        sampling |= {"clamp": self.sampling.clamp} if clamps(replace(self.sampling, clamp="official")) else {}
+        settings |= sampling | {"precision": self.precision, "model": self.model, VERSION: tunalab.__version__}
+        return Wanted(path, text, tuple(seeds), settings, source)
+
+
+def square(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images (H, W, 3) of one size as a square of as many rows as columns, row by row. Raises ValueError: no square number."""
+    side = math.isqrt(len(images))
+    grid = np.stack(images).reshape(side, side, *images[0].shape)
+    return np.concatenate(np.concatenate(grid, axis=1), axis=1)
+
+
+# What is asked of a trained model: images of every text with every seed, each in a file of its own, and answers about
+# images.
+#
+# Making images can be interrupted: a file is written as soon as its batch is done, and one that is there with the
+# settings asked for is kept.
+#
+# Shapes: H W C image pixels and channels.
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files in a folder
 BAR_DELAY = 3.0  # seconds after which work is long
@@ -193,7 +361,7 @@ def find_images(path: Path) -> list[Path]:
 
 
 def read_input(path: Path, buckets: Buckets) -> np.ndarray:
-    """An image file as a model sees it, (H, W, 3) uint8 (image_files.py). Raises UserError where training rejects it."""
+    """An image file as a model sees it, (H, W, 3) uint8 (data/images.py). Raises UserError where training rejects it."""
     try:
         return read_image(path, buckets)
     except Reject as reject:

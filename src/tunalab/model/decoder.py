@@ -1,19 +1,117 @@
-"""The decoder: transformers' Qwen2, with our attention registered through its attention interface.
+"""A pretrained Qwen2 as the decoder: its sizes are those the run states, and its embedding table is that of the tokenizer.
 
-Real Qwen2.5 weights therefore load by name, and the mask is ours: a backend (attention.py) travels in the place of the mask.
-
-Shapes: B rows, L tokens, D width.
+Shapes: V rows of the embedding table, D width.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
-from tunalab.config import DecoderConfig
+from tunalab.data.pretrained import Source, locate, reading
+from tunalab.errors import UserError
+from tunalab.frontends.loading import read_json, read_transformers, refuse_quantized
 from tunalab.model.attention import AttentionBackend
-from tunalab.model.pretrained import read_decoder
+from tunalab.settings.schema import DecoderConfig
+
+# What no setting covers, and what the decoder computes with in every case.
+FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_dropout": 0.0}
+OUTPUT_TABLE = "lm_head.weight"
+
+
+def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen2ForCausalLM:
+    """The checkpoint ``config.pretrained`` in float32, with ``vocabulary`` rows in its tables (:func:`fit_tables`).
+
+    ``attention``: the name under which ours is registered.
+    Raises UserError, one line: nothing there, no Qwen2, settings that are not the checkpoint's (both sides listed), missing or
+    damaged files, weights that do not fit the architecture (both sides listed), tables that its config does not describe.
+    """
+    source = locate(config.pretrained, "decoder.pretrained")
+    qwen = read_config(source)
+    check_settings(config, qwen, source.what)
+    tied = qwen.tie_word_embeddings
+    reasons = {OUTPUT_TABLE: f"config.json says tie_word_embeddings={tied}"}
+    with torch.device("cpu"):
+        decoder = read_transformers(Qwen2ForCausalLM, source, qwen, reasons=reasons, attn_implementation=attention)
+    if (decoder.lm_head.weight is decoder.model.embed_tokens.weight) != tied:
+        # transformers keeps both tables then, and makes them one as soon as their rows change.
+        raise UserError(
+            f"{source.what}: config.json says tie_word_embeddings={tied}, but the weights hold {OUTPUT_TABLE} "
+            f"that is not model.embed_tokens.weight (set tie_word_embeddings to {str(not tied).lower()} in config.json)"
+        )
+    decoder.config.use_cache = False
+    fit_tables(decoder, vocabulary)
+    assert isinstance(decoder, Qwen2ForCausalLM)
+    return decoder.train()  # as one from scratch is
+
+
+def read_config(source: Source) -> Qwen2Config:
+    """Raises UserError when there is none (transformers would take its defaults), or it is not of a Qwen2."""
+    if source.folder:
+        read_json(source.folder / "config.json", source.what)
+    with reading(source):
+        config = AutoConfig.from_pretrained(source.name, subfolder=source.subfolder, trust_remote_code=False)
+    if not isinstance(config, Qwen2Config):
+        raise UserError(f"{source.what} is a {config.model_type}, not a qwen2")
+    refuse_quantized(config, source.what)
+    return config
+
+
+def check_settings(config: DecoderConfig, qwen: Qwen2Config, what: str) -> None:
+    """Raises UserError that lists every setting that is not the checkpoint's, with both values."""
+    rope: dict[str, Any] = dict(qwen.rope_parameters or {})
+    theirs = {
+        "width": qwen.hidden_size,
+        "layers": qwen.num_hidden_layers,
+        "heads": qwen.num_attention_heads,
+        "kv_heads": qwen.num_key_value_heads,
+        "mlp": qwen.intermediate_size,
+        "rope_theta": rope.get("rope_theta"),
+        "tie_embeddings": qwen.tie_word_embeddings,
+    }
+    wrong = [
+        f"decoder.{name}={getattr(config, name)} (checkpoint: {value})"
+        for name, value in theirs.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise UserError(f"{what}: settings are not the checkpoint's: {', '.join(wrong)}")
+    head = qwen.hidden_size // qwen.num_attention_heads
+    values = {
+        **{name: getattr(qwen, name) for name in FIXED},
+        "rope_type": rope.get("rope_type", "default"),
+        "head_dim": getattr(qwen, "head_dim", head),
+        "layer_types": "+".join(sorted(set(qwen.layer_types or ["full_attention"]))),
+    }
+    expected = {**FIXED, "rope_type": "default", "head_dim": head, "layer_types": "full_attention"}
+    other = [f"{name}={values[name]} (ours: {expected[name]})" for name in expected if values[name] != expected[name]]
+    if other:
+        raise UserError(f"{what}: the checkpoint computes what the decoder does not: {', '.join(other)}")
+
+
+@torch.no_grad()
+def fit_tables(decoder: Any, rows: int) -> None:
+    """Input and output table get ``rows`` rows, of which the first are the checkpoint's.
+
+    Rows beyond are cut: a checkpoint has some to spare, which no token of the tokenizer uses. Rows that lack start at the mean of
+    the others, so that a new token begins as an average one.
+    """
+    own = decoder.get_input_embeddings().weight.shape[0]
+    if rows == own:
+        return
+    decoder.resize_token_embeddings(rows, mean_resizing=False)
+    for table in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        weight_VD: Tensor = table.weight
+        weight_VD[own:] = weight_VD[:own].mean(dim=0)
+
+
+# The decoder: transformers' Qwen2, with our attention registered through its attention interface.
+#
+# Real Qwen2.5 weights therefore load by name, and the mask is ours: a backend (attention.py) travels in the place of
+# the mask.
+#
+# Shapes: B rows, L tokens, D width.
 
 ATTENTION_NAME = "tunalab"
 
@@ -33,7 +131,7 @@ def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
     """A Qwen2 with an embedding table of ``vocabulary`` rows: the pretrained one, or from scratch with weights N(0, init_std^2).
 
     Under ``torch.device("meta")`` the architecture that the settings state; a checkpoint is not read.
-    Raises UserError as :func:`~tunalab.model.pretrained.read_decoder` does.
+    Raises UserError as :func:`~tunalab.model.decoder.read_decoder` does.
     """
     if config.pretrained and torch.get_default_device().type != "meta":
         return read_decoder(config, vocabulary, ATTENTION_NAME)

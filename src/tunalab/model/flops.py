@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tunalab.config import DataConfig, RunConfig
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.packing import PackedBatch
 from tunalab.frontends.contract import VisualFrontEnd
-from tunalab.model.build import build_model
 from tunalab.model.objective import loss_counts
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.settings.schema import DataConfig, RunConfig
 
 FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice: by weights and by activations
 

@@ -9,7 +9,7 @@ Shapes: N images, then any shape of x; t (N,).
 import torch
 from torch import Tensor
 
-from tunalab.config import ObjectiveConfig
+from tunalab.settings.schema import ObjectiveConfig
 
 
 def interpolate(x: Tensor, noise: Tensor, t_N: Tensor, noise_scale: float) -> Tensor:

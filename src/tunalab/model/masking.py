@@ -9,7 +9,7 @@ Shapes: N images, T visual tokens, D width.
 import torch
 from torch import Tensor, nn
 
-from tunalab.config import MaskingConfig
+from tunalab.settings.schema import MaskingConfig
 
 
 class MaskToken(nn.Module):

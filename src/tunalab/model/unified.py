@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tunalab.config import RunConfig
 from tunalab.data.packing import PackedBatch
+from tunalab.errors import UserError
+from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd, from_raster, unpatchify
+from tunalab.frontends.registry import build_frontend
 from tunalab.model.attention import Layout, make_backend
 from tunalab.model.decoder import build_decoder, hidden_states, sincos_positions
-from tunalab.model.flow_head import FlowHead
+from tunalab.model.flow_head import FlowHead, TimeEmbedding, rotary_tables
 from tunalab.model.masking import MaskToken
-from tunalab.model.rotary import rotary_tables
-from tunalab.model.time_embedding import TimeEmbedding
+from tunalab.settings.schema import DecoderConfig, RunConfig
 
 
 @dataclass(eq=False)
@@ -166,3 +167,41 @@ def zero_through(*modules: nn.Module) -> Tensor:
     """Zero, with a gradient of zero for every parameter that learns."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return 0 * torch.stack([p.flatten()[0].float() for p in parameters]).sum() if parameters else torch.zeros(())
+
+
+# A run's model from its configuration: the same starting weights for every front-end wherever parts are shared.
+
+
+def build_model(config: RunConfig, components: Components | None, vocabulary: int) -> UnifiedModel:
+    """The model of a run, initialised from ``config.seed``.
+
+    Front-end and shared parts draw from separate generators: otherwise a front-end with more parameters would shift the
+    decoder's initial weights, and variants would not start equal. Under ``torch.device("meta")`` only the architecture is built.
+    ``vocabulary``: ids of the tokenizer. Raises UserError for parts that are missing or do not fit.
+    """
+    rows = table_rows(config.decoder, vocabulary)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed + 1_000_003)
+        frontend = build_frontend(config.frontend, config.decoder.width, config.data.image_size, components)
+        torch.manual_seed(config.seed)
+        return UnifiedModel(config, frontend, rows)
+
+
+def table_rows(config: DecoderConfig, vocabulary: int) -> int:
+    """Rows of the embedding table for a tokenizer of ``vocabulary`` ids. Raises UserError when they are fewer than the ids."""
+    if config.vocabulary and config.vocabulary < vocabulary:
+        raise UserError(f"decoder.vocabulary={config.vocabulary} is less than the tokenizer's {vocabulary} ids")
+    return config.vocabulary or vocabulary
+
+
+def parameter_counts(model: UnifiedModel) -> dict[str, int]:
+    """Parameters by part; ``trainable`` leaves the frozen parts of the front-end out."""
+    parts = {
+        "frontend": model.frontend,
+        "decoder": model.decoder,
+        "flow_head": model.head,
+        "time_embedding": model.time,
+        "mask_token": model.mask_token,
+    }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return {**counts, "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}

@@ -1,15 +1,50 @@
-"""`tunalab plan SWEEP`: GPU-hours, storage and price of a grid before anything is downloaded or trained."""
+"""What a run would cost on one core, for a dry run: tokens, FLOPs from a sample of its stream, minutes from a stated rate."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tunalab.config import RunConfig, digest, to_plain
+import torch
+
 from tunalab.errors import UserError
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
+from tunalab.model.flops import image_sizes, model_costs
+from tunalab.model.unified import build_model
 from tunalab.planning.hardware import GIB, Gpu
+from tunalab.planning.memory import Storage, downloads, storage
 from tunalab.planning.plan import Plan, make_plan
-from tunalab.planning.storage import Storage, downloads, storage
-from tunalab.results.columns import columns
+from tunalab.planning.workload import sampled
+from tunalab.settings.schema import RunConfig, budget, digest, to_plain
+from tunalab.terminal import columns
+
+# Model FLOPs a second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.
+CORE_FLOPS = 2.6e10
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core; the first stage's documents stand for all."""
+    components = Components(ComponentSettings.seeded(config.components_seed))
+    tokenizer = components.tokenizer_for(config.decoder)
+    with torch.device("meta"):
+        model = build_model(config, components, tokenizer.vocabulary)
+    costs = model_costs(model, image_sizes(config.data))
+    first = next(name for name, stage in config.stages.items() if stage.tokens)
+    work = sampled(config, first, tokenizer, model.frontend.space.token_pixels)
+    tokens = budget(config)
+    total = sum(costs.parts(work.per_token).values()) * tokens
+    return {
+        "variant": config.variant,
+        "mask ratio": f"{config.objective.masking.ratio:g}",
+        "seed": config.seed,
+        "image": f"{config.data.image_size} px",
+        "tokens": tokens,
+        "flops": total,
+        "minutes": total / CORE_FLOPS / 60,
+    }
+
+
+# `tunalab plan SWEEP`: GPU-hours, storage and price of a grid before anything is downloaded or trained.
 
 # Dollars a GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
 PRICE = 2.5

@@ -10,14 +10,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
-from tunalab.config import DataConfig, RunConfig
 from tunalab.data.buckets import Buckets, Size
-from tunalab.data.copies import PREFIX
-from tunalab.data.documents import KINDS, Kind
+from tunalab.data.documents import KINDS, PREFIX, Kind
 from tunalab.data.sequence import has_turns, visual_grid
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.flops import Work
+from tunalab.settings.schema import DataConfig, RunConfig
 
 IMAGE_FRAME = 3  # tokens around the visual tokens of an image: boi, time, eoi
 SAMPLE_STEPS = 4

@@ -1,20 +1,203 @@
-"""What the disk says about a cell: finished or not, taken by a driver or free, its record, its log."""
+"""The history of a cell's attempts, in its run directory: who trained it, when, and how that ended.
 
+A line of JSON for each event, appended in one write, never changed: a crash can tear the last line and nothing else. Whoever writes
+holds the run directory's lock. An attempt that began and has no end, while the lock is free, died without a word (kill -9, power
+cut): :func:`settle` says so at the next look.
+
+    {"event": "begun", "time": ..., "launcher": "local", "host": ..., "job": ""}
+    {"event": "started", "time": ..., "job": "4711"}        only where the number of the process comes after the beginning
+    {"event": "ended", "time": ..., "how": "killed", "reason": ..., "tokens": ..., "saved": ...}
+    {"event": "retry", "time": ...}        what went before counts no more against the cell
+"""
+
+import errno
 import fcntl
+import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal, get_args
 
-from tunalab.config import completed, plain_hash
 from tunalab.errors import UserError
-from tunalab.results.heads import read_head
-from tunalab.results.records import RECORD_FILE, Record, read_record, write_record
+from tunalab.records.log import read_status
+from tunalab.records.record import RECORD_FILE, Record, read_head, read_record, write_record
+from tunalab.redaction import redacted
+from tunalab.settings.schema import completed, plain_hash
 from tunalab.sweeps.grid import Cell
 from tunalab.training.claiming import LOCK_FILE, is_same
+
+ATTEMPTS_FILE = "attempts.jsonl"
+How = Literal["finished", "failed", "stopped", "preempted", "killed"]
+RETRIES = 3
+SAME_FAILURE = 2  # so many errors of its own at one place, and a cell has failed: the next would be the same
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a cell. ``job``: process id, or a scheduler's id; times are Unix seconds, None where no line tells.
+
+    ``tokens``: consumed at the end, by the last status file. ``saved``: the step of the newest checkpoint then, what the next
+    attempt starts from.
+    """
+
+    began: float | None
+    launcher: str = ""
+    host: str = ""
+    job: str = ""
+    ended: float | None = None
+    how: How | None = None
+    reason: str = ""
+    tokens: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """All attempts, oldest first. ``counted_from``: those before it count no more. ``unreadable``: lines that are torn."""
+
+    attempts: Sequence[Attempt] = field(default_factory=tuple)
+    counted_from: int = 0
+    unreadable: int = 0
+
+    @property
+    def open(self) -> Attempt | None:
+        """The attempt that has begun and not ended: it runs, or it died without a word."""
+        return self.attempts[-1] if self.attempts and self.attempts[-1].how is None else None
+
+    def count(self, how: How) -> int:
+        return sum(attempt.how == how for attempt in self.attempts)
+
+    def in_vain(self) -> list[Attempt]:
+        """Attempts that were killed or failed at the place of the newest checkpoint: the one that left it, and those after it.
+
+        Being stopped or preempted says nothing about a cell: such attempts are passed over.
+        """
+        found: list[Attempt] = []
+        furthest = 0
+        for attempt in self.attempts[self.counted_from :]:
+            if attempt.saved > furthest:
+                furthest, found = attempt.saved, []
+            if attempt.how in ("killed", "failed"):
+                found.append(attempt)
+        return found
+
+    def given_up(self, retries: int = RETRIES) -> str | None:
+        """Why the cell has failed and is not to be started again, None for one that may be.
+
+        It may be killed in vain and started again ``retries`` times; an error of its own at the same place once.
+        """
+        vain = self.in_vain()
+        own = sum(attempt.how == "failed" for attempt in vain)
+        if len(vain) <= retries and own < SAME_FAILURE:
+            return None
+        times = f" ({len(vain)} times without getting further)" if len(vain) > 1 else ""
+        return f"{vain[-1].reason}{times}"
+
+    def summary(self) -> dict[str, int]:
+        """How often it was started, and how often each kind of end but the last came; empty where nothing is known."""
+        if not self.attempts:
+            return {}
+        counts = {how: self.count(how) for how in get_args(How) if how != "finished"}
+        return {"starts": len(self.attempts), **{how: count for how, count in counts.items() if count}}
+
+
+def read_history(run_dir: Path) -> History:
+    """The history of a run directory, empty where there is none."""
+    try:
+        lines = (run_dir / ATTEMPTS_FILE).read_bytes().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return History()
+    attempts: list[Attempt] = []
+    counted_from = unreadable = 0
+    for line in filter(None, lines):
+        try:
+            event = json.loads(line)
+            kind = event.pop("event")
+            at = float(event.pop("time"))
+            if kind == "begun":
+                attempts.append(Attempt(at, **event))
+            elif kind == "started" and attempts and attempts[-1].how is None:
+                attempts[-1] = replace(attempts[-1], job=str(event["job"]))
+            elif kind == "ended":
+                if not attempts or attempts[-1].how is not None:  # its first line is torn
+                    attempts.append(Attempt(None))
+                attempts[-1] = replace(attempts[-1], ended=at, **event)
+            elif kind == "retry":
+                counted_from = len(attempts)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable += 1
+    return History(tuple(attempts), counted_from, unreadable)
+
+
+def begin(run_dir: Path, launcher: str, job: str = "") -> None:
+    """To be written before there is a process: one that outlives its driver is then known from the first moment.
+
+    Raises OSError: the disk is full or not writable.
+    """
+    _append(run_dir, "begun", launcher=launcher, host=socket.gethostname(), job=job)
+
+
+def started(run_dir: Path, job: str) -> None:
+    """The process id of the attempt that has begun. Raises OSError: the disk is full or not writable."""
+    _append(run_dir, "started", job=job)
+
+
+def end(run_dir: Path, how: How, reason: str = "") -> None:
+    """The end of the attempt that has begun. Raises OSError: the disk is full or not writable."""
+    status = read_status(run_dir)
+    tokens = 0 if status is None else status.tokens
+    _append(run_dir, "ended", how=how, reason=redacted(reason)[:1000], tokens=tokens, saved=newest_step(run_dir))
+
+
+def settle(run_dir: Path, finished: bool, last_words: str = "") -> History:
+    """The history, for one who holds the lock: an attempt without an end is over, and gets one.
+
+    ``finished``: whether its finished record is there; ``last_words``: the end of its log. Raises OSError: the disk is full or not
+    writable.
+    """
+    history = read_history(run_dir)
+    if history.open is None:
+        return history
+    if finished:
+        end(run_dir, "finished")
+    else:
+        words = f", last line: {last_words}" if last_words else ""
+        end(run_dir, "killed", f"ended unseen: killed, or the machine went down{words}")
+    return read_history(run_dir)
+
+
+def forgive(run_dir: Path) -> None:
+    """From here on the cell counts as one that has not failed yet. Raises OSError: the disk is full or not writable."""
+    _append(run_dir, "retry")
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint, 0 without one. Only names are looked at: what is damaged is found when it is loaded."""
+    steps = [path.name.removeprefix("step-") for path in (run_dir / "checkpoints").glob("step-*")]
+    return max((int(step) for step in steps if step.isascii() and step.isdecimal()), default=0)
+
+
+def _append(run_dir: Path, event: str, **told: Any) -> None:
+    """One line in one write: with O_APPEND it lands whole behind all others."""
+    line = (json.dumps({"event": event, "time": round(time.time(), 3), **told}) + "\n").encode()
+    descriptor = os.open(run_dir / ATTEMPTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # behind a torn line, which stays one
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run_dir / ATTEMPTS_FILE))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# What the disk says about a cell: finished or not, taken by a driver or free, its record, its log.
 
 LOG_FILE = "log.txt"
 GLANCES = 5  # a lock that is_locked() is looking at is free again at once
@@ -87,7 +270,7 @@ def publish(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> li
             write_record(records / f"{cell.name}.json", record)
             written.append(records / f"{cell.name}.json")
             if (cell.run_dir / "samples").is_dir():
-                from tunalab.results.samples import publish_beside  # here: it takes seconds
+                from tunalab.records.samples import publish_beside
 
                 written += publish_beside({cell.name: cell.run_dir}, records)
     return written

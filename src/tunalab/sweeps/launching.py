@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from tunalab.sweeps.devices import visible_gpus
-from tunalab.sweeps.launch_file import Launch, LocalLaunch
-from tunalab.sweeps.launcher import Launcher
+from tunalab.sweeps.launcher import Launch, Launcher, LocalLaunch, visible_gpus
 from tunalab.sweeps.local import LocalLauncher, default_parallel
 from tunalab.sweeps.slurm import SlurmLauncher
 

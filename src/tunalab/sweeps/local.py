@@ -12,13 +12,10 @@ from datetime import datetime
 from typing import IO, Literal, TextIO
 
 from tunalab.errors import EXIT_STOPPED
-from tunalab.sweeps.attempts import ATTEMPTS_FILE, begin, end, read_history, started
-from tunalab.sweeps.cells import LOG_FILE, holds, last_line, take_lock
-from tunalab.sweeps.devices import GPU_VARIABLE
+from tunalab.sweeps.cells import ATTEMPTS_FILE, LOG_FILE, begin, end, holds, last_line, read_history, started, take_lock
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.launcher import Outcome, Result, State, Work, failure
+from tunalab.sweeps.launcher import GPU_VARIABLE, Outcome, Result, State, Work, failure, stop_signals
 from tunalab.sweeps.progress import Progress
-from tunalab.sweeps.signals import stop_signals
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from tunalab.results.status import Status, read_status
+from tunalab.records.log import Status, read_status
 from tunalab.sweeps.grid import Cell
 from tunalab.terminal import LINE_SECONDS, amount, redraws, share
 

@@ -32,12 +32,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 from tunalab.errors import EXIT_STOPPED
-from tunalab.sweeps.attempts import How, begin, end, read_history
-from tunalab.sweeps.cells import LOG_FILE, holds, last_line, take_lock
+from tunalab.sweeps.cells import LOG_FILE, How, begin, end, holds, last_line, read_history, take_lock
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.launcher import Work, failure
+from tunalab.sweeps.launcher import Work, failure, stop_signals
 from tunalab.sweeps.local import THREAD_VARIABLES
-from tunalab.sweeps.signals import stop_signals
 
 LOOK_SECONDS = 1.0
 Standing = Literal["running", "requeued", "ended"]

@@ -1,4 +1,4 @@
-"""What the disk says about the runs of a sweep, for `tunalab sweep NAME --status`: no process is asked, and none needs to live."""
+"""What a sweep would do, printed before anything is trained."""
 
 import os
 import socket
@@ -7,15 +7,46 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
-from tunalab.results.columns import columns
-from tunalab.results.status import Status, read_status
-from tunalab.sweeps.attempts import RETRIES, Attempt, History, How, read_history
-from tunalab.sweeps.cells import is_finished, is_locked
-from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.resolving import Resolved
-from tunalab.terminal import amount, redraws, share, wrapped
+from tunalab.records.log import Status, read_status
+from tunalab.sweeps.cells import RETRIES, Attempt, History, How, is_finished, is_locked, read_history
+from tunalab.sweeps.grid import Cell, Resolved
+from tunalab.terminal import amount, columns, redraws, share, wrapped
+
+ADDED_UP = ("tokens", "flops", "minutes")
+
+
+def dry_run(cells: Sequence[Cell], describe: Callable[[Cell], Mapping[str, Any]], parallel: int = 1) -> str:
+    """Print, and return, a table of every run: ``describe(cell)`` gives its columns (parameters, tokens, flops, minutes, ...).
+
+    Tokens, FLOPs and minutes are added up in the last row; minutes are also divided by ``parallel``.
+    """
+    described = [dict(describe(cell)) for cell in cells]
+    keys = list(dict.fromkeys(key for row in described for key in row))
+    lines = [["run", *keys]]
+    lines += [[cell.name, *(_text(row.get(key)) for key in keys)] for cell, row in zip(cells, described, strict=True)]
+    sums = {key: sum(row[key] for row in described) for key in keys if key in ADDED_UP and all(key in row for row in described)}
+    lines.append([f"{len(cells)} runs", *(_text(sums.get(key)) for key in keys)])
+    text = columns(lines)
+    if "minutes" in sums:
+        text += f"\nabout {_text(sums['minutes'] / parallel)} minutes with {parallel} run(s) at a time"
+    print(text)
+    return text
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if value >= 1e7 and isinstance(value, float):
+        return f"{value:.2e}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+# What the disk says about the runs of a sweep, for `tunalab sweep NAME --status`: no process is asked, and none needs
+# to live.
 
 State = Literal["done", "queued", "running", "failed"]
 STATES: tuple[State, ...] = ("done", "queued", "running", "failed")  # in this order: what matters last, where the eye is

@@ -7,12 +7,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tunalab.config import RunConfig, config_hash, read_config, to_plain
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, write_atomically
-from tunalab.results.records import CONFIG_FILE, RECORD_FILE
-from tunalab.results.status import STATUS_FILE
-from tunalab.results.training_log import TRAINING_LOG
+from tunalab.records.log import STATUS_FILE, TRAINING_LOG
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE
+from tunalab.settings.schema import RunConfig, config_hash, read_config, to_plain
 
 LOCK_FILE = "lock"
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings

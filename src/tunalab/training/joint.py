@@ -7,7 +7,7 @@ from tunalab.data.stream import COUNTS, Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.model.flops import FlopCosts
 from tunalab.model.objective import loss_counts
-from tunalab.training.ranks import ALONE, Ranks
+from tunalab.training.distribution import ALONE, Ranks
 
 LOSSES = ("text", "flow")
 GOES_ON, ENDED, FAILED = 0.0, 1.0, 2.0

@@ -9,12 +9,11 @@ from typing import Any, TextIO
 from lightning import Callback, Trainer
 from tqdm import tqdm
 
-from tunalab.config import StageConfig
 from tunalab.data.stream import COUNTS
-from tunalab.results.mlflow.tracking import Tracker
-from tunalab.results.status import Status, write_status
-from tunalab.results.training_log import Row, append_row, is_due
+from tunalab.records.log import Row, Status, append_row, is_due, write_status
+from tunalab.settings.schema import StageConfig
 from tunalab.terminal import redraws
+from tunalab.tracking.tracker import Tracker
 from tunalab.training.clock import awake
 from tunalab.training.module import Harness, Progress
 

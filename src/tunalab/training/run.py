@@ -1,47 +1,115 @@
-"""A run from its configuration to its record: `tunalab train`."""
+"""What must hold before a run is begun: everything that can be known of it without training.
+
+Settings that are wrong in themselves are refused when they are read (config.check). Here they meet what they name: sources, the
+front-end's geometry, the benchmarks; and the data itself. Every refusal is one line (UserError) that names the key and what it
+may be.
+"""
 
 import logging
 import sys
 import time
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from tunalab.config import RunConfig, budget, config_hash, to_plain
-from tunalab.data.changes import SeenData, keep, seen_again
-from tunalab.data.lanes import deal_lanes
-from tunalab.data.stream import StepLoader, open_stream
-from tunalab.data.versions import data_versions
+from tunalab.data.buckets import check_buckets
+from tunalab.data.changes import SeenData, data_versions, keep, seen_again
+from tunalab.data.documents import PREFIX
+from tunalab.data.easy_vqa import check_installed
+from tunalab.data.scenes.benchmarks import check_groups
+from tunalab.data.scenes.sampling import check_image_size
+from tunalab.data.sources import check_sources, open_sources
+from tunalab.data.stream import StepLoader, deal_lanes, open_stream
 from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.evaluation.samples import sample_grid
-from tunalab.evaluation.schedule import evaluation_tokens
 from tunalab.evaluation.score import Score
-from tunalab.evaluation.suite import evaluate
-from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.model.build import build_model, parameter_counts
+from tunalab.frontends.components.store import Components
+from tunalab.frontends.contract import TargetSpace
+from tunalab.frontends.registry import build_frontend
 from tunalab.model.flops import flop_costs
-from tunalab.results.environment import environment
-from tunalab.results.mlflow.client import full_uri
-from tunalab.results.mlflow.logged import data_sources, point_metrics, run_tags
-from tunalab.results.mlflow.tracking import RUN_ID, Tracker
-from tunalab.results.records import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
-from tunalab.results.training_log import rewind
-from tunalab.training.checkpointing import Checkpointing, Resuming
+from tunalab.model.unified import build_model, parameter_counts
+from tunalab.records.environment import environment
+from tunalab.records.log import rewind
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
+from tunalab.settings.schema import FrontEndConfig, RunConfig, budget, config_hash, to_plain
+from tunalab.tracking.client import full_uri
+from tunalab.tracking.sync import data_sources, point_metrics, run_tags
+from tunalab.tracking.tracker import RUN_ID, Tracker
+from tunalab.training.callbacks import Checkpointing, Evaluating, Resuming, StopSignal
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
-from tunalab.training.evaluating import Evaluating
 from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.reporting import Reporting, Telling, what_was_read
 from tunalab.training.start import load_start
 from tunalab.training.state import read_saved, refuse_foreign
-from tunalab.training.stopping import StopSignal
+
+FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
+
+
+def check_run(config: RunConfig) -> None:
+    """Raises UserError for settings that a run would fail on later. No file is read but what describes a pretrained part."""
+    check_sources(config)
+    drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    evaluation = config.evaluation
+    scenes_asked = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
+    if scenes_asked or any(name.removeprefix(PREFIX).startswith("scenes/") for name in drawn):
+        check_image_size(config.data.image_size)
+    if evaluation.groups:
+        check_groups(evaluation.groups, evaluation.levels)
+    settings = tuple(sorted(vars(config.frontend).items()))
+    space = fitting_space(settings, config.decoder.width, config.data.image_size, config.components_seed)
+    check_buckets(config.data, space.token_pixels)
+    two = any(name == "scenes/edit" or name.startswith(PREFIX) for name in drawn)
+    _check_row(config, space, images=2 if two else 1)
+
+
+def open_data(config: RunConfig) -> None:
+    """Open what a run reads on this machine: its sources, and easy-VQA where it is a benchmark. Raises UserError as these do."""
+    open_sources(config)
+    if config.evaluation.easy_vqa:
+        check_installed()
+
+
+def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
+    rows, columns = space.grid(config.data.image_size, config.data.image_size)
+    needed = FRAME + images * (IMAGE_FRAME + rows * columns)
+    if needed > config.data.row_tokens:
+        raise UserError(
+            f"data.row_tokens={config.data.row_tokens} is too short for a document of {images} image(s) of "
+            f"{rows * columns} tokens (data.image_size={config.data.image_size}): from {needed}"
+        )
+
+
+@lru_cache(maxsize=64)
+def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_size: int, components_seed: int) -> TargetSpace:
+    """The target space of the front-end with these settings, after an image has gone through it on the meta device.
+
+    Raises UserError: an unknown name, an encoder or VAE that there is not, or parts that do not fit each other or the image.
+    """
+    config = FrontEndConfig(**dict(settings))  # type: ignore[arg-type]
+    with torch.device("meta"), torch.no_grad():
+        frontend = build_frontend(config, width, image_size, Components(ComponentSettings.seeded(components_seed)))
+        try:
+            x_BChw = frontend.to_space(torch.empty(1, 3, image_size, image_size))
+            frontend.embed(x_BChw)
+            frontend.from_space(x_BChw)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            chosen = ", ".join(f"frontend.{key}={value}" for key, value in settings if key in ("vae", "encoder", "patch") and value)
+            raise UserError(f"frontend.name={config.name}: its parts do not fit each other ({chosen}): {reason}") from error
+    return frontend.space
+
+
+# A run from its configuration to its record: `tunalab train`.
 
 
 def train(config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None = None) -> int:
@@ -202,7 +270,7 @@ class Run:
         return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), self.costs, ranks)
 
     def _find_lanes(self, resume: Path) -> None:
-        """Where this rank's stream goes on: exactly where it was, or with other ranks by the rule of data/lanes.py."""
+        """Where this rank's stream goes on: exactly where it was, or with other ranks by the rule of data/stream.py."""
         saved, ranks, resuming = read_saved(resume), self.ranks, self.resuming
         if saved.world_size == ranks.world_size:
             resuming.lanes, resuming.next_lane = saved.lanes[ranks.rank], saved.next_lane[ranks.rank]

@@ -24,13 +24,13 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tunalab.config import RunConfig, from_plain, to_plain
 from tunalab.data.pretrained import LOAD_ERRORS, one_line
 from tunalab.errors import UserError
 from tunalab.frontends.loading import check_fit
+from tunalab.settings.schema import RunConfig, from_plain, to_plain
 from tunalab.training.claiming import refuse_other_settings
+from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.module import Harness, Progress
-from tunalab.training.ranks import ALONE, Ranks
 
 TENSORS, PROGRESS = "tensors", "progress.json"
 FIRST_FORMAT = "state.ckpt"  # one file, written by Lightning, before checkpoints could be sharded
@@ -209,3 +209,39 @@ def _room(parameter: nn.Parameter, what: str) -> Tensor:
     if what == "step":
         return torch.zeros((), dtype=torch.float32, device=parameter.device)
     return torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
+
+
+# The learnt weights inside a checkpoint, whole, whatever number of ranks wrote it.
+
+
+@dataclass(frozen=True, eq=False)
+class LearntWeights:
+    """``weights`` by the model's names, without frozen parts (a tied table may appear under both of its names), at ``steps``
+    optimiser steps and ``tokens`` tokens.
+    """
+
+    weights: dict[str, Tensor]
+    steps: int
+    tokens: int
+
+
+def learnt_weights(checkpoint: Path, raw: bool = False) -> LearntWeights:
+    """Of an undamaged checkpoint folder: the averaged weights, or with ``raw`` those that go on training."""
+    if (checkpoint / FIRST_FORMAT).exists():
+        return _first_format(checkpoint / FIRST_FORMAT, raw)
+    weights = read_whole(checkpoint, MODEL)
+    if not raw:
+        # Averages exist of parameters alone; what else a module stores is the same for both.
+        weights |= read_whole(checkpoint, EMA)
+    progress = read_saved(checkpoint).progress
+    return LearntWeights(weights, progress["steps"], progress["tokens"])
+
+
+def _first_format(path: Path, raw: bool) -> LearntWeights:
+    with reading(path.parent):
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        weights = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+        if not raw:
+            weights |= state["tunalab"]["ema"]["shadow"]
+        progress = state["tunalab"]["progress"]
+        return LearntWeights(weights, progress["steps"], progress["tokens"])

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunalab.config import FrontEndConfig
 from tunalab.errors import UserError
-from tunalab.frontends.components.handle import Components
-from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder
-from tunalab.frontends.pretrained_encoder import pretrained_encoder
+from tunalab.frontends.components.store import Components
+from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, pretrained_encoder
 from tunalab.frontends.registry import build_frontend
+from tunalab.settings.schema import FrontEndConfig
 from tunalab.verification import Table
 
 # The published architectures, but for depth and width: three blocks show what any number does.

@@ -26,11 +26,11 @@ from tunalab.data.scenes.render import shape_coverage
 from tunalab.data.scenes.sampling import draw_scene, stream
 from tunalab.data.scenes.vocabulary import BACKGROUNDS, CELL, CELLS, COLOURS, QUADRANTS, RADIUS, RGB, SHAPES, SLOTS, UNITS
 from tunalab.evaluation.generation.accuracy import is_exact
-from tunalab.evaluation.generation.palette import UNCLEAR, distance
+from tunalab.evaluation.generation.bank import UNCLEAR, distance
 from tunalab.evaluation.generation.parser import Found, Parsed, parse
 from tunalab.evaluation.generation.prompts import CATEGORIES, fits
 from tunalab.evaluation.generation.verdicts import right
-from tunalab.evaluation.intervals import wilson
+from tunalab.evaluation.score import wilson
 from tunalab.terminal import progress_bar
 from tunalab.verification import Table
 

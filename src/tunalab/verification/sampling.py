@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunalab.config import SamplingConfig
 from tunalab.data.scenes import benchmark_scenes, render
 from tunalab.evaluation.benchmarks import QUESTION_SEED, SPLIT
-from tunalab.inference.samplers import OFFICIAL_CLAMP, SAMPLERS, integrate
+from tunalab.inference.generation import OFFICIAL_CLAMP, SAMPLERS, integrate
+from tunalab.settings.schema import SamplingConfig
 from tunalab.verification import Table
 
 STEPS = (10, 20, 25, 50, 100)

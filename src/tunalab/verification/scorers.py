@@ -50,8 +50,8 @@ def tables() -> list[Table]:
         "What ours give beside what the official code gives of the same answers, shapes or images: on how many items, and the "
         "largest difference. Where a second row says so, it is what another rule would have changed: how much the rule matters. "
         "Without a row, as tests hold them to stand-ins or to the installed package: the nine other tasks of lmms-eval, where "
-        "both rules are the package's own (tests/evaluation/lmms), what a judge's reply says (tests/evaluation/judging; MM-Vet's: "
-        "tests/evaluation/lmms), and where attention points (tests/evaluation/attention)."
+        "both rules are the package's own (tests/interop/lmms), what a judge's reply says (tests/interop/judging; MM-Vet's: "
+        "tests/interop/lmms), and where attention points (tests/evaluation/attention)."
     )
     columns = ["scorer", "what is compared", "items", "largest difference"]
     return [Table("Scorers beside official ones", about, columns, [row.texts for rows in ROWS for row in rows()])]
@@ -137,8 +137,7 @@ def levels(normalised_CHW: Any) -> np.ndarray:
 
 
 def dpg() -> Iterator[Row]:
-    from tunalab.evaluation.published_generation.dpg import ALL_ITEMS, OFFICIAL, item_score, read_questions
-    from tunalab.evaluation.published_generation.dpg_score import dpg_measures
+    from tunalab.interop.dpg import ALL_ITEMS, OFFICIAL, dpg_measures, item_score, read_questions
 
     kept = golden("dpg.json")
     with TemporaryDirectory() as folder:
@@ -190,7 +189,7 @@ def hps() -> Iterator[Row]:
     import torch
     from torchvision.transforms import functional as transforms
 
-    from tunalab.evaluation.published_generation.clip import padded_square
+    from tunalab.interop.clip import padded_square
 
     same, without, of_bytes = [], [], []
     for size in SIZES:
@@ -216,9 +215,8 @@ def hps() -> Iterator[Row]:
 def geneval_colours() -> Iterator[Row]:
     import open_clip
 
-    from tunalab.evaluation.published_generation.clip import WORDINGS, cut_out
-    from tunalab.evaluation.published_generation.detection import Detection
-    from tunalab.evaluation.published_generation.geneval import COLOURS
+    from tunalab.interop.clip import WORDINGS, cut_out
+    from tunalab.interop.geneval import COLOURS, Detection
 
     ours = open_clip.image_transform(SIDE, is_train=False)
     random = np.random.default_rng(0)
@@ -253,11 +251,11 @@ def geneval_colours() -> Iterator[Row]:
 
 
 def image_sizes() -> Iterator[Row]:
-    from tunalab.config import DataConfig
     from tunalab.data.buckets import Buckets
-    from tunalab.data.image_files import stretch
-    from tunalab.evaluation.lmms.asking import fit
+    from tunalab.data.images import stretch
+    from tunalab.interop.lmms.asking import fit
     from tunalab.official.layout import USUAL_SHAPES
+    from tunalab.settings.schema import DataConfig
 
     sizes = [(512, 512), (448, 576), (576, 448), (384, 672), (672, 384)]  # in the order of the official code
     named = [f"{height}x{width}" for height, width in sizes]
@@ -317,8 +315,7 @@ def ssim() -> Iterator[Row]:
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    from tunalab.evaluation.reconstruction.originals import photographs, scenes
-    from tunalab.evaluation.reconstruction.round_trips import ssim_of
+    from tunalab.evaluation.reconstruction import photographs, scenes, ssim_of
 
     for size in SSIM_SIDES:
         pairs = [
@@ -365,7 +362,7 @@ class Drawing(Random):
 
 def by_published_rule(task: str, doc: dict[str, Any], reply: str) -> float | str:
     """Ours: 0, 1 or ``DRAWN``."""
-    from tunalab.evaluation.lmms.rules import RULED
+    from tunalab.evaluation.published import RULED
 
     generator = Drawing(0)
     right = RULED[task].right(doc, reply, generator)
@@ -373,7 +370,7 @@ def by_published_rule(task: str, doc: dict[str, Any], reply: str) -> float | str
 
 
 def lmms_rules() -> Iterator[Row]:
-    from tunalab.evaluation.lmms.catalogue import BENCHMARKS
+    from tunalab.evaluation.published import BENCHMARKS
 
     outcomes: dict[str, list[tuple[bool, bool]]] = {}
     for task, doc, reply, expected in golden_replies():
@@ -387,7 +384,7 @@ def lmms_rules() -> Iterator[Row]:
 
 
 def judge_places() -> Iterator[Row]:
-    from tunalab.evaluation.judging.ballots import LETTERS, deal
+    from tunalab.interop.judge import LETTERS, deal
 
     apart, counts = 0, range(1, 201)
     for candidates in range(2, len(LETTERS) + 1):

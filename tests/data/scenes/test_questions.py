@@ -9,10 +9,9 @@ from random import Random
 import pytest
 
 from tunalab.data.scenes import BENCHMARKS, SCENE_KINDS, benchmark, scene
-from tunalab.data.scenes.captions import DESCRIBE
 from tunalab.data.scenes.corpus import turns
-from tunalab.data.scenes.placing import JITTER
-from tunalab.data.scenes.questions import further_questions
+from tunalab.data.scenes.graph import JITTER
+from tunalab.data.scenes.sentences import DESCRIBE, further_questions
 from tunalab.data.scenes.vocabulary import LEVELS, SLOTS
 from tunalab.errors import UserError
 

@@ -12,7 +12,7 @@ import webdataset
 from PIL import Image as PillowImage
 
 from tunalab.data.documents import Document, Image, Text
-from tunalab.data.image_files import decode_image
+from tunalab.data.images import decode_image
 
 SIDE = 16
 decode = partial(decode_image, image_size=SIDE)

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from shard_files import FINEVISION, IMAGE, cell, colour, decode, encoded, refusal, shown, write_parquet
 
-from tunalab.config import FineVisionConfig
 from tunalab.data.documents import Reject, Unfit
 from tunalab.data.shards.corpus import ShardedCorpus
-from tunalab.data.shards.finevision import open_finevision
+from tunalab.data.shards.schemas import open_finevision
+from tunalab.settings.schema import FineVisionConfig
 
 TURN = {"user": "what?", "assistant": "this"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tunalab.data.shards.files import ShardFile
-from tunalab.data.shards.index_cache import cache_folder, stored_index
+from tunalab.data.shards.index import cache_folder, stored_index
 
 FILE = ShardFile("memory:///a.tar", 100, "mtime=1")
 

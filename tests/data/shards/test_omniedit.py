@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from shard_files import OMNIEDIT, cell, colour, decode, encoded, refusal, shown, write_parquet
 
-from tunalab.config import OmniEditConfig
 from tunalab.data.documents import Reject
 from tunalab.data.shards.corpus import ShardedCorpus
-from tunalab.data.shards.omniedit import open_omniedit
+from tunalab.data.shards.schemas import open_omniedit
+from tunalab.settings.schema import OmniEditConfig
 
 
 def row(number: int, wordings: int = 1) -> dict[str, Any]:

@@ -15,13 +15,12 @@ import pyarrow as pa
 import pytest
 from shard_files import decode, pair, read_bytes, refusal, shown, write_bytes, write_parquet, write_tar
 
-from tunalab.config import TextConfig, WebDatasetConfig
 from tunalab.data.documents import Reject
 from tunalab.data.shards import files
 from tunalab.data.shards.files import find_files, open_file, read_range, stat_file
-from tunalab.data.shards.text import open_text
-from tunalab.data.shards.webdataset import open_webdataset
+from tunalab.data.shards.schemas import open_text, open_webdataset
 from tunalab.errors import UserError
+from tunalab.settings.schema import TextConfig, WebDatasetConfig
 
 DATA = bytes(range(256)) * 40
 SECRET = "0123456789abcdef-signature"

@@ -11,12 +11,20 @@ import pytest
 import torch
 from shard_files import FINEVISION, OMNIEDIT, SIDE, cell, encoded, pair, write_bytes, write_parquet, write_tar
 
-from tunalab.config import DataConfig, FineVisionConfig, OmniEditConfig, RunConfig, StageConfig, TextConfig, WebDatasetConfig
 from tunalab.data.mixing import Mixer
 from tunalab.data.sources import SourceSettings, build_source, open_sources
 from tunalab.data.stream import Step, StepLoader, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.settings.schema import (
+    DataConfig,
+    FineVisionConfig,
+    OmniEditConfig,
+    RunConfig,
+    StageConfig,
+    TextConfig,
+    WebDatasetConfig,
+)
 
 RANKS, WORKERS = 2, 2
 LANES = RANKS * WORKERS

@@ -9,15 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import colour, decode, encoded, read_bytes, refusal, shown, write_bytes, write_parquet
 
-from tunalab.config import FineVisionConfig, TextConfig
 from tunalab.data.documents import Reject
 from tunalab.data.shards import table
 from tunalab.data.shards.files import find_files
-from tunalab.data.shards.finevision import open_finevision
-from tunalab.data.shards.schema import IMAGE, IMAGES, TEXT, TEXTS, TURNS, Column
-from tunalab.data.shards.table import TableReader
-from tunalab.data.shards.text import open_text
+from tunalab.data.shards.schemas import open_finevision, open_text
+from tunalab.data.shards.table import IMAGE, IMAGES, TEXT, TEXTS, TURNS, Column, TableReader
 from tunalab.errors import UserError
+from tunalab.settings.schema import FineVisionConfig, TextConfig
 
 SCHEMA = pa.schema([("text", pa.string()), ("other", pa.int64())])
 

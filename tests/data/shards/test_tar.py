@@ -12,8 +12,7 @@ from shard_files import pair, read_bytes, refusal, write_bytes, write_tar
 
 from tunalab.data.documents import Reject
 from tunalab.data.shards.files import find_files
-from tunalab.data.shards.ranges import RangeReader
-from tunalab.data.shards.tar import tar_reader
+from tunalab.data.shards.tar import RangeReader, tar_reader
 from tunalab.errors import UserError
 
 

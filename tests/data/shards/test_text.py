@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from shard_files import IMAGE, cell, refusal, shown, write_bytes, write_parquet
 
-from tunalab.config import TextConfig
 from tunalab.data.documents import Reject
-from tunalab.data.shards import text as module
+from tunalab.data.shards import schemas as module
 from tunalab.data.shards.corpus import ShardedCorpus
-from tunalab.data.shards.text import open_text, pieces
+from tunalab.data.shards.schemas import open_text, pieces
 from tunalab.data.sources import probe
 from tunalab.errors import UserError
+from tunalab.settings.schema import TextConfig
 
 
 def corpus(*urls: str, **settings: Any) -> ShardedCorpus:

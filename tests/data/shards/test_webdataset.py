@@ -11,11 +11,11 @@ import pytest
 from PIL import Image as PillowImage
 from shard_files import colour, decode, encoded, pair, refusal, shown, write_bytes, write_tar
 
-from tunalab.config import WebDatasetConfig
 from tunalab.data.documents import Reject
 from tunalab.data.shards.corpus import ShardedCorpus
-from tunalab.data.shards.webdataset import open_webdataset
+from tunalab.data.shards.schemas import open_webdataset
 from tunalab.errors import UserError
+from tunalab.settings.schema import WebDatasetConfig
 
 
 def corpus(url: str, **settings: Any) -> ShardedCorpus:

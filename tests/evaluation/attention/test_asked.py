@@ -5,7 +5,7 @@ from tunalab.data.scenes import Item, Scene, render
 from tunalab.data.scenes.benchmarks import benchmark_scenes
 from tunalab.data.scenes.vocabulary import COLOURS, RGB
 from tunalab.errors import UserError
-from tunalab.evaluation.attention.asked import KINDS, ROWS, asked_things, cover, named_thing, row_prompt
+from tunalab.evaluation.attention import KINDS, ROWS, asked_things, cover, named_thing, row_prompt
 from tunalab.frontends.contract import TargetSpace
 
 RING, CROSS = Item("ring", "red", 16, 16, 14, 14), Item("cross", "blue", 48, 48, 14, 14)

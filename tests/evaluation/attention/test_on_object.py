@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from tunalab.data.sequence import ImageSpan
-from tunalab.evaluation.attention import on_object
-from tunalab.evaluation.attention.asked import KINDS, Asked, asked_things
-from tunalab.evaluation.attention.on_object import by_column, measure, on_thing
+from tunalab.evaluation import attention as on_object
+from tunalab.evaluation.attention import KINDS, Asked, asked_things, by_column, measure, on_thing
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.parts import find_parts, load_part
 from tunalab.evaluation.settings import AttentionSettings

@@ -1,7 +1,6 @@
 import numpy as np
 
-from tunalab.evaluation.attention.asked import KINDS
-from tunalab.evaluation.attention.pictures import draw_examples, draw_heads, example_questions, shown_attention, shown_questions
+from tunalab.evaluation.attention import KINDS, draw_examples, draw_heads, example_questions, shown_attention, shown_questions
 
 
 def test_examples_are_of_every_kind_in_turn_and_fewer_are_the_first_of_more():

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tunalab.data.scenes.edits import EDITS
-from tunalab.evaluation.editing.scene_edits import edits, judged
-from tunalab.evaluation.editing.verdict import MOST_DB, changed, outside_db
+from tunalab.evaluation.editing import MOST_DB, changed, edits, judged, outside_db
 
 COUNT = 6
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import RADIUS, SLOTS
-from tunalab.evaluation.generation.dense import KINDS, answers, questions
 from tunalab.evaluation.generation.parser import Found, Parsed
-from tunalab.evaluation.generation.prompts import DENSE, prompts
+from tunalab.evaluation.generation.prompts import DENSE, KINDS, answers, prompts, questions
 
 
 def thing(shape: str, colour: str, slot: str, size: str = "small") -> Item:

@@ -7,9 +7,8 @@ from tests.tolerances import assert_sums_close
 
 from tunalab.data.scenes import Scene, caption, render, scene
 from tunalab.evaluation.generation.diversity import mean_distance, vendi
-from tunalab.evaluation.generation.features import LABELS, NETWORKS, features, features_by_prompt
-from tunalab.evaluation.generation.fidelity import frechet, jackknife, kernel
-from tunalab.evaluation.generation.images import displaced, displaced_renders
+from tunalab.evaluation.generation.fidelity import LABELS, NETWORKS, features, features_by_prompt, frechet, jackknife, kernel
+from tunalab.evaluation.generation.following import displaced, displaced_renders
 from tunalab.evaluation.generation.prompts import DENSE, prompts
 from tunalab.evaluation.settings import FEATURES
 

@@ -12,7 +12,8 @@ from tests.conftest import small_config
 from tunalab.data.scenes import caption
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.evaluation.generation import diversity, fidelity, following, images
+from tunalab.evaluation.generation import diversity, fidelity, following
+from tunalab.evaluation.generation import following as images
 from tunalab.evaluation.generation.following import resampled_mean
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import DiversitySettings, FidelitySettings, GenerationSettings, PromptSettings

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tunalab.analysis.tables.evaluation import GENEVAL, counterpart
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, SHAPES, SLOTS
 from tunalab.errors import UserError
@@ -9,7 +10,6 @@ from tunalab.evaluation.generation.following import DENSE_PROMPTS, OVERALL, PROM
 from tunalab.evaluation.generation.parser import Found, Parsed
 from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, prompts
 from tunalab.evaluation.generation.verdicts import direction, right, stands
-from tunalab.results.tables.published import GENEVAL, counterpart
 
 
 def thing(shape: str, colour: str, slot: str, size: str = "large") -> Item:

@@ -9,8 +9,8 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from tunalab.errors import UserError
-from tunalab.evaluation.reconstruction import inception
-from tunalab.evaluation.reconstruction.inception import check_weights, inception_features
+from tunalab.evaluation import reconstruction as inception
+from tunalab.evaluation.reconstruction import check_weights, inception_features
 from tunalab.files import sha256
 
 CPU = torch.device("cpu")

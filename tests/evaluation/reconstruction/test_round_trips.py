@@ -9,17 +9,27 @@ import numpy as np
 import pytest
 from tests.conftest import small_config
 
-from tunalab.config import SamplingConfig, StageConfig
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.evaluation.editing.verdict import MOST_DB
+from tunalab.evaluation.editing import MOST_DB
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.reconstruction.originals import PHOTOGRAPHS, photographs, scenes
-from tunalab.evaluation.reconstruction.round_trips import SPACE, chances_of, compared, measure, psnr_of, ssim_of, training_note
+from tunalab.evaluation.reconstruction import (
+    PHOTOGRAPHS,
+    SPACE,
+    chances_of,
+    compared,
+    measure,
+    photographs,
+    psnr_of,
+    scenes,
+    ssim_of,
+    training_note,
+)
 from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.inference.prompts import edit_sampling
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import SamplingConfig, StageConfig
 from tunalab.verification.scorers import slow_ssim
 
 Key = tuple[str, str, str]
@@ -71,7 +81,7 @@ def test_originals_are_the_same_every_time_and_more_of_them_begin_alike() -> Non
 
 
 def test_a_missing_photograph_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunalab.evaluation.reconstruction.originals.PHOTOGRAPHS", ("none.png",))
+    monkeypatch.setattr("tunalab.evaluation.reconstruction.PHOTOGRAPHS", ("none.png",))
     with pytest.raises(UserError, match="none.png: no such image file"):
         photographs(32)
 
@@ -119,7 +129,7 @@ def test_the_model_sees_the_image_that_it_gives_back(
         return np.stack(sources_NHWC)
 
     monkeypatch.setattr(Subject, "edited", copies)
-    monkeypatch.setattr("tunalab.evaluation.reconstruction.round_trips.photographs", lambda size: photographs(size)[:3])
+    monkeypatch.setattr("tunalab.evaluation.reconstruction.photographs", lambda size: photographs(size)[:3])
     found = by_key(measure(subject, ReconstructionSettings(scenes=20)))
     for name in ("scenes", "photographs"):
         assert found[name, "test", "PSNR"].value == MOST_DB and found[name, "test", "SSIM"].value == pytest.approx(1)

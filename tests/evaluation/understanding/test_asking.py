@@ -13,11 +13,11 @@ from tests.data.scenes.solver import solve
 
 from tunalab.data.scenes import BENCHMARKS, SPLITS, Scene, benchmark_scenes, render
 from tunalab.errors import UserError
+from tunalab.evaluation.along import evaluate
 from tunalab.evaluation.benchmarks import QUESTION_SEED
 from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
-from tunalab.evaluation.suite import evaluate
-from tunalab.evaluation.understanding.asking import measure
+from tunalab.evaluation.understanding import measure
 
 Questions = Sequence[tuple[np.ndarray | None, str]]
 

@@ -14,10 +14,9 @@ from tunalab.errors import UserError
 from tunalab.files import sha256
 from tunalab.frontends.components import vae
 from tunalab.frontends.components.build import build_components
-from tunalab.frontends.components.cache import MANIFEST, folder_of, is_built, write_component
-from tunalab.frontends.components.handle import NAMES, Components, load_component
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.store import MANIFEST, NAMES, Components, folder_of, is_built, load_component, write_component
 from tunalab.frontends.components.tokenizer import TokenizerConfig
 
 

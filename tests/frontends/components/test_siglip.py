@@ -8,9 +8,9 @@ import torch
 from stand_ins import TINY, noise_captions
 from torch import Tensor, nn
 
-from tunalab.frontends.components.examples import batches
-from tunalab.frontends.components.handle import Components
 from tunalab.frontends.components.siglip import EncoderConfig, distinct, quality, text_batch, train_encoder
+from tunalab.frontends.components.store import Components
+from tunalab.frontends.components.training import batches
 
 CONFIG = EncoderConfig(width=32, depth=2, heads=2, text_layers=1, steps=40, batch=16, lr=3e-3, held_out=16)
 

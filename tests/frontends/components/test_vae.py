@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tunalab.errors import UserError
-from tunalab.frontends.components.examples import to_tensor
+from tunalab.frontends.components.training import to_tensor
 from tunalab.frontends.components.vae import VaeConfig, architecture, codec, start_at_principal_components, train_vae
 
 CONFIG = VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=256, held_out=16)

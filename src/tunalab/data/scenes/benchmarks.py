@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from tunalab.data.questions import Question
+from tunalab.data.documents import Question
 from tunalab.data.scenes.graph import Scene
 from tunalab.data.scenes.render import render
-from tunalab.data.scenes.sampling import draw_scene, stream
-from tunalab.data.scenes.settings import check_image_size
+from tunalab.data.scenes.sampling import check_image_size, draw_scene, stream
 from tunalab.data.scenes.splits import check_split
 from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS
 from tunalab.errors import UserError

@@ -5,14 +5,11 @@ from random import Random
 import numpy as np
 
 from tunalab.data.documents import KINDS, Document, Image, Kind, Text
-from tunalab.data.scenes.captions import DESCRIBE, caption
 from tunalab.data.scenes.edits import draw_edit
 from tunalab.data.scenes.graph import Scene
-from tunalab.data.scenes.questions import further_questions
 from tunalab.data.scenes.render import render
-from tunalab.data.scenes.sampling import draw_level, draw_scene, stream
-from tunalab.data.scenes.sentences import draw_text
-from tunalab.data.scenes.settings import EXAMPLE_LEVELS, SceneSettings, check_image_size
+from tunalab.data.scenes.sampling import EXAMPLE_LEVELS, SceneSettings, check_image_size, draw_level, draw_scene, stream
+from tunalab.data.scenes.sentences import DESCRIBE, caption, draw_text, further_questions
 from tunalab.data.scenes.splits import check_split
 from tunalab.data.scenes.vocabulary import SCENE_KINDS
 from tunalab.errors import UserError

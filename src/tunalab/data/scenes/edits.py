@@ -3,8 +3,7 @@
 from dataclasses import replace
 from random import Random
 
-from tunalab.data.scenes.graph import Item, Scene
-from tunalab.data.scenes.placing import other, place
+from tunalab.data.scenes.graph import Item, Scene, other, place
 from tunalab.data.scenes.sampling import draw_scene
 from tunalab.data.scenes.splits import belongs
 from tunalab.data.scenes.vocabulary import CELLS, COLOURS, QUADRANTS, SHAPES

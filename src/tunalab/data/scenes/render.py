@@ -1,17 +1,55 @@
-"""From a scene graph to pixels: signed distances of shapes and exact coverage of glyphs, over small windows.
-
-A thing's coverage depends only on its form and on where its centre falls within a pixel, so coverages are cached: an
-image is then a few small blends. Shape suffixes: H, W image rows and columns; N items; C colour channels.
-"""
+"""A 5x7 bitmap font of capitals and the question mark, drawn for legibility at seven pixels."""
 
 from functools import lru_cache
 from math import ceil, floor
 
 import numpy as np
 
-from tunalab.data.scenes.font import GLYPHS, HEIGHT, WIDTH
 from tunalab.data.scenes.graph import Item, Scene
 from tunalab.data.scenes.vocabulary import RGB, UNITS
+
+WIDTH, HEIGHT = 5, 7
+
+# Seven rows of five dots each, row by row from the top.
+_ROWS = {
+    "A": ".###. #...# #...# ##### #...# #...# #...#",
+    "B": "####. #...# #...# ####. #...# #...# ####.",
+    "C": ".#### #.... #.... #.... #.... #.... .####",
+    "D": "####. #...# #...# #...# #...# #...# ####.",
+    "E": "##### #.... #.... ####. #.... #.... #####",
+    "F": "##### #.... #.... ####. #.... #.... #....",
+    "G": ".#### #.... #.... #..## #...# #...# .####",
+    "H": "#...# #...# #...# ##### #...# #...# #...#",
+    "I": "##### ..#.. ..#.. ..#.. ..#.. ..#.. #####",
+    "J": "...## ....# ....# ....# #...# #...# .###.",
+    "K": "#...# #..#. #.#.. ##... #.#.. #..#. #...#",
+    "L": "#.... #.... #.... #.... #.... #.... #####",
+    "M": "#...# ##.## #.#.# #.#.# #...# #...# #...#",
+    "N": "#...# ##..# ##..# #.#.# #..## #..## #...#",
+    "O": ".###. #...# #...# #...# #...# #...# .###.",
+    "P": "####. #...# #...# ####. #.... #.... #....",
+    "Q": ".###. #...# #...# #...# #.#.# #..#. .##.#",
+    "R": "####. #...# #...# ####. #.#.. #..#. #...#",
+    "S": ".#### #.... #.... .###. ....# ....# ####.",
+    "T": "##### ..#.. ..#.. ..#.. ..#.. ..#.. ..#..",
+    "U": "#...# #...# #...# #...# #...# #...# .###.",
+    "V": "#...# #...# #...# #...# .#.#. .#.#. ..#..",
+    "W": "#...# #...# #...# #.#.# #.#.# ##.## #...#",
+    "X": "#...# .#.#. .#.#. ..#.. .#.#. .#.#. #...#",
+    "Y": "#...# #...# .#.#. ..#.. ..#.. ..#.. ..#..",
+    "Z": "##### ....# ...#. ..#.. .#... #.... #####",
+    "?": ".###. #...# ....# ..##. ..#.. ..... ..#..",
+}
+
+GLYPHS: dict[str, np.ndarray] = {
+    letter: np.array([[dot == "#" for dot in row] for row in rows.split()], dtype=np.float32) for letter, rows in _ROWS.items()
+}
+
+
+# From a scene graph to pixels: signed distances of shapes and exact coverage of glyphs, over small windows.
+#
+# A thing's coverage depends only on its form and on where its centre falls within a pixel, so coverages are cached: an
+# image is then a few small blends. Shape suffixes: H, W image rows and columns; N items; C colour channels.
 
 DOT = 2  # side of a small font's dot in units: one pixel at 32 px
 _RGB = {name: np.array(rgb, dtype=np.float32) for name, rgb in RGB.items()}

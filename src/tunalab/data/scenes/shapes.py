@@ -6,8 +6,7 @@ kept while a scene is redrawn until it belongs to its split, which is what keeps
 
 from random import Random
 
-from tunalab.data.scenes.graph import Item, Scene
-from tunalab.data.scenes.placing import background, other, others, place
+from tunalab.data.scenes.graph import Item, Scene, background, other, others, place
 from tunalab.data.scenes.vocabulary import CELL_AT, CELLS, COLOURS, DIRECTIONS, PLURALS, QUADRANTS, SHAPES
 
 _QUADRANTS = tuple(QUADRANTS)

@@ -2,10 +2,8 @@
 
 from random import Random
 
-from tunalab.data.scenes.font import HEIGHT, WIDTH
-from tunalab.data.scenes.graph import Item, Scene
-from tunalab.data.scenes.placing import background, other, others, place
-from tunalab.data.scenes.render import DOT
+from tunalab.data.scenes.graph import Item, Scene, background, other, others, place
+from tunalab.data.scenes.render import DOT, HEIGHT, WIDTH
 from tunalab.data.scenes.vocabulary import CELL, CELL_AT, CELLS, COLOURS, EASY_LETTERS, INK, LETTERS, SHAPES, UNITS
 
 TALLEST, SHORTEST = "which bar is tallest?", "which bar is shortest?"

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunalab.config import ShardsConfig, digest
 from tunalab.data.documents import Document, Reject
 from tunalab.data.shards.files import ShardFile, shown
-from tunalab.data.shards.order import BlockOrder
+from tunalab.data.shards.index import BlockOrder
 from tunalab.errors import UserError
 from tunalab.redaction import redacted
+from tunalab.settings.schema import ShardsConfig, digest
 
 Sample = Mapping[str, Any]
 

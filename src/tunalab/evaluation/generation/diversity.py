@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from tunalab.errors import UserError
-from tunalab.evaluation.generation.features import LABELS, features, features_by_prompt
-from tunalab.evaluation.generation.following import DENSE_PROMPTS, PROMPTS
-from tunalab.evaluation.generation.images import RENDERS, displaced_renders, generated, renders
+from tunalab.evaluation.generation.fidelity import LABELS, features, features_by_prompt
+from tunalab.evaluation.generation.following import DENSE_PROMPTS, PROMPTS, RENDERS, displaced_renders, generated, renders
 from tunalab.evaluation.generation.parser import parse
 from tunalab.evaluation.generation.prompts import DENSE, Prompt
 from tunalab.evaluation.generation.verdicts import right

@@ -1,39 +1,151 @@
-"""Generation: the share of images that show what their prompt asks, in GenEval's six categories, and of dense prompts' details.
+"""The images that prompts are answered with, sampled once for all parts of an evaluation that look at them.
 
-Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser (parser.py), whose own accuracy is
-measured beside it, clean, under noise and blur, and after the space that the model generates in.
-
-``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every prompt. ``overall`` is the mean
-over categories, its interval from drawing prompts again within each. Images of one prompt are not independent, so everywhere an
-item is a prompt, the mean of its images.
-``dense prompts``: questions about the scene graph, a question counting 0 where one that it depends on is answered with no
-(dense.py): the mean over an image's questions, then over images; also by kind of question. As in DPG-Bench nobody asks what else
-is there, so nothing is rejected by its residual.
-
-``residual of right images``: how far those that are called right lie from what was read of them, drawn again: 0 for renders, up to
-1, above which an image is rejected (``rejected by residual``: how many are). A model that paints what the parser likes shows here.
-
-Chance is what perfect images reach that were made for other prompts of the category, the ceiling what the parser gives to perfect
-images of the prompts themselves. Split ``round trip``: the same for perfect images that went through the model's space.
+Shapes: P prompts, S samples of each, H W C pixels.
 """
 
+import io
+import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
-from tunalab.data.scenes import Scene
-from tunalab.evaluation.generation import dense
+from tunalab.data.scenes import Scene, render
+from tunalab.data.scenes.graph import place
+from tunalab.data.scenes.sampling import stream
+from tunalab.errors import UserError
+from tunalab.evaluation.generation import prompts as dense
 from tunalab.evaluation.generation.accuracy import ROUND_TRIP, accuracy, round_trip
-from tunalab.evaluation.generation.images import chosen_prompts, generated, renders
-from tunalab.evaluation.generation.parser import Parsed, parse
-from tunalab.evaluation.generation.pictures import write_pictures
-from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt
+from tunalab.evaluation.generation.parser import Found, Parsed, check_size, parse
+from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt, prompts
 from tunalab.evaluation.generation.verdicts import right
-from tunalab.evaluation.intervals import wilson
 from tunalab.evaluation.measure import Measure, mean, share
-from tunalab.evaluation.settings import GenerationSettings
-from tunalab.evaluation.subject import Subject
+from tunalab.evaluation.samples import draw_grid
+from tunalab.evaluation.score import wilson
+from tunalab.evaluation.settings import GenerationSettings, PromptSettings
+from tunalab.evaluation.subject import Subject, kept_array
+from tunalab.files import write_atomically
+
+RENDERS = "renders"  # the split of perfect images
+CHUNK = 16  # prompts whose images are kept together: so much is sampled again after an interruption
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """uint8 images (P, S, H, W, 3) of the prompts, the same order for every model."""
+
+    prompts: tuple[Prompt, ...]
+    images_PSHWC: np.ndarray
+
+
+def chosen_prompts(settings: PromptSettings, series: int = 0) -> tuple[Prompt, ...]:
+    """Raises UserError when there are not so many, or none is asked for."""
+    found = [prompt for category in CATEGORIES for prompt in prompts(category, settings.split, settings.prompts, series)]
+    found += prompts(DENSE, settings.split, settings.dense, series)
+    if not found:
+        raise UserError("prompts=0 and dense=0 leave nothing to generate")
+    return tuple(found)
+
+
+def generated(subject: Subject, settings: PromptSettings) -> Generated:
+    """Sampled with the run's settings of sampling; what the evaluation's folder holds of them already is read.
+
+    An image's seed depends on its prompt and number alone, so that more prompts leave the others' images as they are.
+    """
+    asked = chosen_prompts(settings)
+    config = subject.config
+    check_size(config.data.image_size)
+    chosen = {entry.name: getattr(settings, entry.name) for entry in fields(PromptSettings)}
+    what = {"prompts": chosen, "sampling": asdict(config.sampling), "size": config.data.image_size}
+    folder = subject.shared("images", what)
+    firsts = range(0, len(asked), CHUNK)
+    chunks = []
+    for first in subject.progress(firsts, "images", len(firsts)):
+        path = folder / f"{first:06d}.npy"
+        if not path.exists():
+            texts = [prompt.text for prompt in asked[first : first + CHUNK] for _ in range(settings.samples)]
+            numbers = list(range(settings.samples)) * (len(texts) // settings.samples)
+            seeds = [zlib.crc32(text.encode()) + number for text, number in zip(texts, numbers, strict=True)]
+            content = io.BytesIO()
+            np.save(content, subject.images(texts, seeds))
+            write_atomically(path, content.getvalue())
+        chunks.append(kept_array(path))
+    images_NHWC = np.concatenate(chunks)
+    return Generated(asked, images_NHWC.reshape(len(asked), settings.samples, *images_NHWC.shape[1:]))
+
+
+def renders(asked: Sequence[Prompt], image_size: int) -> np.ndarray:
+    """What the prompts describe, as images (P, H, W, 3) uint8."""
+    return np.stack([render(prompt.scene, image_size) for prompt in asked])
+
+
+def displaced_renders(asked: Sequence[Prompt], count: int, image_size: int, series: int = 0) -> np.ndarray:
+    """``count`` perfect images of each caption (P, S, H, W, 3) uint8, the things in their slots displaced anew as their level
+    displaces; another ``series`` is drawn independently."""
+    return np.stack([[render(scene, image_size) for scene in displaced(prompt.scene, count, series)] for prompt in asked])
+
+
+def displaced(scene: Scene, count: int, series: int = 0) -> list[Scene]:
+    """``count`` scenes of one caption."""
+    rng = stream("displaced", scene.content, series)
+    level = scene.level
+    return [
+        replace(scene, items=tuple(place(rng, level, item.shape, item.colour, item.size, item.slot) for item in scene.items))
+        for _ in range(count)
+    ]
+
+
+# Generated images enlarged above their prompts and what the parser read of them, for people to check.
+
+MOST = 12  # prompts of a category; one sample of each
+
+
+def write_pictures(folder: Path, images: Generated, samples: Sequence[Sequence[Parsed]]) -> None:
+    """A PNG a category. ``samples``: what was read of every image of every prompt."""
+    for category in (*CATEGORIES, DENSE):
+        chosen = [number for number, prompt in enumerate(images.prompts) if prompt.category == category][:MOST]
+        if not chosen:
+            continue
+        captions = []
+        for number in chosen:
+            prompt, parsed = images.prompts[number], samples[number][0]
+            verdict = "" if category == DENSE else "RIGHT " if right(category, prompt.scene, parsed) else "WRONG "
+            captions.append(f"{prompt.text} = {verdict}{describe(parsed)}")
+        draw_grid(images.images_PSHWC[chosen, 0], captions, columns=6).save(folder / f"{category}.png")
+
+
+def describe(parsed: Parsed) -> str:
+    """In a caption's form, with the place in units of a thing that is in no slot."""
+    return f"on {parsed.background}: " + ", ".join(_phrase(one) for one in parsed.found)
+
+
+def _phrase(found: Found) -> str:
+    item = found.item
+    place = item.slot or f"at {item.x},{item.y}"
+    return " ".join(word for word in (item.size, item.colour, item.shape, place) if word)
+
+
+# Generation: the share of images that show what their prompt asks, in GenEval's six categories, and of dense prompts'
+# details.
+#
+# Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser (parser.py), whose own
+# accuracy is measured beside it, clean, under noise and blur, and after the space that the model generates in.
+#
+# ``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every prompt. ``overall``
+# is the mean over categories, its interval from drawing prompts again within each. Images of one prompt are not
+# independent, so everywhere an item is a prompt, the mean of its images. ``dense prompts``: questions about the scene
+# graph, a question counting 0 where one that it depends on is answered with no (dense.py): the mean over an image's
+# questions, then over images; also by kind of question. As in DPG-Bench nobody asks what else is there, so nothing is
+# rejected by its residual.
+#
+# ``residual of right images``: how far those that are called right lie from what was read of them, drawn again: 0 for
+# renders, up to 1, above which an image is rejected (``rejected by residual``: how many are). A model that paints what
+# the parser likes shows here.
+#
+# Chance is what perfect images reach that were made for other prompts of the category, the ceiling what the parser
+# gives to perfect images of the prompts themselves. Split ``round trip``: the same for perfect images that went through
+# the model's space.
 
 KIND = "generation"
 PROMPTS, DENSE_PROMPTS = "scene prompts", "dense prompts"  # benchmarks

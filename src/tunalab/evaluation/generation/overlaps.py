@@ -10,8 +10,7 @@ from itertools import combinations, product
 import numpy as np
 
 from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, UNITS
-from tunalab.evaluation.generation.bank import FORMS, Bank
-from tunalab.evaluation.generation.palette import nearest
+from tunalab.evaluation.generation.bank import FORMS, Bank, nearest
 
 REACH = 3  # units to either side that a thing's place is looked for in
 SWEEPS = 3

@@ -20,9 +20,23 @@ from scipy.ndimage import uniform_filter
 from tunalab.data.scenes import Item
 from tunalab.data.scenes.vocabulary import BACKGROUNDS, CELL, COLOURS, QUADRANTS, RADIUS, SLOTS, UNITS
 from tunalab.errors import UserError
-from tunalab.evaluation.generation.bank import FORMS, LARGE_F, MARK, MARK_F, SHARP, SMALL_FORMS, SUBSAMPLED, VIEWS, Bank, View, bank
+from tunalab.evaluation.generation.bank import (
+    FORMS,
+    LARGE_F,
+    MARK,
+    MARK_F,
+    SHARP,
+    SMALL_FORMS,
+    SUBSAMPLED,
+    UNCLEAR,
+    VIEWS,
+    Bank,
+    View,
+    bank,
+    colour,
+    nearest,
+)
 from tunalab.evaluation.generation.overlaps import HOPELESS, Thing, draw, touch, untangle
-from tunalab.evaluation.generation.palette import UNCLEAR, colour, nearest
 from tunalab.evaluation.generation.refinement import Fit, fits
 
 FINEST = 64  # pixels: larger images are averaged down to it

@@ -4,13 +4,17 @@ A prompt is the caption of a held-out scene, in the form that text-to-image docu
 What isolates a skill is the scene behind it and what is scored of the image (verdicts.py, dense.py).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import groupby, pairwise
 from random import Random
 
-from tunalab.data.scenes import Scene, caption
+from tunalab.data.scenes import Item, Scene, caption
 from tunalab.data.scenes.sampling import draw_scene, stream
 from tunalab.errors import UserError
+from tunalab.evaluation.generation.parser import Parsed
+from tunalab.evaluation.generation.verdicts import direction, stands
 
 DENSE = "dense"
 _REPEATS = 500  # so many scenes in a row that are known or unfit: there are hardly any others
@@ -77,3 +81,94 @@ def fits(rng: Random, split: str, category: str) -> Scene:
         scene = draw_scene(rng, split, *rng.choice(source.kinds))
         if len(scene.items) in source.things:
             return scene
+
+
+# Questions about every detail of a dense prompt, as in DPG-Bench (arXiv 2403.05135): their answers depend on one
+# another.
+#
+# A scene graph's questions: is there the shape (entity), has it the colour, the size, the place, the number
+# (attributes), do two things stand as they should (relations), and the background (global). A question whose parent is
+# answered with no counts 0, whatever is to be seen: no colour without its thing. The score of an image is the mean over
+# its questions.
+
+KINDS = ("global", "entity", "colour", "size", "number", "place", "relation")
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """``text`` for people; ``holds`` of a parsed image; ``parents``: numbers of the questions that it depends on."""
+
+    kind: str
+    text: str
+    holds: Callable[[Parsed], bool]
+    parents: tuple[int, ...] = ()
+
+
+def questions(scene: Scene) -> list[Question]:
+    """Every parent before its children. Things of one shape, colour and size are asked about together."""
+    found = [Question("global", f"is the background {scene.background}?", partial(_background, scene.background))]
+
+    def ask(kind: str, text: str, holds: Callable[[Parsed], bool], *parents: int) -> int:
+        found.append(Question(kind, text, holds, parents))
+        return len(found) - 1
+
+    alone: list[tuple[Item, int]] = []  # things that shape and colour tell from all others, with the question for their colour
+    for _, group in groupby(sorted(scene.items, key=_head), key=_head):
+        items = list(group)
+        item = items[0]
+        name = f"{item.colour} {item.shape}"
+        entity = ask("entity", f"is there a {item.shape}?", partial(_there, item.shape, None))
+        coloured = ask("colour", f"is there a {name}?", partial(_there, item.shape, item.colour), entity)
+        ask("size", f"is a {name} {item.size}?", partial(_sized, item), coloured)
+        if len(items) > 1:
+            ask("number", f"are there {len(items)} like the {name}?", partial(_numbered, item, len(items)), coloured)
+        for one in items:
+            ask("place", f"is a {name} at {one.slot}?", partial(_placed, one), coloured)
+        if sum((one.shape, one.colour) == (item.shape, item.colour) for one in scene.items) == 1:
+            alone.append((item, coloured))
+    for (one, first), (other, second) in pairwise(alone):
+        towards = direction(one, other)
+        text = f"is the {one.colour} {one.shape} {towards} from the {other.colour} {other.shape}?"
+        ask("relation", text, partial(_related, one, towards, other), first, second)
+    return found
+
+
+def answers(asked: Sequence[Question], parsed: Parsed) -> list[bool]:
+    """Yes or no to each; no where a parent is no."""
+    given: list[bool] = []
+    for question in asked:
+        given.append(all(given[parent] for parent in question.parents) and question.holds(parsed))
+    return given
+
+
+def _head(item: Item) -> tuple[str, str, str]:
+    return item.shape, item.colour, item.size
+
+
+def _those(parsed: Parsed, shape: str, colour: str | None = None) -> list[Item]:
+    return [item for item in parsed.items if item.shape == shape and colour in (None, item.colour)]
+
+
+def _background(colour: str, parsed: Parsed) -> bool:
+    return parsed.background == colour
+
+
+def _there(shape: str, colour: str | None, parsed: Parsed) -> bool:
+    return bool(_those(parsed, shape, colour))
+
+
+def _sized(wanted: Item, parsed: Parsed) -> bool:
+    return any(item.size == wanted.size for item in _those(parsed, wanted.shape, wanted.colour))
+
+
+def _numbered(wanted: Item, number: int, parsed: Parsed) -> bool:
+    return len(_those(parsed, wanted.shape, wanted.colour)) == number
+
+
+def _placed(wanted: Item, parsed: Parsed) -> bool:
+    return any(item.slot == wanted.slot for item in _those(parsed, wanted.shape, wanted.colour))
+
+
+def _related(one: Item, towards: str, other: Item, parsed: Parsed) -> bool:
+    ones, others = (_those(parsed, item.shape, item.colour) for item in (one, other))
+    return any(stands(a, towards, b) for a in ones for b in others)

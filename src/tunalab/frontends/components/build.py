@@ -13,11 +13,18 @@ from filelock import FileLock, Timeout
 
 from tunalab import terminal
 from tunalab.frontends.components import siglip, tokenizer, vae
-from tunalab.frontends.components.cache import components_root, folder_of, is_built, verify, write_component
-from tunalab.frontends.components.examples import CaptionSource, TextSource
-from tunalab.frontends.components.handle import NAMES, Components, load_component
-from tunalab.frontends.components.schedule import Progress
 from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import (
+    NAMES,
+    Components,
+    components_root,
+    folder_of,
+    is_built,
+    load_component,
+    verify,
+    write_component,
+)
+from tunalab.frontends.components.training import CaptionSource, Progress, TextSource
 
 # Sums are split over threads, so another number of them gives other weights.
 THREADS = 2

@@ -16,9 +16,16 @@ from torch.nn import functional as F
 
 from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.frontends.components.examples import HELD_OUT_SPLIT, CaptionSource, batches, to_tensor
-from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
 from tunalab.frontends.components.tokenizer import TokenizerConfig
+from tunalab.frontends.components.training import (
+    HELD_OUT_SPLIT,
+    CaptionSource,
+    Progress,
+    batches,
+    cosine_with_warmup,
+    to_tensor,
+    trainer_device,
+)
 from tunalab.frontends.loading import load_strictly, read_safetensors
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
-from tunalab.frontends.components.examples import TextSource
+from tunalab.frontends.components.training import TextSource
 
 HELD_OUT_SEED = 13
 

@@ -15,11 +15,18 @@ from torch.nn import functional as F
 
 from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.errors import UserError
-from tunalab.frontends.components.examples import HELD_OUT_SPLIT, TRAIN_SPLIT, CaptionSource, batches, to_tensor
-from tunalab.frontends.components.schedule import Progress, cosine_with_warmup, trainer_device
-from tunalab.frontends.latents import LatentCodec
+from tunalab.frontends.components.training import (
+    HELD_OUT_SPLIT,
+    TRAIN_SPLIT,
+    CaptionSource,
+    Progress,
+    batches,
+    cosine_with_warmup,
+    to_tensor,
+    trainer_device,
+)
 from tunalab.frontends.loading import load_strictly, read_json, read_safetensors
-from tunalab.frontends.psnr import psnr
+from tunalab.frontends.vae import LatentCodec, psnr
 
 WEIGHTS, STATISTICS = "vae.safetensors", "latents.json"
 HELD_OUT_SEED = 7

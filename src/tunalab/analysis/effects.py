@@ -1,0 +1,431 @@
+"""The choices that a sweep varies, read from the records: each run is a cell of levels.
+
+A level None does not apply: a run without masking masks neither kind of image, so it may stand beside runs that mask either.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations, permutations, product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
+from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, score_at
+from tunalab.evaluation.score import Score
+from tunalab.files import write_atomically
+from tunalab.records.differences import Value, flat_settings, identity
+from tunalab.records.labels import MASK_RATIO, benchmark_label, key_labels, ordered_benchmarks, value_label
+from tunalab.records.record import Point, Record, usable
+
+Flat = Mapping[str, Value]
+Level = str | int | float | bool | None
+_GENERATION = ("/text_to_image", "/edit")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A choice: its name, how its level is read from a run's settings, and the beginnings of the keys that it accounts for."""
+
+    name: str
+    level: Callable[[Flat], Level]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in the seed alone, and their levels, one a factor."""
+
+    levels: tuple[Level, ...]
+    records: tuple[Record, ...] = field(compare=False)
+
+
+def _encoder(flat: Flat) -> Level:
+    if not flat["frontend.encoder"]:
+        return "none"
+    if not flat["frontend.encoder_pretrained"]:
+        return "scratch"
+    return "pretrained" if flat["frontend.encoder_trained"] else "frozen"
+
+
+def _masked(flat: Flat) -> Level:
+    kinds = [kind for kind in ("understanding", "generation") if flat[f"objective.masking.{kind}"]]
+    return None if not flat[MASK_RATIO] else "both" if len(kinds) == 2 else kinds[0] if kinds else "neither"
+
+
+def _generation_share(flat: Flat) -> Level:
+    """Of the documents of the longest stage."""
+    budgets = {key.split(".")[1]: value for key, value in flat.items() if key.startswith("stages.") and key.endswith(".tokens")}
+    longest = max(budgets, key=lambda stage: float(budgets[stage] or 0))
+    prefix = f"stages.{longest}.mix."
+    mix = {key.removeprefix(prefix): float(value or 0) for key, value in flat.items() if key.startswith(prefix)}
+    return round(sum(weight for source, weight in mix.items() if source.endswith(_GENERATION)) / sum(mix.values()), 3)
+
+
+KNOWN = (
+    Factor("encoder", _encoder, ("frontend.encoder",)),
+    Factor("VAE", lambda flat: "VAE" if flat["frontend.vae"] else "none", ("frontend.vae",)),
+    Factor("patch embedding", lambda flat: "bottleneck" if flat["frontend.name"] == "bottleneck" else "linear", ("frontend.name",)),
+    # A token's side in pixels is the patch only where cells are pixels.
+    Factor("patch size", lambda flat: None if flat["frontend.vae"] else flat["frontend.patch"], ("frontend.patch",)),
+    Factor("decoder", lambda flat: f"{flat['decoder.layers']} layers of {flat['decoder.mlp']}", ("decoder.layers", "decoder.mlp")),
+    Factor("prediction", lambda flat: flat["objective.prediction"], ("objective.prediction",)),
+    Factor("mask ratio", lambda flat: flat[MASK_RATIO], (MASK_RATIO,)),
+    Factor("masked", _masked, ("objective.masking.understanding", "objective.masking.generation")),
+    Factor("share of generation", _generation_share, tuple(f"stages.{stage}.mix" for stage in ("connector", "pretrain", "sft"))),
+)
+
+
+def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cell]]:
+    """The factors that differ between the records, known ones first, then settings that differ beyond them; and the cells.
+
+    A setting that changes only together with those before it is no factor of its own.
+    """
+    flats = [flat_settings(record) for record in records]
+    factors = [factor for factor in KNOWN if len({factor.level(flat) for flat in flats} - {None}) > 1]
+    covered = tuple(key for factor in KNOWN for key in factor.keys) + ("components.", "stages")
+    keys = dict.fromkeys(key for flat in flats for key in flat if not key.startswith(covered))
+    for key in keys:
+        seen = [tuple(factor.level(flat) for factor in factors) for flat in flats]
+        values = [flat.get(key) for flat in flats]
+        if len(set(zip(seen, values, strict=True))) > len(set(seen)):
+            factors.append(Factor(key_labels([key])[key], lambda flat, key=key: flat.get(key), (key,)))  # type: ignore[misc]
+    groups: dict[tuple[tuple[Level, ...], str], list[Record]] = {}
+    for record, flat in zip(records, flats, strict=True):
+        groups.setdefault((tuple(factor.level(flat) for factor in factors), identity(record)), []).append(record)
+    return factors, [Cell(levels, tuple(group)) for (levels, _), group in groups.items()]
+
+
+def ordered_levels(levels: Sequence[Level]) -> list[Level]:
+    """None left out; "none" and numbers by size first: the first is what the others are compared with."""
+    present = {level for level in levels if level is not None}
+    first = ("none", "linear", "x", "both")
+    return sorted(present, key=lambda level: (level not in first, isinstance(level, str), level))  # type: ignore[type-var]
+
+
+def level_label(level: Level) -> str:
+    return value_label(level)
+
+
+# Contrasts of a sweep's cells: main effects of its factors and their interactions, as weights that sum to zero.
+#
+# An effect is a contrast of cells, sum_c w_c mean_c. Main effect of a level: the mean, over all pairs of cells that
+# differ in that factor alone, of the cell at the level minus the cell at the reference. Interaction of two: how much
+# the effect of one changes when the other leaves its reference (difference of differences). Matched: two cells that
+# differ in several factors and train as many parameters, as one of them was made to.
+
+Weights = Mapping[Cell, float]
+
+
+Kind = Literal["main", "matched", "interaction"]
+MATCHED = 0.005  # of the trained parameters: closer are two cells only where one was made for it
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """``level`` against ``reference`` of ``factor`` (of several, joined by commas, where cells are matched); ``with_``: of an
+    interaction, the other factor's level and reference. ``pairs``: comparisons averaged.
+    """
+
+    kind: Kind
+    factor: str
+    level: str
+    reference: str
+    with_: str
+    weights: Weights
+    pairs: int
+
+
+def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
+    """Main effects of every factor, matched cells, then interactions of every two factors, of their levels against the first."""
+    levels = [ordered_levels([cell.levels[index] for cell in cells]) for index in range(len(factors))]
+    for index, factor in enumerate(factors):
+        for level, reference in _compared(levels[index]):
+            at, against = ([cell for cell in cells if cell.levels[index] == one] for one in (level, reference))
+            pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
+            if pairs:
+                signs = [(cell, sign / len(pairs)) for pair in pairs for cell, sign in zip(pair, (1, -1), strict=True)]
+                told = level_label(level), level_label(reference)
+                yield Contrast("main", factor.name, *told, "", _summed(signs), len(pairs))
+    yield from _matched(factors, cells)
+    for (i, first), (j, second) in combinations(enumerate(factors), 2):
+        (reference_i, *others_i), (reference_j, *others_j) = levels[i], levels[j]
+        for level_i, level_j in product(others_i, others_j):
+            corners = [
+                ((level_i, level_j), 1),
+                ((reference_i, level_j), -1),
+                ((level_i, reference_j), -1),
+                ((reference_i, reference_j), 1),
+            ]
+            found = [_at(cells, {i: a, j: b}) for (a, b), _ in corners]
+            alike = (square for square in product(*found) if all(_equal_but(one, square[0], {i, j}) for one in square[1:]))
+            squares = [square for square in alike if len(set(square)) > 2]  # of two cells it is a main effect, or nothing
+            if squares:
+                signs = [(cell, sign / len(squares)) for square in squares for cell, (_, sign) in zip(square, corners, strict=True)]
+                other = f"{second.name}: {level_label(level_j)} instead of {level_label(reference_j)}"
+                weights = _summed(signs)
+                if weights:
+                    told = level_label(level_i), level_label(reference_i)
+                    yield Contrast("interaction", first.name, *told, other, weights, len(squares))
+
+
+def _matched(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
+    for a, b in permutations(cells, 2):
+        trained, fewer = (cell.records[0].parameters["trainable"] for cell in (a, b))
+        differing = [index for index, (one, other) in enumerate(zip(a.levels, b.levels, strict=True)) if one != other]
+        if len(differing) < 2 or not 0 < trained / fewer - 1 < MATCHED:
+            continue
+        # The cell with an encoder, or whatever the first factor adds, is told against the one without.
+        levels = ordered_levels([cell.levels[differing[0]] for cell in (a, b)])
+        first, second = (b, a) if levels and a.levels[differing[0]] == levels[0] else (a, b)
+        named = ", ".join(factors[index].name for index in differing)
+        level, reference = (", ".join(level_label(cell.levels[index]) for index in differing) for cell in (first, second))
+        yield Contrast("matched", named, level, reference, "", {first: 1.0, second: -1.0}, 1)
+
+
+def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
+    """(level, reference): words with each other, numbers with the smallest, as they are a scale."""
+    if all(isinstance(level, str) for level in levels):
+        return [(level, reference) for reference, level in combinations(levels, 2)]
+    return [(level, levels[0]) for level in levels[1:]]
+
+
+def _at(cells: Sequence[Cell], wanted: Mapping[int, Level]) -> list[Cell]:
+    """Cells at these levels; one to which a factor does not apply stands for each of its levels."""
+    return [cell for cell in cells if all(cell.levels[index] in (level, None) for index, level in wanted.items())]
+
+
+def _equal_but(a: Cell, b: Cell, but: set[int]) -> bool:
+    pairs = enumerate(zip(a.levels, b.levels, strict=True))
+    return all(one == other or one is None or other is None for index, (one, other) in pairs if index not in but)
+
+
+def _summed(signs: Sequence[tuple[Cell, float]]) -> dict[Cell, float]:
+    weights: Counter[Cell] = Counter()
+    for cell, weight in signs:
+        weights[cell] += weight  # type: ignore[assignment]
+    return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
+
+
+# What one choice changes while the others stay as they are: main effects and interactions of a sweep's factors, with
+# intervals.
+#
+# All cells of a contrast are paired: same seeds, same questions.
+
+MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
+PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
+TITLES = {"main": "Main effects", "matched": "As many trained parameters", "interaction": "Interactions"}
+COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "pairs", "seeds", "n"]
+Outcome = Callable[[Point], float | None]  # a number of a point, None where it has none
+
+
+def write_effects(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
+    """Write ``effects.md`` and ``effects.csv``; nothing where no two runs differ in one factor alone.
+
+    Raises UserError: the records share no point at equal tokens, or hold the same run twice.
+    """
+    table = effects_table(records)
+    if table.empty:
+        return []
+    csv = f"# made by: {command}\n" + table.to_csv(index=False, float_format="%.6g")
+    markdown = f"<!-- made by: {command} -->\n\n" + effects_markdown(table)
+    write_atomically(folder / "effects.csv", csv)
+    write_atomically(folder / "effects.md", markdown)
+    return [folder / "effects.md", folder / "effects.csv"]
+
+
+def effects_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per contrast and outcome, at the last point that all finished runs share.
+
+    Outcomes: accuracy by benchmark and its mean over benchmarks, held-out text loss, one-step PSNR by flow time. 95% intervals,
+    without correction for how many there are: Student's t of the scatter between seeds, which all cells estimate together
+    (:mod:`scatter`), for accuracies added to a bootstrap over questions. With one seed accuracies have that of questions alone,
+    which says nothing of another seed, and the others none.
+    """
+    finished = usable(records)
+    aligned = align_tokens(curves(finished)) if finished else pd.DataFrame()
+    if aligned.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    tokens = last_common_tokens(aligned)
+    benchmarks = ordered_benchmarks(aligned["benchmark"])
+    factors, cells = factors_and_cells(finished)
+    continuous = _continuous(finished, tokens)
+    scatters = _scatters(cells, benchmarks, continuous, tokens)
+    rows: list[tuple[object, ...]] = []
+    for contrast in contrasts(factors, cells):
+        seeds = _common_seeds(contrast.weights)
+        if not seeds:
+            continue
+        if len(seeds) < 2:
+            between: Mapping[str, Scatter | None] = {}
+        else:  # cells of this contrast alone, where others have fewer seeds
+            between = scatters or _scatters(list(contrast.weights), benchmarks, continuous, tokens)
+        squares = sum(weight**2 for weight in contrast.weights.values())
+        told = (contrast.kind, contrast.factor, contrast.level, contrast.reference, contrast.with_)
+        values = {name: _accuracy(contrast.weights, seeds, name, tokens) for name in benchmarks}
+        known = {name: value_SI for name, value_SI in values.items() if value_SI is not None}
+        for name, of in [(MEAN, list(known.values())), *((name, [value_SI]) for name, value_SI in known.items())]:
+            if of:
+                mean = float(np.mean([value_SI.mean() for value_SI in of]))
+                n = sum(value_SI.shape[1] for value_SI in of)
+                bounds = joint_interval(of, between.get(name), squares)
+                rows.append((*told, name, mean, *bounds, contrast.pairs, len(seeds), n))
+        for name, of_point in continuous.items():
+            value = _mean_of(contrast.weights, seeds, of_point, tokens)
+            if value is not None:
+                scatter = between.get(name)
+                half = None if scatter is None else scatter.half_width(len(seeds), squares)
+                ends = (None, None) if half is None else (value - half, value + half)
+                rows.append((*told, name, value, *ends, contrast.pairs, len(seeds), len(seeds)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def effects_markdown(table: pd.DataFrame) -> str:
+    """A row per contrast: mean accuracy, text loss and PSNR with intervals, then each benchmark; bold where 0 is excluded."""
+    outcomes = ordered_outcomes(table)
+    text = []
+    for kind, title in TITLES.items():
+        part = table[table["effect"] == kind]
+        if part.empty:
+            continue
+        text += [
+            f"## {title}",
+            "",
+            _row(["choice", "pairs", "seeds", *map(outcome_label, outcomes)]),
+            _row(["---", *["---:"] * (2 + len(outcomes))]),
+        ]
+        for key, rows in part.groupby(["factor", "level", "reference", "with"], sort=False):
+            factor, level, reference, other = map(str, key)
+            by_outcome = {str(row["outcome"]): row for row in rows.to_dict("records")}
+            first = rows.iloc[0]
+            label = f"{factor}: {level} instead of {reference}" + (f", more with {other}" if other else "")
+            shown = [_effect(by_outcome.get(name), name) for name in outcomes]
+            text.append(_row([label, str(first["pairs"]), str(first["seeds"]), *shown]))
+        text.append("")
+    note = (
+        "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
+        "interaction says by how much the effect differs where the other choice differs too. 95% intervals, paired by seed: "
+        f"{_cover(table)} "
+        f"Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
+    )
+    return "\n".join([*text, note, ""])
+
+
+def _cover(table: pd.DataFrame) -> str:
+    if (table["seeds"] == 1).all():
+        return "of questions alone, as one seed says nothing of another; so none is bold where 0 is outside."
+    return (
+        "Student's t of the scatter between seeds, which all runs of the table estimate together, and for accuracies a bootstrap "
+        "over questions. Bold: 0 is outside."
+    )
+
+
+def ordered_outcomes(table: pd.DataFrame) -> list[str]:
+    """Mean accuracy, text loss and PSNR first, then each benchmark."""
+    found = list(dict.fromkeys(table["outcome"]))
+    first = [name for name in found if name in (MEAN, TEXT_LOSS) or name.startswith(PSNR)]
+    return sorted(first, key=lambda name: name != MEAN) + [name for name in found if name not in first]
+
+
+def outcome_label(outcome: str) -> str:
+    return outcome if outcome in (MEAN, TEXT_LOSS) or outcome.startswith(PSNR) else benchmark_label(outcome)
+
+
+def unit(outcome: str) -> float:
+    """What a value is multiplied with to be shown: shares as percentage points, nats and decibels as they are."""
+    return 1.0 if outcome == TEXT_LOSS or outcome.startswith(PSNR) else 100.0
+
+
+def _of_seed(cell: Cell, seed: int) -> Record:
+    return next(record for record in cell.records if record.run.seed == seed)
+
+
+def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: int) -> np.ndarray | None:
+    """The contrast by seed and question, (S, I); None where a run has no outcomes on record or other questions."""
+    rows = []
+    for seed in seeds:
+        total = np.zeros(0)
+        for cell, weight in weights.items():
+            score = score_at(_of_seed(cell, seed), benchmark, tokens)
+            items = None if score is None else score.items()
+            if items is None or (len(total) and len(items) != len(total)):
+                return None
+            total = weight * items + (total if len(total) else 0)
+        rows.append(total)
+    return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+
+
+def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]:
+    """Outcomes that are no shares of questions."""
+    times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
+    return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": partial(_psnr, t) for t in times}}
+
+
+def _psnr(t: str, point: Point) -> float | None:
+    return point.one_step_psnr.get(t)
+
+
+def _text_loss(point: Point) -> float | None:
+    losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
+    return float(np.mean(losses)) if losses else None
+
+
+def _point_at(record: Record, tokens: int) -> Point:
+    return min(record.points, key=lambda point: abs(point.tokens - tokens))
+
+
+def _mean_of(weights: Weights, seeds: Sequence[int], outcome: Outcome, tokens: int) -> float | None:
+    """The contrast of a continuous outcome at the point at ``tokens``, the mean over seeds; None where a run has none."""
+    total = 0.0
+    for cell, weight in weights.items():
+        found = [outcome(_point_at(_of_seed(cell, seed), tokens)) for seed in seeds]
+        if None in found:
+            return None
+        total += weight * float(np.mean(found))  # type: ignore[arg-type]
+    return total
+
+
+def _scatters(
+    cells: Sequence[Cell], benchmarks: Sequence[str], continuous: Mapping[str, Outcome], tokens: int
+) -> dict[str, Scatter | None]:
+    """Of each outcome between the seeds that all cells have, over the cells that have the outcome; empty of less than two seeds."""
+    seeds = _common_seeds(dict.fromkeys(cells, 1.0))
+    if len(seeds) < 2:
+        return {}
+    runs = [[_of_seed(cell, seed) for seed in seeds] for cell in cells]
+    found = {name: [[_share(score_at(run, name, tokens)) for run in own] for own in runs] for name in benchmarks}
+    for name, of_point in continuous.items():
+        found[name] = [[of_point(_point_at(run, tokens)) for run in own] for own in runs]
+    whole = {name: np.array([own for own in values if None not in own], dtype=float) for name, values in found.items()}
+    shared = [whole[name] for name in benchmarks if len(whole[name]) == len(cells)]  # a cell that was asked less has another mean
+    if shared:
+        whole[MEAN] = np.mean(shared, axis=0)
+    return {name: scatter_of_contrasts(value_CS) for name, value_CS in whole.items() if len(value_CS)}
+
+
+def _share(score: Score | None) -> float | None:
+    return None if score is None else score.accuracy
+
+
+def _common_seeds(weights: Weights) -> list[int]:
+    return sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in weights)))
+
+
+def _effect(row: Mapping[object, object] | None, outcome: str) -> str:
+    if row is None:
+        return ""
+    scale, digits = unit(outcome), 3 if outcome == TEXT_LOSS else 2 if outcome.startswith(PSNR) else 1
+    value, low, high = (float(row[name]) * scale for name in ("value", "low", "high"))  # type: ignore[arg-type]
+    if np.isnan(low):
+        return f"{value:+.{digits}f}"
+    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    # The interval of one seed holds for its run: no effect of a choice is shown by it.
+    return f"**{text}**" if (low > 0 or high < 0) and row["seeds"] != 1 else text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

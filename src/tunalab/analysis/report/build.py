@@ -1,0 +1,146 @@
+"""The sections of a report, in the order in which a sceptical reader asks for them."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from tunalab.analysis.report import sections as asked
+from tunalab.analysis.report import sections as commands
+from tunalab.analysis.report import sections as consumed
+from tunalab.analysis.report import sections as learning
+from tunalab.analysis.report import sections as outcome
+from tunalab.analysis.report.sections import Report, Section, verdict
+from tunalab.analysis.tables.dynamics import Dynamics
+from tunalab.records.differences import told_apart
+from tunalab.records.labels import ordered_variants, variant_label
+from tunalab.records.record import Record
+from tunalab.records.samples import Samples, png
+
+MOST_COLUMNS = 8  # of samples side by side
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a report may show beside the records. ``root``: of experiments/, variants/, sweeps/ and results/published.csv."""
+
+    root: Path = Path()
+    samples: Mapping[str, Samples] = field(default_factory=dict)  # by name of the run
+    planned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sweep -> names of all its runs
+
+
+def build(records: Sequence[Record], folder: Path, command: str, beside: Beside, draw: bool = True) -> Report:
+    """``folder``: where the records are, for titles and commands. Nothing but ``records`` and ``beside`` is read.
+
+    ``draw``: whether figures are drawn, which the Markdown does not hold. Raises UserError: they cannot be.
+    """
+    sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
+    level, said = verdict(records, beside.planned)
+    moved, why_none = learning.measure(records), outcome.undrawable(records)
+    sections = [
+        _in_short(records, moved),
+        asked.question(records, sweeps, beside.root),
+        asked.settings(records),
+        consumed.budget(records),
+        outcome.curves(why_none, outcome.pictures(records, command) if draw and not why_none else []),
+        outcome.accuracies(records),
+        *learning.sections(moved),
+        outcome.effects(records),
+        outcome.claims(records),
+        outcome.held_out(records),
+        outcome.evaluations(records, beside.root / "results" / "published.csv"),
+        samples(records, beside.samples),
+        consumed.failures(records, beside.planned),
+        consumed.cost(records),
+        consumed.made(records),
+        commands.reproduce(records, sweeps, folder, beside.root),
+    ]
+    return Report(_title(records, folder), command, level, said, [section for section in sections if section is not None])
+
+
+def _title(records: Sequence[Record], folder: Path) -> str:
+    variants = ", ".join(variant_label(name) for name in ordered_variants(record.run.variant for record in records))
+    seeds = len({record.run.seed for record in records})
+    runs = "one run" if len(records) == 1 else f"{len(records)} runs"
+    return f"{folder.name}: {variants}; {runs}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _in_short(records: Sequence[Record], moved: Dynamics | None) -> Section | None:
+    said = [outcome.ahead(records), learning.passes(moved)]
+    lines = [f"- {line}" for line in said if line]
+    if not lines:
+        return None
+    return Section("In short", "\n".join([*lines, "- What it means, and what was seen besides, stands in `results/LOG.md`."]))
+
+
+def samples(records: Sequence[Record], known: Mapping[str, Samples]) -> Section:
+    """The runs of the first seed that has samples, side by side, as far as they drew the same prompts."""
+    title = "Samples for the same prompts and noise"
+    having = [record for record in records if record.run.name in known]
+    if not having:
+        return Section(
+            title, "None: neither beside the records nor in run directories (`tunalab publish` puts them beside the records)."
+        )
+    seeds = sorted({record.run.seed for record in having})
+    seeds = seeds if len(having) <= MOST_COLUMNS else seeds[:1]
+    shown: dict[str, Samples] = {}
+    told = {record.run.name: setting.label for record, setting in zip(records, told_apart(records), strict=True)}
+    order = ordered_variants(record.run.variant for record in having)
+    chosen = sorted((record for record in having if record.run.seed in seeds), key=lambda record: order.index(record.run.variant))
+    for record in chosen[:MOST_COLUMNS]:
+        labels = [told[record.run.name], f"seed {record.run.seed}" if len(seeds) > 1 else ""]
+        shown[", ".join([variant_label(record.run.variant), *filter(None, labels)])] = known[record.run.name]
+    prompts = [text for text in next(iter(shown.values())).prompts if all(text in one.prompts for one in shown.values())]
+    same = {name: _only(one, prompts) for name, one in shown.items()}
+    tokens = sorted({one.tokens for one in same.values()})
+    left = len(having) - len(shown)
+    whose = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} of each front-end"
+    text = (
+        f"{whose}, after {' to '.join(f'{count:,}' for count in tokens)} tokens, {len(prompts)} held-out prompts in their order: "
+        "nothing is chosen. In one row all start from the same noise seed; in equal target spaces that is the same noise. "
+        + (f"{left} more runs have samples that are not shown. " if left else "")
+        + "In the page; the files are in `samples/` beside the records."
+    )
+    return Section(title, text, samples=same)
+
+
+def _only(one: Samples, prompts: Sequence[str]) -> Samples:
+    places = [one.prompts.index(text) for text in prompts]
+    return Samples(one.tokens, tuple(prompts), tuple(one.images[place] for place in places))
+
+
+# A report as Markdown, and as one HTML page with everything inside it: no network, no script.
+
+# What records say is text: no HTML, and no image or link that would ask somebody else's server.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
+
+
+def to_markdown(report: Report) -> str:
+    return _environment().get_template("report.md.j2").render(report=report)
+
+
+def to_html(report: Report) -> str:
+    return _environment().get_template("report.html.j2").render(report=report)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tunalab.analysis.report"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["markdown"] = lambda text: Markup(_MARKDOWN.render(text))
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["png"] = png
+    return environment
+
+
+def _data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(content).decode()}"

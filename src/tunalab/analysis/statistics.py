@@ -1,0 +1,247 @@
+"""How far runs scatter from seed to seed, estimated from all cells of a comparison together.
+
+The two seeds of one pair of variants hardly show it: Student's t of one degree of freedom takes 12.7 standard errors, and a
+bootstrap of two values, which takes fewer, finds leads where there are none. So cells that are compared, trained on the same seeds,
+are taken to scatter alike, as in any analysis of variance, and their residuals estimate it together.
+
+    C  cells (variants, or arms of a sweep)    S  seeds    I  items (questions)    R  resamples
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from tunalab.evaluation.score import Score, wilson
+from tunalab.records.differences import identity
+from tunalab.records.record import Record
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """``deviation``: the standard deviation of one run's value that neither its cell nor its seed explains; ``freedom``: degrees
+    of freedom of that estimate.
+    """
+
+    deviation: float
+    freedom: int
+
+    def half_width(self, seeds: int, squares: float = 1.0) -> float:
+        """Of the 95% interval of sum_c w_c mean_c over ``seeds``; ``squares``: sum_c w_c^2, 2 for a difference of two cells."""
+        return float(stdtrit(self.freedom, 0.975)) * self.error(seeds, squares)
+
+    def draws(self, resamples: int, seeds: int, squares: float, generator: np.random.Generator) -> np.ndarray:
+        """As many errors of such a sum, (R,): Student's t at equal steps of probability, in random order."""
+        probability_R = (np.arange(resamples) + 0.5) / resamples
+        quantile_R: np.ndarray = stdtrit(self.freedom, generator.permutation(probability_R))
+        return self.error(seeds, squares) * quantile_R
+
+    def error(self, seeds: int, squares: float) -> float:
+        return self.deviation * float(np.sqrt(squares / seeds))
+
+
+def scatter_of_contrasts(value_CS: np.ndarray) -> Scatter | None:
+    """For differences of cells paired by seed: what a seed does to all cells alike cancels. Freedom (C - 1)(S - 1).
+
+    None of one seed, or of one cell.
+    """
+    freedom = (value_CS.shape[0] - 1) * (value_CS.shape[1] - 1)
+    if freedom < 1:
+        return None
+    cells, seeds = value_CS.mean(axis=1, keepdims=True), value_CS.mean(axis=0, keepdims=True)
+    residual_CS = value_CS - cells - seeds + value_CS.mean()
+    return Scatter(float(np.sqrt((residual_CS**2).sum() / freedom)), freedom)
+
+
+def scatter_of_means(value_CS: list[np.ndarray]) -> Scatter | None:
+    """For the means of cells by themselves, each of its own number of seeds. Freedom sum_c (S_c - 1).
+
+    None where every cell has one seed.
+    """
+    freedom = sum(len(value_S) - 1 for value_S in value_CS)
+    if freedom < 1:
+        return None
+    squares = sum(float(((value_S - value_S.mean()) ** 2).sum()) for value_S in value_CS)
+    return Scatter(float(np.sqrt(squares / freedom)), freedom)
+
+
+# What the scores allow to say: means over seeds with intervals, and differences of two variants with intervals.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a minus accuracy of b with a 95% bootstrap interval. ``by_item``: paired question by question."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    n: int
+    by_item: bool
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, a row per (variant, setting, benchmark, tokens) of a table from ``align_tokens``.
+
+    Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``wilson_low`` and
+    ``wilson_high`` of the pooled counts: how well the questions asked determine the accuracy of these runs; ``seed_low``
+    and ``seed_high``, the worst and the best seed; ``low`` and ``high``, the interval to shade: the Wilson half-widths and
+    Student's half-width of the mean over seeds, added in squares, with the scatter of all variants and settings at that point
+    (:mod:`scatter`). With one seed nothing is known about other seeds and it is Wilson's alone. Seeds answer the same questions,
+    so pooled counts are less independent than Wilson assumes; the seed term counts some of the questions' noise twice. The two
+    err in opposite directions.
+
+    Raises:
+        ValueError: rows to be averaged differ in more than the seed (tables of several ``curves`` put together).
+    """
+    rows = []
+    keys = ["variant", "setting", "benchmark", "tokens"]
+    scatters = {
+        place: scatter_of_means([cell["accuracy"].to_numpy(dtype=float) for _, cell in part.groupby(["variant", "setting"])])
+        for place, part in aligned.groupby(["benchmark", "tokens"])
+    }
+    for key, part in aligned.groupby(keys, sort=True):
+        if part["identity"].nunique() > 1 or part["seed"].duplicated().any():
+            raise ValueError(f"a mean over {', '.join(part['run'])} would mix runs that differ in more than the seed")
+        accuracy = part["accuracy"].to_numpy(dtype=float)
+        correct, n = int(part["correct"].sum()), int(part["n"].sum())
+        mean = float(accuracy.mean())
+        wilson_low, wilson_high = wilson(correct, n)
+        share = correct / n
+        scatter = scatters[key[2:]]  # type: ignore[index]
+        error = scatter.half_width(len(accuracy)) if scatter is not None and len(accuracy) > 1 else 0.0
+        low = max(0.0, mean - float(np.hypot(share - wilson_low, error)))
+        high = min(1.0, mean + float(np.hypot(wilson_high - share, error)))
+        chance = float(part["chance"].mean())
+        rows.append(
+            (*key, mean, low, high, wilson_low, wilson_high, accuracy.min(), accuracy.max(), len(accuracy), n, chance)  # type: ignore[misc]
+        )
+    bounds = ["low", "high", "wilson_low", "wilson_high", "seed_low", "seed_high"]
+    return pd.DataFrame(rows, columns=[*keys, "accuracy", *bounds, "seeds", "n", "chance"])
+
+
+def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
+    """The score at ``tokens`` (the nearest evaluation within ``tolerance``), None where the run has none."""
+    near = [point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks]
+    return min(near, key=lambda point: abs(point.tokens - tokens)).benchmarks[benchmark] if near else None
+
+
+def paired_difference(
+    a: Sequence[Record],
+    b: Sequence[Record],
+    benchmark: str,
+    tokens: int,
+    among: Sequence[Sequence[Record]] = (),
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference | None:
+    """Accuracy of ``a`` minus that of ``b`` at equal tokens with a 95% interval; None without a common seed.
+
+    Runs of the two variants are paired by seed (same data order, noise, masks). Questions are drawn with replacement, the same
+    draw for both variants and all seeds; to each draw is added Student's t of the scatter between seeds, estimated from all cells
+    ``among`` which the two stand (:mod:`scatter`), by default these two alone. With one seed only questions are resampled, and
+    the interval says nothing about other seeds. Simulated, three variants of equal ability, two seeds, 200 questions: zero is
+    excluded 0, 1, 5 and 8 times in 100 where seeds scatter not at all, as much as, three and ten times as much as questions do.
+
+    Where records hold no outcomes per question, each run's accuracy is drawn from its own Beta(correct + 1/2, wrong + 1/2)
+    instead: correct, but wider, as the pairing by question is lost.
+
+    Raises:
+        ValueError: the records of one side differ in more than the seed.
+    """
+    for side in (a, b):
+        if len({identity(record) for record in side}) > 1 or len({record.run.seed for record in side}) < len(side):
+            raise ValueError(f"{', '.join(record.run.name for record in side)}: these runs differ in more than the seed")
+    by_seed_a = {record.run.seed: score_at(record, benchmark, tokens) for record in a}
+    by_seed_b = {record.run.seed: score_at(record, benchmark, tokens) for record in b}
+    pairs = []
+    for number in sorted(set(by_seed_a) & set(by_seed_b)):
+        first, second = by_seed_a[number], by_seed_b[number]
+        if first is not None and second is not None:
+            pairs.append((first, second))
+    if not pairs:
+        return None
+    generator = np.random.default_rng(seed)
+    gap_SI = _item_gaps(pairs)
+    if gap_SI is not None:
+        gap_RS = _resample_items(generator, gap_SI, resamples)
+    else:
+        gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
+    numbers = [first.accuracy - second.accuracy for first, second in pairs]
+    scatter = _scatter_among(among, benchmark, tokens) or scatter_of_means([np.array(numbers) / np.sqrt(2)])
+    low, high = _interval(gap_RS, scatter, 2.0, generator)
+    mean = float(np.mean(numbers))
+    return Difference(mean, low, high, len(pairs), pairs[0][0].n, gap_SI is not None)
+
+
+def joint_interval(
+    values_SI: Sequence[np.ndarray], scatter: Scatter | None, squares: float, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the mean of values by seed and item, over one or several benchmarks, each with items of its own.
+
+    The values: sum_c w_c y_c over the cells of a contrast, ``squares`` = sum_c w_c^2; ``scatter`` of one cell's mean between
+    seeds, None where nothing is known of it. Resampled as in :func:`paired_difference`.
+    """
+    generator = np.random.default_rng(seed)
+    mean_RS = np.mean([_resample_items(generator, value_SI, resamples) for value_SI in values_SI], axis=0)
+    return _interval(mean_RS, scatter, squares, generator)
+
+
+def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
+    """(variant, setting) -> benchmark -> whether the pooled 95% lower bound at its last point is above chance."""
+    last = pooled(aligned).sort_values("tokens").groupby(["variant", "setting", "benchmark"]).tail(1)
+    found: dict[tuple[str, str], dict[str, bool]] = {}
+    for row in last.to_dict("records"):
+        found.setdefault((str(row["variant"]), str(row["setting"])), {})[str(row["benchmark"])] = bool(row["low"] > row["chance"])
+    return found
+
+
+def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
+    """a - b per seed and question, shape (S, I); None unless every run answered the same number of questions on record."""
+    if len({score.n for pair in pairs for score in pair}) != 1:
+        return None
+    rows = []
+    for first, second in pairs:
+        right, other = first.items(), second.items()
+        if right is None or other is None:
+            return None
+        rows.append(right.astype(float) - other.astype(float))
+    return np.stack(rows)
+
+
+def _beta(generator: np.random.Generator, score: Score, resamples: int) -> np.ndarray:
+    return generator.beta(score.correct + 0.5, score.n - score.correct + 0.5, size=resamples)
+
+
+def _resample_items(generator: np.random.Generator, value_SI: np.ndarray, resamples: int) -> np.ndarray:
+    """Mean of each resample over items drawn with replacement, shape (R, S)."""
+    items = value_SI.shape[1]
+    # How often each item is drawn, instead of the draws themselves: one matrix product for all resamples.
+    share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
+    mean_RS: np.ndarray = share_RI @ value_SI.T
+    return mean_RS
+
+
+def _interval(value_RS: np.ndarray, scatter: Scatter | None, squares: float, generator: np.random.Generator) -> tuple[float, float]:
+    value_R = value_RS.mean(axis=1)
+    if scatter is not None:
+        value_R = value_R + scatter.draws(len(value_RS), value_RS.shape[1], squares, generator)
+    low, high = np.quantile(value_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _scatter_among(among: Sequence[Sequence[Record]], benchmark: str, tokens: int) -> Scatter | None:
+    """Of the accuracies of cells, over the seeds that all of them have."""
+    cells = []
+    for side in among:
+        found = {record.run.seed: score_at(record, benchmark, tokens) for record in side}
+        cells.append({number: score.accuracy for number, score in found.items() if score is not None})
+    cells = [cell for cell in cells if cell]
+    common = sorted(set.intersection(*map(set, cells))) if cells else []
+    return scatter_of_contrasts(np.array([[cell[number] for number in common] for cell in cells])) if common else None

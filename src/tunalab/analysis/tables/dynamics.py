@@ -1,0 +1,289 @@
+"""Tables of how front-ends learn: who passes whom and when, areas under the curves, power laws.
+
+Markdown against tokens, CSV against every axis.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunalab.analysis.crossing import Crossing, crossings, pairs, passing
+from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, short
+from tunalab.analysis.figures.panels import styles
+from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
+from tunalab.analysis.resampling import SCALES, Area, Draws, area, areas, covers, learning_curves
+from tunalab.analysis.tables.training import markdown_row
+from tunalab.files import write_atomically
+from tunalab.records.labels import benchmark_label, ordered_benchmarks, variant_label
+from tunalab.records.record import Record
+
+_TOKENS = axis_named("tokens")
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """All that was found, by axis. ``differences`` are areas of two curves; ``laws`` are over tokens."""
+
+    names: dict[Line, str]
+    crossings: dict[str, list[Crossing]]
+    areas: dict[str, list[Area]]
+    differences: dict[str, list[Area]]
+    laws: list[PowerLaw]
+
+    @property
+    def seeds(self) -> str:
+        return covers(len(line.records) for line in self.names)
+
+
+def dynamics(records: Sequence[Record]) -> Dynamics | None:
+    """None where nothing was asked."""
+    shown, draws = lines(records), Draws()
+    on = [axis for axis in AXES.values() if moves(shown, axis)]
+    labels = {line: look.label for line, look in styles(shown).items()}
+    found = Dynamics(labels, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, [])
+    names = ordered_benchmarks(benchmarks(records))
+    for name in names:
+        learning = learning_curves(shown, name, draws)
+        found.laws.extend(power_laws(learning, _TOKENS, draws))
+        for axis in on:
+            found.crossings[axis.name] += crossings(learning, axis, draws)
+            found.areas[axis.name] += areas(learning, axis, draws)
+            found.differences[axis.name] += [one for b, a in pairs(learning) for one in area(a, axis, draws, less=b)]
+    return found if names else None
+
+
+def write_dynamics(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
+    """Write ``crossings``, ``areas`` and ``power_laws``, as ``.md`` and ``.csv``.
+
+    Nothing where nothing was asked, and no crossings of one variant alone.
+    """
+    found = dynamics(records)
+    if found is None:
+        return []
+    written = []
+    for name, markdown, table in (
+        ("crossings", crossings_markdown(found), crossings_table(found)),
+        ("areas", areas_markdown(found), areas_table(found)),
+        ("power_laws", laws_markdown(found), laws_table(found)),
+    ):
+        if table.empty:
+            continue
+        write_atomically(folder / f"{name}.md", f"<!-- made by: {command} -->\n\n{markdown}")
+        write_atomically(folder / f"{name}.csv", f"# made by: {command}\n" + table.to_csv(index=False, float_format="%.4g"))
+        written += [folder / f"{name}.md", folder / f"{name}.csv"]
+    return written
+
+
+def crossings_markdown(found: Dynamics) -> str:
+    """A row a benchmark and pair, on tokens; the last columns say the same of other axes."""
+    others = [axis for axis in (AXES["flops"], AXES["parameters"]) if axis.name in found.crossings]
+    head = [
+        "benchmark",
+        "leader",
+        "passes",
+        "at tokens",
+        "share of resamples",
+        "ahead at the end",
+        *(axis.label for axis in others),
+    ]
+    rows = [markdown_row(head), markdown_row(["---"] * 3 + ["---:"] * (len(head) - 3))]
+    elsewhere = [{_of(one): one for one in found.crossings[axis.name]} for axis in others]
+    for one in found.crossings["tokens"]:
+        label = benchmark_label(one.benchmark)
+        if one.low is None:
+            pair = f"{found.names[one.leader]}, {found.names[one.other]}"
+            rows.append(markdown_row([label, f"{pair}: level", "", "", "", *[""] * (1 + len(others))]))
+            continue
+        cells = [label, found.names[one.leader], found.names[one.other], _passing(one, _TOKENS)]
+        cells += [f"{one.within:.2f}", _ahead(one)]
+        rows.append(markdown_row([*cells, *(_elsewhere(found, one, on, axis) for on, axis in zip(elsewhere, others, strict=True))]))
+    count = sum(one.seen for one in found.crossings["tokens"])
+    note = (
+        f"Of {len(found.crossings['tokens'])} pairs of curves {count} cross in a way that is seen (bold): the interval is closed, "
+        "the earlier lead and the later one are both outside a band that holds the whole difference curve in 95% of resamples. "
+        "Any other crossing may be two curves that touch by chance, most of all where both are near chance. Leader: ahead at the "
+        "end. At tokens: where its "
+        "mean curve passed the other's for the last time, straight over the logarithm between evaluations, with the 95% bootstrap "
+        f"interval ({found.seeds}). Share of resamples: that cross so; the others count as before the first evaluation (<, the "
+        "leader leads throughout) or after the last (>, it is behind at the end), none is dropped. Ahead at the end: share of "
+        "resamples in which the leader is ahead at the last point that both have, + those level there. No correction for the "
+        "number of pairs. Other axes: crossings.csv."
+    )
+    return "\n".join([*rows, "", note]) + "\n"
+
+
+def crossings_table(found: Dynamics) -> pd.DataFrame:
+    """A row an axis, benchmark and pair. ``low`` is -inf and ``high`` is inf where the interval is open."""
+    rows = [
+        {
+            "axis": name,
+            "benchmark": one.benchmark,
+            **_setting(one.leader),
+            "leader": one.leader.variant,
+            "other": one.other.variant,
+            "at": one.at,
+            "low": one.low,
+            "high": one.high,
+            "leads_throughout": one.before,
+            "passes": one.within,
+            "behind_at_the_end": one.after,
+            "ahead": one.ahead,
+            "behind": one.behind,
+            "changes": one.changes,
+            "seen": one.seen,
+            "first": one.first,
+            "last": one.last,
+            "seeds": one.seeds,
+            "n": one.n,
+            "by_item": one.by_item,
+        }
+        for name, of_axis in found.crossings.items()
+        for one in of_axis
+    ]
+    return pd.DataFrame(rows)
+
+
+def areas_markdown(found: Dynamics) -> str:
+    """A table a scale: a row a benchmark and setting, a column a line, then one a difference."""
+    parts = []
+    for scale in SCALES:
+        own = [one for one in found.areas["tokens"] if one.scale == scale]
+        differences = [one for one in found.differences["tokens"] if one.scale == scale]
+        columns = list(dict.fromkeys(_column(found, one) for one in [*own, *differences]))
+        by_row: dict[tuple[str, str], dict[str, str]] = {}
+        for one in [*own, *differences]:
+            by_row.setdefault((one.curve.benchmark, one.curve.line.setting.label), {})[_column(found, one)] = _area(one)
+        several = len({setting for _, setting in by_row}) > 1
+        head = ["benchmark", *(["setting"] if several else []), *columns]
+        rows = [markdown_row(head), markdown_row(["---"] * (len(head) - len(columns)) + ["---:"] * len(columns))]
+        for (benchmark, setting), cells in by_row.items():
+            labels = [benchmark_label(benchmark), *([setting] if several else [])]
+            rows.append(markdown_row([*labels, *(cells.get(column, "") for column in columns)]))
+        title = "Over log tokens: every doubling counts the same" if scale == "log" else "Over tokens: the late part decides"
+        parts += [f"### {title}", "", *rows, ""]
+    first, last = min(one.first for one in found.areas["tokens"]), max(one.last for one in found.areas["tokens"])
+    note = (
+        f"Mean accuracy in percent from {short(first)} to {short(last)} tokens (the area under the mean curve over the length of "
+        f"the axis) and differences, with 95% bootstrap intervals ({found.seeds}). Bold: zero is excluded, by four seeds or more. "
+        "No correction for their number. Other axes: areas.csv; curves end at different places there, and only differences, over "
+        "what they share, compare."
+    )
+    return "\n".join([*parts, note]) + "\n"
+
+
+def areas_table(found: Dynamics) -> pd.DataFrame:
+    """A row an axis, scale, benchmark and line, or two lines (``less`` is subtracted)."""
+    rows = [
+        {
+            "axis": name,
+            "scale": one.scale,
+            "benchmark": one.curve.benchmark,
+            **_setting(one.curve.line),
+            "variant": one.curve.line.variant,
+            "less": None if one.less is None else one.less.line.variant,
+            "value": one.value,
+            "low": one.low,
+            "high": one.high,
+            "first": one.first,
+            "last": one.last,
+            "seeds": one.seeds,
+        }
+        for name in found.areas
+        for one in [*found.areas[name], *found.differences[name]]
+    ]
+    return pd.DataFrame(rows)
+
+
+def laws_markdown(found: Dynamics) -> str:
+    """A row a benchmark and line; in place of numbers, why there is no law."""
+    head = ["benchmark", "front-end", "asymptote a", "exponent c", "leaves chance at", f"at {FORECAST:g}x tokens", "residual"]
+    head += ["the last point from the others", "without two", "without three"]
+    rows = [markdown_row(head), markdown_row(["---"] * 2 + ["---:"] * 8)]
+    for law in found.laws:
+        cells = [f"not identifiable: {law.unknown}", "", "", "", f"{100 * law.residual:.1f}"]
+        if not law.unknown:
+            cells = [_percents(law.asymptote), _numbers(law.exponent), _tokens(law.start), _percents(law.forecast), cells[-1]]
+        errors = ["-" if one.error is None else f"{100 * one.error:+.1f}" for one in law.held_out]
+        errors += [""] * (3 - len(errors))
+        rows.append(markdown_row([benchmark_label(law.curve.benchmark), found.names[law.curve.line], *cells, *errors]))
+    known = sum(not law.unknown for law in found.laws)
+    errors_of = [abs(law.held_out[0].error) for law in found.laws if law.held_out and law.held_out[0].error is not None]
+    near = sum(error < RESIDUAL for error in errors_of)
+    note = (
+        f"accuracy(N) = a - b N^-c, never below chance and a at most 100%, least squares on the mean over seeds; {known} of "
+        f"{len(found.laws)} curves have such a law. In percent, with 95% bootstrap intervals ({found.seeds}). Not identifiable: "
+        f"its interval ends at chance, fewer than {ABOVE} points follow its take-off, the residual (root mean square) is above "
+        f"{100 * RESIDUAL:g} points, the asymptote sits at 100% while the curve is not there, or its interval is wider than "
+        f"{100 * WIDEST:g} points. How far laws extrapolate: the last columns fit without the last one, two or three points and "
+        "predict the last (predicted minus measured, points; - where too few are left). Without the last, "
+        f"{near} of {len(errors_of)} predictions are within {100 * RESIDUAL:g} points."
+    )
+    return "\n".join([*rows, "", note]) + "\n"
+
+
+def laws_table(found: Dynamics) -> pd.DataFrame:
+    """A row a benchmark and line, with the numbers of fits that are not identifiable too: ``unknown`` says so."""
+    rows = []
+    for law in found.laws:
+        row: dict[str, Any] = {"benchmark": law.curve.benchmark, **_setting(law.curve.line), "variant": law.curve.line.variant}
+        for name in ("asymptote", "exponent", "start", "forecast"):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), getattr(law, name), strict=True))
+        row |= {"factor": law.factor, "residual": law.residual}
+        row |= {f"error_without_{count}": one.error for count, one in enumerate(law.held_out, start=1)}
+        rows.append(row | {"last": law.last, "seeds": law.seeds, "unknown": law.unknown})
+    return pd.DataFrame(rows)
+
+
+def _of(one: Crossing) -> tuple[str, frozenset[Line]]:
+    return one.benchmark, frozenset({one.leader, one.other})
+
+
+def _elsewhere(found: Dynamics, here: Crossing, on: dict[tuple[str, frozenset[Line]], Crossing], axis: Axis) -> str:
+    """The crossing of the same pair on another axis, with the leader there where it is the other one."""
+    there = on.get(_of(here))
+    if there is None or there.low is None:
+        return ""
+    text = _passing(there, axis)
+    return text if there.leader is here.leader else f"{found.names[there.leader]} leads: {text}"
+
+
+def _passing(one: Crossing, axis: Axis) -> str:
+    return f"**{passing(one, axis)}**" if one.seen else passing(one, axis)
+
+
+def _ahead(one: Crossing) -> str:
+    level = 1 - one.ahead - one.behind
+    return f"{one.ahead:.2f}" + (f" + {level:.2f}" if level >= 0.005 else "")
+
+
+def _column(found: Dynamics, one: Area) -> str:
+    name = variant_label(one.curve.line.variant)
+    return name if one.less is None else f"{name} - {variant_label(one.less.line.variant)}"
+
+
+def _area(one: Area) -> str:
+    sign = "" if one.less is None else "+"
+    value, low, high = (f"{100 * number:{sign}.1f}" for number in (one.value, one.low, one.high))
+    return f"**{value}** [{low}, {high}]" if one.less is not None and one.excludes_zero else f"{value} [{low}, {high}]"
+
+
+def _percents(values: tuple[float, float, float]) -> str:
+    value, low, high = (f"{100 * number:.1f}" for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _numbers(values: tuple[float, float, float]) -> str:
+    value, low, high = (f"{number:.2g}" for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _tokens(values: tuple[float, float, float]) -> str:
+    value, low, high = (short(number) for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _setting(line: Line) -> dict[str, Any]:
+    return dict(line.setting.items)

@@ -1,0 +1,177 @@
+"""The tables, made from records alone: accuracy by benchmark and variant, and what each run cost.
+
+Markdown to read, CSV to compute with.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
+from tunalab.analysis.effects import write_effects
+from tunalab.analysis.fairness import flagged
+from tunalab.analysis.statistics import paired_difference, pooled
+from tunalab.errors import UserError
+from tunalab.files import write_atomically
+from tunalab.records.differences import Setting, told_apart
+from tunalab.records.labels import benchmark_label, key_labels, ordered_benchmarks, ordered_variants, value_label, variant_label
+from tunalab.records.record import Record, usable
+
+
+def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
+    """Write ``accuracy.md`` and ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``, and ``effects.md`` and
+    ``effects.csv`` (where runs differ in one choice alone); the first line of each names ``command``.
+
+    Raises:
+        UserError: the records share no point at equal tokens, or hold the same run twice.
+    """
+    texts = {}
+    if not usable(records) or any(point.benchmarks for record in usable(records) for point in record.points):
+        accuracy, left_out = accuracy_table(records), len(records) - len(usable(records))
+        unequal = flagged(usable(records))
+        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out, unequal)
+        texts["accuracy.csv"] = f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g")
+    cost = cost_table(records)
+    texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost)
+    texts["cost.csv"] = f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g")
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in texts] + write_effects(records, folder, command)
+
+
+def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per benchmark, setting and variant at the last point that all finished runs share.
+
+    Every setting that differs has a column of its own, named by its key. ``rank`` orders the variants of one benchmark and
+    setting; the first row of each also holds the paired difference to the second (``lead``, ``lead_low``, ``lead_high``), and
+    ``leads`` says that its 95% interval excludes 0. No correction for the number of benchmarks: of twenty ties about one leads
+    by luck.
+    """
+    finished = usable(records)
+    if not finished:
+        raise UserError("no records to make a table of")
+    aligned = align_tokens(curves(finished))
+    tokens = last_common_tokens(aligned)
+    means = pooled(aligned[aligned["tokens"] == tokens])
+    groups = _groups(finished)
+    settings = _settings(groups)
+    rows = []
+    for benchmark, setting in product(ordered_benchmarks(means["benchmark"]), settings):
+        part = means[(means["benchmark"] == benchmark) & (means["setting"] == setting.label)]
+        ranked = part.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+        for rank, row in enumerate(ranked, start=1):
+            row |= dict(setting.items)
+            row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
+        if len(ranked) > 1:
+            best, second, *others = (groups[str(row["variant"]), setting] for row in ranked)
+            gap = paired_difference(best, second, benchmark, tokens, [best, second, *others])
+            if gap is not None:
+                # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
+                ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
+        rows += sorted(ranked, key=lambda row: ordered_variants(part["variant"]).index(str(row["variant"])))
+    columns = ["benchmark", *_keys(settings), "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
+    return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
+
+
+def cost_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per variant and setting: means over seeds of what a run consumed, and its parameters."""
+    groups = _groups(usable(records))
+    settings = _settings(groups)
+    rows: list[dict[str, Any]] = []
+    for variant, setting in product(ordered_variants(name for name, _ in groups), settings):
+        group = groups.get((variant, setting))
+        if group is None:
+            continue
+        row = {"variant": variant, **dict(setting.items), "seeds": len(group)}
+        for name in ("tokens", "steps", "images", "flops"):
+            row[name] = sum(getattr(record.totals, name) for record in group) / len(group)
+        row["minutes"] = sum(record.totals.seconds for record in group) / len(group) / 60
+        row["peak_memory_gb"] = max(record.totals.peak_memory_bytes for record in group) / 1e9
+        parameters = sorted(group[0].parameters.items(), key=lambda item: item[0] == "trainable")
+        rows.append(row | {f"{part}_parameters": count for part, count in parameters})
+    return pd.DataFrame(rows)
+
+
+def accuracy_markdown(table: pd.DataFrame, left_out: int = 0, unequal: Sequence[str] = ()) -> str:
+    """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0.
+
+    ``unequal``: what makes it no equal comparison.
+    """
+    variants = ordered_variants(table["variant"])
+    keys = list(table.columns[1 : table.columns.get_loc("variant")])
+    names = key_labels(keys)
+    head = ["benchmark", *(names[key] for key in keys), *(variant_label(name) for name in variants), "chance", "n"]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+    for _, part in table.groupby(["benchmark", *keys], sort=False, dropna=False):
+        by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
+        first = part.iloc[0]
+        cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
+        n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
+        labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
+        lines.append(markdown_row([*labels, *cells, _percent(part["chance"].mean()), n]))
+    seeds = sorted(set(table["seeds"].tolist()))
+    tokens = int(table["tokens"].iloc[0])
+    note = (
+        f"Accuracy in percent at {tokens:,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with its 95% interval; "
+        "n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% interval, "
+        "paired by seed and (where recorded) by question, excludes 0: a bootstrap over questions, and Student's t of the scatter "
+        "between seeds, which all columns estimate together."
+    )
+    if left_out:
+        note += f" Unfinished runs left out: {left_out}."
+    if unequal:
+        note += f" **Not an equal comparison:** {'; '.join(unequal)}."
+    return "\n".join(lines) + "\n\n" + note + "\n"
+
+
+def cost_markdown(table: pd.DataFrame) -> str:
+    """The cost table with units spelled out."""
+    parts = [name for name in table.columns if name.endswith("_parameters")]
+    keys = list(table.columns[1 : table.columns.get_loc("seeds")])
+    names = key_labels(keys)
+    head = ["variant", *(names[key] for key in keys), "seeds", "tokens", "steps", "images", "training FLOPs", "minutes"]
+    head += ["peak memory, GB", *(name.removesuffix("_parameters") + " parameters" for name in parts)]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+    for row in table.to_dict("records"):
+        counts = [f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")]
+        costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
+        sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
+        told = [_value(row[key]) for key in keys]
+        lines.append(markdown_row([variant_label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
+    return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
+
+
+def _groups(records: Sequence[Record]) -> dict[tuple[str, Setting], list[Record]]:
+    """Records that differ in the seed alone."""
+    groups: dict[tuple[str, Setting], list[Record]] = {}
+    for record, setting in zip(records, told_apart(records), strict=True):
+        groups.setdefault((record.run.variant, setting), []).append(record)
+    return groups
+
+
+def _settings(groups: Iterable[tuple[str, Setting]]) -> list[Setting]:
+    return sorted({setting for _, setting in groups}, key=lambda setting: setting.place)
+
+
+def _keys(settings: Sequence[Setting]) -> list[str]:
+    return [key for key, _ in settings[0].items]
+
+
+def _value(value: Any) -> str:
+    return "" if pd.isna(value) else value_label(value)
+
+
+def _accuracy(row: dict[Hashable, Any]) -> str:
+    mean, low, high = (_percent(row[name]) for name in ("accuracy", "low", "high"))
+    return f"**{mean}** [{low}, {high}]" if row["leads"] else f"{mean} [{low}, {high}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,208 @@
+"""Evaluation leaves a model as it found it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunalab.data.documents import KINDS, Document, Kind, Text
+from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
+from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.sequence import to_sequence
+from tunalab.data.tokenizer import Tokenizer
+from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
+from tunalab.evaluation.score import Score
+from tunalab.frontends.vae import psnr
+from tunalab.inference.answering import answer
+from tunalab.model import flow
+from tunalab.model.objective import draw, flow_loss, noised, to_space
+from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import DataConfig, EvaluationConfig, RunConfig
+
+
+@contextmanager
+def evaluation_mode(model: UnifiedModel) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; the mode the model was in afterwards, whatever happens."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+# When a run is evaluated: at token counts, log-spaced, the same for every variant.
+
+
+def evaluation_tokens(evaluation: EvaluationConfig, budget: int) -> list[int]:
+    """Token counts, log-spaced from ``first`` (a share of the budget) to the budget."""
+    if evaluation.points == 1:
+        return [budget]
+    first = math.log(evaluation.first)
+    shares = [math.exp(first * (1 - k / (evaluation.points - 1))) for k in range(evaluation.points)]
+    return sorted({max(1, round(share * budget)) for share in shares})
+
+
+# Held-out scenes documents: the same for every run of the same data settings, packed like training's.
+
+SPLIT = "test"
+DOCUMENT_SEED = 0  # never the run's
+
+
+def held_out(kind: Kind, count: int, config: RunConfig) -> tuple[Document, ...]:
+    """The first ``count`` documents of a kind of the test split, at the levels the run trains on."""
+    data = config.data
+    return _documents(kind, count, data.image_size, (*data.levels,), data.questions_per_image)
+
+
+# Kept by the process: a run evaluates many times, and drawing and rendering cost more than the model.
+@lru_cache(maxsize=16)
+def _documents(kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int) -> tuple[Document, ...]:
+    corpus = ScenesCorpus(kind, SPLIT, SceneSettings(image_size, levels, questions, DOCUMENT_SEED))
+    return tuple(corpus.document(index) for index in range(count))
+
+
+def prompt_of(document: Document) -> str:
+    """The first text of a document: the prompt of a text_to_image one."""
+    return next(segment.text for segment in document.segments if isinstance(segment, Text))
+
+
+def pack(
+    documents: Sequence[Document], tokenizer: Tokenizer, token_pixels: int, data: DataConfig
+) -> list[tuple[PackedBatch, list[int]]]:
+    """Batches of packed rows, each with the numbers of its documents in the order of the batch's document ids."""
+    waiting = [Placed(n, to_sequence(document, tokenizer, token_pixels)) for n, document in enumerate(documents)]
+    row_tokens = max([data.row_tokens, *(placed.length for placed in waiting)])
+    rows = []
+    while waiting:
+        rows.append(fill_row(waiting, row_tokens))
+    packed = []
+    for first in range(0, len(rows), data.rows):
+        chosen = rows[first : first + data.rows]
+        numbers = [placed.position for row in chosen for placed in row]
+        packed.append((collate(chosen, row_tokens, tokenizer.pad), numbers))
+    return packed
+
+
+# Held-out losses by kind of document, on fixed documents with fixed draws, nothing masked.
+#
+# Shapes: D documents, N images, K labelled tokens.
+
+DRAW_SEED = 1  # never the run's
+
+
+def trained_kinds(config: RunConfig) -> list[Kind]:
+    """Kinds of scenes documents that some stage trains on."""
+    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    return [kind for kind in KINDS if f"scenes/{kind}" in mixed]
+
+
+@torch.no_grad()
+def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
+    """``text/<kind>``: nats a predicted token. ``flow/<kind>``: as in training, averaged over visual tokens.
+
+    For every kind of scenes document in the run's stages; a loss that a kind has no targets for is left out.
+    """
+    kinds = trained_kinds(config)
+    count = config.evaluation.loss_documents
+    if not kinds or not count:
+        return {}
+    # One document of every kind in turn: packed together, no batch is without images unless all are.
+    documents = [document for group in zip(*(held_out(kind, count, config) for kind in kinds)) for document in group]
+    # Held-out images are clean: the light noise of training is an augmentation.
+    objective = replace(config.objective, understanding_noise=0.0)
+    device = model.mask_token.token_D.device
+    space = model.frontend.space
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for cpu_batch, numbers in pack(documents, tokenizer, space.token_pixels, config.data):
+        batch = cpu_batch.to(device)
+        kind_D = torch.tensor([number % len(kinds) for number in numbers], device=device)
+        draws = draw(batch, objective, DRAW_SEED, space, masking=False)
+        x = to_space(model, batch)
+        x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
+        output = model(batch, x_t, draws.t_N, draws.mask_nT)
+        error_K = F.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
+        kind_K = kind_D[batch.document_BL.flatten()[batch.logit_K]]
+        kind_N = kind_D[batch.document_of_images()]
+        for k, kind in enumerate(kinds):
+            sums[f"text/{kind}"] += error_K[kind_K == k].sum().item()
+            counts[f"text/{kind}"] += int((kind_K == k).sum())
+            part = flow_loss(output.prediction_mChw, x, batch, draws, objective, kind_N == k)
+            sums[f"flow/{kind}"] += part.sum.item()
+            counts[f"flow/{kind}"] += part.count
+    return {name: sums[name] / counts[name] for name in sorted(counts) if counts[name]}
+
+
+# One-step reconstruction: how near, in pixels, the model's clean prediction from x_t is to the image.
+#
+# In pixels after ``from_space`` because squared errors of different target spaces cannot be compared.
+#
+# Shapes: N images, C H W of an image.
+
+NOISE_SEED = 2  # never the run's
+
+
+@torch.no_grad()
+def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
+    """Flow time t -> dB, the mean over images, for held-out text-to-image documents with fixed noise."""
+    space = model.frontend.space
+    times = config.evaluation.psnr_times
+    documents = held_out("text_to_image", config.evaluation.psnr_images, config)
+    found: dict[float, list[Tensor]] = {t: [] for t in times}
+    objective = replace(config.objective, understanding_noise=0.0)
+    for cpu_batch, _ in pack(documents, tokenizer, space.token_pixels, config.data) if documents else []:
+        batch = cpu_batch.to(model.mask_token.token_D.device)
+        draws = draw(batch, objective, NOISE_SEED, space, masking=False)
+        x = to_space(model, batch)
+        for t in times:
+            t_N = torch.full_like(draws.t_N, t)
+            x_t = noised(batch, x, draws.noise_nChw, t_N, objective.noise_scale)
+            predictions = model(batch, x_t, t_N, draws.mask_nT).prediction_mChw
+            for group, t_n, noisy, prediction in zip(batch.groups, batch.by_group(t_N), x_t, predictions, strict=True):
+                clean = flow.clean(prediction, noisy, t_n, objective.prediction)
+                image_nCHW = group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+                found[t].append(psnr(model.frontend.from_space(clean), image_nCHW))
+    return {f"{t:g}": torch.cat(values).mean().item() for t, values in found.items() if values}
+
+
+# Everything that is measured at a point of a run, in the form its record keeps.
+
+Answerer = Callable[[Sequence[tuple[np.ndarray | None, str]]], Sequence[str]]
+
+
+def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, Any]:
+    """``benchmarks`` (name -> fields of a Score), ``losses`` (name -> nats or squared error), ``one_step_psnr`` (t -> dB).
+
+    The model's training mode is restored. Raises UserError when a benchmark's data is missing.
+    """
+    with evaluation_mode(model):
+        scores = ask(
+            benchmarks(config),
+            lambda questions: answer(model, tokenizer, questions, config.evaluation.max_answer_tokens),
+        )
+        return {
+            "benchmarks": {name: asdict(one) for name, one in scores.items()},
+            "losses": held_out_losses(model, tokenizer, config),
+            "one_step_psnr": one_step_psnr(model, tokenizer, config),
+        }
+
+
+def ask(asked: Sequence[Benchmark], answerer: Answerer) -> dict[str, Score]:
+    """Scores of whatever answers (image, prompt) pairs. All benchmarks are asked at once: larger batches of equal length."""
+    questions = [(question.image_HWC, question.prompt) for benchmark in asked for question in benchmark.questions]
+    answers = list(answerer(questions))
+    scores = {}
+    for benchmark in asked:
+        given, answers = answers[: len(benchmark.questions)], answers[len(benchmark.questions) :]
+        scores[benchmark.name] = score(benchmark, given)
+    return scores

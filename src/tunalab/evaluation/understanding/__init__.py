@@ -1,1 +1,0 @@
-"""Understanding: what a model answers to questions about images."""

@@ -1,0 +1,103 @@
+"""The status file of a run: how far it is, for whoever watches it from outside."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunalab.errors import UserError
+from tunalab.files import write_atomically
+from tunalab.records.record import Mismatch, build
+
+STATUS_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Tokens consumed of the total, speed, seconds left (None while unknown), what the run is doing, and when it said so (Unix
+    seconds, set on writing): a run that is silent for long may be dead.
+    """
+
+    tokens: int
+    total_tokens: int
+    tokens_per_second: float
+    seconds_left: float | None
+    phase: str
+    time: float = 0.0
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Replace the status file of a run atomically."""
+    write_atomically(run_dir / STATUS_FILE, json.dumps(asdict(replace(status, time=round(time.time(), 3)))) + "\n")
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """The status of a run, None where there is none to be had: it only decorates a progress bar, and must never stop one."""
+    try:
+        plain: Any = json.loads((run_dir / STATUS_FILE).read_text(encoding="utf-8"))
+        return build(Status, plain)
+    except (OSError, ValueError, Mismatch):
+        return None
+
+
+# The training curve of a run on its own disk: ``metrics.jsonl``, a line a row.
+#
+# What MLflow shows of training comes from here, so that a server which was away can be given all of it later. Rows are
+# made at shares of the budget, never by the clock: a run that is killed and goes on writes the rows that an undisturbed
+# one writes.
+
+TRAINING_LOG = "metrics.jsonl"  # of a run directory
+ROWS = 1000  # of a whole run
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over the steps since the row before: ``metrics`` by name, at ``tokens`` consumed. ``time``: Unix seconds."""
+
+    tokens: int
+    time: float
+    metrics: dict[str, float]
+
+
+def is_due(before: int, tokens: int, budget: int) -> bool:
+    """Whether a step that went from ``before`` to ``tokens`` completes a row."""
+    return tokens * ROWS // budget > before * ROWS // budget
+
+
+def append_row(run_dir: Path, row: Row) -> None:
+    """One write of one line: a process that is killed has written all of it or, at worst, a broken last line."""
+    with (run_dir / TRAINING_LOG).open("a", encoding="utf-8") as stream:
+        stream.write(_line(row))
+
+
+def read_rows(run_dir: Path) -> list[Row]:
+    """The rows of a run, none where there is no file. A broken last line is none: its run was killed while it wrote it.
+
+    Raises:
+        UserError: another line is broken.
+    """
+    path = run_dir / TRAINING_LOG
+    if not path.exists():
+        return []
+    rows, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            plain = json.loads(line)
+            rows.append(Row(plain.pop("tokens"), plain.pop("time"), plain))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is no row of a training curve: remove it to go on") from error
+    return rows
+
+
+def rewind(run_dir: Path, tokens: int) -> list[Row]:
+    """Drop the rows past the checkpoint that a run goes on from, which it will write again; returns those that stay."""
+    rows = [row for row in read_rows(run_dir) if row.tokens <= tokens]
+    if (run_dir / TRAINING_LOG).exists():
+        write_atomically(run_dir / TRAINING_LOG, "".join(map(_line, rows)))
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps({"tokens": row.tokens, "time": round(row.time, 3), **row.metrics}, allow_nan=False) + "\n"

@@ -1,0 +1,192 @@
+"""How an experiment file, a variant file and the command line become layers of settings, from the lowest to the highest.
+
+An experiment file holds settings and, besides them, up to three keys of its own:
+
+    base: NAME (or a list)            experiments of the same folder that lie below this one
+    mixes: {NAME: {source: weight}}   mixes by name: a stage's ``mix`` may then be a name, also on the command line
+    variants: {VARIANT: settings}     what this experiment sets for one variant alone, laid over the variant's own file
+
+So one variant name means one front-end at every scale, and where an experiment treats variants differently it says so in one place.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+
+import yaml
+from omegaconf.errors import OmegaConfBaseException
+
+from tunalab.errors import UserError
+from tunalab.files import listed
+from tunalab.settings.values import Word, parse, resolved
+
+Mixes = dict[str, dict[str, float]]
+
+# What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings and where they come from, unquoted words as :class:`Word`.
+
+    ``new_mixes``: stages whose mix this layer replaces instead of adding to it. ``given``: of the command line, the key as names;
+    a mapping that is given there in full, of members that users name, replaces what lies below. Files are laid key by key.
+    """
+
+    source: str
+    settings: dict[str, Any]
+    new_mixes: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
+
+
+@dataclass
+class Experiment:
+    """An experiment file with all that lies below it."""
+
+    layers: list[Layer] = field(default_factory=list)
+    variants: dict[str, list[Layer]] = field(default_factory=dict)
+    mixes: Mixes = field(default_factory=dict)
+
+
+def settings_layers(experiment: Path | None, variant: Path | None, overrides: Sequence[str]) -> list[Layer]:
+    """Experiment, variant, what the experiment sets for the variant, command line. The names of the files (without suffix) become
+    ``experiment`` and ``variant``.
+
+    Raises UserError, one line: a file is missing or no mapping, a setting is not ``key=value``, a mix or a base is unknown.
+    """
+    read = Experiment() if experiment is None else read_experiment(experiment)
+    layers = list(read.layers)
+    if experiment is not None:
+        layers.append(Layer(str(experiment), {"experiment": experiment.stem}))
+    if variant is not None:
+        layers.append(Layer(str(variant), {**read_settings(variant), "variant": variant.stem}))
+        layers += read.variants.get(variant.stem, [])
+    for override in overrides:
+        names, value = read_setting(override)
+        layers.append(Layer(f"setting '{override}'", nested(names, value), given=names))
+    return [_with_mixes(layer, read.mixes) for layer in layers]
+
+
+def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
+    """The file and its bases. ``above``: the experiments that lie on this one."""
+    if path in above:
+        raise UserError(f"{above[0]}: base goes round ({' -> '.join(file.stem for file in (*above, path))})")
+    plain = read_settings(path)
+    bases, variants, mixes = plain.pop("base", []), plain.pop("variants", {}), plain.pop("mixes", {})
+    read = Experiment()
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [None]:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base={bases} is neither the name of an experiment nor a list of names")
+        below = read_experiment(path.parent / f"{base}.yaml", (*above, path))
+        read.layers += below.layers
+        read.mixes.update(below.mixes)
+        for name, layers in below.variants.items():
+            read.variants.setdefault(name, []).extend(layers)
+    read.layers.append(Layer(str(path), plain))
+    read.mixes.update(_members(path, "mixes", mixes))
+    for name, settings in _members(path, "variants", variants).items():
+        read.variants.setdefault(name, []).append(Layer(f"{path}: variants.{name}", settings))
+    return read
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, words as YAML 1.2 reads them. Raises UserError as :func:`read_settings`."""
+    return {key: resolved(value) for key, value in read_settings(path).items()}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML mapping with unquoted words as :class:`Word`, for settings, whose types say what a word is.
+
+    Raises UserError when the file is missing (naming its siblings) or is not a mapping.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: a file of settings is needed")
+    if not path.is_file():
+        choices = ", ".join(p.stem for p in listed(path.parent, "*.yaml")) or "none"
+        raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
+    try:
+        loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))
+    except UNREADABLE as error:  # any parser error is the file's, told in one line
+        raise UserError(f"{path} is not readable YAML: {first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a mapping of settings")
+    return {str(key): value for key, value in loaded.items()}
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A sweep reads the same few files for each of its variants, and this reader takes its time."""
+    loaded = parse(text)
+    return {} if loaded is None or loaded == "" else loaded
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_setting(override: str) -> tuple[tuple[str, ...], Any]:
+    """The key as its names, and the value of ``key=value``.
+
+    Lists, mappings and what stands in quotes are YAML. Anything else is one word to the last letter, as `#` and `: ` are parts of
+    names and prompts. Raises UserError, one line, quoting it.
+    """
+    key, equals, text = override.partition("=")
+    # Bytes that are not UTF-8 reach Python as surrogates.
+    if any(category(letter) in ("Cc", "Cs") for letter in override.replace("\t", "")):
+        raise UserError(f"setting {ascii(override)} holds a control character or bytes that are not UTF-8")
+    if not equals or not key:
+        raise UserError(f"setting '{override}' is not of the form key=value")
+    try:
+        return tuple(key.split(".")), read_value(text)
+    except UNREADABLE as error:  # whatever the YAML reader says of the user's text, in one line
+        raise UserError(f"setting '{override}' cannot be read: {first_line(error)}") from error
+
+
+def read_value(text: str) -> Any:
+    """Of the command line. Raises what UNREADABLE lists."""
+    text = text.strip()
+    if not text.startswith(("[", "{", '"', "'")):
+        return Word(text)
+    value = parse(text)
+    if text[0] in "[{" or isinstance(value, str):
+        return value
+    raise ValueError("a text in quotes ends with them (quote all of it)")
+
+
+def nested(names: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(names):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _members(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key}={value} is not a mapping of names")
+    for name, inside in value.items():
+        if not isinstance(inside, dict):
+            raise UserError(f"{path}: {key}.{name}={inside} is not a mapping")
+    return {str(name): inside for name, inside in value.items()}
+
+
+def _with_mixes(layer: Layer, mixes: Mapping[str, dict[str, float]]) -> Layer:
+    """The layer with every mix that is given by its name written out: that mix, and nothing of what lies below."""
+    stages = layer.settings.get("stages")
+    named = {
+        name: stage["mix"]
+        for name, stage in (stages.items() if isinstance(stages, dict) else ())
+        if isinstance(stage, dict) and isinstance(stage.get("mix"), str) and mixes
+    }
+    if not named:
+        return layer
+    for stage, mix in named.items():
+        if mix not in mixes:
+            raise UserError(f"{layer.source}: stages.{stage}.mix={mix} is no mix of the experiment (choices: {', '.join(mixes)})")
+    assert isinstance(stages, dict)
+    written = {name: {**stage, "mix": dict(mixes[named[name]])} if name in named else stage for name, stage in stages.items()}
+    return replace(layer, settings={**layer.settings, "stages": written}, new_mixes=tuple(str(name) for name in named))

@@ -1,0 +1,67 @@
+"""The README's numbers come from records and are those of the committed ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.printed import assert_file_alike, assert_printed_alike
+
+from tunalab.analysis.tables.readme import BEGIN, END, readme_block, update_readme
+from tunalab.analysis.tables.training import write_tables
+from tunalab.errors import UserError
+from tunalab.records.record import read_records
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_readme_is_fresh() -> None:
+    records = read_records(ROOT / "results" / "figure6")
+    committed = (ROOT / "README.md").read_text().split(f"{BEGIN}\n")[1].split(f"\n{END}")[0]
+    assert_printed_alike(readme_block(records), committed, "run `make table`")
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "results").glob("*/accuracy.md")))
+def test_committed_tables_are_fresh(folder: str, tmp_path: Path) -> None:
+    for path in write_tables(read_records(ROOT / "results" / folder), tmp_path, f"tunalab table --records results/{folder}"):
+        assert_file_alike(path, ROOT / "results" / folder / path.name, "run `make table`")
+
+
+def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore[no-untyped-def]
+    made = records(seeds=2, kinds=1)
+    made[0] = replace(made[0], environment=made[0].environment | {"cores": 1})  # tied to one core: the machine is the same
+    seconds = sum(record.totals.seconds for record in made)
+    text = readme_block(made)
+    assert f"6 runs, 2 seeds, {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens a run." in text
+    each = ", ".join(f"{label} 7" for label in ("Tuna", "Tuna-R", "Tuna-2"))
+    hours = f"{seconds / 60:.0f} core-minutes, about {seconds / 7200:.1f} hours on 2 cores, in all."
+    assert f"without evaluation, on a core of Abacus: {each}; {hours}" in text
+
+
+def test_runs_of_different_machines_are_not_added_up(records) -> None:  # type: ignore[no-untyped-def]
+    made = records(seeds=2, kinds=1)
+    gpu = [replace(r, environment=r.environment | {"accelerator": "NVIDIA H200", "cores": 16}) for r in made if r.run.seed == 1]
+    text = readme_block([r for r in made if r.run.seed == 0] + gpu)
+    minutes = sum(record.totals.seconds for record in gpu) / 60
+    assert (
+        "on a core of Abacus: " in text
+        and f"on one NVIDIA H200: Tuna 7, Tuna-R 7, Tuna-2 7; {minutes:.0f} GPU-minutes in all." in text
+    )
+    assert "core of NVIDIA" not in text
+
+
+def test_only_the_block_changes(tmp_path: Path) -> None:
+    records = read_records(ROOT / "results" / "figure6")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert update_readme(readme, records)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n![") and text.endswith(f"{END}\nafter\n") and "\nold\n" not in text
+    assert not update_readme(readme, records)
+
+
+def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("no place")
+    with pytest.raises(UserError, match="must stand there once"):
+        update_readme(readme, read_records(ROOT / "results" / "figure6"))
+    assert readme.read_text() == "no place"

@@ -1,0 +1,42 @@
+"""The committed results are those of today's configuration: every cell of their sweeps has its finished record."""
+
+from pathlib import Path
+
+import pytest
+from tests.printed import assert_file_alike
+
+from tunalab.analysis.tables.dynamics import write_dynamics
+from tunalab.cli.sweeping import cell_config
+from tunalab.records.record import read_record, read_records
+from tunalab.settings.schema import config_hash
+from tunalab.sweeps.cells import finished_record
+from tunalab.sweeps.grid import Cell, expand, load_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells(sweep: str, variant: str | None = None) -> list[Cell]:
+    return expand(load_sweep(ROOT / "sweeps" / f"{sweep}.yaml"), variant, Path("nowhere"))
+
+
+@pytest.mark.parametrize("cell", [*cells("figure6"), *cells("mask_ratio", "tuna2")], ids=lambda cell: f"{cell.sweep}-{cell.name}")
+def test_a_committed_cell_is_finished_under_todays_configuration(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    records = ROOT / "results" / cell.sweep
+    config = cell_config(cell, [])
+    assert finished_record(cell, config_hash(config), records) is not None, "train it, then `tunalab publish`"
+    record = read_record(records / f"{cell.name}.json")
+    assert (record.run.variant, record.run.seed, record.run.sweep) == (cell.variant, cell.seed, cell.sweep)
+    assert record.points[-1].tokens == record.totals.tokens and record.points[-1].benchmarks
+
+
+@pytest.mark.parametrize(("sweep", "variant"), [("figure6", None), ("mask_ratio", "tuna2")])
+def test_no_committed_record_is_of_another_sweep(sweep: str, variant: str | None) -> None:
+    here = {path.stem for path in (ROOT / "results" / sweep).glob("*.json")}
+    assert {cell.name for cell in cells(sweep, variant)} <= here <= {cell.name for cell in cells(sweep)}
+
+
+def test_the_committed_tables_of_learning_are_those_of_their_records(tmp_path: Path) -> None:
+    folder = ROOT / "results" / "figure6"
+    for path in write_dynamics(read_records(folder, evaluation=False), tmp_path, "tunalab table --records results/figure6"):
+        assert_file_alike(path, folder / path.name, "run `make table`")
