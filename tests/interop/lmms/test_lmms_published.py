@@ -357,7 +357,7 @@ def test_the_program_of_lmms_eval_runs_the_ready_files_on_a_model_by_name(subjec
     from lmms_eval.models import get_model
     from lmms_eval.tasks import TaskManager
 
-    from tunalab.trained.loading import lmms
+    from tunalab.interop.lmms import model as lmms
 
     assert get_model("tunalab") is lmms.TrainedModel  # through the entry point
     loaded = SimpleNamespace(model=subject.model, tokenizer=subject.tokenizer, config=subject.config, origin={})
