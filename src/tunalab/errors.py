@@ -29,6 +29,17 @@ def shown(text: str) -> str:
     return "".join(ascii(letter)[1:-1] if category(letter) == "Cc" else letter for letter in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Of the message of a parser, say, whose other lines show the place; the kind of error where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """All of a message whose lines each say something, cut at ``longest`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def stop_signals_heeded() -> tuple[signal.Signals, ...]:
     """Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes, unless whoever started this process had it ignored (nohup)."""
     hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)

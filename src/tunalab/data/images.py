@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 
 from tunalab.data.buckets import LOG, OFFICIAL, Buckets, Size
 from tunalab.data.documents import Reject
+from tunalab.errors import one_line
 
 # Named, because Pillow's other readers start programs (EPS) or are rarely what a data set means.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -107,7 +108,7 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
             size = buckets.choose(where + drafted, upright.height, upright.width)
             return cover(upright, size, buckets.rule)
         except DAMAGED as error:
-            detail = " ".join(str(error).split()) or type(error).__name__
+            detail = one_line(error)
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
                 kind = next((name for name, start in _STARTS.items() if re.match(start, data, re.DOTALL)), "")
                 detail = f"a {kind} that is damaged, or of a rare kind" if kind else f"not one of {', '.join(FORMATS)}"

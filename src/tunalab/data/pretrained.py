@@ -17,7 +17,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._http import get_session
 from safetensors import SafetensorError
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, one_line
 
 # Of timm, transformers, diffusers and the Hub's client, for what is missing, damaged, of another kind or out of reach.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -34,7 +34,6 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
     StrictDataclassError,
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)+")
-LONGEST = 300
 NO_WAY = (403, 407, 502, 503, 504, 511)  # of a proxy that lets nothing through, or of a Hub that is down
 ANSWER_SECONDS, KEPT_SECONDS = 4.0, 60.0  # how long the Hub has to answer at all, and how long that is taken to hold
 
@@ -139,8 +138,3 @@ def _is_cached(repository: str) -> bool:
     """Whether anything of it is."""
     snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots"
     return snapshots.is_dir() and any(snapshots.iterdir())
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.data.pretrained import locate, reading
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -144,8 +144,7 @@ class Tokenizer:
                 prefix_space = bool(sidecar["prefix_space"])
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"tokenizer in {folder} cannot be read: {reason}") from error
+            raise UserError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from error
         return cls(backend, specials or SpecialTokens(), prefix_space)
 
 

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.data.scenes import BENCHMARKS
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULES
-from tunalab.settings.layers import first_line, settings_layers
+from tunalab.settings.layers import settings_layers
 from tunalab.settings.values import typed
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on

@@ -13,9 +13,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tunalab.data.pretrained import one_line
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.errors import UserError
+from tunalab.errors import UserError, one_line
 from tunalab.evaluation import side_by_side
 from tunalab.evaluation.along import evaluation_mode
 from tunalab.inference.answering import answer

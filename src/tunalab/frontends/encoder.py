@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate, one_line
-from tunalab.errors import UserError
+from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate
+from tunalab.errors import UserError, one_line
 from tunalab.frontends.contract import RGB
 from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
 from tunalab.frontends.siglip_transformers import load_siglip, siglip_architecture

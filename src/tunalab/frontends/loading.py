@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunalab.data.pretrained import Source, one_line, reading
-from tunalab.errors import UserError
+from tunalab.data.pretrained import Source, reading
+from tunalab.errors import UserError, first_line, one_line
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{what}: {path} is damaged ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{what}: {path} is damaged ({first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{what}: {path} is damaged (not a JSON object)")
     return loaded

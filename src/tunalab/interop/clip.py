@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from tunalab import files
-from tunalab.data.pretrained import LOAD_ERRORS, one_line
-from tunalab.errors import UserError
+from tunalab.data.pretrained import LOAD_ERRORS
+from tunalab.errors import UserError, one_line
 from tunalab.evaluation.measure import Measure
 from tunalab.inference.orders import read_settings
 from tunalab.interop.dpg import cells

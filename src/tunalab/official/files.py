@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunalab.data.pretrained import LOAD_ERRORS, one_line
-from tunalab.errors import UserError
+from tunalab.data.pretrained import LOAD_ERRORS
+from tunalab.errors import UserError, one_line
 from tunalab.files import below, listed
 from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
 

@@ -20,7 +20,7 @@ from unicodedata import category
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.files import listed
 from tunalab.settings.values import Word, parse, resolved
 
@@ -123,10 +123,6 @@ def _parsed(text: str) -> Any:
     """A sweep reads the same few files for each of its variants, and this reader takes its time."""
     loaded = parse(text)
     return {} if loaded is None or loaded == "" else loaded
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_setting(override: str) -> tuple[tuple[str, ...], Any]:

@@ -16,10 +16,10 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.redaction import redacted_settings
 from tunalab.settings.check import check_settings, misfit
-from tunalab.settings.layers import Layer, first_line, read_settings, settings_layers
+from tunalab.settings.layers import Layer, read_settings, settings_layers
 from tunalab.settings.layers import read_yaml as read_yaml
 from tunalab.settings.values import named_members, typed
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, one_line
 from tunalab.files import listed
 from tunalab.records.labels import FIGURE_NAMES, last_words
 from tunalab.records.record import CONFIG_FILE
@@ -220,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
         choices = ", ".join(names_in(path.parent)) or "none"
         raise UserError(f"{path}: sweep cannot be read: {error.strerror}, choices: {choices}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path}: a sweep is a mapping with the keys {', '.join(KEYS)}")
     return {str(key): _grid_values(value) if key in GRID else resolved(value) for key, value in plain.items()}

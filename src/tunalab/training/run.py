@@ -25,7 +25,7 @@ from tunalab.data.scenes.benchmarks import check_groups
 from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import StepLoader, deal_lanes, open_stream
-from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.evaluation.samples import sample_grid
 from tunalab.evaluation.score import Score
@@ -103,9 +103,10 @@ def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_si
             frontend.embed(x_BChw)
             frontend.from_space(x_BChw)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             chosen = ", ".join(f"frontend.{key}={value}" for key, value in settings if key in ("vae", "encoder", "patch") and value)
-            raise UserError(f"frontend.name={config.name}: its parts do not fit each other ({chosen}): {reason}") from error
+            raise UserError(
+                f"frontend.name={config.name}: its parts do not fit each other ({chosen}): {first_line(error)}"
+            ) from error
     return frontend.space
 
 

@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tunalab.data.pretrained import LOAD_ERRORS, one_line
-from tunalab.errors import UserError
+from tunalab.data.pretrained import LOAD_ERRORS
+from tunalab.errors import UserError, one_line
 from tunalab.frontends.loading import check_fit
 from tunalab.settings.schema import RunConfig, from_plain, to_plain
 from tunalab.training.claiming import refuse_other_settings

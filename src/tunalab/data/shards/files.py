@@ -24,7 +24,7 @@ from fsspec import AbstractFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from tunalab.data.documents import Reject, printed
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.files import is_clutter
 from tunalab.redaction import redacted
 
@@ -381,7 +381,3 @@ def _gone_is_a_reject(url: str) -> Iterator[None]:
         yield
     except GONE as error:
         raise Reject(f"{shown(url)} cannot be read: {redacted(first_line(error), url)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,8 +17,8 @@ import numpy as np
 
 from tunalab.data.documents import Reject
 from tunalab.data.mixing import stream_rng
-from tunalab.data.shards.files import ShardFile, first_line
-from tunalab.errors import UserError
+from tunalab.data.shards.files import ShardFile
+from tunalab.errors import UserError, first_line
 from tunalab.files import write_atomically
 from tunalab.redaction import redacted
 from tunalab.terminal import progress_bar

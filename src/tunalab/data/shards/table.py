@@ -11,8 +11,9 @@ from pyarrow import types
 
 from tunalab.data.documents import Reject
 from tunalab.data.shards.corpus import Sample
-from tunalab.data.shards.files import ShardFile, first_line, open_file
+from tunalab.data.shards.files import ShardFile, open_file
 from tunalab.data.shards.index import Damaged, index_files
+from tunalab.errors import first_line
 
 Fits = Callable[[pa.DataType], bool]
 

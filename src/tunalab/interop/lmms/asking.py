@@ -16,11 +16,10 @@ from PIL import Image
 
 from tunalab.data.buckets import Buckets
 from tunalab.data.images import stretch
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.evaluation.along import evaluation_mode
 from tunalab.evaluation.subject import Subject
 from tunalab.inference.answering import answer_ids
-from tunalab.settings.layers import first_line
 
 AT_ONCE = 128  # requests whose images are held in memory, and whose replies are written at a time
 MAX_TOKENS = 512  # where a task names no limit: that of the official evaluation

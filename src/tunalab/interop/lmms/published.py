@@ -18,7 +18,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from PIL import ImageFile
 
-from tunalab.errors import UserError
+from tunalab.errors import UserError, first_line
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.parts import Piece
 from tunalab.evaluation.published import BENCHMARKS, LOCAL, PUBLISHED, RULED
@@ -27,7 +27,6 @@ from tunalab.evaluation.subject import Subject
 from tunalab.files import listed, write_atomically
 from tunalab.interop.endpoint import MODEL, Endpoint
 from tunalab.interop.lmms.scores import measures, mmvet
-from tunalab.settings.layers import first_line
 from tunalab.settings.schema import digest
 
 _VARIABLES = {
