@@ -3,7 +3,10 @@
 What is written has the mode that the umask says, whatever a library made of it: safetensors leaves files for their owner alone.
 """
 
+import errno
+import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_native_id
+from typing import IO, Any, Literal
 
 DATA_FILE = "data.json"  # of a run directory: what its sources held (data/changes.py)
 
@@ -143,3 +147,70 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
 
 def is_clutter(name: str) -> bool:
     return name.startswith("._") or name in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+# Files of one JSON value per line, which several processes append to and any of them may be killed while it does.
+
+
+def json_line(plain: Any) -> str:
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def append_line(path: Path, plain: Any, flush: bool = False) -> None:
+    """Append one JSON line in one write: it lands whole behind all others, and a torn one before it stays a line of its own.
+
+    ``flush``: until it is on the disk. Raises OSError: the disk is full (the line is then torn) or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json_line(plain).encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if flush:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def appended_lines(path: Path, torn: Literal["drop", "cut", "keep"] = "drop") -> list[str]:
+    """The lines of a file, none where there is no file.
+
+    ``torn``: a last line without its end, as a killed process leaves it, is dropped, also cut off the file, or kept.
+    Raises OSError.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = data.rfind(b"\n") + 1
+    if torn == "cut" and whole < len(data):
+        os.truncate(path, whole)
+    kept = data if torn == "keep" else data[:whole]
+    return kept.decode(errors="replace").split("\n")[: None if kept[whole:] else -1]
+
+
+# Locks of the kernel: they end with their holders, also when these are killed.
+
+
+def lock(file: int | IO[Any], wait: bool = True, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; without ``wait`` False where another process holds it."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time is inside; the others wait. ``path``: a folder, or a file, which is made where it is missing."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)

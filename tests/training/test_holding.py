@@ -1,5 +1,6 @@
 """A run trains in the very folder it began in, from checkpoints of its own: whatever else has that name is left alone."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -100,9 +101,7 @@ def test_a_lock_is_of_the_folder_not_of_its_name(harm: Callable[[Path], None], t
 
 
 def test_a_folder_removed_while_its_lock_is_taken_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunalab.sweeps import cells
-
-    flock, struck = cells.fcntl.flock, []
+    flock, struck = fcntl.flock, []
 
     def strike(stream: Any, how: int) -> None:
         flock(stream, how)
@@ -110,7 +109,7 @@ def test_a_folder_removed_while_its_lock_is_taken_is_made_anew(tmp_path: Path, m
             struck.append(True)
             shutil.rmtree(tmp_path / "run")
 
-    monkeypatch.setattr(cells.fcntl, "flock", strike)
+    monkeypatch.setattr(fcntl, "flock", strike)
     lock = take_lock(tmp_path / "run")
     assert lock is not None and holds(tmp_path / "run", lock)
 

@@ -1,7 +1,6 @@
 """Rejected documents: counted, written down with their reason, and too many of them stop the run."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.special import betainc
 
 from tunalab.errors import UserError
+from tunalab.files import append_line, appended_lines
 
 # A reason may quote the data, and the data may be anything.
 _REASON_CHARACTERS = 500
@@ -116,7 +116,7 @@ class RejectLog:
         reason = " ".join(reason.split())[:_REASON_CHARACTERS]
         if (corpus, index) not in self._written:
             record = {"corpus": corpus, "index": index, "reason": reason}
-            _append_line(self.path, record if fits else {**record, "fits": False})
+            append_line(self.path, record if fits else {**record, "fits": False})
             self._written.add((corpus, index))
         self._seen[corpus] = self._seen.get(corpus, 0) + 1
         kind = self._rejected if fits else self._unfit
@@ -195,27 +195,9 @@ class RejectLog:
         )
 
 
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    line = (json.dumps(record, ensure_ascii=True) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        # One write in append mode lands whole or, on a full disk, torn: then it raises, and the next start cuts it.
-        if os.write(descriptor, line) != len(line):
-            raise OSError(f"{path}: the disk took only part of a line")
-    finally:
-        os.close(descriptor)
-
-
 def _read_keys(path: Path) -> set[tuple[str, int]]:
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):  # torn by a crash; the document comes back on resuming and is written again
-        os.truncate(path, whole)
     keys: set[tuple[str, int]] = set()
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
+    for number, line in enumerate(appended_lines(path, torn="cut"), start=1):  # the document of a torn one comes back on resuming
         try:
             record = json.loads(line)
             keys.add((str(record["corpus"]), int(record["index"])))

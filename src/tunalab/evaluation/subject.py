@@ -3,8 +3,6 @@
 Shapes: N items, H W C image pixels and channels.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import RunConfig, SamplingConfig
+from tunalab.settings.schema import RunConfig, SamplingConfig, digest
 from tunalab.terminal import progress_bar
 
 T = TypeVar("T")
@@ -29,7 +27,7 @@ T = TypeVar("T")
 
 def identity(origin: dict[str, Any], settings: dict[str, Any]) -> str:
     """Eight hex digits of a model and the settings of what is done with it."""
-    return hashlib.sha256(json.dumps([origin, settings], sort_keys=True).encode()).hexdigest()[:8]
+    return digest([origin, settings])[:8]
 
 
 def kept_array(path: Path, name: str = "") -> np.ndarray:

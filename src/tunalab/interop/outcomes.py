@@ -16,7 +16,7 @@ from tunalab.data.lines import parse_line
 from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean
-from tunalab.files import below, listed
+from tunalab.files import append_line, appended_lines, below, listed
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -133,8 +133,7 @@ class Outcomes:
         self.scorer = scorer
         self.unreadable: list[str] = []
         self._known: dict[str, Outcome] = {}
-        if path.exists():
-            self._read()
+        self._read()
 
     def of(self, image: Path, asked: Any, find: Callable[[np.ndarray], Outcome]) -> Outcome | None:
         """What ``find`` makes of the image (H, W, 3) uint8, or made of the same one before. None: it cannot be read.
@@ -158,25 +157,19 @@ class Outcomes:
         return self._known[key]
 
     def _keep(self, key: str, image: Path, outcome: Outcome) -> None:
-        line = json.dumps({"key": key, "image": str(image), "outcome": outcome}, ensure_ascii=False)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+            append_line(self.path, {"key": key, "image": str(image), "outcome": outcome})
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
         self._known[key] = outcome
 
     def _read(self) -> None:
         try:
-            whole, _, cut = self.path.read_text(encoding="utf-8").rpartition("\n")
-            for line in whole.splitlines():
+            for line in appended_lines(self.path, torn="cut"):
                 plain = json.loads(line)
                 self._known[plain["key"]] = plain["outcome"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is there and holds no outcomes of scoring: choose another --out, or remove it") from error
-        if cut:  # of a write that was interrupted
-            self.path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
 
 
 # Measures of a benchmark whose items come in groups, and of one that asks several questions an item.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunalab.errors import UserError
-from tunalab.files import write_atomically
+from tunalab.files import append_line, appended_lines, json_line, write_atomically
 from tunalab.records.record import Mismatch, build
 
 STATUS_FILE = "status.json"
@@ -66,28 +66,22 @@ def is_due(before: int, tokens: int, budget: int) -> bool:
 
 
 def append_row(run_dir: Path, row: Row) -> None:
-    """One write of one line: a process that is killed has written all of it or, at worst, a broken last line."""
-    with (run_dir / TRAINING_LOG).open("a", encoding="utf-8") as stream:
-        stream.write(_line(row))
+    append_line(run_dir / TRAINING_LOG, _plain(row))
 
 
 def read_rows(run_dir: Path) -> list[Row]:
-    """The rows of a run, none where there is no file. A broken last line is none: its run was killed while it wrote it.
+    """The rows of a run, none where there is no file. A torn last line is none: its run was killed while it wrote it.
 
     Raises:
         UserError: another line is broken.
     """
-    path = run_dir / TRAINING_LOG
-    if not path.exists():
-        return []
-    rows, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
+    path, rows = run_dir / TRAINING_LOG, []
+    for number, line in enumerate(appended_lines(path), start=1):
         try:
             plain = json.loads(line)
             rows.append(Row(plain.pop("tokens"), plain.pop("time"), plain))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}: line {number} is no row of a training curve: remove it to go on") from error
+            raise UserError(f"{path}: line {number} is no row of a training curve: remove it to go on") from error
     return rows
 
 
@@ -95,9 +89,9 @@ def rewind(run_dir: Path, tokens: int) -> list[Row]:
     """Drop the rows past the checkpoint that a run goes on from, which it will write again; returns those that stay."""
     rows = [row for row in read_rows(run_dir) if row.tokens <= tokens]
     if (run_dir / TRAINING_LOG).exists():
-        write_atomically(run_dir / TRAINING_LOG, "".join(map(_line, rows)))
+        write_atomically(run_dir / TRAINING_LOG, "".join(json_line(_plain(row)) for row in rows))
     return rows
 
 
-def _line(row: Row) -> str:
-    return json.dumps({"tokens": row.tokens, "time": round(row.time, 3), **row.metrics}, allow_nan=False) + "\n"
+def _plain(row: Row) -> dict[str, Any]:
+    return {"tokens": row.tokens, "time": round(row.time, 3), **row.metrics}

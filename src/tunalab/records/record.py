@@ -5,13 +5,11 @@ together on the way out of a mismatch, so that right values cost no names.
 """
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -23,7 +21,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.score import Score, chance_of
 from tunalab.evaluation.whole import Evaluated, to_text
-from tunalab.files import listed, write_atomically
+from tunalab.files import listed, locked, write_atomically
 from tunalab.redaction import redacted_settings
 
 T = TypeVar("T")
@@ -306,7 +304,7 @@ def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
     """
     if not results:
         return
-    with _alone_in(path.parent):
+    with locked(path.parent):
         record = read_record(path)
         parts = [result.part for result in results]
         kept = [
@@ -323,17 +321,6 @@ def same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     The hash of the configuration does not tell: it is another as soon as a version adds a setting.
     """
     return all(one.get(key) == other.get(key) for key in ("run", "weights", "steps", "tokens"))
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time reads a record and writes it anew. The lock is on the folder: the record itself is replaced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_records(folder: Path, evaluation: bool = True) -> list[Record]:

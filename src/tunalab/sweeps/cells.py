@@ -10,8 +10,6 @@ cut): :func:`settle` says so at the next look.
     {"event": "retry", "time": ...}        what went before counts no more against the cell
 """
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from tunalab.errors import UserError
+from tunalab.files import append_line, appended_lines, lock
 from tunalab.records.log import read_status
 from tunalab.records.record import RECORD_FILE, Record, read_head, read_record, write_record
 from tunalab.redaction import redacted
@@ -108,13 +107,9 @@ class History:
 
 def read_history(run_dir: Path) -> History:
     """The history of a run directory, empty where there is none."""
-    try:
-        lines = (run_dir / ATTEMPTS_FILE).read_bytes().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return History()
     attempts: list[Attempt] = []
     counted_from = unreadable = 0
-    for line in filter(None, lines):
+    for line in filter(None, appended_lines(run_dir / ATTEMPTS_FILE, torn="keep")):
         try:
             event = json.loads(line)
             kind = event.pop("event")
@@ -182,19 +177,8 @@ def newest_step(run_dir: Path) -> int:
     return max((int(step) for step in steps if step.isascii() and step.isdecimal()), default=0)
 
 
-def _append(run_dir: Path, event: str, **told: Any) -> None:
-    """One line in one write: with O_APPEND it lands whole behind all others."""
-    line = (json.dumps({"event": event, "time": round(time.time(), 3), **told}) + "\n").encode()
-    descriptor = os.open(run_dir / ATTEMPTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # behind a torn line, which stays one
-            line = b"\n" + line
-        if os.write(descriptor, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run_dir / ATTEMPTS_FILE))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _append(run_dir: Path, event: str, **about: Any) -> None:
+    append_line(run_dir / ATTEMPTS_FILE, {"event": event, "time": round(time.time(), 3), **about}, flush=True)
 
 
 # What the disk says about a cell: finished or not, taken by a driver or free, its record, its log.
@@ -285,9 +269,7 @@ def take_lock(run_dir: Path) -> IO[str] | None:
     for _ in range(GLANCES):
         run_dir.mkdir(parents=True, exist_ok=True)
         stream = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (it is the lock, and outlives this function)
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(stream, wait=False):
             stream.close()
             time.sleep(0.01)
             continue
@@ -301,21 +283,18 @@ def take_lock(run_dir: Path) -> IO[str] | None:
     return None
 
 
-def holds(run_dir: Path, lock: IO[str]) -> bool:
+def holds(run_dir: Path, held: IO[str]) -> bool:
     """Whether the lock is that of the folder that has this name now: a run directory may be removed and made anew meanwhile."""
-    return is_same(run_dir / LOCK_FILE, lock.fileno())
+    return is_same(run_dir / LOCK_FILE, held.fileno())
 
 
 def is_locked(run_dir: Path) -> bool:
     """Whether a process holds the run directory. Looking takes a share of a free lock for a moment."""
     try:
         with (run_dir / LOCK_FILE).open(encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not lock(stream, wait=False, shared=True)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def last_line(log: Path, start: int = 0) -> str:

@@ -5,7 +5,6 @@
 <folder>/<id>_*         submitit's own: what a job is to do, and what its tasks printed besides their cell
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tunalab.errors import UserError
-from tunalab.files import write_atomically
+from tunalab.files import locked, write_atomically
 from tunalab.sweeps.cells import LOG_FILE, last_line, read_history, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Outcome, Result, SlurmLaunch, Work, stop_signals
@@ -116,8 +115,7 @@ class SlurmQueue:
     def alone(self) -> Iterator[None]:
         """One driver at a time looks and submits: of two that start together, one finds the jobs of the other."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a", encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with locked(self.folder / "lock"):
             yield
 
     def _manifest(self, name: str) -> Path:

@@ -1,7 +1,5 @@
 """A connection to MLflow that is quiet, quick to give up, and made safely when several processes start at once."""
 
-import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 
 from tunalab.errors import UserError
+from tunalab.files import locked
 from tunalab.redaction import MARK, is_incomplete, redacted, redacted_settings
+from tunalab.settings.schema import text_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,9 +159,7 @@ def creation_lock(uri: str) -> Iterator[None]:
     if database is None:
         yield
         return
-    digest = hashlib.sha256(str(database).encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir()) / f"tunalab-{os.getuid()}-{digest}.lock", "w", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locked(Path(tempfile.gettempdir()) / f"tunalab-{os.getuid()}-{text_digest(str(database))}.lock"):
         yield
 
 

@@ -3,7 +3,6 @@
 Shapes: H W C image pixels and channels.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from tunalab.data.images import stretch
 from tunalab.errors import UserError, first_line
 from tunalab.evaluation.along import evaluation_mode
 from tunalab.evaluation.subject import Subject
+from tunalab.files import append_line, appended_lines
 from tunalab.inference.answering import answer_ids
+from tunalab.settings.schema import text_digest
 
 AT_ONCE = 128  # requests whose images are held in memory, and whose replies are written at a time
 MAX_TOKENS = 512  # where a task names no limit: that of the official evaluation
@@ -56,7 +57,7 @@ class Asked:
     def key(self) -> str:
         """Of another question under the same number no reply is taken over."""
         about = json.dumps([self.task, self.item, self.text, self.max_tokens, self.stops])
-        return f"{self.task}/{self.item}/{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+        return f"{self.task}/{self.item}/{text_digest(about)}"
 
 
 def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: Path | None = None) -> list[str]:
@@ -64,7 +65,8 @@ def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: 
 
     Requests that differ in their limit alone are answered once, under the largest.
     """
-    replies = _kept(kept_at)
+    # The request whose line an interrupted write cut off is answered again.
+    replies: dict[str, str] = {} if kept_at is None else dict(map(json.loads, appended_lines(kept_at, torn="cut")))
     missing: dict[tuple[str, int, str, tuple[str, ...]], list[Asked]] = {}
     for one in asked:
         if one.key not in replies:
@@ -75,8 +77,8 @@ def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: 
         new = dict(_answer(subject, part, batch_tokens))
         replies |= new
         if kept_at is not None:
-            with kept_at.open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(pair) + "\n" for pair in new.items()))
+            for pair in new.items():
+                append_line(kept_at, pair)
     return [replies[one.key] for one in asked]
 
 
@@ -119,13 +121,3 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text
-
-
-def _kept(path: Path | None) -> dict[str, str]:
-    """Replies written so far; the line that an interrupted write cut off is asked again."""
-    if path is None or not path.exists():
-        return {}
-    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    return dict(json.loads(line) for line in whole.splitlines())
