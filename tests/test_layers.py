@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.errors import UserError
+from tunalab.settings.layers import leaves, unequal
 from tunalab.settings.schema import RunConfig, load_config
 
 BASE = """
@@ -102,3 +103,10 @@ def test_mistakes_are_one_line_that_names_the_place(load: Load, text: str, setti
 def test_without_named_mixes_a_name_is_no_mix(load: Load) -> None:
     with pytest.raises(UserError, match="stages.pretrain.mix=v1 is not a mapping"):
         load("plain", "a", plain="stages: {pretrain: {mix: v1}}")
+
+
+def test_leaves_and_what_is_unequal_of_nested_settings() -> None:
+    one, other = {"a": {"b": 1, "c": []}, "d": {}, "e": 2}, {"a": {"b": 1, "c": [3]}, "d": {"f": 0}, "g": {"h": None}}
+    assert list(leaves(one)) == [("a.b", 1), ("a.c", []), ("d", {}), ("e", 2)]
+    assert list(unequal(one, other)) == [("a.c", [], [3]), ("d.f", None, 0), ("e", 2, None), ("g", None, {"h": None})]
+    assert list(unequal(one, one)) == []

@@ -23,6 +23,7 @@ from tunalab.model.flow import sample_time
 from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import MODELS, OfficialModel
+from tunalab.settings.layers import leaves
 from tunalab.settings.schema import FrontEndConfig, RunConfig, load_config, to_plain
 from tunalab.training.module import set_trainable
 
@@ -39,17 +40,8 @@ def load(experiment: str, variant: str, *settings: str) -> RunConfig:
     return load_config(ROOT / f"experiments/{experiment}.yaml", ROOT / f"variants/{variant}.yaml", list(settings))
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
 def differences(a: RunConfig, b: RunConfig) -> set[str]:
-    left, right = flat(to_plain(a)), flat(to_plain(b))
+    left, right = dict(leaves(to_plain(a))), dict(leaves(to_plain(b)))
     return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
 
 

@@ -79,10 +79,10 @@ def everything_below(folder: Path) -> Iterator[bytes]:
 def test_a_configuration_is_kept_without_them(form: str) -> None:
     assert {"tracking.uri", "start.checkpoint", "data.webdataset.mine.urls", "decoder.pretrained"} <= {key for key, _ in KEYS}
     from tunalab.redaction import redacted_settings
-    from tunalab.tracking.client import flatten
+    from tunalab.tracking.client import parameters
 
     kept = redacted_settings(planted(form))
-    assert_clean(json.dumps(kept), json.dumps(flatten(kept)))
+    assert_clean(json.dumps(kept), json.dumps(parameters(kept)))
     assert len([key for key, _ in KEYS]) > 25 and "host" in json.dumps(kept) or "bucket" in json.dumps(kept)
 
 

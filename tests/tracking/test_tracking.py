@@ -8,7 +8,7 @@ from tunalab.evaluation.measure import share
 from tunalab.evaluation.whole import Evaluated
 from tunalab.tracking import client as mlflow_client
 from tunalab.tracking import tracker as sender
-from tunalab.tracking.client import connect, database_path, default_uri, flatten, legal_name
+from tunalab.tracking.client import connect, database_path, default_uri, legal_name, parameters
 from tunalab.tracking.sync import log_evaluation
 from tunalab.tracking.tracker import Source, Tracker, end_sweep, log_files, prepare, start_sweep
 
@@ -278,7 +278,7 @@ def test_what_a_server_refuses_holds_nothing_else_up(uri, capsys):
 def test_names_and_parameters_are_legal():
     assert legal_name("benchmark/count") == "benchmark/count"
     assert legal_name("V*@1/../x//y/") == "V__1/__/x/y"
-    assert flatten({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": "None"}
+    assert parameters({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": "None"}
 
 
 def test_the_environment_wins_over_the_default(monkeypatch):

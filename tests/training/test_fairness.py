@@ -4,7 +4,7 @@ What may differ is what a front-end is: its own weights, the target space it gen
 the flow head's last layer, whose size is the space's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,12 @@ from tunalab.inference.generation import noise_of
 from tunalab.inference.prompts import Prompt, image_prompt, question_prompt
 from tunalab.model.objective import Draws, draw, loss_counts
 from tunalab.model.unified import UnifiedModel, build_model
-from tunalab.settings.layers import read_experiment
+from tunalab.settings.layers import leaves, read_experiment
 from tunalab.settings.schema import RunConfig, load_config, to_plain
 from tunalab.training.module import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
-
-
-def leaves(plain: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(plain, dict):
-        for key, value in plain.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, plain
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)

@@ -29,6 +29,7 @@ from tunalab.inference.generation import clamps, evaluations, sample_batches
 from tunalab.inference.prompts import Prompt, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
 from tunalab.settings.check import parse_size
+from tunalab.settings.layers import unequal
 from tunalab.settings.schema import DataConfig, ObjectiveConfig, RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
 
@@ -102,12 +103,8 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 def differences(there: Settings, now: Settings) -> Iterator[str]:
     """Which settings differ, each with both values; those of the part a.b are named a.b."""
-    for key in sorted({*there, *now}):
-        one, other = there.get(key), now.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from (f"{key}.{inner}" for inner in differences(one, other))
-        elif one != other:
-            yield f"{key} {_shown(one)} there, {_shown(other)} now"
+    for key, one, other in unequal(there, now):
+        yield f"{key} {_shown(one)} there, {_shown(other)} now"
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ told apart without anybody saying by what.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -14,6 +14,7 @@ from typing import Any
 
 from tunalab.records.labels import key_labels, value_label
 from tunalab.records.record import Mismatch, Record, build
+from tunalab.settings.layers import leaves
 from tunalab.settings.schema import NOT_IDENTITY, RunConfig, digest
 
 # Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
@@ -110,8 +111,9 @@ def _flat(config: str) -> dict[str, Value]:
     plain = {"revision": 1} | json.loads(config)
     with suppress(Mismatch):  # of an earlier revision, whose settings are others: told apart by its revision, a result all the same
         plain = asdict(build(RunConfig, plain))
-    flat = dict(leaves({key: value for key, value in plain.items() if key not in _NOT_TOLD}))
-    return flat | {"stages": " ".join(plain.get("stages", {}))}
+    return flat_texts({key: value for key, value in plain.items() if key not in _NOT_TOLD}) | {
+        "stages": " ".join(plain.get("stages", {}))
+    }
 
 
 def _follows(column: Sequence[object], from_: Sequence[object]) -> bool:
@@ -119,10 +121,6 @@ def _follows(column: Sequence[object], from_: Sequence[object]) -> bool:
     return len(set(zip(from_, column, strict=True))) == len(set(from_))
 
 
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
-    """Dotted key -> value of nested mappings; lists are one value, written as JSON."""
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
+def flat_texts(plain: dict[str, Any]) -> dict[str, Value]:
+    """Dotted key -> value of nested settings; lists as JSON, without mappings that hold nothing."""
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in leaves(plain) if value != {}}

@@ -9,7 +9,7 @@ An experiment file holds settings and, besides them, up to three keys of its own
 So one variant name means one front-end at every scale, and where an experiment treats variants differently it says so in one place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -159,6 +159,25 @@ def nested(names: Sequence[str], value: Any) -> dict[str, Any]:
         value = {name: value}
     assert isinstance(value, dict)
     return value
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested mappings, in their order. A list is one value, and so is an empty mapping."""
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def unequal(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value there, value here) of all that differs, sorted; None where one of two nested mappings lacks it."""
+    for name in sorted({*there, *here}):
+        one, other = there.get(name), here.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from unequal(one, other, f"{prefix}{name}.")
+        elif one != other:
+            yield f"{prefix}{name}", one, other
 
 
 def _members(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
@@ -24,7 +24,7 @@ from tunalab.files import listed
 from tunalab.records.labels import FIGURE_NAMES, last_words
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.layers import UNREADABLE, nested, read_setting, read_value, settings_layers
+from tunalab.settings.layers import UNREADABLE, leaves, nested, read_setting, read_value, settings_layers
 from tunalab.settings.schema import (
     NOT_IDENTITY,
     RunConfig,
@@ -177,7 +177,7 @@ def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
     places["seed"] = f"its seeds stand in {file} under 'seeds'"
     places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
     for text in settings:
-        for key in _leaves(nested(*read_setting(text))):
+        for key, _ in leaves(nested(*read_setting(text))):
             for own, place in places.items():
                 if key == own or key.startswith(f"{own}."):
                     raise UserError(f"setting '{text}' would give every run of sweep {sweep.name} the same {own}: {place}")
@@ -203,14 +203,6 @@ def _reads_back(word: str) -> bool:
         return bool(resolved(read_value(word)) == word)
     except UNREADABLE:
         return False  # it needs quotes
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[str]:
-    if not isinstance(node, dict) or not node:
-        yield key
-        return
-    for name, inside in node.items():
-        yield from _leaves(inside, f"{key}.{name}" if key else str(name))
 
 
 def _read(path: Path) -> dict[str, Any]:

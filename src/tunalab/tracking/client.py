@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from tunalab.errors import UserError
 from tunalab.files import locked
 from tunalab.redaction import MARK, is_incomplete, redacted, redacted_settings
+from tunalab.settings.layers import leaves
 from tunalab.settings.schema import text_digest
 
 if TYPE_CHECKING:
@@ -222,17 +223,13 @@ def _first_cause(error: BaseException) -> BaseException:
 PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names with text values. A long value is cut and says so; lists stay one value."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = legal_name(f"{prefix}{key}")
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-            continue
-        text = str(value)
-        flat[name] = text if len(text) <= PARAMETER_LIMIT else f"{text[: PARAMETER_LIMIT - 20]}... ({len(text)} long)"
-    return flat
+def parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by their dotted keys, as texts. A long value is cut and says so; a list is one value."""
+    texts = ((key, str(value)) for key, value in leaves(config))
+    return {
+        legal_name(key): text if len(text) <= PARAMETER_LIMIT else f"{text[: PARAMETER_LIMIT - 20]}... ({len(text)} long)"
+        for key, text in texts
+    }
 
 
 def legal_name(name: str) -> str:

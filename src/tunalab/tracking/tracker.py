@@ -18,10 +18,10 @@ from tunalab.tracking.client import (
     creation_lock,
     existing,
     experiment_id,
-    flatten,
     is_missing,
     is_refused,
     legal_name,
+    parameters,
     plain_tags,
     say_once,
     survive,
@@ -227,7 +227,7 @@ class Tracker:
 
     def log_params(self, config: Mapping[str, Any]) -> None:
         """Log a nested configuration as ``objective.masking.ratio`` and the like, each key once, values cut to a safe length."""
-        for name, value in flatten(config).items():
+        for name, value in parameters(config).items():
             self._sender.put(Parameter(name, value))
 
     def log_metrics(self, metrics: Mapping[str, float], tokens: int, at: float | None = None) -> None:

@@ -3,7 +3,6 @@
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -11,6 +10,7 @@ from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, write_atomically
 from tunalab.records.log import STATUS_FILE, TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE
+from tunalab.settings.layers import unequal
 from tunalab.settings.schema import RunConfig, config_hash, read_config, to_plain
 
 LOCK_FILE = "lock"
@@ -52,8 +52,8 @@ def refuse_other_settings(there: RunConfig, config: RunConfig, what: str, remedy
     """Raises UserError, naming the settings that differ, when ``there`` computes something else than ``config``."""
     there.data.reject_share = config.data.reject_share
     if config_hash(there) != config_hash(config):
-        changed = _differences(to_plain(there), to_plain(config))
-        raise UserError(f"{what} with other settings ({'; '.join(changed)}): {remedy}")
+        changed = "; ".join(f"{key}: {a} there, {b} here" for key, a, b in unequal(to_plain(there), to_plain(config)))
+        raise UserError(f"{what} with other settings ({changed}): {remedy}")
 
 
 def claim(run_dir: Path, config: RunConfig) -> None:
@@ -104,14 +104,3 @@ def is_same(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted(there.keys() | here.keys()):
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} there, {b} here")
-    return found

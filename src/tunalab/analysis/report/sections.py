@@ -25,7 +25,7 @@ from tunalab.analysis.tables.evaluation import counterpart, evaluation_markdown,
 from tunalab.analysis.tables.training import accuracy_markdown, accuracy_table, markdown_row
 from tunalab.errors import UserError
 from tunalab.files import below
-from tunalab.records.differences import flat_settings, leaves, told_apart
+from tunalab.records.differences import flat_settings, flat_texts, told_apart
 from tunalab.records.labels import MASK_RATIO, benchmark_label, key_labels, ordered_variants, value_label, variant_label
 from tunalab.records.record import Point, Record, usable
 from tunalab.records.samples import Samples
@@ -268,7 +268,7 @@ def run_command(record: Record, root: Path) -> str:
 
 def _settings(base: dict[str, object], wanted: dict[str, object]) -> list[str]:
     """``key=value`` for all in which two configurations differ, the seed always; what changes no result is left out."""
-    old, new = dict(leaves(base)), dict(leaves(wanted))
+    old, new = flat_texts(base), flat_texts(wanted)
     left_out = {*NOT_IDENTITY_INSIDE, "seed"}
     differ = [key for key in new if new[key] != old.get(key) and key.split(".")[0] not in NOT_IDENTITY and key not in left_out]
     return [*(f"{key}={_written(new[key])}" for key in differ), f"seed={new['seed']}"]
