@@ -22,6 +22,8 @@ from tunalab.settings.schema import (
     FineVisionConfig,
     ManifestConfig,
     OmniEditConfig,
+    OptimizerConfig,
+    ParameterGroupConfig,
     RunConfig,
     StageConfig,
     TextConfig,
@@ -55,6 +57,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 FULL = RunConfig(
     stages={"s": StageConfig(mix={"a": 1.0})},
+    optimizer=OptimizerConfig(groups={"g": ParameterGroupConfig()}),
     data=DataConfig(
         manifests={"m": ManifestConfig()},
         webdataset={"w": WebDatasetConfig()},

@@ -25,7 +25,7 @@ from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import MODELS, OfficialModel
 from tunalab.settings.layers import leaves
 from tunalab.settings.schema import FrontEndConfig, RunConfig, load_config, to_plain
-from tunalab.training.module import set_trainable
+from tunalab.training.optimisation import set_trainable
 
 ROOT = Path(__file__).parent.parent
 CONTROLLED, OWN = ("paper_1_5b_controlled", "paper_7b_controlled"), ("paper_1_5b", "paper_7b")
@@ -190,7 +190,7 @@ def test_text_to_image_trains_nothing_in_the_connector_stage(variant: str, token
         build_frontend(FrontEndConfig(**SETTINGS[variant]), config.decoder.width, 32, SmallComponents()),
         tokenizer.vocabulary,
     )
-    set_trainable(model, "connector")
+    set_trainable(model, "connector", config.optimizer)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert learnt
     for kind, moves in (("g", False), ("c", True)):

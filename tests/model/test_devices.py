@@ -20,7 +20,7 @@ from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import edit_prompt, image_prompt
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
-from tunalab.training.module import Ema
+from tunalab.training.optimisation import Ema
 
 Model = Callable[..., UnifiedModel]
 CLOSE = relative(model_terms(small_config(), 128))

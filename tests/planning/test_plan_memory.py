@@ -35,7 +35,8 @@ from tunalab.planning.memory import (
     trace,
 )
 from tunalab.settings.schema import DecoderConfig, FlowHeadConfig, RunConfig
-from tunalab.training.module import Harness, blocks, recomputed
+from tunalab.training.blocks import blocks, recomputed
+from tunalab.training.module import Harness
 
 NAMES = sorted(FRONTENDS)
 SIZE = (32, 32)

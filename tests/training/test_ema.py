@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tunalab.training.module import Ema
+from tunalab.training.optimisation import Ema
 
 
 def test_average_in_closed_form() -> None:

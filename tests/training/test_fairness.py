@@ -29,7 +29,7 @@ from tunalab.model.objective import Draws, draw, loss_counts
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.layers import leaves, read_experiment
 from tunalab.settings.schema import RunConfig, load_config, to_plain
-from tunalab.training.module import learning_rate, masks
+from tunalab.training.optimisation import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
@@ -110,7 +110,7 @@ def test_documents_budgets_schedules_and_draws(
         rates, masking = [], []
         for config, step in zip(configs, (mine, theirs), strict=True):
             stage = config.stages[step.stage]
-            rates.append(learning_rate(stage, config.optimizer, step.stage_step))
+            rates.append(learning_rate(stage, config.optimizer, step.stage_step, step.stage_progress))
             masking.append(masks(config.objective.masking, stage, step.stage_progress))
         assert rates[0] == rates[1] and masking[0] == masking[1]
         for batches in zip(mine.batches, theirs.batches, strict=True):

@@ -15,7 +15,7 @@ from tunalab.frontends.siglip import Siglip
 from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel
 from tunalab.settings.schema import ObjectiveConfig
-from tunalab.training.module import blocks, prepare_blocks, recomputed
+from tunalab.training.blocks import blocks, prepare_blocks, recomputed
 
 
 def with_rotary_encoder(tokenizer: Tokenizer) -> UnifiedModel:

@@ -29,6 +29,18 @@ def rows_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_log, "ROWS", 4)
 
 
+# Groups that take parts of every variant, decay on some, and a rate that falls.
+GROUPS: dict[str, object] = {
+    "optimizer__weight_decay_on": "matrices",
+    "optimizer__groups": {
+        "front": {"match": "frontend", "lr": 0.25, "weight_decay": 0.5},
+        "still": {"match": "time.*", "lr": 0},
+    },
+    "stages__pretrain__schedule": "cosine",
+    "stages__sft__schedule": "wsd",
+}
+
+
 class Killed(BaseException):
     """What a kill -9 looks like from inside: nothing after it runs. Not an Exception, so nothing handles it."""
 
@@ -85,10 +97,15 @@ def undisturbed(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def test_stopped_killed_and_resumed_is_the_same_run(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped by a signal after four steps, then killed after nine: the steps since the last checkpoint are done again."""
-    drawn: dict[str, object] = {"frontend__vae_posterior": "sample"} if "vae" in SETTINGS[variant] else {}
-    config = quick_config(variant, **drawn)
+    own: dict[str, object] = {"optimizer__name": "muon"}
+    if "vae" in SETTINGS[variant]:
+        own = {"frontend__vae_posterior": "sample"}
+    config = quick_config(variant, **GROUPS, **own)
     assert train(config, tmp_path / "whole") == 0
     whole, parts = final(tmp_path / "whole"), tmp_path / "parts"
+    for _, metrics in whole["rows"]:
+        rates = [metrics[f"train/learning_rate{name}"] for name in ("", "/front", "/still")]
+        assert rates[0] > 0 and rates[1:] == pytest.approx([rates[0] / 4, 0], rel=1e-12)
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))

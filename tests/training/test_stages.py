@@ -10,7 +10,7 @@ from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import frontend_class
 from tunalab.model.unified import build_model
 from tunalab.settings.schema import MaskingConfig, OptimizerConfig, StageConfig
-from tunalab.training.module import learning_rate, masks, set_trainable
+from tunalab.training.optimisation import learning_rate, masks, set_trainable
 
 
 def learning(variant: str, train: str, encoder_trained: bool = True) -> set[str]:
@@ -18,7 +18,7 @@ def learning(variant: str, train: str, encoder_trained: bool = True) -> set[str]
     config = quick_config(variant)
     config.frontend.encoder_trained = encoder_trained
     model = build_model(config, Components(ComponentSettings.seeded(0)), 400)
-    set_trainable(model, train)
+    set_trainable(model, train, config.optimizer)
     names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {"/".join(name[:2] if name[0] == "frontend" else name[:1]) for name in names}
 
@@ -60,9 +60,20 @@ def test_what_learns_follows_from_what_a_front_end_says_of_itself(variant: str) 
     assert learning(variant, "without_encoder") == REST | (connector or own)
 
 
-def test_learning_rate_warms_up_then_stays() -> None:
-    stage, optimizer = StageConfig(lr=1.0), OptimizerConfig(warmup_steps=4)
-    assert [learning_rate(stage, optimizer, step) for step in (0, 1, 3, 4, 1000)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd"])
+def test_learning_rate_warms_up_then_follows_its_schedule(schedule: str) -> None:
+    """By the share of the stage's tokens, which data processes may exceed a little."""
+    stage = StageConfig(lr=2.0, schedule=schedule, final_lr=0.2, cooldown=0.5)
+    optimizer = OptimizerConfig(warmup_steps=4)
+    assert [learning_rate(stage, optimizer, step, 0.0) for step in (0, 1, 3, 4, 1000)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    expected = {
+        "constant": [2.0] * 6,
+        "cosine": [2.0, 2.0 * (0.6 + 0.4 * 0.5**0.5), 1.2, 2.0 * (0.6 - 0.4 * 0.5**0.5), 0.4, 0.4],
+        "wsd": [2.0, 2.0, 2.0, 1.2, 0.4, 0.4],
+    }[schedule]
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0, 1.01)
+    assert [learning_rate(stage, optimizer, 1000, share) for share in shares] == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(stage, optimizer, 0, 0.75) == pytest.approx(expected[3] / 4, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     },
 }
 STOP_AT, KILL_AT = 2, 4  # steps
+GROUPS: dict[str, Any] = {
+    "optimizer__weight_decay_on": "matrices",
+    "optimizer__groups": {
+        "encoder": {"match": "frontend.encoder", "lr": 0.25, "weight_decay": 0.5},
+        "still": {"match": "time.*", "lr": 0},
+    },
+}
 
 
 def config_of(strategy: str, **changes: Any) -> RunConfig:
@@ -51,7 +58,7 @@ def config_of(strategy: str, **changes: Any) -> RunConfig:
     Rows are short, so that many a micro-batch has nothing to generate on one rank alone.
     """
     stages = {
-        "whole": {"tokens": 3000, "masking": True, "mix": MIX},
+        "whole": {"tokens": 3000, "masking": True, "mix": MIX, "schedule": "cosine", "final_lr": 0.5},
         "connector": {"tokens": 1000, "train": "connector", "mix": MIX},
         "sft": {"tokens": 1000, "lr": 5e-4, "mix": {"scenes/vqa": 1.0, "scenes/text": 1.0}},
     }
@@ -59,6 +66,7 @@ def config_of(strategy: str, **changes: Any) -> RunConfig:
     settings = {"stages": stages, "data__step_tokens": 1024, "optimizer__eps": 1e-3, "objective__masking__start": 0.0}
     few = {"evaluation__groups": 1, "evaluation__loss_documents": 2, "evaluation__psnr_images": 1, "evaluation__sample_prompts": 1}
     settings["frontend__vae_posterior"] = "sample"
+    settings |= GROUPS
     return quick_config("tuna", **{**settings, **few, **STRATEGIES.get(strategy, {}), **changes})
 
 

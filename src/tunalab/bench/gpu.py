@@ -21,7 +21,7 @@ from tunalab.model.objective import Draws, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.records.environment import environment
 from tunalab.settings.schema import RunConfig
-from tunalab.training.module import prepare_blocks
+from tunalab.training.blocks import prepare_blocks
 
 
 def bench_agreement(config: RunConfig, device: torch.device) -> dict[str, Any]:

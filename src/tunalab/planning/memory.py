@@ -23,8 +23,9 @@ from tunalab.model.flow_head import rotary_tables
 from tunalab.model.objective import CHUNK, text_loss
 from tunalab.model.unified import UnifiedModel
 from tunalab.redaction import redacted
-from tunalab.settings.schema import RunConfig, StageConfig
-from tunalab.training.module import blocks, recomputed, set_trainable
+from tunalab.settings.schema import OptimizerConfig, RunConfig, StageConfig
+from tunalab.training.blocks import blocks, recomputed
+from tunalab.training.optimisation import set_trainable
 
 FRONT_END = "front-end: "
 
@@ -73,9 +74,9 @@ def totals(model: UnifiedModel) -> Totals:
     return Totals(sum(count.trained for count in counts), sum(count.frozen for count in counts), in_blocks)
 
 
-def trained_in(model: UnifiedModel, stage: StageConfig) -> int:
+def trained_in(model: UnifiedModel, stage: StageConfig, optimizer: OptimizerConfig) -> int:
     """Parameters that learn in a stage. Leaves the model as that stage trains it."""
-    set_trainable(model, stage.train)
+    set_trainable(model, stage.train, optimizer)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

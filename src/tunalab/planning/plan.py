@@ -17,7 +17,7 @@ from tunalab.planning.memory import WITH, WITHOUT, Count, Memory, Sharding, Tota
 from tunalab.planning.workload import kinds_of, needs_no_files, row_share, workload
 from tunalab.settings.schema import RunConfig
 from tunalab.terminal import columns
-from tunalab.training.module import blocks
+from tunalab.training.blocks import blocks
 
 DAY = 86400.0
 
@@ -107,7 +107,7 @@ def make_plan(
         stages[name] = StagePlan(
             tokens=stage.tokens,
             steps=round(stage.tokens / (work.fill * step_places)),
-            trained=trained_in(model, stage),
+            trained=trained_in(model, stage, config.optimizer),
             flops_per_token=flops,
             flops=total,
             days=total / (gpus * gpu.flops * utilisation) / DAY,

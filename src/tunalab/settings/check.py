@@ -130,7 +130,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampling.grid": ("steps", "points"),
     "sampling.clamp": ("none", "official"),
     "distribution.strategy": ("auto", "none", "ddp", "fsdp2"),
+    "optimizer.name": ("adamw", "muon"),
+    "optimizer.weight_decay_on": ("all", "matrices"),
     "stages.train": ("all", "connector", "without_encoder"),
+    "stages.schedule": ("constant", "cosine", "wsd"),
 }
 
 # Inclusive ranges of every number; None is open. Numbers are finite besides.
@@ -202,8 +205,13 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "optimizer.clip": (0, None),
     "optimizer.warmup_steps": (0, None),
     "optimizer.ema": (0, 1),
+    "optimizer.momentum": (0, BELOW_1),
+    "optimizer.groups.lr": (0, None),
+    "optimizer.groups.weight_decay": (-1, None),
     "stages.tokens": (0, None),
     "stages.lr": (0, None),
+    "stages.final_lr": (0, 1),
+    "stages.cooldown": (1e-6, 1),
     "stages.mix": (0, None),
     "sampling.steps": (1, None),
     "sampling.guidance": (0, None),

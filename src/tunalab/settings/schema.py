@@ -183,14 +183,29 @@ class ObjectiveConfig:
 
 
 @dataclass
+class ParameterGroupConfig:
+    """Parameters that learn at a rate, or with a weight decay, of their own."""
+
+    # Names that begin with these parts (frontend.encoder), or that fit the pattern where it holds * ? or [
+    match: str = ""
+    lr: float = 1.0  # factor of the stage's rate; 0: they stay as they start, without gradients and moments
+    weight_decay: float = -1.0  # below 0: optimizer.weight_decay
+
+
+@dataclass
 class OptimizerConfig:
+    name: str = "adamw"  # adamw | muon (for matrices inside blocks; AdamW for everything else)
+    momentum: float = 0.95  # of Muon
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-8
     weight_decay: float = 0.01
+    # What it acts on: all | matrices (not biases, gains, embedding tables, learnt positions and tokens).
+    weight_decay_on: str = "all"
     clip: float = 1.0
     warmup_steps: int = 100  # after the start of every stage
     ema: float = 0.99
+    groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -199,15 +214,18 @@ class StageConfig:
     decoder) | without_encoder (all but the pretrained encoder: for a decoder that starts from scratch). A front-end without
     connector trains everything in every stage, so budgets stay equal.
 
-    A stage sees ``tokens`` tokens (0: it is left out) of ``mix`` (source name -> weight in documents, however long they are: the
-    record says what that came to in tokens), at constant ``lr`` after warm-up. ``masking``: whether its last part masks visual
-    tokens (objective.masking).
+    A stage sees ``tokens`` tokens (0: it is left out) of ``mix`` (source name -> weight in documents,
+    however long they are: the record says what that came to in tokens), at ``lr`` after warm-up, by
+    ``schedule``. ``masking``: whether its last part masks visual tokens (objective.masking).
     """
 
     tokens: int = 4_000_000
     lr: float = 2e-3
     train: str = "all"
     masking: bool = False
+    schedule: str = "constant"  # constant | cosine | wsd (constant, then linear): by the share of the stage's tokens
+    final_lr: float = 0.0  # of cosine and wsd: the rate at the stage's end, as a share of lr
+    cooldown: float = 0.2  # of wsd: the last share of the stage's tokens, in which the rate falls
     mix: dict[str, float] = field(default_factory=dict)
 
 
@@ -314,6 +332,7 @@ NOT_IDENTITY_INSIDE = ("data.unfit_share", "data.full_digests", "start.accept_ch
 # A tree with one unnamed member wherever a user names members: what is a setting, a list or a mapping.
 _TREE = RunConfig(
     stages={"": StageConfig(mix={"": 0.0})},
+    optimizer=OptimizerConfig(groups={"": ParameterGroupConfig()}),
     data=DataConfig(
         manifests={"": ManifestConfig()},
         webdataset={"": WebDatasetConfig()},

@@ -176,6 +176,7 @@ class Distribution:
         strategies: dict[str, Any] = {"none": "auto"}
         # A parameter that a stage does not train gets no gradient; in any other case every parameter gets one on every rank.
         idle = any(stage.train != "all" for stage in config.stages.values())
+        idle = idle or any(group.lr == 0 for group in config.optimizer.groups.values())
         if self.strategy == "ddp":
             strategies["ddp"] = DDPStrategy(find_unused_parameters=idle)
         if self.strategy == "fsdp2":

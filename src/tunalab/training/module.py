@@ -1,9 +1,8 @@
-"""What a stage of training changes: which parameters learn, at what rate, and whether visual tokens are masked."""
+"""The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own."""
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,234 +10,24 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
-from tunalab.model.attention import raise_recompile_limit
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import DistributionConfig, MaskingConfig, OptimizerConfig, RunConfig, StageConfig
+from tunalab.settings.schema import RunConfig
+from tunalab.training.blocks import gathered, prepare_blocks, reduce_gradients, shard, shard_mesh
 from tunalab.training.clock import awake, peak_memory
 from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.joint import JointStep
-
-
-def set_trainable(model: UnifiedModel, train: str) -> None:
-    """Switch gradients on for the parts that a stage trains: all | connector | without_encoder (see StageConfig).
-
-    A front-end without connector trains everything in every stage: its budget is spent, not skipped. Frozen and fixed parts never
-    learn.
-    """
-    frontend = model.frontend
-    whole = train == "all" or not frontend.connector_parts
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[1] if name.startswith("frontend.") else None
-        if part in (*frontend.frozen_parts, *frontend.fixed_parts):
-            learns = False
-        elif whole:
-            learns = True
-        elif train == "connector":
-            learns = part in frontend.connector_parts
-        else:
-            learns = part is None or part in frontend.connector_parts
-        parameter.requires_grad_(learns)
-
-
-def learning_rate(stage: StageConfig, optimizer: OptimizerConfig, stage_step: int) -> float:
-    """Linear warm-up from the start of the stage, then constant: so every point of a curve is a legitimate end of training."""
-    return stage.lr * min(1.0, (stage_step + 1) / max(optimizer.warmup_steps, 1))
-
-
-def masks(masking: MaskingConfig, stage: StageConfig, stage_progress: float) -> bool:
-    """Whether visual tokens are masked at this point: only in the last part of a stage that masks."""
-    return masking.ratio > 0 and stage.masking and stage_progress >= masking.start
-
-
-# Exponential moving average of the trained weights: what is evaluated, while the raw weights go on training.
-
-
-class Ema:
-    """Shadow weights of the given parameters. The decay grows with the number of updates n as (1 + n) / (10 + n) up to ``decay``,
-
-    so that the average does not remember the initial weights for thousands of steps. Of a sharded parameter every rank averages
-    its own shard.
-    """
-
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
-        self.decay = decay
-        self.updates = 0
-        self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        torch._foreach_lerp_(
-            [local(shadow) for shadow in self.shadow.values()], [local(p) for p in self.parameters.values()], 1 - decay
-        )
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model holds the averaged weights inside the block and its raw weights, the very same bits, after it."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        # Contents change places, not tensors: a sharded parameter is gathered from storage that its module keeps to itself.
-        for name, p in self.parameters.items():
-            shadow, weights = local(self.shadow[name]), local(p)
-            averaged = shadow.clone()
-            shadow.copy_(weights)
-            weights.copy_(averaged)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor, any other as it is."""
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-# The blocks of decoder and head: the units in which activations are recomputed, kernels fused and parameters sharded.
-#
-# Those of a front-end are recomputed only. It runs once for every image size of a batch, and ranks have different
-# sizes: gathering its blocks one by one, they would wait for each other in different places.
-#
-# Shapes: B rows, L tokens, D width.
-
-
-def blocks(model: UnifiedModel) -> list[nn.Module]:
-    return [*model.decoder.model.layers, *model.head.blocks]
-
-
-def recomputed(model: UnifiedModel) -> list[nn.Module]:
-    """What activation checkpointing computes again: these, and the blocks of the front-end."""
-    return [*blocks(model), *model.frontend.blocks()]
-
-
-def prepare_blocks(model: UnifiedModel, recompute: bool, compiled: bool) -> None:
-    """How blocks run in training; elsewhere they run as they are, and names of parameters stay too.
-
-    ``recompute``: they keep their inputs alone and run again in the backward pass. ``compiled``: by kernels that torch makes for
-    them, with as few passes over memory as it finds; also what is recomputed is then only what the backward pass reads.
-    """
-    if not recompute and not compiled:
-        return
-    run: Callable[..., Tensor] = _recomputed if recompute else _plain
-    if compiled:
-        raise_recompile_limit()
-        # One function for all blocks, so that those of one kind share one compilation.
-        run = torch.compile(run, fullgraph=True)
-    for block in blocks(model):
-        _replace_forward(block, run)
-    if recompute:
-        for block in model.frontend.blocks():
-            _replace_forward(block, _recomputed)
-
-
-def _replace_forward(block: nn.Module, run: Callable[..., Tensor]) -> None:
-    plain = block.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not (block.training and torch.is_grad_enabled()):
-            return plain(*args, **kwargs)
-        return run(block, *args, **kwargs)
-
-    block.forward = forward  # type: ignore[method-assign]  # the instance's own, so that the hooks of sharding stay outside
-
-
-def _plain(block: nn.Module, h_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return type(block).forward(block, h_BLD, *args, **kwargs)
-
-
-def _recomputed(block: nn.Module, h_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    def run(h_BLD: Tensor) -> Tensor:
-        return _plain(block, h_BLD, *args, **kwargs)
-
-    # Nothing is drawn inside a block, so no generator's state need be kept.
-    out: Tensor = checkpoint(run, h_BLD, use_reentrant=False, preserve_rng_state=False)
-    return out
-
-
-# Fully sharded training (FSDP2): every rank holds a share of each parameter, and of its gradient, average and moments.
-#
-# Blocks of decoder and head are units that are gathered when they run. Everything else (tables, front-end, time, last
-# layers) is one unit with the model itself, gathered from the beginning of its forward pass to the end of its backward
-# pass: the model calls these parts by other ways than ``forward`` (``frontend.embed``, ``head.predict``, the table as
-# output layer), which the hooks of a unit of their own would not see. For the same reason frozen parts, which run
-# before the model, stay whole on every rank.
-#
-# Gathering is a collective operation, so ranks must run the same blocks: ``UnifiedModel.every_part`` sees to that.
-
-
-def shard(model: UnifiedModel, mesh: DeviceMesh, distribution: DistributionConfig, bf16: bool) -> None:
-    """Shard in place, over the dimensions of ``mesh``.
-
-    ``bf16``: blocks are gathered in bfloat16, half the traffic. Matrices and their biases would be cast to it anyway (autocast);
-    gains of norms would not, and are rounded here when they are used (what is optimised stays float32): to keep them, a block's
-    norms would have to be a unit of their own. Everything else stays in float32, and so does the residual stream, as without
-    sharding. Gradients are summed in float32.
-    """
-    cast = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks(model):
-        fully_shard(
-            block,
-            mesh=mesh,
-            reshard_after_forward=distribution.reshard,
-            mp_policy=cast if bf16 else MixedPrecisionPolicy(cast_forward_inputs=False),
-        )
-    frozen = {p for part in model.frontend.frozen_parts for p in model.frontend.get_submodule(part).parameters()}
-    fully_shard(
-        model,
-        mesh=mesh,
-        reshard_after_forward=False,
-        mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
-        ignored_params=frozen,
-    )
-
-
-def shard_mesh(device: str, world_size: int, shard_size: int) -> DeviceMesh:
-    """All ranks in one dimension, or (copies, ranks of a copy)."""
-    if shard_size in (0, world_size):
-        return init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (world_size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
-
-
-@contextmanager
-def gathered(model: UnifiedModel, bf16: bool) -> Iterator[None]:
-    """Inside, every rank holds the whole model and can run any part of it alone; all ranks enter and leave together.
-
-    Nothing happens to a model that is not sharded. Sharded blocks in bfloat16 need autocast, as in training.
-    """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    # Without its hooks a unit is a plain module. With them it would note down every run, to gather units ahead in the order of
-    # the last runs, and a rank that evaluates alone would next wait for gathers that the others do not make.
-    hooks = [(unit._forward_pre_hooks, unit._forward_hooks) for unit in units]
-    for unit in units:
-        unit.unshard()
-        unit._forward_pre_hooks, unit._forward_hooks = OrderedDict(), OrderedDict()
-    device = next(model.parameters()).device.type
-    try:
-        with torch.autocast(device, torch.bfloat16) if units and bf16 else nullcontext():
-            yield
-    finally:
-        for unit, (before, after) in zip(units, hooks, strict=True):
-            unit._forward_pre_hooks, unit._forward_hooks = before, after
-            unit.reshard()
-
-
-def reduce_gradients(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass sums gradients over ranks, or only adds them up on each."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
-
-
-# The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own.
+from tunalab.training.optimisation import (
+    Ema,
+    learning_rate,
+    learnt_parameters,
+    make_optimizer,
+    masks,
+    matched_groups,
+    set_trainable,
+)
 
 
 class NonFiniteLoss(Exception):
@@ -286,14 +75,11 @@ class Harness(LightningModule):
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
         self.progress = Progress()
         self._clock: float | None = None
+        matched_groups(self.learnt(), config.optimizer.groups)  # a mistake in them ends the run before it begins
 
     def learnt(self) -> dict[str, nn.Parameter]:
         """Every parameter that some stage trains: all but the front-end's frozen parts."""
-        return {name: p for name, p in self.model.named_parameters() if not self.is_frozen(name)}
-
-    def is_frozen(self, name: str) -> bool:
-        """Of an entry of the model's state."""
-        return name.startswith(tuple(f"frontend.{part}." for part in self.model.frontend.frozen_parts))
+        return learnt_parameters(self.model)
 
     def configure_model(self) -> None:
         prepare_blocks(self.model, self.config.activation_checkpointing, self.config.compile_blocks)
@@ -307,25 +93,23 @@ class Harness(LightningModule):
         self.ema = Ema(self.learnt(), self.config.optimizer.ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        o = self.config.optimizer
-        return torch.optim.AdamW(
-            self.learnt().values(), lr=0.0, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True
-        )
+        return make_optimizer(self.model, self.config.optimizer)
 
     def transfer_batch_to_device(self, batch: JointStep, device: torch.device, dataloader_idx: int) -> JointStep:
         batch.mine.batches = [micro.to(device) for micro in batch.mine.batches]
         return batch
 
     def training_step(self, step: JointStep, batch_idx: int) -> dict[str, float]:
-        """One optimiser step; returns the losses averaged over their tokens, for logging."""
+        """One optimiser step; returns the losses averaged over their tokens and the rates, for logging."""
         self._clock = self._clock or awake()
         stage = self.config.stages[step.stage]
         if step.stage != self.progress.stage:
             self.enter_stage(step.stage)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.config.optimizer, step.stage_step)
+        rate = learning_rate(stage, self.config.optimizer, step.stage_step, step.stage_progress)
+        for entry in optimizer.param_groups:
+            entry["lr"] = rate * entry["factor"]
         means = self._backward(step)
         if not all(math.isfinite(mean) for mean in means.values()):
             raise NonFiniteLoss(f"loss is not finite at step {self.progress.steps}: {means}")
@@ -336,11 +120,12 @@ class Harness(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.ema.update()
         self._advance(step)
-        return {**means, "gradient_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+        groups = {f"learning_rate/{name}": rate * group.lr for name, group in self.config.optimizer.groups.items()}
+        return {**means, "gradient_norm": norm, "learning_rate": rate, **groups}
 
     def enter_stage(self, name: str) -> None:
         if name:
-            set_trainable(self.model, self.config.stages[name].train)
+            set_trainable(self.model, self.config.stages[name].train, self.config.optimizer)
         self.progress.stage = name
 
     def _backward(self, step: JointStep) -> dict[str, float]:

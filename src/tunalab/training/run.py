@@ -48,6 +48,7 @@ from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
 from tunalab.training.joint import JointSteps
 from tunalab.training.module import Harness, NonFiniteLoss
+from tunalab.training.optimisation import learnt_parameters, matched_groups
 from tunalab.training.reporting import Reporting, Telling, what_was_read
 from tunalab.training.start import load_start
 from tunalab.training.state import read_saved, refuse_foreign
@@ -70,6 +71,11 @@ def check_run(config: RunConfig) -> None:
     check_buckets(config.data, space.token_pixels)
     two = any(name == "scenes/edit" or name.startswith(PREFIX) for name in drawn)
     _check_row(config, space, images=2 if two else 1)
+    if config.optimizer.groups:
+        with torch.device("meta"):
+            components = Components(ComponentSettings.seeded(config.components_seed))
+            model = build_model(config, components, vocabulary=1)
+        matched_groups(learnt_parameters(model), config.optimizer.groups)
 
 
 def open_data(config: RunConfig) -> None:

@@ -31,6 +31,7 @@ from tunalab.settings.schema import RunConfig, from_plain, to_plain
 from tunalab.training.claiming import refuse_other_settings
 from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.module import Harness, Progress
+from tunalab.training.optimisation import is_frozen
 
 TENSORS, PROGRESS = "tensors", "progress.json"
 FIRST_FORMAT = "state.ckpt"  # one file, written by Lightning, before checkpoints could be sharded
@@ -177,7 +178,7 @@ def alone_is_fine() -> Iterator[None]:
 def _model(module: Harness) -> dict[str, Tensor]:
     known = {name for name, _ in module.model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in module.model.state_dict().items() if name not in known}
-    learnt = {**module.learnt(), **{name: tensor for name, tensor in buffers.items() if not module.is_frozen(name)}}
+    learnt = {**module.learnt(), **{name: tensor for name, tensor in buffers.items() if not is_frozen(module.model, name)}}
     return {f"{MODEL}{name}": tensor.detach() for name, tensor in learnt.items()}
 
 
