@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
-from tests.test_recipes import CONTROLLED, OWN, ROOT, flat, load
+from tests.test_recipes import CONTROLLED, OWN, ROOT, load
 from tunalab.model.flow_head import FlowHead
-from tunalab.settings.layers import read_experiment
+from tunalab.settings.layers import leaves, read_experiment
 from tunalab.settings.schema import RunConfig, to_plain
 
 SCALES = {recipe: recipe.removeprefix("paper_").removesuffix("_controlled") for recipe in (*CONTROLLED, *OWN)}
@@ -110,7 +110,7 @@ def values(recipe: str, variant: str) -> dict[str, Any]:
     config = load(recipe, variant)
     read = read_experiment(ROOT / f"experiments/{recipe}.yaml").mixes
     mixes = {name: {source: float(share) for source, share in mix.items()} for name, mix in read.items()}
-    found = flat(to_plain(config)) | flat(mixes, "mixes")
+    found = dict(leaves(to_plain(config))) | dict(leaves(mixes, "mixes."))
     for name, stage in config.stages.items():
         found[f"stages.{name}.steps"] = stage.tokens // config.data.step_tokens
         found[f"stages.{name}.mix"] = next(given for given, mix in mixes.items() if mix == stage.mix)
