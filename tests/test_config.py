@@ -4,10 +4,8 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -15,9 +13,11 @@ from omegaconf import OmegaConf
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.settings.check import CHOICES, RANGES
+from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.settings.declaration import Acts, Changes, Setting, settings_of
 from tunalab.settings.schema import (
     NOT_IDENTITY,
+    SETTINGS,
     DataConfig,
     FineVisionConfig,
     ManifestConfig,
@@ -41,32 +41,20 @@ REPOSITORY = Path(__file__).parent.parent
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
 VARIANTS = sorted((REPOSITORY / "variants").glob("*.yaml"))
 SCENES = REPOSITORY / "experiments" / "scenes.yaml"
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting as (key, default), without the names that users give to members."""
-    for item in fields(node):
-        value = getattr(node, item.name)
-        members = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        for member in members:
-            if is_dataclass(member):
-                yield from leaves(member, f"{prefix}{item.name}.")
-            else:
-                yield f"{prefix}{item.name}", member
+EVERY = [*SETTINGS.values(), *settings_of(EvaluationSettings).values()]
 
 
 FULL = RunConfig(
-    stages={"s": StageConfig(mix={"a": 1.0})},
-    optimizer=OptimizerConfig(groups={"g": ParameterGroupConfig()}),
+    stages={"NAME": StageConfig(mix={"a": 1.0})},
+    optimizer=OptimizerConfig(groups={"NAME": ParameterGroupConfig()}),
     data=DataConfig(
-        manifests={"m": ManifestConfig()},
-        webdataset={"w": WebDatasetConfig()},
-        finevision={"f": FineVisionConfig()},
-        omniedit={"o": OmniEditConfig()},
-        text={"t": TextConfig()},
+        manifests={"NAME": ManifestConfig()},
+        webdataset={"NAME": WebDatasetConfig()},
+        finevision={"NAME": FineVisionConfig()},
+        omniedit={"NAME": OmniEditConfig()},
+        text={"NAME": TextConfig()},
     ),
 )
-LEAVES = dict(leaves(FULL))
 
 
 def refusal(*overrides: str, experiment: Path = SCENES) -> str:
@@ -77,33 +65,42 @@ def refusal(*overrides: str, experiment: Path = SCENES) -> str:
     return message
 
 
-def test_every_number_has_a_range_and_every_limit_a_setting() -> None:
-    numbers = {key for key, value in LEAVES.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    assert set(RANGES) == numbers - {"revision"}, "which is one number and has a check of its own"
-    assert set(CHOICES) <= {key for key, value in LEAVES.items() if isinstance(value, str)}
-    for key, choices in CHOICES.items():
-        assert LEAVES[key] in choices
-    for key, (low, high) in RANGES.items():
-        assert low is None or high is None or low < high, key
+NEEDS_NO_LIMITS = {"revision": "has a check of its own", "objective.time_mean": "any number"}
+
+
+@pytest.mark.parametrize("one", EVERY, ids=lambda one: f"{one.group.__name__}.{one.key}")
+def test_every_setting_is_declared_completely(one: Setting) -> None:
+    declared = one.declared
+    low, high = declared.at_least, declared.at_most
+    assert declared.help.strip() and "\n" not in declared.help and not declared.help.endswith(".")
+    number = {int, float} & {one.type, *get_args(one.type)}
+    assert bool(number) == ((low, high) != (None, None)) or one.key in NEEDS_NO_LIMITS
+    assert low is None or high is None or low < high
+    assert not declared.choices or one.type in (str, list[str])
+    inside = one.default if isinstance(one.default, list) else [one.default]
+    assert not declared.choices or set(inside) <= set(declared.choices)
+    assert one.acts in get_args(Acts) and one.changes in get_args(Changes)
+    assert one.changes != "nothing" or one.acts == "never", "what acts on training changes something"
+
+
+def test_a_group_says_what_holds_for_all_inside_and_a_setting_may_differ() -> None:
+    assert {SETTINGS[f"stages.NAME.{name}"].acts for name in ("tokens", "masking", "mix")} == {"stage"}
+    assert (SETTINGS["objective.masking.ratio"].acts, SETTINGS["objective.time_mean"].acts) == ("masking", "start")
+    assert SETTINGS["tracking.uri"].changes == "nothing" and SETTINGS["distribution.reshard"].changes == "rounding"
+    assert SETTINGS["distribution.devices"].changes == "results" and not SETTINGS["distribution.devices"].identity
+    assert SETTINGS["sampling.steps"].acts == "never" and SETTINGS["sampling.steps"].identity
 
 
 def with_value(key: str, value: Any) -> tuple[RunConfig, str]:
     """A sound configuration with one setting changed, and that setting's full name."""
     config = copy.deepcopy(FULL)
-    node, shown = config, []
+    node: Any = config
     *parents, last = key.split(".")
     for part in parents:
-        node = getattr(node, part)
-        shown.append(part)
-        if isinstance(node, dict):
-            (name, node), *_ = node.items()
-            shown.append(name)
+        node = node[part] if isinstance(node, dict) else getattr(node, part)
     old = getattr(node, last)
-    shown.append(last)
-    if isinstance(old, dict):
-        shown += old
-    setattr(node, last, {**dict.fromkeys(old, value)} if isinstance(old, dict) else [value] if isinstance(old, list) else value)
-    return config, ".".join(shown)
+    setattr(node, last, dict.fromkeys(old, value) if isinstance(old, dict) else [value] if isinstance(old, list) else value)
+    return config, f"{key}.a" if isinstance(old, dict) else key
 
 
 def check_refuses(key: str, value: Any) -> str:
@@ -117,11 +114,11 @@ def check_refuses(key: str, value: Any) -> str:
 
 def test_numbers_out_of_range_are_refused() -> None:
     check(FULL)
-    for key, (low, high) in RANGES.items():
-        bad = [math.nan, math.inf] if isinstance(LEAVES[key], float) else []
+    for key, one in SETTINGS.items():
+        low, high = one.declared.at_least, one.declared.at_most
+        bad = [math.nan, math.inf] if float in (one.type, *get_args(one.type)) else []
         bad += [low - 1] if low is not None else []
         bad += [high + 1] if high is not None else []
-        assert bad, key
         for value in bad:
             message = check_refuses(key, value)
             assert "out of range" in message
@@ -139,9 +136,16 @@ def test_settings_that_decide_whether_a_run_goes_on_are_no_part_of_what_it_is(ov
 
 
 def test_words_that_are_no_choice_are_refused_with_the_choices() -> None:
-    for key, choices in CHOICES.items():
-        message = check_refuses(key, "nonsense")
-        assert all(choice in message for choice in choices)
+    for key, one in SETTINGS.items():
+        if one.declared.choices:
+            message = check_refuses(key, "nonsense")
+            assert all(choice in message for choice in one.declared.choices)
+
+
+def test_an_unknown_key_names_the_closest_one() -> None:
+    assert "unknown key 'sead', did you mean seed? (choices: " in refusal("sead=1")
+    assert "'data.row', did you mean rows? (" in refusal("data.row=1")
+    assert "unknown key 'zzz' (choices: " in refusal("zzz=1")
 
 
 def test_limits_hold_on_the_command_line() -> None:

@@ -8,7 +8,6 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +16,7 @@ import pytest
 
 from tunalab.cli import main
 from tunalab.records.record import read_record
-from tunalab.settings.schema import _TREE, RunConfig, config_hash, from_plain, load_config, to_plain
+from tunalab.settings.schema import SETTINGS, RunConfig, config_hash, from_plain, load_config, to_plain
 
 SECRET = "s3cr3tS3cr3t"
 FORMS = (
@@ -29,20 +28,12 @@ PLAIN_URLS = ("https://host/x.tar?sp=1", "hf://datasets/a/b@main/*.parquet", "/d
 CHOSEN = {"experiment", "variant"}  # names of files
 
 
-def texts(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of all settings that are texts or lists of texts; users' names are ``mine``."""
-    for item in fields(node):
-        value = getattr(node, item.name)
-        name = f"{key}{item.name}"
-        if isinstance(value, dict) and is_dataclass(value.get("")):
-            yield from texts(value[""], f"{name}.mine.")
-        elif is_dataclass(value):
-            yield from texts(value, f"{name}.")
-        elif isinstance(value, str) or (isinstance(value, list) and item.type in ("list[str]", list[str])):
-            yield name, value
-
-
-KEYS = [(key, value) for key, value in texts(_TREE) if key not in CHOSEN]
+# Every setting that is a text or a list of texts; users' names are ``mine``.
+KEYS = [
+    (key.replace(".NAME.", ".mine."), one.default)
+    for key, one in SETTINGS.items()
+    if one.type in (str, list[str]) and key not in CHOSEN
+]
 
 
 def planted(form: str) -> dict[str, Any]:

@@ -255,11 +255,11 @@ def bounds_of(arguments: argparse.Namespace) -> dict[str, int]:
 
 def within(key: str, option: str, given: Number | None, default: Number) -> Number:
     """What is given, if it may be the setting ``key``; otherwise the default."""
-    from tunalab.settings.check import check_value
+    from tunalab.settings.schema import SETTINGS
 
     if given is None:
         return default
-    check_value(key, option, given)
+    SETTINGS[key].declared.check(option, given)
     return given
 
 

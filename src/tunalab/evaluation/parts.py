@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tunalab.errors import UserError
-from tunalab.evaluation.settings import EvaluationSettings, among
+from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.settings.declaration import DECLARED
 
 if TYPE_CHECKING:  # they bring torch, and a mistyped part should be told at once
     from tunalab.evaluation.measure import Measure
@@ -102,7 +103,7 @@ def describe(settings: EvaluationSettings) -> str:
         lines.append(f"{name}{' (on request)' if name in OPTIONAL else ''}: {_about(module)}")
         chosen = getattr(settings, name)
         for entry in fields(chosen):
-            value, limits = getattr(chosen, entry.name), among(entry)
+            value, limits = getattr(chosen, entry.name), entry.metadata[DECLARED].allowed
             text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value  # as it is given on the command line
             lines.append(f"    {name}.{entry.name}={text}{f' ({limits})' if limits else ''}")
     return "\n".join(lines)

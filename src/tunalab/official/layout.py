@@ -14,8 +14,8 @@ from torch import Tensor
 from tunalab.errors import UserError
 from tunalab.frontends.contract import RGB
 from tunalab.official.files import shorten
-from tunalab.settings.layers import Layer, settings_layers
-from tunalab.settings.schema import REVISION, RunConfig, from_plain, replaced_mappings, typed_layer
+from tunalab.settings.layers import Layer, replaced_mappings, settings_layers, typed_layer
+from tunalab.settings.schema import REVISION, RunConfig, from_plain
 
 EMBED, LM_HEAD = "tuna.model.embed_tokens.weight", "tuna.lm_head.weight"
 PATCHES, ENCODER_PATCHES = "vision_encoder.patch_embedding.weight", "vision_model.embeddings.patch_embedding.weight"
@@ -182,7 +182,7 @@ def official_config(
 
     Raises UserError: a file or a setting is wrong, or contradicts the shapes or what the weights mean (both sides named).
     """
-    layers = [typed_layer(layer) for layer in settings_layers(experiment, variant, settings)]
+    layers = [typed_layer(layer, RunConfig) for layer in settings_layers(experiment, variant, settings)]
     heads = next((heads for layer in reversed(layers) if (heads := _heads(layer)) is not None), None)
     told = {**told_by_shapes(tensors, model, heads), **model.computes}
     sized = any({"image_size", "buckets"} & dict(layer.settings.get("data") or {}).keys() for layer in layers)
@@ -190,7 +190,7 @@ def official_config(
     encoder = known_encoder(tensors)
     merged = _nested({**usual, **told, **({} if encoder is None else {"frontend.encoder": encoder})})
     for layer in layers:
-        for place in replaced_mappings(layer):
+        for place in replaced_mappings(layer, RunConfig):
             OmegaConf.update(merged, ".".join(place), {}, merge=False)
         laid = OmegaConf.merge(merged, layer.settings)
         assert isinstance(laid, DictConfig)

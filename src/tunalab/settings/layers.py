@@ -18,11 +18,13 @@ from typing import Any
 from unicodedata import category
 
 import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunalab.errors import UserError, first_line
 from tunalab.files import listed
-from tunalab.settings.values import Word, parse, resolved
+from tunalab.settings.declaration import check_values, misfit
+from tunalab.settings.values import Word, named_members, parse, resolved, typed
 
 Mixes = dict[str, dict[str, float]]
 
@@ -70,6 +72,58 @@ def settings_layers(experiment: Path | None, variant: Path | None, overrides: Se
         names, value = read_setting(override)
         layers.append(Layer(f"setting '{override}'", nested(names, value), given=names))
     return [_with_mixes(layer, read.mixes) for layer in layers]
+
+
+def laid(merged: Any, layers: Sequence[Layer], cls: Any) -> Any:
+    """An OmegaConf container of the dataclass ``cls`` with the layers laid over it, each checked.
+
+    Raises UserError, one line that names the source and the key: it is unknown, or a value has another type.
+    """
+    for layer in layers:
+        for *above, name in replaced_mappings(layer, cls):
+            node = merged
+            for one in above:
+                node = node.get(one, {})
+            if name in node:
+                node[name] = {}
+        merged = merge(merged, layer, cls)
+    return merged
+
+
+def merge(base: Any, layer: Layer, cls: Any) -> Any:
+    wrong = misfit(layer.settings, cls)
+    if wrong is not None:
+        raise UserError(f"{layer.source}: {wrong}")
+    try:  # into base itself: a copy of everything for every layer would be slow
+        return OmegaConf.unsafe_merge(base, typed_layer(layer, cls).settings)
+    except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
+        key = getattr(error, "full_key", None) or "?"
+        raise UserError(f"{layer.source}: {key}: {first_line(error)}") from error
+
+
+def made(merged: Any) -> Any:
+    """The object that a container of settings describes, every value checked. Raises UserError, one line."""
+    try:
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a reference ${key} to nothing, or to a value of another type
+        raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {first_line(error)}") from error
+    check_values(settings)
+    return settings
+
+
+def replaced_mappings(layer: Layer, cls: Any) -> list[tuple[str, ...]]:
+    """Places of what a layer replaces as a whole."""
+    mixes: list[tuple[str, ...]] = [("stages", stage, "mix") for stage in layer.new_mixes]
+    given = layer.given
+    return mixes if given is None else [*mixes, *named_members(layer.settings, cls, (), len(given))]
+
+
+def typed_layer(layer: Layer, cls: Any) -> Layer:
+    """With every word in the type of its setting. Raises UserError, naming the source: it is none of that type."""
+    try:
+        return replace(layer, settings=typed(layer.settings, cls))
+    except UserError as error:
+        raise UserError(f"{layer.source}: {error}") from error
 
 
 def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:

@@ -57,7 +57,7 @@ def typed(value: Any, hint: Any, key: str = "") -> Any:
         UserError: a word is none of its type; the line begins with the dotted key, before which ``key`` stands.
     """
     if is_dataclass(hint) and isinstance(value, dict):
-        return {str(name): typed(inside, _member(hint, name), _join(key, name)) for name, inside in value.items()}
+        return {str(name): typed(inside, member(hint, name), _join(key, name)) for name, inside in value.items()}
     if get_origin(hint) is dict and isinstance(value, dict):
         return {str(name): typed(inside, get_args(hint)[1], _join(key, name)) for name, inside in value.items()}
     if get_origin(hint) is list and isinstance(value, list):
@@ -79,13 +79,13 @@ def texts(value: Any, hint: Any, key: str) -> Any:
 
 def _due(hint: Any, key: str) -> Any:
     for name in key.split("."):
-        hint = _member(hint, name)
+        hint = member(hint, name)
     return hint
 
 
-def _member(hint: Any, name: str) -> Any:
+def member(hint: Any, name: str) -> Any:
     if is_dataclass(hint):
-        return _hints(cast(Any, hint)).get(name, Any)
+        return hints(cast(Any, hint)).get(name, Any)
     return get_args(hint)[1] if get_origin(hint) is dict else Any
 
 
@@ -96,7 +96,7 @@ def named_members(value: Any, hint: Any, path: tuple[str, ...], start: int) -> I
     if get_origin(hint) is dict and len(path) >= start:
         yield path
     for name, inside in value.items():
-        yield from named_members(inside, _member(hint, name), (*path, name), start)
+        yield from named_members(inside, member(hint, name), (*path, name), start)
 
 
 def _join(key: str, name: str) -> str:
@@ -104,7 +104,7 @@ def _join(key: str, name: str) -> str:
 
 
 @cache
-def _hints(cls: Any) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
