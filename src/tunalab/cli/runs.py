@@ -1,4 +1,4 @@
-"""Commands on one run: `tunalab train`."""
+"""Commands on one run: `tunalab train`, `tunalab settings`."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, run_config
+from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, check_named, config_files, run_config
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.redaction import restored
 
@@ -24,6 +24,30 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--config", type=Path, help="a run's saved config.yaml: the same run once more, in a directory of its own")
     sub.add_argument("--run-dir", type=_named, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
     add_settings(sub)
+    sub = add_command(commands, settings, "the settings of a run: value, source, range or choices, help")
+    sub.add_argument(
+        "settings", nargs="*", metavar="PATTERN | key=value", help="part of a name, or with *; settings over the files"
+    )
+    sub.add_argument("--experiment", default="scenes", help="a file of experiments/ (default: scenes)")
+    sub.add_argument("--variant", default="tuna2", help="a file of variants/ (default: tuna2)")
+    sub.add_argument("--markdown", action="store_true", help="print the reference page, docs/settings.md")
+
+
+def settings(arguments: argparse.Namespace) -> int:
+    from tunalab.evaluation.settings import EvaluationSettings
+    from tunalab.settings.reference import in_force, markdown, matching, table
+
+    patterns = [word for word in arguments.settings if "=" not in word]
+    overrides = [word for word in arguments.settings if "=" in word]
+    if arguments.markdown:
+        if arguments.settings:
+            raise UserError(f"--markdown prints all settings at their defaults: leave out '{arguments.settings[0]}'")
+        print(markdown(EvaluationSettings), end="")
+        return 0
+    check_named(overrides)
+    files = config_files(arguments.experiment, arguments.variant)
+    print(table(matching(patterns, in_force(*files, overrides))))
+    return 0
 
 
 def _named(path: str) -> Path:

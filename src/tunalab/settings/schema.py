@@ -49,7 +49,7 @@ KINDS = ("caption", "text_to_image")
 class ManifestConfig:
     """A JSONL manifest as a source: ``manifest/<key>`` in a mix."""
 
-    path: str = setting("", help="the file of JSON lines")
+    path: str = setting("", help="file of JSON lines")
     root: str = setting("", help="folder of relative image paths; empty: the manifest's own")
     kind: str = setting("caption", choices=KINDS, help='what {"image", "caption"} lines become')
 
@@ -300,7 +300,7 @@ class ObjectiveConfig:
         help="order of the values of a visual token; raster: of official pixel checkpoints",
     )
     time_mean: float = setting(-0.8, help="t = sigmoid(N(mean, std^2)), t = 1 is clean")
-    time_std: float = setting(0.8, at_least=0, help="as time_mean")
+    time_std: float = setting(0.8, at_least=0, help="standard deviation, see time_mean")
     time_shift: float = setting(
         0.0,
         at_least=0,
@@ -363,7 +363,7 @@ class OptimizerConfig:
         help="decay of the mean of their squares",
     )
     eps: float = setting(1e-8, at_least=0, help="added to the root of the latter")
-    weight_decay: float = setting(0.01, at_least=0, help="decoupled, times the rate")
+    weight_decay: float = setting(0.01, at_least=0, help="decoupled decay of weights")
     weight_decay_on: str = setting(
         "all",
         choices=("all", "matrices"),
@@ -388,7 +388,7 @@ class OptimizerConfig:
 class StageConfig:
     """A part of training: ``tokens`` tokens of ``mix`` at ``lr`` after warm-up, by ``schedule``."""
 
-    tokens: int = setting(4_000_000, at_least=0, help="its tokens; 0: it is left out")
+    tokens: int = setting(4_000_000, at_least=0, help="tokens of the stage; 0: it is left out")
     lr: float = setting(2e-3, at_least=0, help="rate after warm-up")
     train: str = setting(
         "all",
@@ -397,7 +397,7 @@ class StageConfig:
         "but the pretrained encoder, for a decoder that starts from scratch. A front-end without connector trains "
         "everything in every stage, so budgets stay equal",
     )
-    masking: bool = setting(False, help="its last part masks (objective.masking)")
+    masking: bool = setting(False, help="its last part masks visual tokens")
     schedule: str = setting(
         "constant",
         choices=("constant", "cosine", "wsd"),
@@ -426,7 +426,7 @@ class StageConfig:
 class StartConfig:
     """Weights to start from instead of random ones (training/start.py)."""
 
-    checkpoint: str = setting("", help="a folder or official checkpoint; empty: none")
+    checkpoint: str = setting("", help="exported folder or official checkpoint; empty: none")
     allow_missing: list[str] = setting([], help="patterns (*) of weights it may lack")
     accept_changed_data: bool = setting(
         False,
@@ -481,7 +481,7 @@ class EvaluationConfig:
         0.03,
         at_least=1e-6,
         at_most=1,
-        help="share of the budget before the first",
+        help="share of the budget before the first evaluation",
     )
     levels: list[int] = setting([1, 3], at_least=1, at_most=3, help="scene difficulty levels")
     groups: int = setting(
@@ -511,7 +511,10 @@ class TrackingConfig:
     """Where a run reports to (MLflow)."""
 
     enabled: bool = setting(True, help="report to MLflow")
-    uri: str = setting("", help="empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    uri: str = setting(
+        "",
+        help="store or server; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
+    )
     system_metrics: bool = setting(True, help="load of CPU, memory, disk, network and GPUs")
     experiment: str = setting("tunalab", help="name in MLflow")
     parent_run: str = setting("", help="set by the sweep driver")
@@ -536,7 +539,7 @@ class DistributionConfig:
         at_least=0,
         changes="results",
         identity=False,
-        help="per node; 0: as many as were started",
+        help="processes per node; 0: as many as were started",
     )
     nodes: int = setting(
         0,
@@ -570,7 +573,7 @@ class DistributionConfig:
 class RunConfig:
     """A run. The names of experiment and variant, and attention, have always been in the hash."""
 
-    revision: int = setting(REVISION, help="of what settings compute; never set by hand")
+    revision: int = setting(REVISION, help="revision of what settings compute; never set by hand")
     experiment: str = setting(
         "scenes",
         acts="never",
@@ -585,8 +588,8 @@ class RunConfig:
         identity=True,
         help="the variant file's name (--variant)",
     )
-    seed: int = setting(0, at_least=0, at_most=SEED, help="of weights, data order and draws")
-    components_seed: int = setting(0, at_least=0, at_most=SEED, help="of the tiny components")
+    seed: int = setting(0, at_least=0, at_most=SEED, help="seed of weights, data order and draws")
+    components_seed: int = setting(0, at_least=0, at_most=SEED, help="seed of the tiny components")
     precision: str = setting(
         "auto",
         choices=("auto", "fp32", "bf16"),
@@ -598,21 +601,21 @@ class RunConfig:
         choices=("auto", "document", "dense", "flex"),
         changes="rounding",
         identity=True,
-        help="backend; auto: flex on a GPU, document on CPU",
+        help="backend of attention; auto: flex on a GPU, document on CPU",
     )
     checkpoint_seconds: float = setting(
         120.0,
         at_least=0,
         acts="never",
         changes="nothing",
-        help="between checkpoints",
+        help="seconds between checkpoints",
     )
     keep_checkpoints: int = setting(
         2,
         at_least=1,
         acts="never",
         changes="nothing",
-        help="how many are kept",
+        help="checkpoints that are kept",
     )
     activation_checkpointing: bool = setting(
         False,
