@@ -19,7 +19,7 @@ from tests.tolerances import model_terms, relative
 from tests.training.conftest import QUICK
 from tests.training.test_module import make_harness
 from tests.training.test_resume import assert_same, final
-from tests.training.two_ranks import KILL_AT, STOP_AT, config_of
+from tests.training.two_ranks import KILL_AT, MUON, STOP_AT, config_of
 from tunalab.data.stream import Step, StepLoader, open_stream
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.along import evaluate
@@ -232,10 +232,23 @@ def test_two_processes_go_on_with_what_three_wrote(folder: Path) -> None:
 def test_blocks_gathered_in_bfloat16_compute_about_the_same(folder: Path) -> None:
     assert report(folder, "bf16") == [0, 0]
     (halves, _), (whole, _) = report(folder, "bf16 losses"), report(folder, "fsdp2 losses")
-    assert halves[0] == pytest.approx(whole[0], rel=2e-2) and halves[0] != whole[0]
+    first, expected = ({name: step[name] for name in ("text", "flow", "gradient_norm")} for step in (halves[0], whole[0]))
+    assert first == pytest.approx(expected, rel=2e-2) and first != expected
     assert {
         tensor.dtype for tensor in learnt_weights(CheckpointStore(folder / "bf16" / "checkpoints").steps()[-1]).weights.values()
     } == {torch.float32}
+
+
+def test_muon_orthogonalises_whole_matrices_and_not_the_shards_of_each_rank(folder: Path, quick_components: object) -> None:
+    """Of one step: each shard by itself would give a matrix with singular values from 0 to the root of 2."""
+    (losses, _), config = report(folder, "bf16 losses"), config_of("fsdp2", **MUON)
+    (step,) = losses
+    before = make_harness(config_of("none", **MUON)).learnt()
+    after = learnt_weights(CheckpointStore(folder / "bf16" / "checkpoints").steps()[-1], raw=True).weights
+    name = "decoder.model.layers.0.self_attn.q_proj.weight"
+    kept = before[name].detach() * (1 - step["learning_rate"] * config.optimizer.weight_decay)
+    singular = torch.linalg.svdvals(after[name] - kept) / (step["learning_rate"] * 0.2 * 32**0.5)
+    assert singular.median() > 0.5 and singular.max() < 1.3
 
 
 def test_another_number_of_processes_is_refused_unless_allowed(folder: Path, tmp_path: Path) -> None:

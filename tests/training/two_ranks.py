@@ -70,6 +70,14 @@ def config_of(strategy: str, **changes: Any) -> RunConfig:
     return quick_config("tuna", **{**settings, **few, **STRATEGIES.get(strategy, {}), **changes})
 
 
+# A run of one step, by Muon, its blocks gathered in bfloat16.
+MUON: dict[str, Any] = {
+    "precision": "bf16",
+    "optimizer__name": "muon",
+    "stages": {"whole": {"tokens": 1000, "masking": True, "mix": MIX}},
+}
+
+
 @contextlib.contextmanager
 def at_step(step: int, action: Callable[[], None]) -> Iterator[None]:
     """Do ``action`` when a run has taken ``step`` steps."""
@@ -273,10 +281,9 @@ def shards(folder: Path, report: Report) -> None:
     in_first(lambda: written_by_three(folder / "hybrid-stopped", folder / "three"))
     report.note("three refused", lambda: command(folder, "three", config_of("fsdp2")))
     report.note("three", lambda: command(folder, "three", config_of("fsdp2", distribution__other_world=True)))
-    short = {"whole": {"tokens": 1000, "masking": True, "mix": MIX}}
     halves: list[dict[str, float]] = []
     with around_steps(lambda progress: None, halves.append):
-        report.note("bf16", lambda: train(config_of("fsdp2", precision="bf16", stages=short), folder / "bf16"))
+        report.note("bf16", lambda: train(config_of("fsdp2", **MUON), folder / "bf16"))
     report.note("bf16 losses", lambda: halves)
     with at_step(KILL_AT, lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() == 1 else None):
         train(config_of("fsdp2"), folder / "died")
