@@ -16,7 +16,7 @@ import pytest
 
 from tunalab import terminal
 from tunalab.cli import main
-from tunalab.terminal import amount, progress_bar, redraws, share, wrapped
+from tunalab.terminal import amount, duration, progress_bar, redraws, share, wrapped
 
 WORK = """
 import sys, time
@@ -140,3 +140,16 @@ def test_control_characters_of_a_name_neither_end_the_line_nor_steer_the_termina
     assert main(["plan", "a\nb\x1b[2J\x9bc", "caf\u00e9"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "a\\nb\\x1b[2J\\x9bc" in line and "\x1b" not in line
+
+
+def test_a_duration_is_in_the_unit_that_leaves_a_number_from_one_on() -> None:
+    texts = {
+        0.5: "0.5 s",
+        59: "59 s",
+        90: "1.5 min",
+        3600: "1 h",
+        5 * 3600 + 360: "5.1 h",
+        86_400: "1 d",
+        8_640_000.0 * 12: "1,200 d",
+    }
+    assert {seconds: duration(seconds) for seconds in texts} == texts

@@ -75,6 +75,12 @@ def share(done: float, total: float) -> str:
     return f"{min(100, int(100 * done / total))}%" if total else ""
 
 
+def duration(seconds: float) -> str:
+    """In the unit that leaves a number from 1 on, to three digits: 45 s, 1.5 h, 1,204 d."""
+    size, unit = next(((size, unit) for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")) if seconds >= size), (1, "s"))
+    return f"{seconds / size:,.0f} {unit}" if seconds >= 100 * size else f"{seconds / size:.3g} {unit}"
+
+
 def amount(tokens: float) -> str:
     """123,456 or 45.6M."""
     return f"{tokens:,.0f}" if tokens < 1e6 else f"{tokens / 1e6:,.1f}M"

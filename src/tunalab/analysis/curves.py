@@ -16,6 +16,7 @@ from tunalab.errors import UserError
 from tunalab.records.differences import Setting, identity, told_apart
 from tunalab.records.labels import ordered_variants
 from tunalab.records.record import Point, Record, usable
+from tunalab.terminal import duration
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,6 @@ def power(value: float) -> str:
     """4.59e13: three digits and the power of ten."""
     digits, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(digits):g}e{int(exponent)}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that leaves a number from 1 on."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 # Of a clock: 10 s, 30 s, 1 min, ... 300 d.

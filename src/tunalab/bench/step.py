@@ -5,7 +5,6 @@ The step is the one that runs train with: their module, optimiser, averages and 
 
 import statistics
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -30,6 +29,7 @@ from tunalab.planning.workload import kind_of
 from tunalab.settings.schema import RunConfig, load_config
 from tunalab.training.joint import JointStep, JointSteps
 from tunalab.training.module import Harness
+from tunalab.training.run import build_trainer
 
 EXPERIMENT, VARIANT = "paper_1_5b_controlled", "tuna2"
 # The experiment without what only a whole run or a network has; with masking from the first step on, and a flow head that fits
@@ -87,7 +87,8 @@ def bench_step(
     module = Harness(config, model)
     profiler = Profiled(warming) if profiled else None
     run = list(islice(cycle(distinct), warming + (1 if profiled else steps)))
-    _trainer(config, device, [laps, *([profiler] if profiler else [])]).fit(module, Again(run))
+    placed = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
+    build_trainer(config, [laps, *([profiler] if profiler else [])], **placed).fit(module, Again(run))
     if profiler is not None:
         return {"kernels": profiler.kernels()}
     seconds = laps.seconds()
@@ -187,20 +188,3 @@ def matrix_rate(device: torch.device, side: int, repeats: int = 30) -> float:
         a @ b
     laps.mark()
     return 2 * side**3 / statistics.median(laps.seconds()[repeats // 3 :])  # the first third warms up
-
-
-def _trainer(config: RunConfig, device: torch.device, callbacks: list[Callback]) -> Trainer:
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    return Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-    )

@@ -20,6 +20,7 @@ from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
 from tunalab.evaluation.score import Score
+from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
 from tunalab.inference.answering import answer
 from tunalab.model import flow
@@ -170,7 +171,7 @@ def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) 
             predictions = model(batch, x_t, t_N, draws.mask_nT).prediction_mChw
             for group, t_n, noisy, prediction in zip(batch.groups, batch.by_group(t_N), x_t, predictions, strict=True):
                 clean = flow.clean(prediction, noisy, t_n, objective.prediction)
-                image_nCHW = group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+                image_nCHW = signed(group.pixels_nHWC.permute(0, 3, 1, 2))
                 found[t].append(psnr(model.frontend.from_space(clean), image_nCHW))
     return {f"{t:g}": torch.cat(values).mean().item() for t, values in found.items() if values}
 

@@ -21,6 +21,7 @@ from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import EditingSettings
 from tunalab.evaluation.subject import Subject, kept_array
+from tunalab.frontends.contract import signed
 from tunalab.inference.generation import to_pixels
 from tunalab.inference.prompts import device_of
 
@@ -166,7 +167,7 @@ def _edited(subject: Subject, asked: Sequence[Edit], path: Path) -> np.ndarray:
 @torch.no_grad()
 def _there_and_back(subject: Subject, images: Sequence[np.ndarray]) -> np.ndarray:
     model = subject.model
-    image_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(device_of(model)) / 127.5 - 1
+    image_NCHW = signed(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device_of(model)))
     with evaluation_mode(model):
         return to_pixels(model, model.frontend.to_space(image_NCHW))
 

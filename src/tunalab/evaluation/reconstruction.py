@@ -30,6 +30,7 @@ from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.files import sha256, write_atomically
+from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
 from tunalab.inference.prompts import device_of
 from tunalab.settings.schema import RunConfig
@@ -155,7 +156,7 @@ def chances_of(original_NHWC: np.ndarray) -> dict[str, float]:
 
 def psnr_of(images_NHWC: np.ndarray, original_NHWC: np.ndarray) -> list[float]:
     """In dB, of each image."""
-    image_NCHW, original_NCHW = (_channels_first(some_NHWC).float() / 127.5 - 1 for some_NHWC in (images_NHWC, original_NHWC))
+    image_NCHW, original_NCHW = (signed(_channels_first(some_NHWC)) for some_NHWC in (images_NHWC, original_NHWC))
     found: list[float] = psnr(image_NCHW, original_NCHW).clamp(max=MOST_DB).tolist()
     return found
 

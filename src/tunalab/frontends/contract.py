@@ -50,6 +50,11 @@ class TargetSpace:
         return visual_grid(height, width, self.token_pixels)
 
 
+def signed(pixels: Tensor) -> Tensor:
+    """uint8 pixels in any layout as float32 in [-1, 1]: the range in which front-ends take and give images."""
+    return pixels.float() / 127.5 - 1
+
+
 def patchify(x_BChw: Tensor, patch: int) -> Tensor:
     """Cut into non-overlapping patches: (B, C, h, w) -> (B, N, patch*patch*C), each patch flattened as (row, column, C)."""
     B, C, h, w = x_BChw.shape

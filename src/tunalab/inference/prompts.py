@@ -13,7 +13,7 @@ from torch import Tensor
 from tunalab.data.documents import Image, Text
 from tunalab.data.sequence import ImageSpan, laid_out
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.frontends.contract import TargetSpace
+from tunalab.frontends.contract import TargetSpace, signed
 from tunalab.model.attention import CachedAttention, may_attend
 from tunalab.model.decoder import hidden_states
 from tunalab.model.flow_head import rotary_tables
@@ -206,7 +206,7 @@ def visual_tokens(model: UnifiedModel, images: Sequence[np.ndarray]) -> tuple[Te
     """Unmasked visual tokens (N, T, D) of clean RGB images (H, W, 3) uint8, and the columns of their grid."""
     pixels_NHWC = torch.from_numpy(np.stack(images)).to(device_of(model))
     with torch.autocast(pixels_NHWC.device.type, enabled=False):  # as in training
-        x_NChw = model.frontend.to_space(pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        x_NChw = model.frontend.to_space(signed(pixels_NHWC.permute(0, 3, 1, 2)))
     rows, columns = model.grid(x_NChw)
     mask_NT = torch.zeros((len(images), rows * columns), dtype=torch.bool, device=x_NChw.device)
     return model.visual(x_NChw, mask_NT), columns

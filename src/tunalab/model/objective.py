@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunalab.data.packing import PackedBatch
-from tunalab.frontends.contract import TargetSpace
+from tunalab.frontends.contract import TargetSpace, signed
 from tunalab.model import flow
 from tunalab.model.masking import choose_mask
 from tunalab.model.unified import UnifiedModel
@@ -139,7 +139,7 @@ def to_space(model: UnifiedModel, batch: PackedBatch, posterior_nChw: list[Tenso
     chosen: Sequence[Tensor | None] = posterior_nChw or [None] * len(batch.groups)
     with torch.autocast(batch.key_N.device.type, enabled=False):
         return [
-            model.frontend.to_space(group.pixels_nHWC.permute(0, 3, 1, 2).float() / 127.5 - 1, choice)
+            model.frontend.to_space(signed(group.pixels_nHWC.permute(0, 3, 1, 2)), choice)
             for group, choice in zip(batch.groups, chosen, strict=True)
         ]
 

@@ -16,7 +16,7 @@ from tunalab.planning.hardware import Gpu
 from tunalab.planning.memory import WITH, WITHOUT, Count, Memory, Sharding, Totals, memory, parts, totals, trace, trained_in
 from tunalab.planning.workload import kinds_of, needs_no_files, row_share, workload
 from tunalab.settings.schema import RunConfig
-from tunalab.terminal import columns
+from tunalab.terminal import columns, duration
 from tunalab.training.blocks import blocks
 
 DAY = 86400.0
@@ -213,9 +213,16 @@ def _stages(plan: Plan) -> str:
     rows = [["stage", "tokens", "steps", "trains", "FLOPs", "takes"]]
     for name, stage in plan.stages.items():
         rows.append(
-            [name, f"{stage.tokens:.3g}", f"{stage.steps:,}", _count(stage.trained), f"{stage.flops:.3g}", _duration(stage.days)]
+            [
+                name,
+                f"{stage.tokens:.3g}",
+                f"{stage.steps:,}",
+                _count(stage.trained),
+                f"{stage.flops:.3g}",
+                duration(DAY * stage.days),
+            ]
         )
-    rows.append(["total", f"{plan.tokens:.3g}", "", "", f"{plan.flops:.3g}", _duration(plan.days)])
+    rows.append(["total", f"{plan.tokens:.3g}", "", "", f"{plan.flops:.3g}", duration(DAY * plan.days)])
     gpus = f"{plan.sharding.ranks} x {plan.gpu.name}"
     step = f"a step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) a GPU"
     rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s"
@@ -247,10 +254,3 @@ def _fullest(plan: Plan) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
-
-
-def _duration(days: float) -> str:
-    for unit, length in (("days", 1.0), ("hours", 1 / 24), ("minutes", 1 / 24 / 60)):
-        if days >= length:
-            return f"{days / length:,.1f} {unit}"
-    return f"{days * 86400:.2g} seconds"

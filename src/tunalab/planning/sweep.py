@@ -13,10 +13,10 @@ from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import build_model
 from tunalab.planning.hardware import GIB, Gpu
 from tunalab.planning.memory import Storage, downloads, storage
-from tunalab.planning.plan import Plan, make_plan
+from tunalab.planning.plan import DAY, Plan, make_plan
 from tunalab.planning.workload import sampled
 from tunalab.settings.schema import RunConfig, budget, digest, to_plain
-from tunalab.terminal import columns
+from tunalab.terminal import columns, duration
 
 # Model FLOPs a second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.
 CORE_FLOPS = 2.6e10
@@ -141,7 +141,7 @@ def to_text_sweep(planned: SweepPlan) -> str:
     head = f"{planned.sweep}: {len(plans)} runs of {first.experiment}, each on {each}, ${planned.hourly:,.4g} a GPU-hour"
     longest = max(plan.days for plan in plans)
     time = (
-        f"one after another {_days(sum(plan.days for plan in plans))}; all at once {_days(longest)} on "
+        f"one after another {duration(DAY * sum(plan.days for plan in plans))}; all at once {duration(DAY * longest)} on "
         f"{len(plans) * first.sharding.ranks:,} GPUs"
     )
     return "\n\n".join([head, f"{_cells(planned)}\n{time}", _storage(planned), LIMITS])
@@ -181,10 +181,6 @@ def _storage(planned: SweepPlan) -> str:
         rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]
         text += "\n\n" + columns([*rows, ["all", _bytes(sum(planned.downloads.values()))]])
     return text
-
-
-def _days(days: float) -> str:
-    return f"{days:,.1f} days" if days >= 1 else f"{days * 24:,.2g} hours"
 
 
 def _amount(number: float) -> str:

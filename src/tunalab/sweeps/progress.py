@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from tunalab.records.log import Status, read_status
 from tunalab.sweeps.grid import Cell
-from tunalab.terminal import LINE_SECONDS, amount, redraws, share
+from tunalab.terminal import LINE_SECONDS, amount, duration, redraws, share
 
 
 class Progress:
@@ -79,5 +79,4 @@ class Progress:
         gained = done - (self._first or 0)
         if gained <= 0 or total <= done:
             return "time left not known yet"
-        seconds = (time.monotonic() - self._start) / gained * (total - done)
-        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+        return f"{duration((time.monotonic() - self._start) / gained * (total - done))} left"

@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO
 from tunalab.records.log import Status, read_status
 from tunalab.sweeps.cells import RETRIES, Attempt, History, How, is_finished, is_locked, read_history
 from tunalab.sweeps.grid import Cell, Resolved
-from tunalab.terminal import amount, columns, redraws, share, wrapped
+from tunalab.terminal import amount, columns, duration, redraws, share, wrapped
 
 ADDED_UP = ("tokens", "flops", "minutes")
 
@@ -70,7 +70,8 @@ class CellState:
 
     def row(self) -> list[str]:
         speed = f"{self.speed:,.0f}" if self.speed else ""
-        return [self.cell.name, self.state, f"{self.tokens:,}", share(self.tokens, self.total), speed, _duration(self.seconds_left)]
+        left = "" if self.seconds_left is None else duration(self.seconds_left)
+        return [self.cell.name, self.state, f"{self.tokens:,}", share(self.tokens, self.total), speed, left]
 
 
 def look(
@@ -93,7 +94,7 @@ def _look(cell: Cell, resolved: Resolved, records: Path | None, retries: int, no
         began = None if history.open is None else history.open.began
         if status is None or (began is not None and status.time < began):  # the file is of an attempt before
             return CellState(cell, "running", tokens, total, note=_joined("starting", before))
-        silent = f"silent for {_duration(now - status.time)}" if now - status.time > SILENT else ""
+        silent = f"silent for {duration(now - status.time)}" if now - status.time > SILENT else ""
         note = _joined(status.phase, silent, before)
         return CellState(cell, "running", tokens, total, status.tokens_per_second, status.seconds_left, note)
     reason = history.given_up(retries)
@@ -139,7 +140,7 @@ def summary(states: Sequence[CellState]) -> str:
     done, total = sum(min(one.tokens, one.total) for one in states), sum(one.total for one in states)  # last steps go beyond
     speed = sum(one.speed for one in states)
     open_tokens = sum(max(0, one.total - one.tokens) for one in states if one.state in ("queued", "running"))
-    left = f", about {_duration(open_tokens / speed)} left" if speed and open_tokens else ""
+    left = f", about {duration(open_tokens / speed)} left" if speed and open_tokens else ""
     far = f"{share(done, total)} of {amount(total)} tokens" if total else ""
     return f"{len(states)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {far}{left}"
 
@@ -168,14 +169,6 @@ def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO |
             time.sleep(seconds)
     except KeyboardInterrupt:
         return
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _joined(*notes: str) -> str:

@@ -116,6 +116,29 @@ def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_si
     return frontend.space
 
 
+def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **placed: Any) -> lightning.Trainer:
+    """Lightning's Trainer as runs use it; ``placed``: where it trains, for Lightning (the benchmark of a step says one device)."""
+    cuda = torch.cuda.is_available()
+    precision = ("bf16" if cuda else "fp32") if config.precision == "auto" else config.precision
+    # Advice that does not apply: frozen parts are meant to be in eval mode, one core has no workers to spare, and nothing is
+    # done in place to what the model returns.
+    for words in ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "returned a view tensor"):
+        warnings.filterwarnings("ignore", message=f".*{words}.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return lightning.Trainer(
+        precision={"bf16": "bf16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
+        max_epochs=1,  # the stream ends when the budget is spent
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        **{"accelerator": "gpu" if cuda else "cpu", **placed},
+    )
+
+
 # A run from its configuration to its record: `tunalab train`.
 
 
@@ -220,38 +243,17 @@ class Run:
             print(line, flush=True)
 
     def _trainer(self) -> lightning.Trainer:
-        cuda = torch.cuda.is_available()
-        precision = self.config.precision
-        if precision == "auto":
-            precision = "bf16" if cuda else "fp32"
-        # Advice that does not apply: frozen parts are meant to be in eval mode, one core has no workers to spare, and nothing is
-        # done in place to what the model returns.
-        advice = ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "returned a view tensor")
-        for message in (f".*{words}.*" for words in advice):
-            warnings.filterwarnings("ignore", message=message)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        return lightning.Trainer(
-            accelerator="gpu" if cuda else "cpu",
-            **self.distribution.trainer_arguments(self.config),
-            precision={"bf16": "bf16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
-            max_epochs=1,  # the stream ends when the budget is spent
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=str(self.run_dir),
-            # The order matters: a point is evaluated, then saved with the checkpoint of its step.
-            callbacks=[
-                self.resuming,
-                self.stop,
-                *([self.reporting] if self.ranks.first else []),
-                self.evaluating,
-                self.checkpointing,
-                *([Telling(self.reporting)] if self.ranks.first else []),
-            ],
-        )
+        # The order matters: a point is evaluated, then saved with the checkpoint of its step.
+        callbacks = [
+            self.resuming,
+            self.stop,
+            *([self.reporting] if self.ranks.first else []),
+            self.evaluating,
+            self.checkpointing,
+            *([Telling(self.reporting)] if self.ranks.first else []),
+        ]
+        placed = self.distribution.trainer_arguments(self.config)
+        return build_trainer(self.config, callbacks, default_root_dir=str(self.run_dir), **placed)
 
     def _loader(self, resume: Path | None) -> JointSteps:
         config, ranks = self.config, self.ranks

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunalab.data.scenes import benchmark_scenes, render
 from tunalab.evaluation.benchmarks import QUESTION_SEED, SPLIT
+from tunalab.frontends.contract import signed
 from tunalab.inference.generation import OFFICIAL_CLAMP, SAMPLERS, integrate
 from tunalab.settings.schema import SamplingConfig
 from tunalab.verification import Table
@@ -28,7 +29,7 @@ def scenes(count: int, side: int) -> Tensor:
     """(N, 3, H, W) between -1 and 1."""
     drawn = benchmark_scenes("relations", 1, SPLIT, QUESTION_SEED, count)
     pixels_NHWC = np.stack([render(scene, side) for scene in drawn])
-    return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return signed(torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2))
 
 
 def oracle_psnr(sampling: SamplingConfig, noise_scale: float, image_NCHW: Tensor) -> float:

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from tunalab.data.scenes import Item, Scene, render, scene
 from tunalab.evaluation.generation.parser import Parsed, parse
 from tunalab.evaluation.measure import Measure, share
-from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.frontends.contract import VisualFrontEnd, signed
 from tunalab.inference.generation import to_pixels
 from tunalab.model.unified import UnifiedModel
 
@@ -71,7 +71,7 @@ def round_trip(model: UnifiedModel, images_NHWC: np.ndarray) -> np.ndarray:
     device = next(model.parameters()).device
     parts = []
     for part_NCHW in torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).split(256):
-        parts.append(to_pixels(model, frontend.to_space(part_NCHW.to(device).float() / 127.5 - 1)))
+        parts.append(to_pixels(model, frontend.to_space(signed(part_NCHW.to(device)))))
     return np.concatenate(parts)
 
 

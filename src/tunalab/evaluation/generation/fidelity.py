@@ -28,6 +28,7 @@ from tunalab.evaluation.generation.following import RENDERS, chosen_prompts, dis
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.settings import FidelitySettings
 from tunalab.evaluation.subject import Subject
+from tunalab.frontends.contract import signed
 
 SIDE = 32  # pixels that an image is averaged down to, if it has more
 GRID = 4  # cells a side of the network's features: where something is matters in scenes
@@ -53,7 +54,7 @@ class RandomNetwork(nn.Module):
         self.layers = nn.Sequential(*layers).requires_grad_(False).eval()
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        x_NCHW = image_NCHW.float() / 127.5 - 1
+        x_NCHW = signed(image_NCHW)
         features_ND: Tensor = self.layers(F.adaptive_avg_pool2d(x_NCHW, SIDE) if x_NCHW.shape[-1] > SIDE else x_NCHW)
         return features_ND
 
@@ -64,7 +65,7 @@ class Pixels(nn.Module):
     num_features = 3 * _PIXELS**2
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(image_NCHW.float() / 127.5 - 1, _PIXELS).flatten(1)
+        return F.adaptive_avg_pool2d(signed(image_NCHW), _PIXELS).flatten(1)
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"network": RandomNetwork, "pixels": Pixels}

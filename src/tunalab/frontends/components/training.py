@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunalab.frontends.contract import signed
+
 WARMUP = 50
 
 # Wraps the loop over steps, to show how far it is.
@@ -44,7 +46,7 @@ CHUNK = 1024
 
 def to_tensor(images_BHWC: np.ndarray) -> Tensor:
     """uint8 (B, H, W, C) to float RGB (B, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    return signed(torch.from_numpy(images_BHWC).permute(0, 3, 1, 2))
 
 
 def batches(source: CaptionSource, seed: int, batch: int, image_size: int, steps: int) -> Iterator[tuple[np.ndarray, list[str]]]:
