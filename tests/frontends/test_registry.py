@@ -9,6 +9,7 @@ import yaml
 from stand_ins import WIDTH
 from tests.variants import FILES, SETTINGS
 
+from tunalab.errors import UserError
 from tunalab.frontends import registry
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
@@ -46,5 +47,5 @@ def test_three_pieces_make_a_run(settings: FrontEndConfig, tmp_path: Path) -> No
 
 def test_a_registered_name_that_is_no_front_end_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.FRONTENDS, "patch_embed", "TargetSpace")
-    with pytest.raises(TypeError, match="TargetSpace of tunalab.frontends.patch_embed is not a VisualFrontEnd"):
+    with pytest.raises(UserError, match="TargetSpace of tunalab.frontends.patch_embed is not a VisualFrontEnd"):
         frontend_class("patch_embed")

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from tunalab.errors import UserError
+from tunalab.frontends.looks import Look
 from tunalab.records.differences import Setting, identity, told_apart
-from tunalab.records.labels import ordered_variants
+from tunalab.records.labels import Legend
 from tunalab.records.record import Point, Record, usable
 from tunalab.terminal import duration
 
@@ -226,6 +227,10 @@ class Line:
     records: tuple[Record, ...]
     _asked: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
 
+    @property
+    def look(self) -> Look:
+        return self.records[0].look
+
     def asked(self, benchmark: str) -> Places:
         """The evaluations that asked a benchmark, of the runs that were asked it: one object for all benchmarks asked at them."""
         at = tuple(
@@ -255,7 +260,7 @@ def lines(records: Sequence[Record]) -> list[Line]:
                 f"seed {record.run.seed}, no setting differs"
             )
         runs[record.run.seed] = record
-    order = ordered_variants(variant for variant, _ in groups)
+    order = Legend(shown).ordered(variant for variant, _ in groups)
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
     return [Line(*key, tuple(record for _, record in sorted(groups[key].items()))) for key in keys]
 

@@ -19,7 +19,7 @@ from tunalab.analysis.fairness import (
 )
 from tunalab.analysis.statistics import Difference, paired_difference
 from tunalab.records.differences import OF_VARIANT, Value, flat_settings
-from tunalab.records.labels import benchmark_label, ordered_benchmarks, value_label, variant_label
+from tunalab.records.labels import benchmark_label, ordered_benchmarks, value_label
 from tunalab.records.record import Point, Record
 from tunalab.settings.schema import NOT_IDENTITY
 from tunalab.terminal import columns
@@ -167,7 +167,7 @@ def _head(found: Diff) -> str:
     for letter, name, record in zip("ab", found.names, found.records, strict=True):
         run = record.run
         state = "finished" if run.finished else "NOT FINISHED"
-        lines.append(f"{letter}  {name}: {variant_label(run.variant)}, seed {run.seed}, experiment {run.experiment}, {state}")
+        lines.append(f"{letter}  {name}: {record.look.label}, seed {run.seed}, experiment {run.experiment}, {state}")
     lines += ["", found.verdict()]
     told = [one for one in found.unequal if not one.breaks or one in found.breaks]
     rows = [

@@ -24,6 +24,7 @@ from tunalab.records.record import Point, Record, usable
 
 Flat = Mapping[str, Value]
 Level = str | int | float | bool | None
+_STATED = "stated."  # before the name of a factor that front-ends state, beside the settings
 _GENERATION = ("/text_to_image", "/edit")
 
 
@@ -44,14 +45,6 @@ class Cell:
     records: tuple[Record, ...] = field(compare=False)
 
 
-def _encoder(flat: Flat) -> Level:
-    if not flat["frontend.encoder"]:
-        return "none"
-    if not flat["frontend.encoder_pretrained"]:
-        return "scratch"
-    return "pretrained" if flat["frontend.encoder_trained"] else "frozen"
-
-
 def _masked(flat: Flat) -> Level:
     kinds = [kind for kind in ("understanding", "generation") if flat[f"objective.masking.{kind}"]]
     return None if not flat[MASK_RATIO] else "both" if len(kinds) == 2 else kinds[0] if kinds else "neither"
@@ -66,10 +59,7 @@ def _generation_share(flat: Flat) -> Level:
     return round(sum(weight for source, weight in mix.items() if source.endswith(_GENERATION)) / sum(mix.values()), 3)
 
 
-KNOWN = (
-    Factor("encoder", _encoder, ("frontend.encoder",)),
-    Factor("VAE", lambda flat: "VAE" if flat["frontend.vae"] else "none", ("frontend.vae",)),
-    Factor("patch embedding", lambda flat: "bottleneck" if flat["frontend.name"] == "bottleneck" else "linear", ("frontend.name",)),
+OF_SETTINGS = (
     # A token's side in pixels is the patch only where cells are pixels.
     Factor("patch size", lambda flat: None if flat["frontend.vae"] else flat["frontend.patch"], ("frontend.patch",)),
     Factor("decoder", lambda flat: f"{flat['decoder.layers']} layers of {flat['decoder.mlp']}", ("decoder.layers", "decoder.mlp")),
@@ -81,19 +71,35 @@ KNOWN = (
 
 
 def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cell]]:
-    """The factors that differ between the records, known ones first, then settings that differ beyond them; and the cells.
+    """The factors that differ between the records: those that the front-ends state, those of settings, which front-end where they
+    stand at the same levels, then settings that differ beyond them; and the cells.
 
     A setting that changes only together with those before it is no factor of its own.
     """
-    flats = [flat_settings(record) for record in records]
-    factors = [factor for factor in KNOWN if len({factor.level(flat) for flat in flats} - {None}) > 1]
-    covered = tuple(key for factor in KNOWN for key in factor.keys) + ("components.", "stages")
-    keys = dict.fromkeys(key for flat in flats for key in flat if not key.startswith(covered))
+    looks = [record.look for record in records]
+    flats: list[dict[str, Value]] = [
+        flat_settings(record) | {f"{_STATED}{name}": level for name, level in look.factors.items()}
+        for record, look in zip(records, looks, strict=True)
+    ]
+    stated = [
+        Factor(name, lambda flat, key=f"{_STATED}{name}": flat.get(key), ())  # type: ignore[misc]
+        for name in dict.fromkeys(name for look in looks for name in look.factors)
+    ]
+    choices = (*stated, *OF_SETTINGS)
+    factors = [factor for factor in choices if len({factor.level(flat) for flat in flats} - {None}) > 1]
+    covered = (*(key for factor in OF_SETTINGS for key in factor.keys), _STATED, "frontend.encoder", "frontend.vae")
+    covered += ("components.", "stages")
+    others = (key for flat in flats for key in flat if not key.startswith(covered))
+    keys = dict.fromkeys(("frontend.name", *others))
+    labels = dict(zip((flat.get("frontend.name") for flat in flats), (look.label for look in looks), strict=True))
     for key in keys:
         seen = [tuple(factor.level(flat) for factor in factors) for flat in flats]
         values = [flat.get(key) for flat in flats]
         if len(set(zip(seen, values, strict=True))) > len(set(seen)):
-            factors.append(Factor(key_labels([key])[key], lambda flat, key=key: flat.get(key), (key,)))  # type: ignore[misc]
+            if key == "frontend.name":
+                factors.append(Factor("front-end", lambda flat: labels[flat.get("frontend.name")], (key,)))
+            else:
+                factors.append(Factor(key_labels([key])[key], lambda flat, key=key: flat.get(key), (key,)))  # type: ignore[misc]
     groups: dict[tuple[tuple[Level, ...], str], list[Record]] = {}
     for record, flat in zip(records, flats, strict=True):
         groups.setdefault((tuple(factor.level(flat) for factor in factors), identity(record)), []).append(record)

@@ -18,7 +18,7 @@ from tunalab.evaluation.parts import OF_PARSER, PARSER, PARSER_REVISION, PARSER_
 from tunalab.evaluation.score import wilson
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.differences import OF_VARIANT, flat_settings, identity
-from tunalab.records.labels import ordered_variants
+from tunalab.records.labels import Legend
 from tunalab.records.record import Record
 
 TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
@@ -70,9 +70,10 @@ def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
                         f"two evaluated runs of {record.run.variant} with seed {record.run.seed}: give one folder of records each"
                     )
                 by_seed[record.run.seed] = replace(measure, note="; ".join(filter(None, (measure.note, earlier_parser(result)))))
+    legend = Legend(records)
     ordered = sorted(found, key=lambda key: KINDS.index(key[0]))
     return {
-        key: {name: Side(tuple(found[key][name]), tuple(found[key][name].values())) for name in ordered_variants(found[key])}
+        key: {name: Side(tuple(found[key][name]), tuple(found[key][name].values())) for name in legend.ordered(found[key])}
         for key in ordered
     }
 

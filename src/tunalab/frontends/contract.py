@@ -5,13 +5,14 @@ Shapes: B images, C channels of the target space, h w its cells, N visual tokens
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from tunalab.data.sequence import visual_grid
 from tunalab.errors import UserError
+from tunalab.frontends.looks import Look
 from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
@@ -101,8 +102,10 @@ class VisualFrontEnd(nn.Module, ABC):
     ``frozen_parts``: names of the direct children that are never trained nor stored in checkpoints; ``fixed_parts``: of those that
     an experiment keeps as they start, stored with the rest because other experiments train them; ``block_parts``: names of lists of
     blocks, whose activations may be computed again in the backward pass instead of being kept.
+    ``look``: of a class from outside the package, how it is shown (looks.py); without one it goes by the name of its class.
     """
 
+    look: ClassVar[Look] = Look()
     connector_parts: tuple[str, ...] = ()
     frozen_parts: tuple[str, ...] = ()
     fixed_parts: tuple[str, ...] = ()

@@ -1,17 +1,17 @@
 """What variants and benchmarks are called and coloured, the same in every figure and table."""
 
+from collections import Counter
 from collections.abc import Iterable
+
+from tunalab.frontends.looks import Look
+from tunalab.records.record import Record
 
 # Names of the figures that exist; analysis/figures/draw.py draws them. Here, because checking a sweep file needs no matplotlib.
 FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
 MASK_RATIO = "objective.masking.ratio"
 
-PAPERS = {"tuna": "Tuna", "tuna_r": "Tuna-R", "tuna2": "Tuna-2"}
-VARIANTS = PAPERS | {"vae_latents": "VAE latents, no encoder", "bottleneck": "Tuna-2, bottleneck"}
-
-# Okabe and Ito's palette: told apart with every common colour blindness, and in grey.
-_COLOURS = {"tuna": "#0072B2", "tuna_r": "#D55E00", "tuna2": "#009E73"}
+# For variants that state no colour.
 _SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#4D4D4D")
 
 
@@ -27,11 +27,6 @@ def _published() -> dict[str, str]:
     from tunalab.data.scenes.vocabulary import BENCHMARKS
 
     return BENCHMARKS
-
-
-def variant_label(name: str) -> str:
-    """The published spelling, or the name of the variant's file."""
-    return VARIANTS.get(name, name)
 
 
 def last_words(keys: Iterable[str]) -> dict[str, str]:
@@ -53,10 +48,33 @@ def value_label(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def ordered_variants(names: Iterable[str]) -> list[str]:
-    """The paper's variants in its order, then ours, then others by name."""
-    present = set(names)
-    return [name for name in VARIANTS if name in present] + sorted(present - set(VARIANTS))
+class Legend:
+    """Labels, order and colours of the variants of some records, as the records state them."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.looks: dict[str, Look] = {}
+        for record in records:
+            self.looks.setdefault(record.run.variant, record.look)
+        self._labels = Counter(look.label for look in self.looks.values())
+
+    def label(self, variant: str) -> str:
+        """With the variant's name behind it where two variants have the same label."""
+        label = self.looks[variant].label
+        return label if self._labels[label] == 1 else f"{label} ({variant})"
+
+    def ordered(self, variants: Iterable[str]) -> list[str]:
+        """Each once, in the order that their front-ends state, then by name."""
+        return sorted(set(variants), key=lambda name: (self.looks[name].order, name))
+
+    def colours(self) -> dict[str, str]:
+        """A colour per variant: its own, whatever else is in the picture, or one that no other has."""
+        found: dict[str, str] = {}
+        for name in self.ordered(self.looks):
+            if (own := self.looks[name].colour) and own not in found.values():
+                found[name] = own
+        free = [colour for colour in _SPARE if colour not in found.values()] or list(_SPARE)
+        others = [name for name in self.ordered(self.looks) if name not in found]
+        return found | {name: free[index % len(free)] for index, name in enumerate(others)}
 
 
 def ordered_benchmarks(names: Iterable[str]) -> list[str]:
@@ -68,9 +86,3 @@ def ordered_benchmarks(names: Iterable[str]) -> list[str]:
         return level, kinds.index(kind) if kind in kinds else len(kinds), name
 
     return sorted(set(names), key=place)
-
-
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per variant. The published three never change theirs, whatever else is in the picture."""
-    others = [name for name in ordered_variants(names) if name not in _COLOURS]
-    return _COLOURS | {name: _SPARE[index % len(_SPARE)] for index, name in enumerate(others)}

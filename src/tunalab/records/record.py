@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.score import Score, chance_of
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed, locked, write_atomically
+from tunalab.frontends.looks import Look, resolved_look
 from tunalab.redaction import redacted_settings
 
 T = TypeVar("T")
@@ -218,7 +219,13 @@ class Record:
     schema: int = SCHEMA
     attempts: dict[str, int] = field(default_factory=dict)  # starts, and how often one was killed, preempted, stopped or failed
     data: dict[str, Any] = field(default_factory=dict)  # what was read (training/reporting.py), and changes that were accepted
+    frontend: Look | None = None  # how it is shown; None in records of earlier versions, read :attr:`look` instead
     evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
+
+    @cached_property
+    def look(self) -> Look:
+        """What the record says of its front-end, or what its configuration comes to where it says nothing."""
+        return self.frontend or resolved_look({**self.config, "variant": self.run.variant})
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -232,7 +239,7 @@ def write_record(path: Path, record: Record) -> None:
         for score in point["benchmarks"].values():
             if score["outcomes"] is None:
                 del score["outcomes"]
-    for name in ("attempts", "data"):
+    for name in ("attempts", "data", "frontend"):
         if not plain[name]:  # not known
             del plain[name]
     _parse(path, plain)

@@ -588,6 +588,18 @@ class RunConfig:
         identity=True,
         help="the variant file's name (--variant)",
     )
+    label: str = setting(
+        "",
+        acts="never",
+        changes="nothing",
+        help="what figures and tables call the variant; empty: what its front-end states",
+    )
+    colour: str = setting(
+        "",
+        acts="never",
+        changes="nothing",
+        help='of its lines, "#RRGGBB"; empty: what its front-end states, or one that is free',
+    )
     seed: int = setting(0, at_least=0, at_most=SEED, help="seed of weights, data order and draws")
     components_seed: int = setting(0, at_least=0, at_most=SEED, help="seed of the tiny components")
     precision: str = setting(
@@ -810,3 +822,5 @@ def check(config: RunConfig) -> None:
         )
     check_values(config)
     check_together(config)
+    if config.colour and not re.fullmatch("#[0-9A-Fa-f]{6}", config.colour):
+        raise UserError(f"colour={config.colour} is not of the form #RRGGBB (in a file of YAML: in quotes)")

@@ -32,7 +32,7 @@ from tunalab.evaluation.score import Score
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
-from tunalab.frontends.registry import build_frontend
+from tunalab.frontends.registry import build_frontend, look_of
 from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_model, parameter_counts
 from tunalab.records.environment import environment
@@ -365,6 +365,7 @@ class Run:
             points=[_point(point) for point in p.points],
             attempts=self.attempts,
             data={**what_was_read(p, config.stages), **({"accepted_changes": changed} if (changed := self.seen.accepted) else {})},
+            frontend=look_of(config),
         )
         write_record(self.run_dir / RECORD_FILE, record)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.curves import run_of
+from tests.synthetic import synthetic_records
 
 from tunalab.analysis import curves as grid
 from tunalab.analysis import curves as lines_of
@@ -16,7 +17,7 @@ from tunalab.analysis.figures.panels import learned
 from tunalab.analysis.resampling import Draws, band, learning_curves
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
-from tunalab.records.labels import colours, ordered_variants
+from tunalab.records.labels import Legend
 
 
 def figure_of(records, axis=AXES["tokens"]):
@@ -54,9 +55,14 @@ def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
 def test_one_shared_legend_with_constant_colours(records):
     (legend,) = figure_of(records()).legends
     assert [text.get_text() for text in legend.get_texts()] == ["Tuna", "Tuna-R", "Tuna-2", "chance"]
-    assert colours(["tuna2"])["tuna2"] == colours(["tuna2", "mine", "tuna"])["tuna2"]
-    assert ordered_variants(["mine", "tuna2", "tuna"]) == ["tuna", "tuna2", "mine"]
-    assert len(set(colours(["tuna", "tuna_r", "tuna2", "mine", "yours"]).values())) == 5
+    every = Legend(synthetic_records(variants=("yours", "mine", "tuna2", "tuna_r", "tuna"), kinds=1))
+    assert every.colours()["tuna2"] == legend_of("tuna2").colours()["tuna2"]
+    assert every.ordered(every.looks) == ["tuna", "tuna_r", "tuna2", "mine", "yours"]
+    assert len(set(every.colours().values())) == 5
+
+
+def legend_of(*variants):
+    return Legend(synthetic_records(variants=variants, kinds=1))
 
 
 def labels(figure):
@@ -118,7 +124,8 @@ def test_a_crossing_that_is_seen_is_marked():
     apart = [run_of("tuna", 0, made((0.6, 0.6, 0.6, 0.6))), run_of("tuna2", 0, made((0.2, 0.4, 0.8, 0.9)))]
     (panel,) = figure_of(apart).axes
     (mark,) = [line for line in panel.lines if line.get_marker() == "D"]
-    assert mark.get_xdata()[0] == pytest.approx(2000 * 2**0.5) and mark.get_markerfacecolor() == colours([])["tuna2"]
+    assert mark.get_xdata()[0] == pytest.approx(2000 * 2**0.5)
+    assert mark.get_markerfacecolor() == legend_of("tuna2").colours()["tuna2"]
     (panel,) = figure_of([apart[0], run_of("tuna2", 0, made((0.59, 0.6, 0.6, 0.61)))]).axes
     assert not [line for line in panel.lines if line.get_marker() == "D"]  # they touch, but neither lead is one
 

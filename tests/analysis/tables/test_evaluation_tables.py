@@ -15,6 +15,7 @@ from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, pieces_of
 from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.evaluation.whole import Evaluated
+from tunalab.records.labels import Legend
 
 PUBLISHED = Path(__file__).parents[3] / "results" / "published.csv"
 SHARES = {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.9}
@@ -68,7 +69,7 @@ def test_means_are_those_of_the_records(made, tmp_path):
 
 def test_a_lead_is_bold_and_a_tie_is_not(made):
     compared = sides(made)
-    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
     (charts,) = [line for line in text.splitlines() if line.startswith("| charts |")]
     (count,) = [line for line in text.splitlines() if line.startswith("| count |")]
     cells = [cell.strip() for cell in charts.split("|")[1:-1]]
@@ -79,7 +80,7 @@ def test_a_lead_is_bold_and_a_tie_is_not(made):
 
 def test_measured_and_published_stand_in_different_cells(made):
     compared = sides(made)
-    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
     heads = [line for line in text.splitlines() if line.startswith("| benchmark |")]
     columns = [cell.strip() for cell in heads[0].split("|")[1:-1]]
     assert columns[1:4] == ["Tuna", "Tuna-R", "Tuna-2"]
@@ -186,7 +187,7 @@ def test_ceilings_and_notes_name_their_variant(records):
         )
         made.append(replace(record, evaluation=[Evaluated("editing", {}, {}, 0.0, [measure])]))
     compared = sides(made)
-    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
     assert "| 0.600 / 1.000 / 1.000 |" in text
 
 
@@ -196,7 +197,9 @@ def test_more_attention_is_not_better(records):
         measure = share("attention", "all", outcomes(SHARES[record.run.variant], 0), metric="share on others")
         made.append(replace(record, evaluation=[Evaluated("attention", {}, {}, 0.0, [measure])]))
     compared = sides(made)
-    assert "**" not in evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    assert "**" not in evaluation_markdown(
+        means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made)
+    )
 
 
 def test_attention_is_shown_in_brief(records):
@@ -205,7 +208,7 @@ def test_attention_is_shown_in_brief(records):
         measures = [share("attention", name, outcomes(0.5, 0), metric="pointing") for name in ("search", "all")]
         made.append(replace(record, evaluation=[Evaluated("attention", {}, {}, 0.0, measures)]))
     compared = sides(made)
-    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
     assert "| all, pointing |" in text and "search, pointing" not in text and "Further rows stand in `evaluation.csv`" in text
 
 
@@ -250,7 +253,7 @@ def test_what_an_earlier_parser_judged_is_marked(records, settings, marked):
         measures = [share("generation", "scene prompts", [True, False], metric="overall", split="test")]
         made.append(replace(record, evaluation=[Evaluated("generation", settings, {}, 0.0, measures)]))
     compared = sides(made)
-    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED))
+    text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
     said = f"before {PARSER_SINCE}"
     assert (said in text) == (said in claims_markdown(made)) == marked
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tests.synthetic import synthetic_records
 
 from tunalab.analysis.tables.evaluation import COLUMNS, counterpart, evaluation_markdown
 from tunalab.evaluation.measure import Measure
@@ -12,6 +13,7 @@ from tunalab.inference.answering import answer_prompts
 from tunalab.inference.prompts import question_prompt
 from tunalab.interop.lmms.asking import Asked, reply
 from tunalab.interop.lmms.scores import measures
+from tunalab.records.labels import Legend
 from tunalab.verification.scorers import by_published_rule, golden_replies
 
 
@@ -133,7 +135,7 @@ def test_both_stand_beside_the_papers_figure():
     ]
     paper = pd.DataFrame([["understanding", title, "accuracy", "tuna", 0.661, "7B", "x"]], columns=COLUMNS)
     differences = pd.DataFrame(columns=["kind", "benchmark", "split", "metric", "a", "b", "difference", "apart"])
-    text = evaluation_markdown(pd.DataFrame(rows), differences, paper)
+    text = evaluation_markdown(pd.DataFrame(rows), differences, paper, Legend(synthetic_records(variants=("tuna",), kinds=1)))
     for rules in RULES:
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {title}, accuracy ({rules} rules) |")]
         assert "0.667" in line and f"| {title} | 0.661 |" in line

@@ -19,7 +19,7 @@ from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.records.differences import Setting, told_apart
-from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, colours, ordered_benchmarks, ordered_variants
+from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks
 from tunalab.records.record import Record, usable
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -37,12 +37,13 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     table = table[table["tokens"] == tokens]
     rest = {setting.label: setting.without(MASK_RATIO).label for setting in _ordered_settings(records)}
     others = list(dict.fromkeys(rest.values()))
-    palette = colours(table["variant"])
+    legend = Legend(records)
+    palette = legend.colours()
     shown: list[tuple[Style, pd.DataFrame]] = []
-    for name, (style, other) in product(ordered_variants(table["variant"]), zip(cycle(_DASHES), others)):
+    for name, (style, other) in product(legend.ordered(table["variant"]), zip(cycle(_DASHES), others)):
         rows = table[(table["variant"] == name) & (table["setting"].map(rest) == other)]
         if not rows.empty:
-            shown.append((Style(named(name, other), palette[name], style), rows))
+            shown.append((Style(named(legend.label(name), other), palette[name], style), rows))
     ratio_of = dict(zip(table["setting"], table["mask_ratio"], strict=True))
     ratios = sorted(set(ratio_of.values()))
     if len(ratios) < 2:

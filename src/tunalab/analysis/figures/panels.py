@@ -21,7 +21,7 @@ from tunalab.analysis.crossing import Crossing, crossings
 from tunalab.analysis.curves import Axis, Line, Places, benchmarks
 from tunalab.analysis.resampling import Band, Curve, Draws, band, learning_curves
 from tunalab.errors import UserError
-from tunalab.records.labels import benchmark_label, colours, ordered_benchmarks, variant_label
+from tunalab.records.labels import Legend, benchmark_label, ordered_benchmarks
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,19 @@ class Style:
 
 def styles(shown: Sequence[Line]) -> dict[Line, Style]:
     """In the variants' colours where each has one setting, else in shades along the settings."""
-    variants = {line.variant for line in shown}
-    if len(shown) == len(variants):
-        palette = [colours(variants)[line.variant] for line in shown]
+    legend = Legend(record for line in shown for record in line.records)
+    if len(shown) == len(legend.looks):
+        palette = [legend.colours()[line.variant] for line in shown]
     else:
         palette = [_shade(i / (len(shown) - 1)) for i in range(len(shown))]
-    return {line: Style(named(line.variant, line.setting.label), colour) for line, colour in zip(shown, palette, strict=True)}
+    return {
+        line: Style(named(legend.label(line.variant), line.setting.label), colour)
+        for line, colour in zip(shown, palette, strict=True)
+    }
 
 
-def named(variant: str, setting: str) -> str:
-    return f"{variant_label(variant)}, {setting}" if setting else variant_label(variant)
+def named(label: str, setting: str) -> str:
+    return f"{label}, {setting}" if setting else label
 
 
 def _shade(share: float) -> str:

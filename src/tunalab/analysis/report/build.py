@@ -17,7 +17,7 @@ from tunalab.analysis.report import sections as outcome
 from tunalab.analysis.report.sections import Report, Section, verdict
 from tunalab.analysis.tables.dynamics import Dynamics
 from tunalab.records.differences import told_apart
-from tunalab.records.labels import ordered_variants, variant_label
+from tunalab.records.labels import Legend
 from tunalab.records.record import Record
 from tunalab.records.samples import Samples, png
 
@@ -63,7 +63,8 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
 
 
 def _title(records: Sequence[Record], folder: Path) -> str:
-    variants = ", ".join(variant_label(name) for name in ordered_variants(record.run.variant for record in records))
+    legend = Legend(records)
+    variants = ", ".join(legend.label(name) for name in legend.ordered(legend.looks))
     seeds = len({record.run.seed for record in records})
     runs = "one run" if len(records) == 1 else f"{len(records)} runs"
     return f"{folder.name}: {variants}; {runs}, {seeds} seed{'s' if seeds > 1 else ''}"
@@ -89,11 +90,12 @@ def samples(records: Sequence[Record], known: Mapping[str, Samples]) -> Section:
     seeds = seeds if len(having) <= MOST_COLUMNS else seeds[:1]
     shown: dict[str, Samples] = {}
     told = {record.run.name: setting.label for record, setting in zip(records, told_apart(records), strict=True)}
-    order = ordered_variants(record.run.variant for record in having)
+    legend = Legend(having)
+    order = legend.ordered(legend.looks)
     chosen = sorted((record for record in having if record.run.seed in seeds), key=lambda record: order.index(record.run.variant))
     for record in chosen[:MOST_COLUMNS]:
         labels = [told[record.run.name], f"seed {record.run.seed}" if len(seeds) > 1 else ""]
-        shown[", ".join([variant_label(record.run.variant), *filter(None, labels)])] = known[record.run.name]
+        shown[", ".join([legend.label(record.run.variant), *filter(None, labels)])] = known[record.run.name]
     prompts = [text for text in next(iter(shown.values())).prompts if all(text in one.prompts for one in shown.values())]
     same = {name: _only(one, prompts) for name, one in shown.items()}
     tokens = sorted({one.tokens for one in same.values()})

@@ -19,14 +19,14 @@ from tunalab.analysis.effects import effects_markdown, effects_table
 from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
 from tunalab.analysis.fairness import TOLERANCE, Unequal, machine, precision, revision, unequal, used_components, versions
 from tunalab.analysis.figures.draw import draw
-from tunalab.analysis.tables.claims import claims_markdown
+from tunalab.analysis.tables.claims import claims_markdown, papers_variants
 from tunalab.analysis.tables.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
 from tunalab.analysis.tables.evaluation import counterpart, evaluation_markdown, read_published
 from tunalab.analysis.tables.training import accuracy_markdown, accuracy_table, markdown_row
 from tunalab.errors import UserError
 from tunalab.files import below
 from tunalab.records.differences import flat_settings, flat_texts, told_apart
-from tunalab.records.labels import MASK_RATIO, benchmark_label, key_labels, ordered_variants, value_label, variant_label
+from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, key_labels, value_label
 from tunalab.records.record import Point, Record, usable
 from tunalab.records.samples import Samples
 from tunalab.settings.schema import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
@@ -193,7 +193,8 @@ def _plain(text: str) -> str:
 
 def settings(records: Sequence[Record]) -> Section:
     """Arms with what they are told apart by; the front-ends' own settings; how many settings are equal."""
-    order = ordered_variants(record.run.variant for record in records)
+    legend = Legend(records)
+    order = legend.ordered(legend.looks)
     records = sorted(records, key=lambda record: order.index(record.run.variant))
     told = told_apart(records)
     seeds: dict[tuple[str, tuple[tuple[str, object], ...]], list[int]] = {}
@@ -201,7 +202,7 @@ def settings(records: Sequence[Record]) -> Section:
         seeds.setdefault((record.run.variant, setting.items), []).append(record.run.seed)
     keys = [key for key, _ in told[0].items]
     rows = [
-        [variant_label(variant), *(value_label(value) for _, value in items), ", ".join(map(str, sorted(had)))]
+        [legend.label(variant), *(value_label(value) for _, value in items), ", ".join(map(str, sorted(had)))]
         for (variant, items), had in seeds.items()
     ]
     parts = [table(["front-end", *(f"`{key}`" for key in keys), "seeds"], rows, left=len(keys) + 2)]
@@ -209,7 +210,7 @@ def settings(records: Sequence[Record]) -> Section:
     own = [key for key in dict.fromkeys(key for held in flat.values() for key in held) if key.startswith("frontend.")]
     differ = [key for key in own if len({held.get(key) for held in flat.values()}) > 1]
     if differ:
-        rows = [[variant_label(name), *(_shown(held.get(key)) for key in differ)] for name, held in flat.items()]
+        rows = [[legend.label(name), *(_shown(held.get(key)) for key in differ)] for name, held in flat.items()]
         parts.append("What the variants set of the front-end:")
         parts.append(table(["front-end", *(f"`{key}`" for key in differ)], rows, left=len(differ) + 1))
     every = {key for held in map(flat_settings, records) for key in held}
@@ -288,7 +289,8 @@ def budget(records: Sequence[Record]) -> Section:
     arms: dict[tuple[str, str], list[Record]] = {}
     for record, setting in zip(finished, told_apart(finished), strict=True):
         arms.setdefault((record.run.variant, setting.label), []).append(record)
-    order = ordered_variants(variant for variant, _ in arms)
+    legend = Legend(finished)
+    order = legend.ordered(variant for variant, _ in arms)
     columns: dict[str, Callable[[Record], float]] = {
         "tokens": lambda r: r.totals.tokens,
         "steps": lambda r: r.totals.steps,
@@ -300,7 +302,7 @@ def budget(records: Sequence[Record]) -> Section:
     held = {name: {arm: _mean([of(record) for record in group]) for arm, group in arms.items()} for name, of in columns.items()}
     rows = []
     for arm in sorted(arms, key=lambda arm: order.index(arm[0])):
-        name = f"{variant_label(arm[0])}{f', {arm[1]}' if arm[1] else ''}"
+        name = f"{legend.label(arm[0])}{f', {arm[1]}' if arm[1] else ''}"
         rows.append([name, str(len(arms[arm])), *(_beside_least(values[arm], values.values()) for values in held.values())])
     note = "Means over seeds of finished runs; in brackets: times the least. Padding is no token; all parameters: with frozen ones."
     return Section("Budget", f"{table(['', 'seeds', *columns], rows)}\n\n{note}")
@@ -450,7 +452,7 @@ def sections(found: Dynamics | None) -> list[Section]:
 
 
 def _sentence(one: Crossing) -> str:
-    leader, other = (variant_label(line.variant) for line in (one.leader, one.other))
+    leader, other = (line.look.label for line in (one.leader, one.other))
     setting = one.leader.setting.label
     where = benchmark_label(one.benchmark) + (f" ({setting})" if setting else "")
     return f"{leader} passes {other} on {where} at {passing(one, AXES['tokens'])} tokens"
@@ -502,7 +504,7 @@ def accuracies(records: Sequence[Record]) -> Section:
         final = accuracy_table(records)
     except UserError as error:
         return Section("Final accuracies", f"None: {error}.")
-    return Section("Final accuracies", accuracy_markdown(final, len(records) - len(finished)).rstrip())
+    return Section("Final accuracies", accuracy_markdown(final, Legend(records), len(records) - len(finished)).rstrip())
 
 
 def ahead(records: Sequence[Record]) -> str:
@@ -514,10 +516,10 @@ def ahead(records: Sequence[Record]) -> str:
     if final is None or final["variant"].nunique() < 2:
         return ""
     keys = list(final.columns[1 : final.columns.get_loc("variant")])
-    said = []
+    said, legend = [], Legend(records)
     for row in final[final["leads"].astype(bool)].to_dict("records"):
         setting = ", ".join(f"{name} {value_label(row[key])}" for key, name in key_labels(keys).items())
-        said.append(f"{variant_label(row['variant'])} on {benchmark_label(row['benchmark'])}{f' ({setting})' if setting else ''}")
+        said.append(f"{legend.label(row['variant'])} on {benchmark_label(row['benchmark'])}{f' ({setting})' if setting else ''}")
     return f"Ahead of the next best at the end, 0 excluded: {'; '.join(said) or 'nobody on any benchmark'}."
 
 
@@ -536,7 +538,8 @@ def held_out(records: Sequence[Record]) -> Section:
         near = [point for point in record.points if abs(point.tokens - last) <= TOLERANCE * last]
         if near:
             arms.setdefault((record.run.variant, setting.label), []).append(near[-1])
-    order = ordered_variants(variant for variant, _ in arms)
+    legend = Legend(finished)
+    order = legend.ordered(variant for variant, _ in arms)
     ordered = sorted(arms, key=lambda arm: order.index(arm[0]))
     rows = []
     for name, values in (
@@ -549,7 +552,7 @@ def held_out(records: Sequence[Record]) -> Section:
         rows.append([name, *(_spread([value for value in of_arm if value is not None]) for of_arm in values)])
     if not rows:
         return Section("Held-out losses and PSNR", "None on record.", folded=True)
-    head = ["", *(f"{variant_label(variant)}{f', {label}' if label else ''}" for variant, label in ordered)]
+    head = ["", *(f"{legend.label(variant)}{f', {label}' if label else ''}" for variant, label in ordered)]
     note = (
         f"At {last:,} tokens, mean over seeds [least, most]. Flow losses of pixels and of latents do not compare; PSNR is measured "
         "in pixels and does."
@@ -576,7 +579,7 @@ def evaluations(records: Sequence[Record], published: Path) -> Section | None:
     try:
         compared = {key: held for key, held in sides(found).items() if counterpart(*key)}
         means, differences = means_table(compared), differences_table(compared)
-        text = evaluation_markdown(means, differences, read_published(published), unequal_settings(found))
+        text = evaluation_markdown(means, differences, read_published(published), Legend(found), unequal_settings(found))
     except UserError as error:
         return Section("Evaluations of the finished models", f"Cannot be compared: {error}.")
     what = "What has a published counterpart; all that was measured stands in the tables of `tunalab table`."
@@ -586,6 +589,6 @@ def evaluations(records: Sequence[Record], published: Path) -> Section | None:
 def claims(records: Sequence[Record]) -> Section | None:
     """The paper's claims with the differences that could show them, where its three front-ends were evaluated."""
     found = evaluated(records)
-    if not {"tuna", "tuna_r", "tuna2"} <= {record.run.variant for record in found}:
+    if not papers_variants(found):
         return None
     return Section("Claims of the paper", claims_markdown(found).rstrip())

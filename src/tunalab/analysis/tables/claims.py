@@ -1,14 +1,21 @@
 """The paper's claims, each as differences between front-ends that could show it, measured here with their intervals.
 
+Which claims, and by which differences, stands in claims.yaml. Its front-ends are levels of factors: a record is one of them by
+what it states of its front-end, under whatever name it was trained.
+
 Seen: every difference that the claim names has its sign and excludes zero. Opposite: some difference excludes zero with the other
 sign. Not seen: anything else, which is no refutation: intervals of few seeds are wide.
+
+Shapes: S seeds, I items.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks
@@ -20,18 +27,18 @@ from tunalab.analysis.tables.training import markdown_row
 from tunalab.data.scenes.vocabulary import BENCHMARKS
 from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.files import write_atomically
-from tunalab.records.labels import benchmark_label, variant_label
+from tunalab.records.labels import Legend, benchmark_label
 from tunalab.records.record import Record
 
-FINE = ("ocr", "pairs", "search")  # of OCRBench, MMVP and V*, which the paper calls fine-grained perception
-EARLY = 0.1  # of a run's tokens
-LEVELS = (1, 2, 3)
-PASSED = "Tuna-2 has passed it at the end"
+_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PUBLISHED: dict[str, str] = _FILE["published"]  # model of published.csv -> its spelling
+FRONT_ENDS: dict[str, dict[str, str]] = _FILE["front_ends"]
+CLAIMS: list[dict[str, Any]] = _FILE["claims"]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """``what`` is compared: ``more`` minus ``less``, with its 95% interval."""
+    """``what`` is compared: the front-end ``more`` minus ``less``, with its 95% interval."""
 
     what: str
     more: str
@@ -47,29 +54,44 @@ class Gap:
 
 
 def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``claims.md``; nothing where no run was evaluated, or a claim's variants are not there."""
+    """Write ``claims.md``; nothing where the paper's front-ends were not all evaluated."""
     found = evaluated(records)
-    if not found or not {"tuna", "tuna_r", "tuna2"} <= {record.run.variant for record in found}:
+    if not papers_variants(found):
         return []
     write_atomically(folder / "claims.md", f"<!-- made by: {command} -->\n\n" + claims_markdown(found))
     return [folder / "claims.md"]
 
 
+def papers_variants(records: Sequence[Record]) -> dict[str, str]:
+    """The paper's front-ends -> the variant of the records that is one; empty where one of them is not there.
+
+    Of several variants at the same levels the first in order stands for them.
+    """
+    found: dict[str, str] = {}
+    legend = Legend(records)
+    for name, levels in FRONT_ENDS.items():
+        at = {record.run.variant for record in records if levels.items() <= record.look.factors.items()}
+        if at:
+            found[name] = legend.ordered(at)[0]
+    return found if len(found) == len(FRONT_ENDS) else {}
+
+
 def claims_markdown(records: Sequence[Record]) -> str:
-    """A table with a row a difference, under the claim that it belongs to."""
-    compared = sides(records)
+    """A table with a row per difference, under the claim that it belongs to."""
+    compared, variants, legend = sides(records), papers_variants(records), Legend(records)
     lines = [markdown_row(["claim of the paper", "verdict here", "compared", "difference"]), markdown_row(["---"] * 4)]
-    for claim, gaps in _claims(records, compared):
-        shown = list(gaps)
+    for claim in CLAIMS:
+        pairs = [(variants[more], variants[less]) for more, less in claim["pairs"]]
+        shown = list(_gaps(claim, pairs, records, compared))
         for number, gap in enumerate(shown):
-            first = [claim, verdict(shown)] if number == 0 else ["", ""]
+            first = [claim["claim"], verdict(shown)] if number == 0 else ["", ""]
             difference = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-            pair = f"{gap.what}: {variant_label(gap.more)} - {variant_label(gap.less)}"
+            pair = f"{gap.what}: {legend.label(gap.more)} - {legend.label(gap.less)}"
             lines.append(markdown_row([*first, pair, f"**{difference}**" if gap.sign else difference]))
         if not shown:
-            lines.append(markdown_row([claim, "not measured", "", ""]))
-        if claim == PASSED:  # what it says in tokens; the verdict is of the differences
-            lines += [markdown_row(["", "", *row]) for row in _crossings(records, "tuna2", "tuna_r")]
+            lines.append(markdown_row([claim["claim"], "not measured", "", ""]))
+        if claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
+            lines += [markdown_row(["", "", *row]) for row in _crossings(records, pairs[0], claim["benchmarks"], legend)]
     seeds = len({record.run.seed for record in records})
     note = (
         f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals from a bootstrap over items "
@@ -77,8 +99,8 @@ def claims_markdown(records: Sequence[Record]) -> str:
         "for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md; < "
         "and > are open intervals, and a crossing counts as seen if both leads exclude zero."
     )
-    earlier = {result.part: said for record in records for result in record.evaluation if (said := earlier_parser(result))}
-    notes = [note, *(f"{part.capitalize()}: {said}." for part, said in sorted(earlier.items()))]
+    earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
+    notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
     return "\n".join([*lines, "", " ".join(notes)]) + "\n"
 
 
@@ -87,48 +109,44 @@ def verdict(gaps: Sequence[Gap]) -> str:
     return "not measured" if not signs else "seen" if all(sign > 0 for sign in signs) else "opposite" if -1 in signs else "not seen"
 
 
-def _claims(records: Sequence[Record], compared: dict[Key, dict[str, Side]]) -> Iterable[tuple[str, list[Gap]]]:
-    yield "Understanding ends Tuna-2 > Tuna-R", _levels(compared, "tuna2", "tuna_r")
-    yield "Understanding ends Tuna-R > Tuna", _levels(compared, "tuna_r", "tuna")
-    yield "Tuna-2 > Tuna-R most on fine-grained perception", _levels(compared, "tuna2", "tuna_r", FINE, ", ocr, pairs, search")
-    tokens = max(point.tokens for record in records for point in record.points)
-    points = sorted({point.tokens for record in records for point in record.points}, key=lambda at: abs(at - EARLY * tokens))
-    yield "Tuna-R leads early on OCRBench, MMVP, V*", _dynamics(records, "tuna_r", "tuna2", points[0])
-    yield PASSED, _dynamics(records, "tuna2", "tuna_r", tokens)
-    overall: Key = ("generation", "scene prompts", "test", "overall")
-    yield "Generation: Tuna > Tuna-R > Tuna-2, all close", _gaps(compared, overall, [("tuna", "tuna_r"), ("tuna_r", "tuna2")])
-    distance: Key = ("diversity", "scene prompts", "test", "distance (network)")
-    yield "Tuna-2's images of a prompt are more diverse", _gaps(compared, distance, [("tuna2", "tuna_r"), ("tuna2", "tuna")])
-    psnr: Key = ("reconstruction", "scenes", "test", "PSNR")
-    yield "Tuna-2 reconstructs better than Tuna-R", _gaps(compared, psnr, [("tuna2", "tuna_r")])
+def _gaps(
+    claim: Mapping[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    records: Sequence[Record],
+    compared: dict[Key, dict[str, Side]],
+) -> Iterable[Gap]:
+    for pair in pairs:
+        if "levels" in claim:
+            yield from _levels(claim, pair, compared)
+        elif "tokens" in claim:
+            yield from _dynamics(claim, pair, records)
+        else:
+            kind, benchmark, split, metric = claim["measure"]
+            of_variant = compared.get((kind, benchmark, split, metric), {})
+            gap_SI = _items(of_variant, *pair)
+            if gap_SI is not None:
+                label = ", ".join(word for word in (benchmark, metric) if word)
+                yield _gap(label, pair, gap_SI, scatter_among([of_variant]))
 
 
-def _levels(
-    compared: dict[Key, dict[str, Side]], more: str, less: str, kinds: Sequence[str] = tuple(BENCHMARKS), name: str = ""
-) -> list[Gap]:
-    """A difference a level, over the items of several benchmarks together: as many of each, or nearly."""
-    gaps = []
-    for level in LEVELS:
+def _levels(claim: Mapping[str, Any], pair: tuple[str, str], compared: dict[Key, dict[str, Side]]) -> Iterable[Gap]:
+    """A difference per level, over the items of several benchmarks together: as many of each, or nearly."""
+    kinds, given = claim.get("benchmarks", list(BENCHMARKS)), "benchmarks" in claim
+    for level in claim["levels"]:
         keys: list[Key] = [("understanding", benchmark_name(kind, level), "test", "accuracy") for kind in kinds]
-        items = [_items(compared.get(key, {}), more, less) for key in keys]
-        known = [gap_SI for gap_SI in items if gap_SI is not None]
-        if len(known) == len(items) and len({len(gap_SI) for gap_SI in known}) == 1:
+        items = [_items(compared.get(key, {}), *pair) for key in keys]
+        measured = [gap_SI for gap_SI in items if gap_SI is not None]
+        if len(measured) == len(items) and len({len(gap_SI) for gap_SI in measured}) == 1:
             scatter = scatter_among([compared[key] for key in keys])
-            gaps.append(_gap(f"level {level}{name}", more, less, np.concatenate(known, axis=1), scatter))
-    return gaps
+            what = ", ".join([f"level {level}", *(kinds if given else [])])
+            yield _gap(what, pair, np.concatenate(measured, axis=1), scatter)
 
 
-def _gaps(compared: dict[Key, dict[str, Side]], key: Key, pairs: Sequence[tuple[str, str]]) -> list[Gap]:
-    label = ", ".join(word for word in (key[1], key[3]) if word)
-    items = [(more, less, _items(compared.get(key, {}), more, less)) for more, less in pairs]
-    return [_gap(label, more, less, gap_SI, scatter_among([compared[key]])) for more, less, gap_SI in items if gap_SI is not None]
+def _gap(what: str, pair: tuple[str, str], gap_SI: np.ndarray, scatter: Scatter | None) -> Gap:
+    return Gap(what, *pair, float(gap_SI.mean()), *joint_interval([gap_SI], scatter, 2.0))
 
 
-def _gap(what: str, more: str, less: str, gap_SI: np.ndarray, scatter: Scatter | None) -> Gap:
-    return Gap(what, more, less, float(gap_SI.mean()), *joint_interval([gap_SI], scatter, 2.0))
-
-
-def _items(by_variant: dict[str, Side], more: str, less: str) -> np.ndarray | None:
+def _items(by_variant: Mapping[str, Side], more: str, less: str) -> np.ndarray | None:
     """Differences (S, I) over the seeds that both have; None where it was not measured, or not item by item."""
     if not {more, less} <= by_variant.keys():
         return None
@@ -137,24 +155,24 @@ def _items(by_variant: dict[str, Side], more: str, less: str) -> np.ndarray | No
     return None if first is None or second is None or first.shape != second.shape else first - second
 
 
-def _dynamics(records: Sequence[Record], more: str, less: str, tokens: int) -> list[Gap]:
-    found = []
-    for kind in FINE:
-        among = {name: [record for record in records if record.run.variant == name] for name in ("tuna", "tuna_r", "tuna2")}
-        gap = paired_difference(among[more], among[less], kind, tokens, list(among.values()))
+def _dynamics(claim: Mapping[str, Any], pair: tuple[str, str], records: Sequence[Record]) -> Iterable[Gap]:
+    """A difference per benchmark, at the evaluation that is nearest to the share of tokens."""
+    points = {point.tokens for record in records for point in record.points}
+    tokens = min(sorted(points), key=lambda at: abs(at - claim["tokens"] * max(points)))
+    among = {name: [r for r in records if r.run.variant == name] for name in papers_variants(records).values()}
+    for kind in claim["benchmarks"]:
+        gap = paired_difference(among[pair[0]], among[pair[1]], kind, tokens, list(among.values()))
         if gap is not None:
-            what = f"{benchmark_label(kind)} at {tokens / 1e6:.1f}M tokens"
-            found.append(Gap(what, more, less, gap.mean, gap.low, gap.high))
-    return found
+            yield Gap(f"{benchmark_label(kind)} at {tokens / 1e6:.1f}M tokens", *pair, gap.mean, gap.low, gap.high)
 
 
-def _crossings(records: Sequence[Record], a: str, b: str) -> Iterable[tuple[str, str]]:
-    """Of the two variants on each fine-grained benchmark: who passes whom, and when, in how many of the resamples."""
+def _crossings(records: Sequence[Record], pair: tuple[str, str], kinds: Sequence[str], legend: Legend) -> Iterable[tuple[str, str]]:
+    """Of the two variants on each benchmark: who passes whom, and when, in how many of the resamples."""
     draws, tokens = Draws(), axis_named("tokens")
-    shown = curve_lines([record for record in records if record.run.variant in (a, b)])
-    for kind in sorted(benchmarks(records) & set(FINE), key=FINE.index):
+    shown = curve_lines([record for record in records if record.run.variant in pair])
+    for kind in (kind for kind in kinds if kind in benchmarks(records)):
         for found in crossings(learning_curves(shown, kind, draws), tokens, draws):
-            leader, other = (variant_label(line.variant) for line in (found.leader, found.other))
+            leader, other = (legend.label(line.variant) for line in (found.leader, found.other))
             if found.low is None:
                 continue
             how = f"{found.within:.0%} of resamples; {'seen' if found.seen else 'not seen'}"

@@ -17,7 +17,7 @@ from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerL
 from tunalab.analysis.resampling import SCALES, Area, Draws, area, areas, covers, learning_curves
 from tunalab.analysis.tables.training import markdown_row
 from tunalab.files import write_atomically
-from tunalab.records.labels import benchmark_label, ordered_benchmarks, variant_label
+from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record
 
 _TOKENS = axis_named("tokens")
@@ -260,8 +260,8 @@ def _ahead(one: Crossing) -> str:
 
 
 def _column(found: Dynamics, one: Area) -> str:
-    name = variant_label(one.curve.line.variant)
-    return name if one.less is None else f"{name} - {variant_label(one.less.line.variant)}"
+    name = one.curve.line.look.label
+    return name if one.less is None else f"{name} - {one.less.line.look.label}"
 
 
 def _area(one: Area) -> str:

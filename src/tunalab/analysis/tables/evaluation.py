@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
+from tunalab.analysis.tables.claims import PUBLISHED as PAPERS
 from tunalab.analysis.tables.training import markdown_row
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULED, RULES, metric
 from tunalab.files import write_atomically
-from tunalab.records.labels import PAPERS, ordered_variants, variant_label
+from tunalab.records.labels import Legend
 from tunalab.records.record import Record
 
 COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
@@ -91,7 +92,7 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
     means, differences = means_table(compared), differences_table(compared)
     texts = {
         "evaluation.md": f"<!-- made by: {command} -->\n\n"
-        + evaluation_markdown(means, differences, read_published(published), unequal),
+        + evaluation_markdown(means, differences, read_published(published), Legend(records), unequal),
         "evaluation.csv": f"# made by: {command}\n" + means.to_csv(index=False, float_format="%.6g"),
         "differences.csv": f"# made by: {command}\n" + differences.to_csv(index=False, float_format="%.6g"),
     }
@@ -101,17 +102,21 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
 
 
 def evaluation_markdown(
-    means: pd.DataFrame, differences: pd.DataFrame, published: pd.DataFrame, unequal: Sequence[str] = ()
+    means: pd.DataFrame,
+    differences: pd.DataFrame,
+    published: pd.DataFrame,
+    legend: Legend,
+    unequal: Sequence[str] = (),
 ) -> str:
     """A section a kind; columns: the variants as measured here, then the published result of the paper's variants.
 
     Published benchmarks without a measure of ours have rows of their own: what is not measured should be seen.
     """
-    variants = ordered_variants(means["variant"])
+    variants = legend.ordered(means["variant"])
     main = published[published["setting"] == MAIN_SETTING]
     kinds = list(dict.fromkeys([*means["kind"], *main["kind"]]))
-    head = ["benchmark", *(variant_label(name) for name in variants), "chance", "ceiling", "n"]
-    head += ["published benchmark", *(f"{label}, published" for label in PAPERS.values())]
+    head = ["benchmark", *(legend.label(name) for name in variants), "chance", "ceiling", "n"]
+    head += ["published benchmark", *(f"{name}, published" for name in PAPERS.values())]
     lines = []
     for kind in kinds:
         lines += [f"## {kind}", "", markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
@@ -128,7 +133,7 @@ def evaluation_markdown(
         for theirs, _ in others:
             if theirs not in shown:
                 lines.append(markdown_row([""] * (4 + len(variants)) + _published(main, kind, theirs)))
-        lines += ["", *_notes(means[_shown(means) & (means["kind"] == kind) & (means["note"] != "")])]
+        lines += ["", *_notes(means[_shown(means) & (means["kind"] == kind) & (means["note"] != "")], legend)]
         if not _shown(means)[means["kind"] == kind].all():
             lines.append("- Further rows stand in `evaluation.csv`.")
         lines.append("")
@@ -142,15 +147,15 @@ def _shown(means: pd.DataFrame) -> "pd.Series[bool]":
     return ~means["kind"].isin(BRIEF) | means["benchmark"].eq(ALL)
 
 
-def _notes(rows: pd.DataFrame) -> list[str]:
+def _notes(rows: pd.DataFrame, legend: Legend) -> list[str]:
     """A line a note, with the rows (and the variants, where not all have it) that it is of."""
     lines = []
     variants = set(rows["variant"])
     for note, part in rows.groupby("note", sort=False):
         labels = list(dict.fromkeys(_label(*row) for row in zip(part["benchmark"], part["split"], part["metric"], strict=True)))
         named = "; ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        of = ordered_variants(part["variant"])
-        whose = "" if set(of) == variants else f" ({', '.join(variant_label(name) for name in of)})"
+        of = legend.ordered(part["variant"])
+        whose = "" if set(of) == variants else f" ({', '.join(legend.label(name) for name in of)})"
         lines.append(f"- {named}{whose}: {note}")
     return lines
 

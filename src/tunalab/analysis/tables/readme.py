@@ -6,7 +6,7 @@ from pathlib import Path
 from tunalab.analysis.tables.training import accuracy_markdown, accuracy_table
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.records.labels import ordered_variants, variant_label
+from tunalab.records.labels import Legend
 from tunalab.records.record import Record
 
 BEGIN, END = "<!-- figure6: made by `make table` -->", "<!-- end of figure6 -->"
@@ -26,7 +26,7 @@ def readme_block(records: Sequence[Record]) -> str:
             "seen, also against the paper: [results/LOG.md](results/LOG.md). The harder levels: "
             "[results/figure6/accuracy.md](results/figure6/accuracy.md).",
             "",
-            accuracy_markdown(easy).rstrip(),
+            accuracy_markdown(easy, Legend(records)).rstrip(),
         ]
     )
 
@@ -44,10 +44,10 @@ def _time(records: Sequence[Record]) -> str:
         machines.setdefault(record.environment["accelerator"] or record.environment["cpu"], []).append(record)
     sentences = []
     for name, runs in machines.items():
-        each = []
-        for variant in ordered_variants(record.run.variant for record in runs):
+        each, legend = [], Legend(runs)
+        for variant in legend.ordered(legend.looks):
             minutes = [record.totals.seconds / 60 for record in runs if record.run.variant == variant]
-            each.append(f"{variant_label(variant)} {sum(minutes) / len(minutes):.0f}")
+            each.append(f"{legend.label(variant)} {sum(minutes) / len(minutes):.0f}")
         on, together = _on_gpu(name, runs) if runs[0].environment["accelerator"] else _on_cores(name, runs)
         sentences.append(f"Minutes of training a run, without evaluation, on {on}: {', '.join(each)}; {together} in all.")
     return " ".join(sentences)

@@ -17,7 +17,7 @@ from tunalab.analysis.statistics import paired_difference, pooled
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.records.differences import Setting, told_apart
-from tunalab.records.labels import benchmark_label, key_labels, ordered_benchmarks, ordered_variants, value_label, variant_label
+from tunalab.records.labels import Legend, benchmark_label, key_labels, ordered_benchmarks, value_label
 from tunalab.records.record import Record, usable
 
 
@@ -32,10 +32,10 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
     if not usable(records) or any(point.benchmarks for record in usable(records) for point in record.points):
         accuracy, left_out = accuracy_table(records), len(records) - len(usable(records))
         unequal = flagged(usable(records))
-        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, left_out, unequal)
+        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, Legend(records), left_out, unequal)
         texts["accuracy.csv"] = f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g")
     cost = cost_table(records)
-    texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost)
+    texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost, Legend(records))
     texts["cost.csv"] = f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g")
     for name, text in texts.items():
         write_atomically(folder / name, text)
@@ -56,7 +56,7 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
     aligned = align_tokens(curves(finished))
     tokens = last_common_tokens(aligned)
     means = pooled(aligned[aligned["tokens"] == tokens])
-    groups = _groups(finished)
+    groups, legend = _groups(finished), Legend(finished)
     settings = _settings(groups)
     rows = []
     for benchmark, setting in product(ordered_benchmarks(means["benchmark"]), settings):
@@ -71,17 +71,17 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
             if gap is not None:
                 # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
                 ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
-        rows += sorted(ranked, key=lambda row: ordered_variants(part["variant"]).index(str(row["variant"])))
+        rows += sorted(ranked, key=lambda row: legend.ordered(part["variant"]).index(str(row["variant"])))
     columns = ["benchmark", *_keys(settings), "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
     return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
 
 
 def cost_table(records: Sequence[Record]) -> pd.DataFrame:
     """A row per variant and setting: means over seeds of what a run consumed, and its parameters."""
-    groups = _groups(usable(records))
+    groups, legend = _groups(usable(records)), Legend(usable(records))
     settings = _settings(groups)
     rows: list[dict[str, Any]] = []
-    for variant, setting in product(ordered_variants(name for name, _ in groups), settings):
+    for variant, setting in product(legend.ordered(legend.looks), settings):
         group = groups.get((variant, setting))
         if group is None:
             continue
@@ -95,15 +95,15 @@ def cost_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def accuracy_markdown(table: pd.DataFrame, left_out: int = 0, unequal: Sequence[str] = ()) -> str:
+def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, unequal: Sequence[str] = ()) -> str:
     """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0.
 
     ``unequal``: what makes it no equal comparison.
     """
-    variants = ordered_variants(table["variant"])
+    variants = legend.ordered(table["variant"])
     keys = list(table.columns[1 : table.columns.get_loc("variant")])
     names = key_labels(keys)
-    head = ["benchmark", *(names[key] for key in keys), *(variant_label(name) for name in variants), "chance", "n"]
+    head = ["benchmark", *(names[key] for key in keys), *(legend.label(name) for name in variants), "chance", "n"]
     lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
     for _, part in table.groupby(["benchmark", *keys], sort=False, dropna=False):
         by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
@@ -127,7 +127,7 @@ def accuracy_markdown(table: pd.DataFrame, left_out: int = 0, unequal: Sequence[
     return "\n".join(lines) + "\n\n" + note + "\n"
 
 
-def cost_markdown(table: pd.DataFrame) -> str:
+def cost_markdown(table: pd.DataFrame, legend: Legend) -> str:
     """The cost table with units spelled out."""
     parts = [name for name in table.columns if name.endswith("_parameters")]
     keys = list(table.columns[1 : table.columns.get_loc("seeds")])
@@ -140,7 +140,7 @@ def cost_markdown(table: pd.DataFrame) -> str:
         costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
         sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
         told = [_value(row[key]) for key in keys]
-        lines.append(markdown_row([variant_label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
+        lines.append(markdown_row([legend.label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
     return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
 
 
