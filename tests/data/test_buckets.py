@@ -15,7 +15,7 @@ from torchvision.transforms import functional as transforms
 from tunalab.data.buckets import FRAME, TEXT_ROOM, Buckets, check_buckets
 from tunalab.data.documents import Document, Image, Reject, Text, Unfit
 from tunalab.data.images import cover, decode_image, read_image
-from tunalab.data.sources import SourceSettings, build_source
+from tunalab.data.sources import build_source
 from tunalab.data.stream import Step, TrainingStream, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
@@ -258,16 +258,16 @@ def test_files_reach_the_corpora_in_their_buckets(tmp_path: Path) -> None:
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = DataConfig(buckets=TINY, image_size=16, manifests={"mine": ManifestConfig(path=str(tmp_path / "data.jsonl"))})
-    source = build_source("manifest/mine", SourceSettings.of(data, 0))
+    source = build_source("manifest/mine", data, 0)
     shapes = [[s.pixels_HWC.shape[:2] for s in source.document(n).segments if isinstance(s, Image)] for n in (0, 1)]
     assert shapes == [[(12, 20)], [(20, 12), (12, 20)]]
     with pytest.raises(Reject, match="line.png"):
         source.document(2)
     strip = DataConfig(image_size=16, manifests=data.manifests, max_crop=0.3)
     with pytest.raises(Unfit, match="40x24 would lose 40.0%"):
-        build_source("manifest/mine", SourceSettings.of(strip, 0)).document(0)
-    with_square = SourceSettings.of(DataConfig(image_size=16, manifests=data.manifests), 0)
-    (image,) = [s for s in build_source("manifest/mine", with_square).document(0).segments if isinstance(s, Image)]
+        build_source("manifest/mine", strip, 0).document(0)
+    with_square = DataConfig(image_size=16, manifests=data.manifests)
+    (image,) = [s for s in build_source("manifest/mine", with_square, 0).document(0).segments if isinstance(s, Image)]
     assert image.pixels_HWC.shape == (16, 16, 3)
     assert decode_image((tmp_path / "wide.png").read_bytes(), "a", 16).shape == (16, 16, 3)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tunalab.data.documents import Corpus, Image, Reject, Text
 from tunalab.data.images import read_image
-from tunalab.data.sources import SourceSettings, build_source, probe
+from tunalab.data.sources import build_source, probe
 from tunalab.errors import UserError
 from tunalab.settings.schema import DataConfig, ManifestConfig, TextConfig, WebDatasetConfig
 
@@ -29,7 +29,7 @@ def source(family: str, name: str, **more: object) -> Corpus:
         webdataset={"a": WebDatasetConfig(urls=[url], window=0)},
         text={"a": TextConfig(urls=[url], window=0, **more)},
     )
-    return build_source(f"{family}/a", SourceSettings.of(data, seed=0))
+    return build_source(f"{family}/a", data, 0)
 
 
 def texts(corpus: Corpus) -> list[str]:

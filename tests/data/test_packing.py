@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tunalab.data.documents import IMAGES_PER_DOCUMENT, Document, Image, Text
 from tunalab.data.mixing import Mixer
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.sequence import TokenSequence, to_sequence
-from tunalab.data.sources import SourceSettings, build_source
+from tunalab.data.sources import build_source
 from tunalab.data.stream import TrainingStream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.settings.schema import DataConfig, load_config
@@ -177,10 +178,10 @@ def test_moving_a_batch_keeps_everything(tokenizer: Tokenizer) -> None:
 def test_the_default_mix_fills_its_rows(tokenizer: Tokenizer) -> None:
     """At least 95% of the tokens are real, in every stage; measured on lengths alone, images need not be drawn."""
     config = load_config(EXPERIMENT, None, [])
-    settings = SourceSettings(config.data.image_size, 0, (0.7, 0.2, 0.1), config.data.questions_per_image)
+    settings = replace(config.data, levels=[0.7, 0.2, 0.1])
     for stage in (config.stages["pretrain"], config.stages["sft"]):
         mix = {name: weight for name, weight in stage.mix.items() if name != "easy_vqa/vqa" or _has_easy_vqa()}
-        sources = {name: build_source(name, settings) for name in mix}
+        sources = {name: build_source(name, settings, 0) for name in mix}
         # 40 documents a source stand for all: what matters is how their lengths are spread.
         lengths = {
             name: [len(to_sequence(source.document(at), tokenizer, config.frontend.patch).ids_L) for at in range(40)]
@@ -203,12 +204,12 @@ def test_the_default_mix_fills_its_rows(tokenizer: Tokenizer) -> None:
 
 def test_the_stream_itself_fills_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = load_config(EXPERIMENT, None, [])
-    settings = SourceSettings(config.data.image_size, 0, (0.7, 0.2, 0.1), config.data.questions_per_image)
+    settings = replace(config.data, levels=[0.7, 0.2, 0.1])
     stages = {"pretrain": config.stages["pretrain"]}
     stages["pretrain"].mix.pop("easy_vqa/vqa")
     data = DataConfig(rows=20)
     stream = TrainingStream(
-        data, stages, lambda name: build_source(name, settings), tokenizer, config.frontend.patch, 0, tmp_path / "r.jsonl"
+        data, stages, lambda name: build_source(name, settings, 0), tokenizer, config.frontend.patch, 0, tmp_path / "r.jsonl"
     )
     step = next(iter(stream))
     assert step.tokens / (data.rows * data.row_tokens) > 0.95

@@ -10,13 +10,13 @@ import pytest
 
 from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.easy_vqa import EasyVqaCorpus
-from tunalab.data.sources import SourceSettings, build_source, check_sources, open_sources, source_names
+from tunalab.data.sources import build_source, check_sources, open_sources, source_names
 from tunalab.errors import UserError
-from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, WebDatasetConfig, load_config
+from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, load_config
 
 
-def settings(**manifests: ManifestConfig) -> SourceSettings:
-    return SourceSettings(image_size=32, seed=1, levels=(0.6, 0.3, 0.1), questions_per_image=2, manifests=manifests)
+def settings(**manifests: ManifestConfig) -> DataConfig:
+    return DataConfig(image_size=32, levels=[0.6, 0.3, 0.1], questions_per_image=2, manifests=manifests)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_every_name_builds_its_corpus(path: Path) -> None:
     names = source_names(known)
     assert len(names) == len(KINDS) + 2 and names[-1] == "manifest/mine"
     for name in names:
-        corpus = build_source(name, known)
+        corpus = build_source(name, known, 1)
         document = corpus.document(0)
         assert corpus.name == name
         assert document.kind == (name.split("/")[1] if name.startswith("scenes/") else document.kind)
@@ -45,12 +45,11 @@ def test_every_name_builds_its_corpus(path: Path) -> None:
 
 def test_settings_reach_the_corpora() -> None:
     for name in ("scenes/vqa", "easy_vqa/vqa"):
-        document = build_source(name, settings()).document(0)
+        document = build_source(name, settings(), 1).document(0)
         assert sum(isinstance(s, Text) and s.target for s in document.segments) == 2
-    other = SourceSettings(image_size=32, seed=2, levels=(0.6, 0.3, 0.1), questions_per_image=2)
     texts = [
-        [build_source("scenes/caption", s).document(i).segments[-1].text for i in range(5)]  # type: ignore[union-attr]
-        for s in (settings(), settings(), other)
+        [build_source("scenes/caption", settings(), seed).document(i).segments[-1].text for i in range(5)]  # type: ignore[union-attr]
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
 
@@ -63,7 +62,7 @@ def test_manifest_settings(path: Path, tmp_path: Path) -> None:
     path.write_text('{"image": "a.png", "caption": "black"}\n')
     for kind in ("caption", "text_to_image"):
         mine = ManifestConfig(path=str(path), root=str(tmp_path / "elsewhere"), kind=kind)
-        assert build_source("manifest/mine", settings(mine=mine)).document(0).kind == kind
+        assert build_source("manifest/mine", settings(mine=mine), 1).document(0).kind == kind
 
 
 def test_captions_of_all_sources_answer_one_prompt(path: Path) -> None:
@@ -72,31 +71,31 @@ def test_captions_of_all_sources_answer_one_prompt(path: Path) -> None:
     PillowImage.new("RGB", (32, 32)).save(path.parent / "a.png")
     path.write_text('{"image": "a.png", "caption": "black"}\n')
     known = settings(mine=ManifestConfig(path=str(path)))
-    prompts = [build_source(name, known).document(0).segments[1] for name in ("scenes/caption", "manifest/mine")]
+    prompts = [build_source(name, known, 1).document(0).segments[1] for name in ("scenes/caption", "manifest/mine")]
     assert prompts[0] == prompts[1]
 
 
 @pytest.mark.parametrize("name", ["", "scenes", "scenes/", "scenes/video", "easy_vqa", "manifest/other", "Scenes/vqa"])
 def test_unknown_name_lists_the_choices(path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
-        build_source(name, settings(mine=ManifestConfig(path=str(path))))
+        build_source(name, settings(mine=ManifestConfig(path=str(path))), 1)
     message = str(caught.value)
     assert repr(name) in message and "scenes/caption" in message and "manifest/mine" in message and "\n" not in message
 
 
 def test_manifest_mistakes(path: Path) -> None:
     with pytest.raises(UserError, match="data.manifests.mine.path"):
-        build_source("manifest/mine", settings(mine=ManifestConfig()))
+        build_source("manifest/mine", settings(mine=ManifestConfig()), 1)
     with pytest.raises(UserError, match="manifest/mine: unknown kind 'vqa'"):
-        build_source("manifest/mine", settings(mine=ManifestConfig(path=str(path), kind="vqa")))
+        build_source("manifest/mine", settings(mine=ManifestConfig(path=str(path), kind="vqa")), 1)
 
 
 def test_missing_easy_vqa_does_not_stop_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(build_source("easy_vqa/vqa", settings()), EasyVqaCorpus)
+    assert isinstance(build_source("easy_vqa/vqa", settings(), 1), EasyVqaCorpus)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert build_source("scenes/text", settings()).document(0).kind == "text"
+    assert build_source("scenes/text", settings(), 1).document(0).kind == "text"
     with pytest.raises(UserError, match=r"tunalab\[data\]"):
-        build_source("easy_vqa/vqa", settings())
+        build_source("easy_vqa/vqa", settings(), 1)
 
 
 def run(mix: dict[str, float], **data: object) -> RunConfig:
@@ -114,13 +113,12 @@ def test_shards_are_named_by_family_and_key(tmp_path: Path) -> None:
     config = load_config(yaml, None, [])
     check_sources(config)
     open_sources(config)
-    known = SourceSettings.of(config.data, config.seed)
-    assert source_names(known)[-4:] == ["webdataset/c", "finevision/a", "omniedit/b", "text/mine"]
-    corpus = build_source("text/mine", known)
+    assert source_names(config.data)[-4:] == ["webdataset/c", "finevision/a", "omniedit/b", "text/mine"]
+    corpus = build_source("text/mine", config.data, config.seed)
     assert corpus.name == "text/mine" and corpus.document(0).segments == (Text("some text", target=True),)
     for name in ("webdataset/c", "finevision/a", "omniedit/b"):
         with pytest.raises(UserError, match=rf"{name}: data\.{name.replace('/', '.')}\.urls is not set"):
-            build_source(name, known)
+            build_source(name, config.data, config.seed)
 
 
 def test_unknown_shards_are_refused_before_any_file_is_looked_for() -> None:
@@ -145,8 +143,3 @@ def test_a_setting_that_fits_no_document_is_found_before_training(tmp_path: Path
         open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
     path.write_text('{"body": "a"}\n' * 3 + '{"text": "a"}\n' * 17)
     open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
-
-
-def test_every_family_has_its_settings() -> None:
-    data = DataConfig(webdataset={"a": WebDatasetConfig(kind="text_to_image")})
-    assert SourceSettings.of(data, 3).shards == {"webdataset/a": WebDatasetConfig(kind="text_to_image")}

@@ -1,6 +1,11 @@
-"""What a curve can be drawn against: everything that a run consumes while it learns.
+"""Records into tables, axes and lines: a row per run, evaluation and benchmark, against what a run consumes.
 
-Equal tokens are how runs are trained; the other axes ask of the same runs what equal images, compute, time or parameters would say.
+Equal tokens are how runs are trained; the other axes ask of the same runs what equal images,
+compute, time or parameters would say.
+
+The same for every benchmark that was asked at the same evaluations, so it is found once and kept.
+
+    P  evaluations of a run    G  places of a common grid
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -91,12 +96,6 @@ def axis_named(name: str) -> Axis:
         raise UserError(f"unknown x axis {name!r}, choices: {', '.join(AXES)}")
     return AXES[name]
 
-
-# Where runs were evaluated along an axis, and the grid of places that several of them have in common.
-#
-# The same for every benchmark that was asked at the same evaluations, so it is found once and kept.
-#
-#     P  evaluations of a run    G  places of a common grid
 
 T = TypeVar("T", int, float)
 
@@ -215,9 +214,6 @@ def interpolation(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
     return weight_GP
 
 
-# The lines of a figure: runs that differ in the seed alone.
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
     """Runs of one variant at one setting, which differ in the seed alone, by seed."""
@@ -277,8 +273,6 @@ def moves(shown: Sequence[Line], axis: Axis) -> bool:
 def benchmarks(records: Iterable[Record]) -> set[str]:
     return {name for record in records for point in record.points for name in point.benchmarks}
 
-
-# Records into one tidy table: a row per run, evaluation and benchmark.
 
 # ``setting`` is the label of what tells a run from the others of the table, ``identity`` of all that may not differ in a mean.
 COLUMNS = [

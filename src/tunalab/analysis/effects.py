@@ -1,6 +1,15 @@
-"""The choices that a sweep varies, read from the records: each run is a cell of levels.
+"""What one choice changes while the others stay: effects and interactions of the factors of a sweep.
 
-A level None does not apply: a run without masking masks neither kind of image, so it may stand beside runs that mask either.
+A level None does not apply: a run without masking masks neither kind of image, so it may stand
+beside runs that mask either.
+
+An effect is a contrast of cells, sum_c w_c mean_c. Main effect of a level: the mean, over all
+pairs of cells that differ in that factor alone, of the cell at the level minus the cell at the
+reference. Interaction of two: how much the effect of one changes when the other leaves its
+reference (difference of differences). Matched: two cells that differ in several factors and train
+as many parameters, as one of them was made to.
+
+All cells of a contrast are paired: same seeds, same questions.
 """
 
 from collections import Counter
@@ -117,13 +126,6 @@ def level_label(level: Level) -> str:
     return value_label(level)
 
 
-# Contrasts of a sweep's cells: main effects of its factors and their interactions, as weights that sum to zero.
-#
-# An effect is a contrast of cells, sum_c w_c mean_c. Main effect of a level: the mean, over all pairs of cells that
-# differ in that factor alone, of the cell at the level minus the cell at the reference. Interaction of two: how much
-# the effect of one changes when the other leaves its reference (difference of differences). Matched: two cells that
-# differ in several factors and train as many parameters, as one of them was made to.
-
 Weights = Mapping[Cell, float]
 
 
@@ -216,11 +218,6 @@ def _summed(signs: Sequence[tuple[Cell, float]]) -> dict[Cell, float]:
         weights[cell] += weight  # type: ignore[assignment]
     return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
 
-
-# What one choice changes while the others stay as they are: main effects and interactions of a sweep's factors, with
-# intervals.
-#
-# All cells of a contrast are paired: same seeds, same questions.
 
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways

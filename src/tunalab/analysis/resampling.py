@@ -1,8 +1,13 @@
 """Learning curves and their resamples: what bands, crossings, areas and power laws are all made of.
 
-What a resample is: the questions of a benchmark are drawn with replacement, the same draw for every run at every point; seeds are
-drawn with replacement, the same draw for the variants that are compared. Between two evaluations a curve is the straight
-line over the logarithm of the axis.
+What a resample is: the questions of a benchmark are drawn with replacement, the same draw for
+every run at every point; seeds are drawn with replacement, the same draw for the variants that
+are compared. Between two evaluations a curve is the straight line over the logarithm of the axis.
+
+The area under a curve over the length of its axis is a mean accuracy of the whole run, without the choice of a point.
+Over log x every doubling counts the same, and what was learnt early counts most; over x itself
+the late part of a run decides. Both are of the same curve, straight lines over log x between
+evaluations, integrated exactly.
 
     R  resamples    I  questions    S  seeds    P  evaluations of a run    K  evaluations of all runs    G  places of a common grid
 """
@@ -230,15 +235,6 @@ def covers(seeds: Iterable[int]) -> str:
             f"questions and seeds; of {few} seeds {missed} leaves out the truth where seeds scatter six times as much as questions"
         )
     return "questions and seeds"
-
-
-# The area under a learning curve over the length of the axis: a mean accuracy of the whole run, without the choice of a
-# point.
-#
-# Over log x every doubling counts the same, and what was learnt early counts most; over x itself the late part of a run
-# decides. Both are of the same curve, straight lines over log x between evaluations, integrated exactly.
-#
-#     R  resamples    G  places
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""How far runs scatter from seed to seed, estimated from all cells of a comparison together.
+"""Means over seeds and differences of variants with intervals, by the scatter of all cells together.
 
-The two seeds of one pair of variants hardly show it: Student's t of one degree of freedom takes 12.7 standard errors, and a
-bootstrap of two values, which takes fewer, finds leads where there are none. So cells that are compared, trained on the same seeds,
-are taken to scatter alike, as in any analysis of variance, and their residuals estimate it together.
+The two seeds of one pair of variants hardly show it: Student's t of one degree of freedom takes
+12.7 standard errors, and a bootstrap of two values, which takes fewer, finds leads where there
+are none. So cells that are compared, trained on the same seeds, are taken to scatter alike, as in
+any analysis of variance, and their residuals estimate it together.
 
     C  cells (variants, or arms of a sweep)    S  seeds    I  items (questions)    R  resamples
 """
@@ -65,9 +66,6 @@ def scatter_of_means(value_CS: list[np.ndarray]) -> Scatter | None:
         return None
     squares = sum(float(((value_S - value_S.mean()) ** 2).sum()) for value_S in value_CS)
     return Scatter(float(np.sqrt(squares / freedom)), freedom)
-
-
-# What the scores allow to say: means over seeds with intervals, and differences of two variants with intervals.
 
 
 @dataclass(frozen=True)

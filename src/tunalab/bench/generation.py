@@ -1,4 +1,4 @@
-"""The slow, obvious way to answer and to sample: whole padded sequences, run again for every token and every step.
+"""Speed of image generation against the slow reference, which runs whole padded sequences at every step.
 
 What the fast code is compared with, in the tests and in the benchmark.
 
@@ -118,9 +118,6 @@ def _run(
         return h_BLD
     rotary = rotary_tables(position_BL, span_BL >= 0, patch_BL, columns_BL, model.head.head_dim)
     return model.head(h_BLD, torch.stack(times), span_BL, rotary, backend)
-
-
-# Image generation speed against the reference that runs the whole padded sequence again at every step.
 
 
 def bench_generation(

@@ -1,4 +1,8 @@
-"""The losses and gradients of a device's fast path, against the plainest one: dense attention in float32 on the CPU."""
+"""`tunalab bench --gpu`: a training step at full scale on a CUDA device, and whether it computes what the CPU does.
+
+Each part runs in a process of its own: one that fails or takes too long leaves the others, and no
+part finds memory or kernels of another. What is measured is written after every part.
+"""
 
 import json
 import subprocess
@@ -67,11 +71,6 @@ def moved(draws: Draws, device: torch.device) -> Draws:
         draws.t_N.to(device), [mask.to(device) for mask in draws.mask_nT], [noise.to(device) for noise in draws.noise_nChw]
     )
 
-
-# `tunalab bench --gpu`: a training step at full scale on a CUDA device, the most wanted figure first.
-#
-# Each part runs in a process of its own: one that fails or takes too long leaves the others, and no part finds memory
-# or kernels of another. What is measured is written after every part.
 
 REQUIRED_UTILISATION, REQUIRED_DIFFERENCE = 0.45, 2e-2
 LIMIT = 200  # seconds of a part

@@ -1,4 +1,4 @@
-"""How long `tunalab figure figure6` takes of a thousand records, with the picture and the page it writes."""
+"""`tunalab bench`: the promised figures, measured, printed and recorded."""
 
 import json
 import resource
@@ -76,8 +76,6 @@ def again(first: Sequence[Record], count: int) -> Iterator[Record]:
         yield replace(record, run=run, config={**record.config, "seed": seed}, points=points)
 
 
-# How long `tunalab sweep NAME --status --once` takes of a sweep of a thousand runs.
-
 STATUS_REQUIRED_SECONDS = 1.0
 _PER_SEED = 12  # three front-ends at four mask ratios
 _REPEATS = 5
@@ -141,9 +139,6 @@ def _files(experiment: str, variant: str) -> tuple[Path, Path]:
     return Path(f"experiments/{experiment}.yaml"), Path(f"variants/{variant}.yaml")
 
 
-# What `make sweep VARIANT=tuna2` took and reached, from its committed records: minutes, memory, benchmarks above
-# chance.
-
 REQUIRED_MINUTES, REQUIRED_GB, REQUIRED_ABOVE = 20.0, 4.0, 5
 
 
@@ -184,9 +179,6 @@ def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, 
 def _at_a_time(environment: dict[str, Any]) -> int:
     """Runs side by side on the machine of a record: by its cores, or one where it is an accelerator's."""
     return 1 if environment.get("accelerator") else max(1, environment["cores"] // environment["threads"])
-
-
-# `tunalab bench`: the figures that are promised, printed and recorded.
 
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:

@@ -1,4 +1,10 @@
-"""Documents of the lengths that `tunalab plan` assumes, with random contents: rows of full scale without its data."""
+"""Training speed against the dense reference: documents padded to 512 tokens, logits and flow head everywhere.
+
+Both run the same weights on the same documents in one process, in turns, so that a noisy machine
+troubles both alike.
+
+Shapes: D documents, L padded tokens, n images of one size, T visual tokens, W width.
+"""
 
 import statistics
 import tempfile
@@ -55,13 +61,6 @@ class AssumedCorpus:
         segments = [image() for _ in range(shape.looked_at)] + text(asked)
         segments += text(shape.labels - 1, target=True) if shape.labels else []
         return Document(self.kind, (*segments, *(image(generate=True) for _ in range(shape.generated))))
-
-
-# Training speed against the dense reference: every document padded to 512 tokens, logits and flow head everywhere.
-#
-# Both run the same weights on the same documents in one process, in turns, so that a noisy machine troubles both alike.
-#
-# Shapes: D documents, L padded tokens, n images of one size, T visual tokens, W width.
 
 
 def dense_losses(

@@ -1,4 +1,7 @@
-"""Conversations: lists of {"from", "value"} or {"role", "content"} -> (prompt, answer) pairs, checked."""
+"""From texts and pixels to documents: what lines of a manifest, samples of a tar and rows have in common.
+
+Pixels come as functions: texts are judged first, an image is decoded for a sound document only.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,10 +103,6 @@ def _read_turn(turn: Any, number: int) -> tuple[str, str]:
         raise Reject(f"turn {number} is from {role!r}; choices: {', '.join(_ROLES)}")
     return _ROLES[role], check_text(value, f"the value of turn {number}", indented=_ROLES[role] == "gpt")
 
-
-# From texts and pixels to documents: what lines of a manifest, samples of a tar and rows of a table have in common.
-#
-# Pixels come as functions: texts are judged first, an image is decoded for a sound document only.
 
 Pixels = Callable[[], np.ndarray]
 CaptionKind = Literal["caption", "text_to_image"]

@@ -1,4 +1,17 @@
-"""Which data a run reads, in a form that can be compared: a text a source that changes with what the source gives."""
+"""Whether the data of a run are those it began with: versions of sources, digests of files.
+
+A file is the same as long as its size and its content are: when it was written does not matter.
+Its content is told by
+
+- its digest, where a source has up to :data:`WHOLE` bytes, or on request (data.full_digests);
+- else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed (elsewhere than
+  on disks :data:`REMOTE_RANGES`, where nothing better is said);
+- what its place says of the content (an ETag), elsewhere than on disks: nothing is read for it.
+
+Of the images that a manifest or easy-VQA names, :data:`IMAGES` are looked at, spread evenly; all
+of them on request. Sources that are drawn have no files: what draws them is the version
+(:func:`data_versions`).
+"""
 
 import hashlib
 import json
@@ -36,19 +49,6 @@ def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int
             versions[name] = f"{revision}-{digest([data.image_size, data.levels, data.questions_per_image])}"
     return versions
 
-
-# Whether the files of a run's sources are those it began with: looked at when it begins, and again when it goes on.
-#
-# A file is the same as long as its size and its content are: when it was written does not matter. Its content is told
-# by
-#
-# - its digest, where a source has up to :data:`WHOLE` bytes, or on request (data.full_digests);
-# - else a digest of :data:`RANGES` ranges spread over it: a change between them that keeps the size is not noticed (elsewhere than
-#   on disks :data:`REMOTE_RANGES`, where nothing better is said);
-# - what its place says of the content (an ETag), elsewhere than on disks: nothing is read for it.
-#
-# Of the images that a manifest or easy-VQA names, :data:`IMAGES` are looked at, spread evenly; all of them on request.
-# Sources that are drawn have no files: what draws them is the version (versions.py).
 
 WHOLE = 256 * 2**20  # bytes of a source's files that are read in a second or less
 RANGES, RANGE_BYTES = 16, 2**14

@@ -1,14 +1,20 @@
-"""Documents: what every corpus yields, before any tokenizer or front-end is known.
+"""Documents and questions: what corpora and benchmarks yield, before any tokenizer or front-end.
 
-A document is a sequence of text and image segments in reading order. Its layout (facts of the published recipe):
+A document is a sequence of text and image segments in reading order. Its layout (facts of the
+published recipe):
 
     text_to_image   bos prompt boi [time][patches] eoi eos
     caption, vqa    bos boi [time][patches] eoi prompt answer eos (prompt answer eos ...)
     edit            bos boi [source] eoi instruction boi [target] eoi eos
     text            bos text eos      (conversations: prompt answer eos, repeated)
 
-With ``decoder.chat`` prompts and answers stand in the turns of a chat (sequence.py). Where a prompt or an instruction of the user's
-data names the place of an image within its text, the image stands there.
+With ``decoder.chat`` prompts and answers stand in the turns of a chat (sequence.py). Where a
+prompt or an instruction of the user's data names the place of an image within its text, the image
+stands there.
+
+A copy is an edit without an instruction, for fine-tuning before reconstructions are measured:
+
+    bos boi [image] eoi boi [the same image, noised] eoi eos
 """
 
 from dataclasses import dataclass
@@ -91,9 +97,6 @@ def fingerprint_of(corpus: Corpus) -> str | None:
     return known
 
 
-# Questions: what every benchmark asks, before any tokenizer or front-end is known.
-
-
 @dataclass(frozen=True, eq=False)
 class Question:
     """One item of a benchmark.
@@ -107,12 +110,6 @@ class Question:
     answer: str
     group: int
 
-
-# Copies: a document that shows an image and has the same image generated, an edit without an instruction.
-#
-#     bos boi [image] eoi boi [the same image, noised] eoi eos
-#
-# What a model is fine-tuned on before its reconstructions are measured.
 
 PREFIX = "copy/"  # of the name of a source whose images are copied
 

@@ -1,4 +1,10 @@
-"""Images of unknown origin, files or bytes -> square RGB arrays (image_HWC: height, width, 3 channels, uint8)."""
+"""Images of unknown origin, files or bytes -> square RGB arrays (image_HWC: height, width, 3 channels, uint8).
+
+Only the orientation is of use. The rest (GPS, dates, profiles, comments) can be damaged, of
+unexpected types or huge, and decoders that look at it refuse the picture or raise an error of
+their own. Blocks that change pixels (palettes, transparency, Adobe's colour transform) stay.
+WebP, GIF and BMP pass unchanged: their decoders never look inside such blocks.
+"""
 
 import contextlib
 import ctypes
@@ -203,13 +209,6 @@ def _to_rgb(where: str, image: Image.Image, depth: int) -> Image.Image:
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
-
-# What an image file says besides its pixels, taken off before a decoder reads it.
-#
-# Only the orientation is of use. The rest (GPS, dates, profiles, comments) can be damaged, of unexpected types or huge,
-# and decoders that look at it refuse the picture or raise an error of their own. Blocks that change pixels (palettes,
-# transparency, Adobe's colour transform) stay. WebP, GIF and BMP pass unchanged: their decoders never look inside such
-# blocks.
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # APNG's chunks go too: the picture is the default image, which any PNG reader shows.

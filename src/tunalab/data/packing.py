@@ -1,4 +1,11 @@
-"""How many micro-batches make an optimiser step."""
+"""Whole documents packed into rows of fixed length, and the batch the model sees.
+
+A row takes images of any size; a batch keeps its images in groups of one size, so that each group
+is one tensor.
+
+Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of
+an image, K labelled tokens.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,14 +41,6 @@ def micro_batches(data: DataConfig, world_size: int) -> int:
             f"data.accumulate={data.accumulate} and data.step_tokens={data.step_tokens} both set a step's size: keep one"
         )
     return data.step_tokens // at_once
-
-
-# Whole documents packed into rows of fixed length, and the batch the model sees.
-#
-# A row takes images of any size; a batch keeps its images in groups of one size, so that each group is one tensor.
-#
-# Shapes: B rows, L tokens of a row, D documents, N images, n images of a group, T visual tokens of an image, K labelled
-# tokens.
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
-"""What becomes of the lanes of a stream when their number changes: a run goes on with more or fewer processes.
+"""The training stream: stages of a mix, read, tokenised and packed, resumable exactly.
 
-With the same ranks and data processes a stream continues exactly. With others it cannot: which document a lane reads next, and
-which ones share a row, are functions of the number of lanes. The rule then:
+With the same ranks and data processes a stream continues exactly. With others it cannot: which
+document a lane reads next, and which ones share a row, are functions of the number of lanes. The
+rule then:
 
 - No document is read twice. The new lanes begin where the furthest old lane was, in the positions of the mix and in every
   source; what slower lanes had left before that point is skipped (a small share of one pass, for lanes run almost level).
@@ -23,7 +24,7 @@ from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row, micro_batches
 from tunalab.data.rejects import RejectLog
 from tunalab.data.sequence import to_sequence
-from tunalab.data.sources import SourceSettings, build_source
+from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.settings.schema import DataConfig, RunConfig, StageConfig
@@ -101,8 +102,6 @@ def _rejects(states: Mapping[int, State]) -> State:
         merged["last_reason"] |= state["rejects"]["last_reason"]
     return merged
 
-
-# The training stream: stages of a mix, read, tokenised and packed, one optimiser step at a time, resumable exactly.
 
 # What is counted of every source: documents and tokens that are trained on; documents asked for, and of these the broken ones and
 # those that do not fit (documents.py, Unfit), which are left out.
@@ -398,11 +397,10 @@ def open_stream(config: RunConfig, tokenizer: Tokenizer, token_pixels: int, reje
     Raises UserError for image sizes that do not fit ``token_pixels`` or the length of a row.
     """
     check_buckets(config.data, token_pixels)
-    settings = SourceSettings.of(config.data, config.seed)
     return TrainingStream(
         config.data,
         config.stages,
-        lambda name: build_source(name, settings),
+        lambda name: build_source(name, config.data, config.seed),
         tokenizer,
         token_pixels,
         config.seed,

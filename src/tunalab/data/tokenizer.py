@@ -1,6 +1,7 @@
 """Text to token ids and back, and the six special tokens that a packed sequence needs.
 
-Any fast Hugging Face tokenizer serves (Qwen2.5 at full scale); :func:`train_tokenizer` makes the tiny one of micro scale.
+Any fast Hugging Face tokenizer serves (Qwen2.5 at full scale); :func:`train_tokenizer` makes the
+tiny one of micro scale.
 """
 
 import json
@@ -184,8 +185,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 512) -> Tokenizer:
     backend = PreTrainedTokenizerFast(tokenizer_object=rust, bos_token=specials.bos, eos_token=specials.eos, pad_token=specials.pad)
     return Tokenizer(backend, specials, prefix_space=True)
 
-
-# The tokenizer of a pretrained decoder, with the tokens that frame images.
 
 # transformers makes a tokenizer of no words where files are missing; bytes alone are this many.
 LEAST_IDS = 256

@@ -94,14 +94,14 @@ def photographs(image_size: int) -> np.ndarray:
 # the model's own size. Chance: another image of the set.
 #
 # rFID is the Frechet distance between the originals and what becomes of them, in the features of Inception v3 if its
-# weights are given, else in those of a stated network (generation/features.py), with an interval from leaving out a
+# weights are given, else in those of a stated network (generation/fidelity.py), with an interval from leaving out a
 # tenth of the pairs at a time. It depends on the number of images.
 #
 # Shapes: N images, H W C pixels and channels, D features.
 
 KIND = "reconstruction"
 SPACE = "space alone"
-NETWORK = "network"  # of generation/features.py
+NETWORK = "network"  # of generation/fidelity.py
 CHUNK = 32  # images that are kept together: so much is sampled again after an interruption
 SHOWN = 14
 SSIM_WINDOW = 11  # pixels: of a smaller image there is no SSIM

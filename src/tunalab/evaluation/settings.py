@@ -16,7 +16,7 @@ from tunalab.settings.declaration import group, setting
 from tunalab.settings.layers import laid, made, settings_layers
 
 SCENE_SPLITS = ("test", "composition")  # those that nothing is trained on
-FEATURES = ("network", "pixels")  # evaluation/generation/features.py
+FEATURES = ("network", "pixels")  # evaluation/generation/fidelity.py
 _LEVELS = {"at_least": 1, "at_most": 3, "empty": False, "help": "scene difficulty levels"}
 _FEATURES = {"choices": FEATURES, "empty": False, "help": "in which images are near or far"}
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate
 from tunalab.errors import UserError, one_line
-from tunalab.frontends.contract import RGB
+from tunalab.frontends.contract import RGB, VisualFrontEnd
 from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
 from tunalab.frontends.siglip_transformers import load_siglip, siglip_architecture
 
@@ -267,3 +267,24 @@ def connector(encoder_width: int, width: int) -> nn.Sequential:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return layers
+
+
+class EncoderFrontEnd(VisualFrontEnd):
+    """A front-end whose ``patch_embedding`` feeds the blocks of a pretrained ``encoder``, with a connector behind them."""
+
+    block_parts = ("encoder.blocks",)
+    patch_embedding: nn.Conv2d
+    encoder: RepresentationEncoder
+
+    def connect(self, fixed_parts: tuple[str, ...]) -> None:
+        """Ends a constructor: the connector is new, and ``fixed_parts`` stay as they start."""
+        self.connector = connector(self.encoder.width, self.width)
+        self.fixed_parts = fixed_parts
+        self.freeze()
+
+    def connected(self, x_BChw: Tensor) -> Tensor:
+        """Visual tokens (B, N, D) of x in the encoder's own range."""
+        tokens_BVhw = self.patch_embedding(x_BChw)
+        grid = (tokens_BVhw.shape[2], tokens_BVhw.shape[3])
+        h_BND: Tensor = self.connector(self.encoder(tokens_BVhw.flatten(2).transpose(1, 2), grid))
+        return h_BND

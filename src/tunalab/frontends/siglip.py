@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tunalab.errors import UserError
-from tunalab.frontends.contract import TargetSpace, VisualFrontEnd
-from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
+from tunalab.frontends.contract import TargetSpace
+from tunalab.frontends.encoder import FEATURE_LAYER, EncoderFrontEnd, RepresentationEncoder
 from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
 
 
-class Siglip(VisualFrontEnd):
+class Siglip(EncoderFrontEnd):
     """The encoder keeps its patch embedding; all of it is trained, or with ``encoder_trained`` False none."""
 
     connector_parts = ("connector",)
-    block_parts = ("encoder.blocks",)
     mean_C: Tensor
     std_C: Tensor
 
@@ -52,9 +51,7 @@ class Siglip(VisualFrontEnd):
         self.register_buffer("std_C", 2 * torch.tensor(std), persistent=False)
         self.patch_embedding = vit.patch_embed.proj
         self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
-        self.connector = connector(self.encoder.width, width)
-        self.fixed_parts = () if encoder_trained else ("patch_embedding", "encoder")
-        self.freeze()
+        self.connect(() if encoder_trained else ("patch_embedding", "encoder"))
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
@@ -63,6 +60,4 @@ class Siglip(VisualFrontEnd):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        tokens_BVhw = self.patch_embedding(normalised_BChw)
-        grid = (tokens_BVhw.shape[2], tokens_BVhw.shape[3])
-        return self.connector(self.encoder(tokens_BVhw.flatten(2).transpose(1, 2), grid))
+        return self.connected(normalised_BChw)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
-from tunalab.frontends.encoder import FEATURE_LAYER, RepresentationEncoder, connector
+from tunalab.frontends.encoder import FEATURE_LAYER, EncoderFrontEnd, RepresentationEncoder
 from tunalab.frontends.vae import LatentCodec, LatentFrontEnd
 from tunalab.settings.schema import FrontEndConfig
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from tunalab.frontends.encoder import TimmViT
 
 
-class VaeSiglip(LatentFrontEnd):
+class VaeSiglip(LatentFrontEnd, EncoderFrontEnd):
     """Generates in normalised VAE latents. The patch embedding is new, so it is trained with the connector."""
 
     connector_parts = ("patch_embedding", "connector")
-    block_parts = ("encoder.blocks",)
 
     def __init__(
         self,
@@ -38,9 +37,7 @@ class VaeSiglip(LatentFrontEnd):
         # Xavier on the flattened kernel: a convolution without overlap is a linear map of the patch.
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.encoder.width, -1))
         nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
-        self.connector = connector(self.encoder.width, width)
-        self.fixed_parts = () if encoder_trained else ("encoder",)
-        self.freeze()
+        self.connect(() if encoder_trained else ("encoder",))
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
@@ -50,6 +47,4 @@ class VaeSiglip(LatentFrontEnd):
         return cls(vae, vit, width, config.patch, config.encoder_layer, config.encoder_antialias, config.encoder_trained)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        tokens_BVhw = self.patch_embedding(x_BChw)
-        grid = (tokens_BVhw.shape[2], tokens_BVhw.shape[3])
-        return self.connector(self.encoder(tokens_BVhw.flatten(2).transpose(1, 2), grid))
+        return self.connected(x_BChw)

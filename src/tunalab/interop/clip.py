@@ -1,4 +1,9 @@
-"""CLIP models of open_clip with weights of this machine: how well images fit texts, and which colour a thing has.
+"""CLIP score, HPS v2 and colours of things, by open_clip's models with weights of this machine.
+
+CLIP score: https://arxiv.org/abs/2104.08718, there "CLIP-S", 2.5 max(cosine, 0) with words before the prompt; beside
+it the cosine with the prompt alone, which most reports on text-to-image mean. HPS v2:
+https://arxiv.org/abs/2306.09341, the cosine of a ViT-H-14 that learnt what people prefer, images padded to a square.
+Cosines are often given times 100. Ours are computed in float32; the official scripts compute in float16 on a GPU.
 
 Shapes: N images, T texts, D features, H W C image pixels and channels.
 """
@@ -133,13 +138,6 @@ def cut_out(pixels_HWC: np.ndarray, one: Detection) -> np.ndarray:
     kept = pixels_HWC if one.mask_HW is None else np.where(one.mask_HW[..., None], pixels_HWC, np.array(BACKGROUND, np.uint8))
     return np.asarray(Image.fromarray(kept).crop(one.box))
 
-
-# CLIP score and HPS v2: how well images fit the prompts that they were made of, by the cosine of a CLIP's features.
-#
-# CLIP score: https://arxiv.org/abs/2104.08718, there "CLIP-S", 2.5 max(cosine, 0) with words before the prompt; beside
-# it the cosine with the prompt alone, which most reports on text-to-image mean. HPS v2:
-# https://arxiv.org/abs/2306.09341, the cosine of a ViT-H-14 that learnt what people prefer, images padded to a square.
-# Cosines are often given times 100. Ours are computed in float32; the official scripts compute in float16 on a GPU.
 
 CLIP_SCORE, HPS = "CLIP score", "HPS v2"
 PREFIX, WEIGHT = "A photo depicts ", 2.5  # of CLIP-S, as its authors' script has them

@@ -1,12 +1,14 @@
-"""DPG-Bench's questions and its rule: a question whose parent was answered no counts as no.
+"""DPG-Bench: its questions, models that answer them, and the share of questions answered yes.
 
-The rule of https://github.com/TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py), twice. ``OFFICIAL`` is what that script prints:
+The rule of https://github.com/TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py), twice.
+``OFFICIAL`` is what that script prints:
 
 - it leaves out the first row of the table; with it goes the first item, whose other questions depend on that row;
 - its categories pool the answers themselves, before the rule of dependencies, and of the last cell only;
 - only the answer "yes" is right.
 
-``ALL_ITEMS`` is the same without these three: no row is left out, categories pool the answers of all cells, and "Yes." is yes.
+``ALL_ITEMS`` is the same without these three: no row is left out, categories pool the answers of
+all cells, and "Yes." is yes.
 
 Shapes: H W C image pixels and channels.
 """
@@ -156,10 +158,6 @@ def _share(questions: Sequence[Question], said_yes: Sequence[bool]) -> float:
     return sum(counted.values()) / len(counted)
 
 
-# Models that answer questions about images, for DPG-Bench. The official scores come from mPLUG-large of ModelScope.
-#
-# Shapes: H W C image pixels and channels.
-
 BATCH = 16
 LONGEST = 8  # tokens of an answer: yes or no
 
@@ -218,8 +216,6 @@ class OwnVQA:
         shown = {id(image): fit(Image.fromarray(image), self.buckets) for image, _ in asked}
         return self.subject.answers([(shown[id(image)], text) for image, text in asked], LONGEST)
 
-
-# DPG-Bench's scores of a folder of images: the share of questions answered yes, under both rules of dpg.py.
 
 BENCHMARK = "DPG-Bench"
 

@@ -1,4 +1,11 @@
-"""GenEval's prompts: what must be seen, and what must not, in an image of each (``evaluation_metadata.jsonl``)."""
+"""GenEval: its prompts, its verdict on an image from what a detector finds, and scores of a folder.
+
+The rules of https://github.com/djghosh13/geneval (evaluation/evaluate_images.py), with its
+thresholds. The official detector is mmdet's Mask2Former (Swin-S, COCO); any other gives other
+numbers, which must not be called GenEval's without saying so.
+
+Shapes: H W C image pixels and channels, N detections.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -100,14 +107,6 @@ def _position(where: str, given: Any, before: int) -> tuple[str | None, int]:
         )
     return given[0], given[1]
 
-
-# GenEval's verdict on an image, from what a detector finds in it.
-#
-# The rules of https://github.com/djghosh13/geneval (evaluation/evaluate_images.py), with its thresholds. The official
-# detector is mmdet's Mask2Former (Swin-S, COCO); any other gives other numbers, which must not be called GenEval's
-# without saying so.
-#
-# Shapes: H W C image pixels and channels.
 
 THRESHOLD = 0.3  # a thing counts as seen above this score,
 COUNTING_THRESHOLD = 0.9  # where things are counted above this one
@@ -223,10 +222,6 @@ def _wrong(
     return f"{clause.thing}: {clause.relation} wanted, {' and '.join(sorted(set().union(*seen))) or 'no relation'} seen"
 
 
-# transformers' Mask2Former as a detector for GenEval, from a local folder. The official scores come from mmdet's.
-#
-# Shapes: N detections, H W C image pixels and channels.
-
 # Other names of classes -> GenEval's: it renamed three of COCO's, and checkpoints write some as VOC does.
 _NAMES = {
     "mouse": "computer mouse",
@@ -279,8 +274,6 @@ def _box(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
-
-# GenEval's scores of a folder of images: per tag, and overall as the mean over tags.
 
 BENCHMARK = "GenEval"
 

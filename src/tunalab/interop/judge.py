@@ -1,4 +1,8 @@
-"""Candidates: folders of images, each image with the settings it was made with (`tunalab generate`), matched prompt by prompt.
+"""A vote on images of several models: candidates, ballots, and how often each one wins, with intervals.
+
+A judge prefers places (the first, the last) whatever stands there. So places are dealt out
+equally often: place and candidate are independent, and a judge that looks at places alone finds
+every candidate equally good.
 
 Shapes: N images, H W C image pixels and channels.
 """
@@ -74,11 +78,6 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
         raise UserError(f"{paths[0].parent}: images of one prompt differ in size")
     return np.stack(images)
 
-
-# Ballots: one prompt, the images that every candidate made of it, and the order in which the judge sees the candidates.
-#
-# A judge prefers places (the first, the last) whatever stands there. So places are dealt out equally often: place and
-# candidate are independent, and a judge that looks at places alone finds every candidate equally good.
 
 QUESTIONS = {
     "quality": "Which candidate's images show what the prompt says most faithfully and look best?",
@@ -207,10 +206,6 @@ def _legal(words: str, letters: str) -> str | None:
     named = _NAMED.fullmatch(words)
     return named[1].upper() if named and named[1].upper() in letters else None
 
-
-# The vote: every ballot put to the judge, and how often each candidate wins, with an interval.
-#
-# Shapes: N images, H W C image pixels and channels.
 
 KIND = "judge"
 AGAIN = "\nYour answer could not be read. Answer with the JSON object alone."

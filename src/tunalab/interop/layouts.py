@@ -1,4 +1,13 @@
-"""GEdit-Bench's edits: rows of its Parquet files, or JSON lines with the images in files.
+"""What the published benchmarks ask for, and the files in which their own scripts look for it.
+
+    geneval   00000/metadata.jsonl, 00000/samples/0000.png, 0001.png, ...   a folder a prompt, numbered from 0
+    dpg       <item_id>.png                                                 four samples in a 2x2 grid
+    imgedit   <key>.png
+    gedit     fullset/<task_type>/<language>/<key>.png, <key>_SRCIMG.png    the edited image, and the one it was made from
+
+https://github.com/djghosh13/geneval, https://github.com/TencentQQGYLab/ELLA (dpg_bench),
+https://github.com/PKU-YuanGroup/ImgEdit, https://github.com/stepfun-ai/Step1X-Edit (GEdit-Bench).
+Their files are the user's to bring.
 
 Shapes: H W C image pixels and channels.
 """
@@ -78,16 +87,6 @@ def _decode_cell(reader: TableReader, row: int, buckets: Buckets) -> np.ndarray:
         raise Reject(f"{reader.where(row)}: input_image has no bytes in the table")
     return decode_image(cell["bytes"], reader.where(row), buckets)
 
-
-# What the published benchmarks ask for, and the files in which their own scripts look for it.
-#
-#     geneval   00000/metadata.jsonl, 00000/samples/0000.png, 0001.png, ...   a folder a prompt, numbered from 0
-#     dpg       <item_id>.png                                                 four samples in a 2x2 grid
-#     imgedit   <key>.png
-#     gedit     fullset/<task_type>/<language>/<key>.png, <key>_SRCIMG.png    the edited image, and the one it was made from
-#
-# https://github.com/djghosh13/geneval, https://github.com/TencentQQGYLab/ELLA (dpg_bench), https://github.com/PKU-
-# YuanGroup/ImgEdit, https://github.com/stepfun-ai/Step1X-Edit (GEdit-Bench). Their files are the user's to bring.
 
 CELLS = 4  # of DPG-Bench's grid
 

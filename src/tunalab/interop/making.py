@@ -1,4 +1,7 @@
-"""Which model made a folder of images."""
+"""Making the images that a benchmark asks for. What is there is kept, so that it can go on.
+
+Shapes: H W C image pixels and channels.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,11 +38,6 @@ def origin(model: dict[str, Any]) -> dict[str, Any]:
     """As a run's record names the state of its model."""
     return {"run": model["name"], **{key: model[key] for key in ("config_hash", "weights", "steps", "tokens")}}
 
-
-# Making the images that a benchmark asks for. What is there is kept, file by file, so that an interrupted command goes
-# on.
-#
-# Shapes: H W C image pixels and channels.
 
 AT_ONCE = 64  # files whose source images are held in memory
 

@@ -1,4 +1,7 @@
-"""Files of benchmarks that the user brings: JSON objects, with the keys that are needed."""
+"""What scorers of images share: files of JSON lines, kept outcomes, and measures of grouped items.
+
+Shapes: H W C image pixels and channels, R resamples, I items of a group.
+"""
 
 import hashlib
 import json
@@ -74,9 +77,6 @@ def checked_name(where: str, name: str) -> str:
     return name
 
 
-# Images in their own size, decoded as everywhere (data/images.py).
-
-
 @dataclass(frozen=True)
 class OwnSize(Buckets):
     """Every image keeps its size."""
@@ -89,9 +89,6 @@ class OwnSize(Buckets):
 
     def choose(self, where: str, height: int, width: int) -> Size:
         return height, width
-
-
-# Models that score, from this machine alone.
 
 
 def described(folder: Path, what: str, processor: Any) -> tuple[Source, Any, Any]:
@@ -114,10 +111,6 @@ def stamps(path: Path) -> list[Any]:
     files = listed(path) if path.is_dir() else [path]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
-
-# What scoring found in every image, kept in a file of JSON lines: an interrupted scoring goes on.
-#
-# Shapes: H W C image pixels and channels.
 
 Outcome = Mapping[str, Any]  # plain: what JSON holds
 
@@ -171,10 +164,6 @@ class Outcomes:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is there and holds no outcomes of scoring: choose another --out, or remove it") from error
 
-
-# Measures of a benchmark whose items come in groups, and of one that asks several questions an item.
-#
-# Shapes: R resamples, I items of a group.
 
 RESAMPLES = 2000
 SEED = 0  # an interval is part of a result: the same items give the same one

@@ -1,4 +1,22 @@
-"""Parameters by part of the model, and which of them a stage trains."""
+"""What a run needs: parameters, memory of one GPU in training, bytes on the disk and downloads.
+
+What a training step keeps for its backward pass is found by running the model's parts on tensors
+without memory. They run under FakeTensorMode, with autocast as in training, and every tensor that autograd
+saves is noted with its size: so no layer's bytes are worked out by hand, and a changed layer
+changes the plan. Attention is taken to keep what flash and flex attention keep (queries, keys,
+values, output, one number a query), never a matrix of pairs.
+
+Weights, gradients, AdamW's two averages and the EMA are kept in float32. In bfloat16 training
+autocast keeps a copy of every weight it casts until the step ends; sharded training (FSDP2)
+instead gathers decoder layers and flow-head blocks in bfloat16, one in use and the next one on
+its way, and the rest in float32 for the whole step.
+
+Not counted: the CUDA context, communication buffers, fragmentation, and the passing workspace of
+a frozen VAE: leave a tenth.
+
+Shapes: L tokens, N images, T visual tokens of an image, K labelled tokens, D width, C h w of the
+target space.
+"""
 
 import warnings
 from collections import Counter
@@ -79,14 +97,6 @@ def trained_in(model: UnifiedModel, stage: StageConfig, optimizer: OptimizerConf
     set_trainable(model, stage.train, optimizer)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-
-# What a training step keeps for its backward pass, found by running the model's parts on tensors without memory.
-#
-# The parts run under FakeTensorMode, with autocast as in training, and every tensor that autograd saves is noted with
-# its size: so no layer's bytes are worked out by hand, and a changed layer changes the plan. Attention is taken to keep
-# what flash and flex attention keep (queries, keys, values, output, one number a query), never a matrix of pairs.
-#
-# Shapes: L tokens, N images, T visual tokens of an image, K labelled tokens, D width, C h w of the target space.
 
 Parts = dict[str, int]
 LOGITS = "logits"
@@ -277,15 +287,6 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-# Memory of one GPU in training, by what fills it.
-#
-# Weights, gradients, AdamW's two averages and the EMA are kept in float32. In bfloat16 training autocast keeps a copy
-# of every weight it casts until the step ends; sharded training (FSDP2) instead gathers decoder layers and flow-head
-# blocks in bfloat16, one in use and the next one on its way, and the rest in float32 for the whole step.
-#
-# Not counted: the CUDA context, communication buffers, fragmentation, and the passing workspace of a frozen VAE: leave
-# a tenth.
-
 FLOAT, HALF = 4, 2  # bytes
 # Besides what is saved, the loss holds the gradients of the log-softmax and of the logits, in float32.
 LOSS_WORKSPACE = 2 * FLOAT
@@ -376,8 +377,6 @@ def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, voc
     unit = max((size * shares[part] for part, size in traced.unit.items()), default=0)
     return round(kept + max(loss, unit))
 
-
-# Bytes that a run leaves on the disk, and bytes of pretrained weights that it fetches.
 
 STATES = 4  # of every trained parameter, in float32: itself, its average over training, AdamW's two moments
 # A benchmark at a point of a record, without its outcomes (a hexadecimal digit for four questions); a caption in a picture.

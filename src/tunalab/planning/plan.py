@@ -166,8 +166,6 @@ def _memory(config: RunConfig, model: UnifiedModel, count: Totals, sharding: Sha
     return memory(count, traced, rows, tokens, model.decoder.lm_head.out_features, sharding, largest, bf16)
 
 
-# A plan as text, and as plain numbers for programs.
-
 LIMITS = "Not counted: CUDA context, communication buffers, fragmentation, workspace of a frozen VAE (leave a tenth)."
 
 

@@ -1,4 +1,4 @@
-"""What a run would cost on one core, for a dry run: tokens, FLOPs from a sample of its stream, minutes from a stated rate."""
+"""`tunalab plan SWEEP` and the dry run: GPU-hours, minutes, storage and price before anything is trained."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -43,8 +43,6 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "minutes": total / CORE_FLOPS / 60,
     }
 
-
-# `tunalab plan SWEEP`: GPU-hours, storage and price of a grid before anything is downloaded or trained.
 
 # Dollars a GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
 PRICE = 2.5

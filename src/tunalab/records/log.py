@@ -1,4 +1,9 @@
-"""The status file of a run: how far it is, for whoever watches it from outside."""
+"""The files by which a run is watched: ``status.json``, and its training curve, ``metrics.jsonl``.
+
+What MLflow shows of training comes from here, so that a server which was away can be given all of
+it later. Rows are made at shares of the budget, never by the clock: a run that is killed and goes
+on writes the rows that an undisturbed one writes.
+"""
 
 import json
 import time
@@ -40,12 +45,6 @@ def read_status(run_dir: Path) -> Status | None:
     except (OSError, ValueError, Mismatch):
         return None
 
-
-# The training curve of a run on its own disk: ``metrics.jsonl``, a line a row.
-#
-# What MLflow shows of training comes from here, so that a server which was away can be given all of it later. Rows are
-# made at shares of the budget, never by the clock: a run that is killed and goes on writes the rows that an undisturbed
-# one writes.
 
 TRAINING_LOG = "metrics.jsonl"  # of a run directory
 ROWS = 1000  # of a whole run

@@ -1,7 +1,13 @@
-"""Plain JSON values into dataclasses, every field checked by its type hint and named when it is wrong.
+"""The record of a run: one JSON file with everything that tables and figures are made of.
 
-A hint becomes a function once, not at every value: a thousand records hold a million of them. Where a value stands is put
-together on the way out of a mismatch, so that right values cost no names.
+A record is rewritten, whole, after every evaluation, so an interrupted run leaves a valid record
+with ``finished`` false. Quantities that do not exist for a run (a loss without targets) are left
+out, never NaN: JSON has no NaN, and a curve with a hole is honest where a zero is not.
+
+Plain JSON values become dataclasses, every field checked by its type hint and named when it is
+wrong. A hint becomes a function once, not at every value: a thousand records hold a million of them.
+Where a value stands is put together on the way out of a mismatch, so that right values cost no
+names.
 """
 
 import dataclasses
@@ -151,12 +157,6 @@ def _scalar(hint: Any) -> Convert:
 
     return convert
 
-
-# The record of a run: one JSON file with everything that tables and figures are made of.
-#
-# A record is rewritten, whole, after every evaluation, so an interrupted run leaves a valid record with ``finished``
-# false. Quantities that do not exist for a run (a loss without targets) are left out, never NaN: JSON has no NaN, and a
-# curve with a hole is honest where a zero is not.
 
 SCHEMA = 1
 RECORD_FILE, CONFIG_FILE = "record.json", "config.yaml"  # of a run directory
@@ -424,8 +424,6 @@ def _ones(packed: bytes, n: int) -> int:
     return (int.from_bytes(packed, "big") >> 8 * len(packed) - n).bit_count()
 
 
-# The head of a record: which run it is and whether it finished, without reading the rest (a thousand in a blink).
-
 _HEAD, _TAIL = 4096, 16  # bytes; `run` stands first in a record, and is short
 
 
@@ -453,8 +451,6 @@ def read_head(path: Path) -> Head | None:
     except (ValueError, KeyError, TypeError):
         return None
 
-
-# A run by what a user calls it: a run directory, a record, or the name of a committed record.
 
 COMMITTED = Path("results")
 

@@ -1,8 +1,9 @@
-"""The history of a cell's attempts, in its run directory: who trained it, when, and how that ended.
+"""A cell of a sweep on the disk: its attempts, whether it is finished, its lock, record and log.
 
-A line of JSON for each event, appended in one write, never changed: a crash can tear the last line and nothing else. Whoever writes
-holds the run directory's lock. An attempt that began and has no end, while the lock is free, died without a word (kill -9, power
-cut): :func:`settle` says so at the next look.
+A line of JSON for each event, appended in one write, never changed: a crash can tear the last
+line and nothing else. Whoever writes holds the run directory's lock. An attempt that began and
+has no end, while the lock is free, died without a word (kill -9, power cut): :func:`settle` says
+so at the next look.
 
     {"event": "begun", "time": ..., "launcher": "local", "host": ..., "job": ""}
     {"event": "started", "time": ..., "job": "4711"}        only where the number of the process comes after the beginning
@@ -180,8 +181,6 @@ def newest_step(run_dir: Path) -> int:
 def _append(run_dir: Path, event: str, **about: Any) -> None:
     append_line(run_dir / ATTEMPTS_FILE, {"event": event, "time": round(time.time(), 3), **about}, flush=True)
 
-
-# What the disk says about a cell: finished or not, taken by a driver or free, its record, its log.
 
 LOG_FILE = "log.txt"
 GLANCES = 5  # a lock that is_locked() is looking at is free again at once

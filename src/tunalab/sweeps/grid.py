@@ -1,8 +1,19 @@
-"""A sweep file into the list of its cells: experiment x variants x seeds x arms x factors.
+"""A sweep file into its cells: experiment x variants x seeds x arms x factors, each with its configuration.
 
-Factors are crossed with each other. Arms are settings by name, for what is no product: ``arms: {scratch: {variant: tuna_r,
-frontend.encoder_pretrained: false}, ...}``. An arm that names its variant is run with that one alone, others with every variant of
-the sweep; where all name theirs, the file lists no variants.
+Factors are crossed with each other. Arms are settings by name, for what is no product: ``arms:
+{scratch: {variant: tuna_r, frontend.encoder_pretrained: false}, ...}``. An arm that names its
+variant is run with that one alone, others with every variant of the sweep; where all name theirs,
+the file lists no variants.
+
+Reading the files and laying the layers takes a tenth of a second, while cells differ in a few
+numbers. So the first cell of each kind is resolved whole, and the others are that one with their
+own numbers put in: the same configuration, checked alike.
+
+Runs of other settings get directories of their own, so that earlier runs stay whole and can go on:
+
+    runs/<sweep>/<cell>             as the sweep file says
+    runs/<sweep>+<digest>/<cell>    with settings of the command line that change what is computed
+    runs/<sweep>/<cell>+<hash>      where the cell's own directory holds an earlier run, of a file that was edited since
 """
 
 import copy
@@ -265,12 +276,6 @@ def _slug(value: Any) -> str:
     return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)
 
 
-# The configurations of the runs of a sweep, a thousand as fast as a dozen.
-#
-# Reading the files and laying the layers takes a tenth of a second, while cells differ in a few numbers. So the first
-# cell of each kind is resolved whole, and the others are that one with their own numbers put in: the same
-# configuration, checked alike.
-
 Files = Callable[[str, str], tuple[Path, Path]]  # names of experiment and variant -> their files
 Number = int | float | bool
 _GAP = os.urandom(8).hex()  # in no setting
@@ -432,13 +437,6 @@ def _is_number(text: str) -> bool:
 
 def _with(plain: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     return {**plain, path[0]: value if len(path) == 1 else _with(plain[path[0]], path[1:], value)}
-
-
-# Where runs of other settings go: into directories of their own, so that earlier runs stay whole and can go on.
-#
-# runs/<sweep>/<cell> as the sweep file says runs/<sweep>+<digest>/<cell> with settings of the command line that change
-# what is computed runs/<sweep>/<cell>+<hash> where the cell's own directory holds an earlier run, of a file that was
-# edited since
 
 
 def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:

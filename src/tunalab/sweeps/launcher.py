@@ -1,4 +1,12 @@
-"""Stop signals as a list that a loop looks at: drivers and jobs finish what they are doing before they act on one."""
+"""What launchers share: the file of sweeps/launch/, GPUs, stop signals, work and its outcomes.
+
+Nothing here changes what a cell computes, except ``nodes`` and ``tasks_per_node`` of SLURM:
+several processes read documents in another order than one, and a record says how many there were.
+
+A launcher starts ``work.command(cell)`` for every cell that :meth:`Work.settled` returns None
+for, and writes the history of each attempt (cells.py): ``begin`` when it starts, ``end`` when
+it ended. Whether an attempt may be repeated, the history decides.
+"""
 
 import os
 import signal
@@ -36,8 +44,6 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-# The GPUs that a sweep may give to its cells.
-
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -48,13 +54,6 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get(GPU_VARIABLE, "").split(",") if name.strip()]
     return named[:count] if named else [str(number) for number in range(count)]
-
-
-# Where a sweep runs and with what: a file of sweeps/launch/. Its key ``launcher`` says which, the others are the
-# launcher's own.
-#
-# Nothing here changes what a cell computes, except ``nodes`` and ``tasks_per_node`` of SLURM: several processes read
-# documents in another order than one, and a record says how many there were.
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,6 @@ def _check_slurm(path: Path, launch: SlurmLaunch) -> None:
         if value is False or not isinstance(value, str | int | float):
             raise UserError(f"{path}: sbatch option {option!r} must be a text, a number or true, got {value!r}")
 
-
-# What a launcher is given, what it gives back: the same for subprocesses of this machine and for the jobs of a cluster.
-#
-# A launcher starts ``work.command(cell)`` for every cell that :meth:`Work.settled` returns None for, and writes the
-# history of each attempt (attempts.py): ``begin`` when it starts, ``end`` when it ended. Whether an attempt may be
-# repeated, the history decides.
 
 State = Literal["finished", "skipped", "failed", "stopped", "queued", "not started"]
 

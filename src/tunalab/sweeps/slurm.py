@@ -1,8 +1,13 @@
-"""A sweep in SLURM's queue: cells into job arrays, and jobs back to their cells.
+"""The SLURM launcher: job arrays of open cells, and a driver that may come and go.
 
 <folder>/<name>.json    which cell is which task of the array of that name, written before it is submitted: a driver that dies in
                         between loses nothing
 <folder>/<id>_*         submitit's own: what a job is to do, and what its tasks printed besides their cell
+
+The jobs need no driver (slurm_job.py says how they go on). It submits what is missing, watches
+status files and squeue, and submits again what has left the queue without an end: a job that
+SLURM has killed, or that nobody could requeue. Stopped, it leaves the jobs running; started
+again, it finds them.
 """
 
 import json
@@ -173,13 +178,6 @@ def sbatch_parameters(launch: SlurmLaunch, name: str) -> dict[str, Any]:
         "additional_parameters": {"requeue": True, "export": "ALL", "signal": f"TERM@{launch.signal_seconds}", **launch.sbatch},
     }
 
-
-# The SLURM launcher: a job array of the cells that are neither finished nor in the queue, and a driver that may come
-# and go.
-#
-# The jobs need no driver (slurm_job.py says how they go on). It submits what is missing, watches status files and
-# squeue, and submits again what has left the queue without an end: a job that SLURM has killed, or that nobody could
-# requeue. Stopped, it leaves the jobs running; started again, it finds them.
 
 FOLDER = "slurm"  # beside the cells of the sweep
 # What a job waits for in the normal course of things; anything else is said.

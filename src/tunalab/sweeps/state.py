@@ -1,4 +1,4 @@
-"""What a sweep would do, printed before anything is trained."""
+"""A sweep as a table: what it would do, and with `--status` what the disk says about its runs."""
 
 import os
 import socket
@@ -44,9 +44,6 @@ def _text(value: Any) -> str:
         return f"{value:.2e}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
-
-# What the disk says about the runs of a sweep, for `tunalab sweep NAME --status`: no process is asked, and none needs
-# to live.
 
 State = Literal["done", "queued", "running", "failed"]
 STATES: tuple[State, ...] = ("done", "queued", "running", "failed")  # in this order: what matters last, where the eye is

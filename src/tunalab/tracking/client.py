@@ -218,8 +218,6 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-# Names and values as MLflow takes them.
-
 PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
 
 

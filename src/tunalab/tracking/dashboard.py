@@ -1,7 +1,7 @@
-"""Comparisons that stand ready in MLflow's UI: a saved view of each sweep, runs grouped by what the sweep varies.
+"""MLflow's UI on the runs of this folder: a saved comparison of each sweep, ready to be opened.
 
-MLflow 3.17 keeps a saved view as an experiment tag: JSON with a name and times, and in ``state`` what the page would keep of
-itself (charts, sections, filter, grouping), compressed.
+MLflow 3.17 keeps a saved view as an experiment tag: JSON with a name and times, and in ``state``
+what the page would keep of itself (charts, sections, filter, grouping), compressed.
 """
 
 import base64
@@ -204,8 +204,6 @@ def _charts(title: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
             "isGenerated": False,
         }
 
-
-# The MLflow UI on the runs of this folder, opened on a comparison that is set up.
 
 LOOPBACK = "127.0.0.1"
 STORE = "MLFLOW_BACKEND_STORE_URI"  # of MLflow's server

@@ -1,6 +1,8 @@
-"""What of a run goes to MLflow, told by its configuration and its points alone.
+"""Into MLflow, afterwards: all that a run would have logged, and what `tunalab evaluate` measured.
 
 So a run that logs as it trains and a record that is brought there later look the same.
+
+What the store holds is left as it is, so that a second time adds nothing.
 """
 
 import re
@@ -93,9 +95,6 @@ def planned_tokens(tokens: Sequence[int], config: Mapping[str, Any]) -> list[int
     return planned
 
 
-# Into MLflow, beside the run that trained a model: what `tunalab evaluate` measured of it.
-
-
 def evaluation_folder(part: str) -> str:
     """The artifact folder of the pictures of a part."""
     return f"evaluation/{part}"
@@ -140,11 +139,6 @@ def log_evaluation(
         return True
 
     return bool(survive(uri, log)[1])
-
-
-# Into MLflow, afterwards, all that a run would have logged: from its run directory, or from its record alone.
-#
-# What the store holds is left as it is, so that a second time adds nothing.
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""A thread that carries what a run logs to MLflow, in order, and tries again after a failure.
+"""Runs in MLflow: a copy of what the run directories hold, which may fail without harm.
 
-MLflow has a queue of its own, which gives a batch up at its first failure, and on exit waits out every time limit of every batch
-when a server hangs. This one keeps what has not arrived, and is left behind after its patience.
+MLflow has a queue of its own, which gives a batch up at its first failure, and on exit waits out
+every time limit of every batch when a server hangs. This one keeps what has not arrived, and is
+left behind after its patience.
 """
 
 import sys
@@ -74,8 +75,6 @@ class Sender(Generic[T]):
                 self.failing = not survive(self.uri, lambda: self._deliver(self._unsent))[0]
                 next_try = time.monotonic() + RETRY_SECONDS * self.failing
 
-
-# Runs in MLflow, kept thin and at arm's length: a copy of what the run directories hold, which may fail without harm.
 
 RUN_ID = "mlflow_run_id"  # file of a run directory
 NOT_OURS = ("system/", "evaluation/")  # metrics of MLflow's own monitor, and of a model after its training (evaluation.py)

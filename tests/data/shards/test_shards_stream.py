@@ -12,7 +12,7 @@ import torch
 from shard_files import FINEVISION, OMNIEDIT, SIDE, cell, encoded, pair, write_bytes, write_parquet, write_tar
 
 from tunalab.data.mixing import Mixer
-from tunalab.data.sources import SourceSettings, build_source, open_sources
+from tunalab.data.sources import build_source, open_sources
 from tunalab.data.stream import Step, StepLoader, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
@@ -127,7 +127,7 @@ def test_files_that_were_added_to_a_stopped_run_are_noticed(
 @pytest.mark.parametrize("name", sorted(MIX))
 def test_an_epoch_is_shared_by_all_lanes_without_overlap(config: RunConfig, name: str) -> None:
     """What every lane's mixer asks of every kind of source: each epoch exactly once, over ranks and data processes."""
-    corpus = build_source(name, SourceSettings.of(config.data, config.seed))
+    corpus = build_source(name, config.data, config.seed)
     mixers = [Mixer({name: corpus.length}, config.seed, lane, LANES) for lane in range(LANES)]
     for _ in range(2):
         picks = [mixer.next({name: 1.0}).index for _ in range(60 // LANES) for mixer in mixers]

@@ -1,4 +1,4 @@
-"""Accuracy against the mask ratio."""
+"""The figures, drawn from records alone: curves, the mask ratio, the effects of a sweep."""
 
 from collections.abc import Sequence
 from itertools import cycle, pairwise, product
@@ -81,8 +81,6 @@ def _ordered_settings(records: Sequence[Record]) -> list[Setting]:
     return sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
 
 
-# The effects of a sweep as a picture: a row a contrast, a panel an outcome, a dot with its 95% interval.
-
 INK, FAINT, CLEAR = "#333333", "#B0B0B0", "#D55E00"
 MAIN = "main"
 
@@ -133,8 +131,6 @@ def _panel(axes: Axes, part: pd.DataFrame, outcome: str, rows: list[tuple[str, s
     axes.grid(axis="x", color="#EBEBEB", linewidth=0.8)
     axes.set_axisbelow(True)
 
-
-# The figures, drawn from records alone.
 
 DPI = 160
 

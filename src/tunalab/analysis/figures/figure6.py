@@ -1,4 +1,8 @@
-"""Figure 6: accuracy against what a run consumes."""
+"""Figure 6: accuracy against what a run consumes, as a picture and as a page that opens from disk.
+
+The page asks nothing of the network, and all of it is ours: `figure6.html` is its text,
+`DATA` the place of the numbers.
+"""
 
 import json
 from functools import cache
@@ -79,12 +83,6 @@ def _locator(axis: Axis, low: float, high: float) -> Locator:
     decades = log10(high / low)
     return LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.5 else (1,), numticks=12)
 
-
-# Figure 6 as one page that opens from disk: every axis, benchmark and crossing of the records, drawn by the script
-# inside it.
-#
-# The page asks nothing of the network, and all of it is ours: `interactive.html` is its text, `DATA` the place of the
-# numbers.
 
 _DATA = '"DATA"'
 _DOTS = 20  # seeds of a line: more dots hide the band they scatter about, and are most of the page

@@ -1,6 +1,7 @@
-"""What figure 6 shows, worked out once for the picture and the page: of each benchmark the bands and crossings of its curves.
+"""What figure 6 shows, worked out once for the picture and the page: bands, crossings, names, colours.
 
-A benchmark at a time, and no resamples are kept: of a thousand runs they are a hundred megabytes a benchmark.
+A benchmark at a time, and no resamples are kept: of a thousand runs they are a hundred megabytes
+a benchmark.
 
     P  evaluations of a run
 """
@@ -83,9 +84,6 @@ def _panel(learning: Sequence[Curve], benchmark: str, axes: Sequence[Axis], draw
     return Panel(benchmark, drawn, {axis.name: crossings(learning, axis, draws) for axis in axes})
 
 
-# How the lines of a figure are named and coloured, on paper and on the page alike.
-
-
 @dataclass(frozen=True)
 class Style:
     """How a line of a figure is named and drawn."""
@@ -118,8 +116,6 @@ def _shade(share: float) -> str:
 
     return to_hex(colormaps["viridis"](0.1 + 0.75 * share))
 
-
-# Small multiples: the panels of a picture, their legend, frames and caption.
 
 INK, FAINT = "#333333", "#8A8A8A"
 # Inches, set by hand: panels are all alike, and measuring every tick takes longer than drawing them.

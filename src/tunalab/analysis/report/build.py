@@ -1,4 +1,4 @@
-"""The sections of a report, in the order in which a sceptical reader asks for them."""
+"""A report of records, in the order in which a sceptical reader asks: Markdown, and one HTML page."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -114,8 +114,6 @@ def _only(one: Samples, prompts: Sequence[str]) -> Samples:
     places = [one.prompts.index(text) for text in prompts]
     return Samples(one.tokens, tuple(prompts), tuple(one.images[place] for place in places))
 
-
-# A report as Markdown, and as one HTML page with everything inside it: no network, no script.
 
 # What records say is text: no HTML, and no image or link that would ask somebody else's server.
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is Markdown or HTML."""
+"""The sections of a report, before they are Markdown or HTML."""
 
 import json
 import re
@@ -77,8 +77,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
     return "\n".join(markdown_row([cell.replace("|", "\\|") for cell in row]) for row in (head, ruler, *rows))
 
 
-# The verdict at the top of a report: is the comparison equal in everything but what it is about?
-
 SHARED = "tokens, seeds, data order, components, code, versions, precision, machine and threads"
 
 
@@ -136,8 +134,6 @@ def _by_front_end(records: Sequence[Record]) -> str:
             )
     return f"Runs are compared at equal tokens. Not equal at equal tokens: {', '.join(parts)}." if parts else ""
 
-
-# What was asked: the header of the sweep or experiment, and the settings that differ between the runs.
 
 COMMAND = "Command"
 CODE = f"**{COMMAND}:**\n\n```\n"
@@ -223,9 +219,6 @@ def _shown(value: object) -> str:
     return value_label(value) if value != "" else "-"
 
 
-# The commands that make each number of a report again.
-
-
 def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, root: Path) -> Section:
     """By what each part of the report is made again: tables and figures from the records, the records by training."""
     steps = {
@@ -278,9 +271,6 @@ def _settings(base: dict[str, object], wanted: dict[str, object]) -> list[str]:
 def _written(value: object) -> str:
     """As the command line reads it back: lists are JSON already."""
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-# What the runs consumed, where they were interrupted, and with which versions they were made.
 
 
 def budget(records: Sequence[Record]) -> Section:
@@ -420,9 +410,6 @@ def _quality(component: Mapping[str, Any]) -> str:
     return f" ({', '.join(f'{name} {value:g}' for name, value in held.items())})" if held else ""
 
 
-# What the curves say beyond their ends: where one passes another, the areas under them, and where they seem to go.
-
-
 def measure(records: Sequence[Record]) -> Dynamics | None:
     """None where nothing was asked, or no evaluations can be compared: the section on curves says why."""
     try:
@@ -457,8 +444,6 @@ def _sentence(one: Crossing) -> str:
     where = benchmark_label(one.benchmark) + (f" ({setting})" if setting else "")
     return f"{leader} passes {other} on {where} at {passing(one, AXES['tokens'])} tokens"
 
-
-# What came out: curves, final accuracies, held-out losses, evaluations of the finished models.
 
 COLOURS = 256  # of an embedded figure: flat areas and thin lines need no more, and the file has a third of the size
 

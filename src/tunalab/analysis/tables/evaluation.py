@@ -1,7 +1,9 @@
-"""What others published: rows of ``results/published.csv``, and which of our measures stands beside which of them.
+"""Tables of what `tunalab evaluate` measured beside what was published; they never share a cell.
 
-Published numbers are of models thousands of times larger, on the published benchmarks themselves. They stand beside ours, never in
-one mean, difference or cell with them.
+Published numbers are of models thousands of times larger, on the published benchmarks themselves.
+They stand beside ours, never in one mean, difference or cell with them.
+
+Markdown to read, CSV to compute with.
 """
 
 from collections.abc import Sequence
@@ -61,10 +63,6 @@ def counterpart(kind: str, benchmark: str, split: str, metric: str) -> Key | Non
     """(benchmark, metric) of the published result that stands beside a measure; None where there is none."""
     return COUNTERPARTS.get(kind, {}).get((benchmark, metric)) if split in SPLITS else None
 
-
-# The tables of what `tunalab evaluate` measured, beside what was published: measured and published never share a cell.
-#
-# Markdown to read, CSV to compute with.
 
 NOTE = """\
 Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the

@@ -61,8 +61,6 @@ class Scene:
         return f"{self.background}{[item[:7] for item in self.items]}"
 
 
-# Small helpers that the scene builders share: putting things into slots, backgrounds and jitter by level.
-
 JITTER = {1: 0, 2: 1, 3: 3}  # units; level 1 stays exactly on the grid of patches
 _BACKGROUNDS = {1: BACKGROUNDS[:2], 2: BACKGROUNDS, 3: BACKGROUNDS}
 

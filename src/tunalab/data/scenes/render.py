@@ -1,4 +1,9 @@
-"""A 5x7 bitmap font of capitals and the question mark, drawn for legibility at seven pixels."""
+"""From a scene graph to pixels: exact coverage of shapes and of the glyphs of a 5x7 font.
+
+A thing's coverage depends only on its form and on where its centre falls within a pixel, so
+coverages are cached: an image is then a few small blends. Shape suffixes: H, W image rows and
+columns; N items; C colour channels.
+"""
 
 from functools import lru_cache
 from math import ceil, floor
@@ -45,11 +50,6 @@ GLYPHS: dict[str, np.ndarray] = {
     letter: np.array([[dot == "#" for dot in row] for row in rows.split()], dtype=np.float32) for letter, rows in _ROWS.items()
 }
 
-
-# From a scene graph to pixels: signed distances of shapes and exact coverage of glyphs, over small windows.
-#
-# A thing's coverage depends only on its form and on where its centre falls within a pixel, so coverages are cached: an
-# image is then a few small blends. Shape suffixes: H, W image rows and columns; N items; C colour channels.
 
 DOT = 2  # side of a small font's dot in units: one pixel at 32 px
 _RGB = {name: np.array(rgb, dtype=np.float32) for name, rgb in RGB.items()}

@@ -1,4 +1,4 @@
-"""The settings of the scenes corpus."""
+"""The scenes corpus: its settings, and scenes as a pure function of (split, seed, index)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +50,6 @@ class SceneSettings:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise UserError(f"scenes: seed is {self.seed!r}; it must be an integer >= 0")
 
-
-# Drawing scenes: a pure function of (split, seed, index) and of what is asked for.
 
 _TRIES = 20_000
 _BUILDERS: dict[str, Callable[[Random, int, int], Scene]] = {

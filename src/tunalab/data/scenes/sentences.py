@@ -1,7 +1,8 @@
-"""Captions that determine the image, up to the jitter of levels 2 and 3.
+"""Captions that determine the image up to jitter, questions read off the graph, and text without an image.
 
-Large things stand in named quadrants and get a size word; small ones stand in cells named like a chess board's (column
-a to d, row 1 to 4 from the top), and like things share one phrase: "on white: red circle a1 c3, blue ring d2".
+Large things stand in named quadrants and get a size word; small ones stand in cells named like a
+chess board's (column a to d, row 1 to 4 from the top), and like things share one phrase: "on
+white: red circle a1 c3, blue ring d2".
 """
 
 from collections import Counter
@@ -42,8 +43,6 @@ def caption(scene: Scene) -> str:
         phrases[head] = f"{phrases.get(head, head)} {item.slot}"
     return f"on {scene.background}: " + ", ".join(phrases.values())
 
-
-# Questions about a scene beyond its main one, all with answers read off the graph: the further turns of vqa documents.
 
 Turn = tuple[str, str]  # prompt, answer
 
@@ -112,8 +111,6 @@ def _about_numbers(scene: Scene) -> list[list[Turn]]:
         counted = Counter(f"{item.colour} {PLURALS[item.shape]}" for item in scene.items)
     return [[(count_question(things), str(number))] for things, number in sorted(counted.items())]
 
-
-# Text without an image: a small scene in words and what follows from it.
 
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 

@@ -1,8 +1,14 @@
-"""Where the samples of a file start, found once: kept in a folder of the user, else in memory.
+"""Where the samples of a file start, and an order that visits every row once an epoch, neighbours together.
 
-An index is int64 numbers in little-endian bytes, nothing else: for files read by ranges the start of every sample and the end of
-the last one (the layout of the ``.tar.idx`` files that ``energon prepare`` writes), for Parquet the rows of every row group. It is
-found by URL, size and stamp of its file, so a file that changed gets a new one.
+An index is int64 numbers in little-endian bytes, nothing else: for files read by ranges the start
+of every sample and the end of the last one (the layout of the ``.tar.idx`` files that ``energon
+prepare`` writes), for Parquet the rows of every row group. It is found by URL, size and stamp of
+its file, so a file that changed gets a new one.
+
+The mixer's own permutation of all rows is the better shuffle, but it reads from anywhere: a row
+of Parquet costs decoding its row group, and a permutation of a hundred million rows costs a
+gigabyte a data process. Here blocks (row groups, tar shards) are permuted, and the rows of
+``window`` blocks at a time among themselves.
 """
 
 import hashlib
@@ -82,8 +88,6 @@ def _write(path: Path, numbers: np.ndarray) -> bool:
     return True
 
 
-# The indices of all files of a source, made side by side: by threads, and by all processes of a run that share a cache.
-
 _THREADS = 16  # they mostly wait, for the disk or for a server
 _NAMED = 3
 
@@ -127,12 +131,6 @@ def index_files(name: str, files: Sequence[ShardFile], kind: str, build: Callabl
         raise UserError(f"{name}: {'; '.join(broken[:_NAMED])}{more}")
     return [item for item in done if isinstance(item, StoredIndex)]
 
-
-# An order that visits every row once an epoch and keeps rows that lie together near each other in time.
-#
-# The mixer's own permutation of all rows is the better shuffle, but it reads from anywhere: a row of Parquet costs
-# decoding its row group, and a permutation of a hundred million rows costs a gigabyte a data process. Here blocks (row
-# groups, tar shards) are permuted, and the rows of ``window`` blocks at a time among themselves.
 
 _BLOCKS, _ROWS = 0, 1  # what a permutation is of
 _KEPT = 4  # permutations of windows remembered

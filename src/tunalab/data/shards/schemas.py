@@ -1,4 +1,4 @@
-"""WebDataset shards of images with captions."""
+"""Schemas of shards: WebDataset, FineVision, OmniEdit, and texts in Parquet or JSON lines."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -72,9 +72,6 @@ def _endings(sample: Sample) -> str:
     return ", ".join(sorted(ending for ending in sample if ending != "__key__")) or "none"
 
 
-# FineVision's schema: ``images`` (any number, also none) and ``texts``, turns of user and assistant about them.
-
-
 def open_finevision(name: str, config: FineVisionConfig, decode: Decode, seed: int) -> ShardedCorpus:
     """Conversations about their images, which stand before the text; rows without images are of kind text.
 
@@ -104,9 +101,6 @@ def pixels(cell: dict[str, Any] | None, what: str, decode: Decode) -> Pixels:
     return lambda: decode(data, what)
 
 
-# OmniEdit's schema: ``src_img``, ``edited_img`` and ``edited_prompt_list``, several wordings of one instruction.
-
-
 def open_omniedit(name: str, config: OmniEditConfig, decode: Decode, seed: int) -> ShardedCorpus:
     """Edits; each epoch takes the next wording of an instruction.
 
@@ -125,8 +119,6 @@ def open_omniedit(name: str, config: OmniEditConfig, decode: Decode, seed: int) 
     reader = TableReader(name, find_files(config.urls, name), columns, kept=config.window)
     return ShardedCorpus(name, reader, make, config, seed)
 
-
-# Texts, or conversations without images, in Parquet or in JSON lines.
 
 INSTEAD = "a manifest reads images, or finevision a table of them"
 PARQUET, LINES = (".parquet",), (".jsonl", ".ndjson", ".json")

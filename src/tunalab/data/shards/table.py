@@ -1,4 +1,7 @@
-"""What columns of a table must be, as Arrow types. Sizes of offsets (``large_`` types, views) are no difference."""
+"""Rows of Parquet files, and what their columns must be.
+
+A row group is what Parquet can decode, so it is the block of the order and the unit of the cache.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +80,6 @@ TEXT = Column(
     "string or list of turns",
 )
 
-
-# Rows of Parquet files. A row group is what Parquet can decode, so it is the block of the order and the unit of the
-# cache.
 
 # A row group is decoded whole, and a window of them stays in memory: beyond this, reading one row would stall a data process.
 MAX_GROUP_BYTES = 2**30

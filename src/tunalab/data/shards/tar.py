@@ -1,4 +1,7 @@
-"""Samples that are a range of bytes of their file: tar members that belong together, or a line."""
+"""Samples that are a range of bytes of their file: WebDataset tar members, or a line.
+
+Members of a tar that follow each other and share a name up to its first dot are one sample.
+"""
 
 import io
 import tarfile
@@ -74,9 +77,6 @@ class RangeReader:
             self._loaded[number] = known
         return known
 
-
-# Tar shards of the WebDataset convention: members that follow each other and share a name up to its first dot are one
-# sample.
 
 _BLOCK = 512  # tar writes headers and contents in blocks, and at least one block of zeros at the end
 _LONGEST_END = 2 * 20 * _BLOCK  # ends are padded to a record of 20 blocks

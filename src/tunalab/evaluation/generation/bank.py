@@ -1,6 +1,9 @@
-"""Colours by name: the nearest of a few of the corpus's palette, or none where even that one is far.
+"""Every shape of the corpus at every place and size, as drawn, its colour, and what it explains of an image.
 
-Nearest as seen, in CIELAB, so that a colour that came out too light keeps its name. Shapes: C colour channels between 0 and 1.
+Nearest as seen, in CIELAB, so that a colour that came out too light keeps its name. Shapes: C
+colour channels between 0 and 1.
+
+Shapes: C channels, n x n pixels; F forms, Y X places (of the centre) in 1/64 of the image side.
 """
 
 from dataclasses import dataclass
@@ -50,11 +53,6 @@ def distance(one: str, other: str) -> float:
     first, second = (rgb2lab(colour(name)) for name in (one, other))
     return float(np.linalg.norm(first - second))
 
-
-# Every shape of the corpus at every place and size, as the renderer draws it, and how much of an image each of them
-# explains.
-#
-# Shapes: C channels, n x n pixels; F forms, Y X places (of the centre) in 1/64 of the image side.
 
 MARK = "mark"
 

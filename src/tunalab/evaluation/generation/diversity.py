@@ -1,6 +1,6 @@
 """Diversity: how much the images of one prompt differ from one another, all of them and those that are right.
 
-Two features (features.py), the random network's and pixels: networks that owe nothing to a variant. In each:
+Two features (fidelity.py), the random network's and pixels: networks that owe nothing to a variant. In each:
 
 - ``distance``: the mean over pairs of images of a prompt, as a share of the mean distance between perfect images of two prompts
   of the set. 0: always the same image; 1: as different as if each had been made for another prompt.

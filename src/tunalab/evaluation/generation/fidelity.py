@@ -1,7 +1,8 @@
-"""Features in which images are near or far: the stated network behind FID, KID and diversity.
+"""Fidelity: how far the distribution of generated images is from that of perfect ones of the same captions, as FID and KID.
 
-No network that was trained on photographs can be had offline, nor does it know 32-pixel shapes; and the encoder that was trained on
-scenes is where Tuna and Tuna-R begin, so it would judge its own. Two that owe nothing to any variant:
+Features in which images are near or far: no network that was trained on photographs can be had
+offline, nor does it know 32-pixel shapes; and the encoder that was trained on scenes is where
+Tuna and Tuna-R begin, so it would judge its own. Two that owe nothing to any variant:
 
 - ``network``: convolutions with fixed random weights. Random networks rank generators as trained ones do, and better far
   from photographs (arXiv 2002.09797, section 4).
@@ -9,7 +10,22 @@ scenes is where Tuna and Tuna-R begin, so it would judge its own. Two that owe n
 
 Distances in one are not comparable with distances in the other, nor with published FIDs.
 
-Shapes: N images, C H W channels and pixels, D features.
+Real images are renders of the captions that were generated from, their things displaced anew
+where captions leave it open: no training image, and no difference but the model's. (Renders of
+other captions would add the difference between two small samples of captions, which is larger
+than that between models: see split ``other renders``.)
+
+Both distances are torchmetrics', in the features above; KID with the usual cubic kernel. They are
+comparable between models measured alike, not with FIDs in Inception's features nor at other
+numbers of images, on which FID's bias depends. KID is unbiased for independent sets, which these
+are not: perfect images get less than 0, and only the difference from them means anything.
+Intervals leave out a tenth of the prompts at a time, in both sets (the jackknife over groups).
+
+Split ``renders``: perfect images, displaced once more: the floor. ``round trip``: these after the
+space that the model generates in, the floor of that space. ``other renders``: perfect images of
+other captions: a scale.
+
+Shapes: N images, C H W channels and pixels, D features, P prompts, S samples of each.
 """
 
 import warnings
@@ -95,24 +111,6 @@ def _fixed(draws: np.random.RandomState, layer: nn.Conv2d) -> nn.Conv2d:
         layer.bias.copy_(torch.from_numpy(0.2 * draws.standard_normal(len(layer.bias))))
     return layer
 
-
-# Fidelity: how far the distribution of generated images is from that of perfect ones of the same captions, as FID and
-# KID.
-#
-# Real images are renders of the captions that were generated from, their things displaced anew where captions leave it
-# open: no training image, and no difference but the model's. (Renders of other captions would add the difference
-# between two small samples of captions, which is larger than that between models: see split ``other renders``.)
-#
-# Both distances are torchmetrics', in features that are stated (features.py): a random network's, and pixels; KID with
-# the usual cubic kernel. They are comparable between models measured alike, not with FIDs in Inception's features nor
-# at other numbers of images, on which FID's bias depends. KID is unbiased for independent sets, which these are not:
-# perfect images get less than 0, and only the difference from them means anything. Intervals leave out a tenth of the
-# prompts at a time, in both sets (the jackknife over groups).
-#
-# Split ``renders``: perfect images, displaced once more: the floor. ``round trip``: these after the space that the
-# model generates in, the floor of that space. ``other renders``: perfect images of other captions: a scale.
-#
-# Shapes: N images, P prompts, S samples of each, D features.
 
 KIND, BENCHMARK = "fidelity", "scene prompts"
 OTHER = "other renders"

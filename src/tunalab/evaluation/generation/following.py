@@ -1,4 +1,27 @@
-"""The images that prompts are answered with, sampled once for all parts of an evaluation that look at them.
+"""Generation: the share of images that show what their prompt asks, in GenEval's six categories, and of dense prompts' details.
+
+The images that prompts are answered with, sampled once for all parts of an evaluation that look
+at them.
+
+Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser
+(parser.py), whose own accuracy is measured beside it, clean, under noise and blur, and after the
+space that the model generates in.
+
+``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every
+prompt. ``overall`` is the mean over categories, its interval from drawing prompts again within
+each. Images of one prompt are not independent, so everywhere an item is a prompt, the mean of its
+images. ``dense prompts``: questions about the scene graph, a question counting 0 where one that
+it depends on is answered with no (prompts.py): the mean over an image's questions, then over
+images; also by kind of question. As in DPG-Bench nobody asks what else is there, so nothing is
+rejected by its residual.
+
+``residual of right images``: how far those that are called right lie from what was read of them,
+drawn again: 0 for renders, up to 1, above which an image is rejected (``rejected by residual``:
+how many are). A model that paints what the parser likes shows here.
+
+Chance is what perfect images reach that were made for other prompts of the category, the ceiling
+what the parser gives to perfect images of the prompts themselves. Split ``round trip``: the same
+for perfect images that went through the model's space.
 
 Shapes: P prompts, S samples of each, H W C pixels.
 """
@@ -96,8 +119,6 @@ def displaced(scene: Scene, count: int, series: int = 0) -> list[Scene]:
     ]
 
 
-# Generated images enlarged above their prompts and what the parser read of them, for people to check.
-
 MOST = 12  # prompts of a category; one sample of each
 
 
@@ -125,27 +146,6 @@ def _phrase(found: Found) -> str:
     place = item.slot or f"at {item.x},{item.y}"
     return " ".join(word for word in (item.size, item.colour, item.shape, place) if word)
 
-
-# Generation: the share of images that show what their prompt asks, in GenEval's six categories, and of dense prompts'
-# details.
-#
-# Prompts are captions of held-out scenes (prompts.py); what an image shows is read by a parser (parser.py), whose own
-# accuracy is measured beside it, clean, under noise and blur, and after the space that the model generates in.
-#
-# ``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every prompt. ``overall``
-# is the mean over categories, its interval from drawing prompts again within each. Images of one prompt are not
-# independent, so everywhere an item is a prompt, the mean of its images. ``dense prompts``: questions about the scene
-# graph, a question counting 0 where one that it depends on is answered with no (dense.py): the mean over an image's
-# questions, then over images; also by kind of question. As in DPG-Bench nobody asks what else is there, so nothing is
-# rejected by its residual.
-#
-# ``residual of right images``: how far those that are called right lie from what was read of them, drawn again: 0 for
-# renders, up to 1, above which an image is rejected (``rejected by residual``: how many are). A model that paints what
-# the parser likes shows here.
-#
-# Chance is what perfect images reach that were made for other prompts of the category, the ceiling what the parser
-# gives to perfect images of the prompts themselves. Split ``round trip``: the same for perfect images that went through
-# the model's space.
 
 KIND = "generation"
 PROMPTS, DENSE_PROMPTS = "scene prompts", "dense prompts"  # benchmarks

@@ -1,7 +1,13 @@
-"""Prompts that each ask for one skill, in the six categories of GenEval (arXiv 2310.11513), and dense ones as in DPG-Bench.
+"""Prompts in the six categories of GenEval (arXiv 2310.11513), and dense ones as in DPG-Bench.
 
-A prompt is the caption of a held-out scene, in the form that text-to-image documents have: it always names shape, colour and place.
-What isolates a skill is the scene behind it and what is scored of the image (verdicts.py, dense.py).
+A prompt is the caption of a held-out scene, in the form that text-to-image documents have: it
+always names shape, colour and place. What isolates a skill is the scene behind it and what is
+scored of the image (verdicts.py).
+
+A scene graph's questions: is there the shape (entity), has it the colour, the size, the place,
+the number (attributes), do two things stand as they should (relations), and the background
+(global). A question whose parent is answered with no counts 0, whatever is to be seen: no colour
+without its thing. The score of an image is the mean over its questions.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,14 +88,6 @@ def fits(rng: Random, split: str, category: str) -> Scene:
         if len(scene.items) in source.things:
             return scene
 
-
-# Questions about every detail of a dense prompt, as in DPG-Bench (arXiv 2403.05135): their answers depend on one
-# another.
-#
-# A scene graph's questions: is there the shape (entity), has it the colour, the size, the place, the number
-# (attributes), do two things stand as they should (relations), and the background (global). A question whose parent is
-# answered with no counts 0, whatever is to be seen: no colour without its thing. The score of an image is the mean over
-# its questions.
 
 KINDS = ("global", "entity", "colour", "size", "number", "place", "relation")
 

@@ -50,9 +50,6 @@ class Answerer(lmms):
         return Asked.of(task, item, text, lambda: visual(self.task_dict[task][split][item]), generation)
 
 
-# A trained model by name in lmms-eval's own program: `lmms-eval --model tunalab --model_args run=RUN --tasks ...`.
-
-
 class TrainedModel(Answerer):
     """``run``: a run directory or an exported folder. Batches are counted in prompt tokens, so ``batch_size`` changes nothing."""
 

@@ -1,4 +1,18 @@
-"""While lmms-eval runs: no hub is asked for anything, and what it changes in other libraries is undone."""
+"""Published understanding benchmarks of the paper, through lmms-eval on local copies of their data (extra ``lmms``).
+
+While lmms-eval runs no hub is asked for anything; what it changes in other libraries is undone.
+
+One image a question, stretched to the nearest image size of the run; greedy answers. Accuracy is
+each benchmark's own; MMVet's is the mean score of a judge (interop/endpoint.py says how one is
+named), and what it did not score is a failure.
+
+On three of the twelve the paper's scores follow other rules than lmms-eval 0.7.3 (evaluation/published.py).
+``published.rules=published`` gives both accuracies from one set of replies, for a comparison with
+the paper; ``stock`` that of 0.7.3 alone, as its own program.
+
+Every task is a piece of its own (``published-gqa``): it is kept, recorded and replaced alone, and
+where it fails it costs no other.
+"""
 
 import os
 import random
@@ -57,9 +71,6 @@ def offline(snapshot: Path) -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-# The ready task files (tasks/), pointed at local copies of the data, and tasks made of them.
 
 
 def stock() -> Path:
@@ -152,19 +163,6 @@ def _with_images(folder: Path, questions: Any) -> Any:
     chosen = images.select([row_of[name] for name in questions["imageId"]]).select_columns(["image"])
     return concatenate_datasets([questions, chosen], axis=1)
 
-
-# Published understanding benchmarks of the paper, through lmms-eval on local copies of their data (extra ``lmms``).
-#
-# One image a question, stretched to the nearest image size of the run; greedy answers. Accuracy is each benchmark's
-# own; MMVet's is the mean score of a judge (interop/endpoint.py says how one is named), and what it did not
-# score is a failure.
-#
-# On three of the twelve the paper's scores follow other rules than lmms-eval 0.7.3 (lmms/rules.py).
-# ``published.rules=published`` gives both accuracies from one set of replies, for a comparison with the paper;
-# ``stock`` that of 0.7.3 alone, as its own program.
-#
-# Every task is a piece of its own (``published-gqa``): it is kept, recorded and replaced alone, and where it fails it
-# costs no other.
 
 _SEED = 0  # MMMU's rules guess where no choice can be read
 _JUDGED_AT_ONCE = 8

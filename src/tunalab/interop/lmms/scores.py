@@ -1,4 +1,4 @@
-"""Outcomes of single items where the stock tasks of lmms-eval do not log them, or log a failure as a wrong answer."""
+"""From the results of lmms-eval to measures: shares between 0 and 1, with an interval over the items."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -65,8 +65,6 @@ def read_score(answer: str) -> float | None:
         return None
     return score if 0 <= score <= 1 else None
 
-
-# From the results of lmms-eval to measures: shares between 0 and 1, with an interval over the items it logged.
 
 KIND = "understanding"
 _ROUNDING = 1e-4  # of totals
