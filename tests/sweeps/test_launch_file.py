@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.sweeps.launcher import LocalLaunch, SlurmLaunch, read_launch
-from tunalab.sweeps.launching import at_a_time, launcher
+from tunalab.sweeps.launcher import LocalLaunch, SlurmLaunch, at_a_time, launcher, read_launch
 from tunalab.sweeps.local import LocalLauncher
 from tunalab.sweeps.slurm import SlurmLauncher
 
@@ -69,7 +68,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, words: list[str]) -> N
 
 
 def test_the_launcher_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunalab.sweeps.launching.visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr("tunalab.sweeps.launcher.visible_gpus", lambda: ["0", "1"])
     assert launcher(LocalLaunch(parallel=3), threads=2) == LocalLauncher(3, 2, ["0", "1"])
     assert at_a_time(LocalLaunch(), 10**6) == 1 and at_a_time(LocalLaunch(parallel=3), 1, parallel=5) == 5
     assert launcher(SlurmLaunch(nodes=2), threads=2, parallel=7) == SlurmLauncher(SlurmLaunch(nodes=2, array_parallelism=7), 2)

@@ -143,7 +143,10 @@ class Places:
         alike: dict[bytes, list[int]] = {}
         for seed in seeds:
             alike.setdefault(place_of[seed].tobytes(), []).append(seed)
-        groups = tuple((tuple(some), _between(place_of[some[0]], x_G)) for some in alike.values())
+        groups = tuple(
+            (tuple(some), None if np.array_equal(x_P := place_of[some[0]], x_G) else interpolation(x_P, x_G))
+            for some in alike.values()
+        )
         text = sha256(repr(seeds).encode())
         for some, weight_GP in groups:
             text.update(repr(some).encode() + (b"" if weight_GP is None else weight_GP.tobytes()))
@@ -185,10 +188,6 @@ def _placed(record: Record, points: Sequence[Point], axis: Axis) -> np.ndarray:
     if x_P[0] <= 0 or (x_P[1:] <= x_P[:-1]).any():
         raise UserError(f"{record.run.name}: {axis.label} do not grow from evaluation to evaluation")
     return x_P
-
-
-def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray | None:
-    return None if np.array_equal(x_P, x_G) else interpolation(x_P, x_G)
 
 
 def joined(values: Iterable[T], tolerance: float = 0.02) -> dict[T, T]:

@@ -71,7 +71,9 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
         by_variant.setdefault(record.run.variant, []).append(record)
     if len(by_variant) < 2:
         return
-    flat = {variant: _distinct(map(flat_settings, group)) for variant, group in by_variant.items()}
+    flat = {
+        variant: list({json.dumps(one): one for one in map(flat_settings, group)}.values()) for variant, group in by_variant.items()
+    }
     keys = dict.fromkeys(key for group in flat.values() for settings in group for key in settings)
     for key in keys:
         if key.startswith(OF_VARIANT):
@@ -85,11 +87,6 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
             alone = bool(set.intersection(*had.values()))  # where all have a value in common, front-ends compare there
             why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
             yield Unequal(f"setting {key}", values, why, breaks=True, asked=alone)
-
-
-def _distinct(settings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each once: of hundreds of seeds they are the same."""
-    return list({json.dumps(one): one for one in settings}.values())
 
 
 def _finished(records: Sequence[Record]) -> Iterable[Unequal]:

@@ -74,8 +74,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         show(partial(look, cells, plan.resolved, plan.sweep.records, retries), arguments.once)
         return 0
     from tunalab.sweeps.grid import own_settings
-    from tunalab.sweeps.launcher import Work
-    from tunalab.sweeps.launching import at_a_time, launcher
+    from tunalab.sweeps.launcher import Work, at_a_time, launcher
     from tunalab.training.run import open_data
 
     configs = plan.checked()

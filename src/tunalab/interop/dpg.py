@@ -274,7 +274,7 @@ def dpg_measures(
         counts = [
             None if score is None else score.plain[name]
             for item, score in scores.items()
-            if (name in score.plain if score is not None else _asks(questions[item], name))
+            if (name in score.plain if score is not None else any(name in (one.category, one.level2) for one in questions[item]))
         ]
         if any(counts):
             measures.append(pooled_measure(benchmark, name, counts, plain))
@@ -287,7 +287,3 @@ def find_images(folder: Path, items: Iterable[str]) -> dict[str, Path]:
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(f"{missing[0]} is missing: {folder} lacks {len(missing)} of {len(paths)} images")
     return paths
-
-
-def _asks(questions: Sequence[Question], name: str) -> bool:
-    return any(name in (one.category, one.level2) for one in questions)

@@ -237,17 +237,14 @@ def _report_memory(plan: Plan) -> str:
     over = f" over {sharding.shards}" if sharding.shards > 1 else ""
     rows = [[f"{unit} a GPU ({sharding.strategy}{over})", WITHOUT, WITH]]
     rows += [[kind, show(size), show(size)] for kind, size in memory.states.items()]
-    rows.append([f"activations (a row of {_fullest(plan)})", show(memory.activations[WITHOUT]), show(memory.activations[WITH])])
+    # The kinds of document whose rows need most, without and with checkpointing.
+    fullest = " / ".join(dict.fromkeys(kind.replace("_", " ") for kind in (plan.memory.row[WITHOUT], plan.memory.row[WITH])))
+    rows.append([f"activations (a row of {fullest})", show(memory.activations[WITHOUT]), show(memory.activations[WITH])])
     rows.append(["total", show(memory.total(False)), show(memory.total(True))])
     verdict = f"this run, {WITH if plan.checkpointing else WITHOUT}: {show(plan.bytes_needed)} {unit}"
     if plan.gpu.memory is not None:
         verdict += f" of {plan.gpu.name}'s {show(plan.gpu.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
     return f"{columns(rows)}\n{verdict}\n{LIMITS}"
-
-
-def _fullest(plan: Plan) -> str:
-    """The kinds of document whose rows need most, without and with checkpointing."""
-    return " / ".join(dict.fromkeys(kind.replace("_", " ") for kind in (plan.memory.row[WITHOUT], plan.memory.row[WITH])))
 
 
 def _count(number: int) -> str:

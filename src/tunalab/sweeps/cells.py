@@ -199,7 +199,8 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
     """
     for path in _record_files(cell, records):
         record = _read(path, of_run=path.parent == cell.run_dir)
-        if record is not None and record.run.finished and config_hash in (record.run.config_hash, _hash_today(record)):
+        # Or as today's settings hash it: one that was added since, at its default, changes nothing.
+        if record and record.run.finished and config_hash in (record.run.config_hash, plain_hash(completed(record.config))):
             return record
     return None
 
@@ -228,11 +229,6 @@ def _read(path: Path, of_run: bool) -> Record | None:
             raise
         print(f"warning: {error}; the run is done again", file=sys.stderr)
         return None
-
-
-def _hash_today(record: Record) -> str:
-    """The hash a record's configuration has under today's settings: one that was added since, at its default, changes nothing."""
-    return plain_hash(completed(record.config))
 
 
 def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None = None) -> list[Record]:

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -236,3 +236,24 @@ def failure(code: int, line: str) -> tuple[Literal["failed", "killed"], str]:
     how = f"killed by signal {-code} ({signal.strsignal(-code)})"
     how += ", out of memory?" if code == -signal.SIGKILL else ""
     return "killed", f"{how}, last line: {line}" if line else how
+
+
+def at_a_time(launch: Launch, threads: int, parallel: int | None = None) -> int:
+    """How many cells are trained at the same time. ``parallel``: as the command line says; ``threads``: of a cell."""
+    if isinstance(launch, LocalLaunch):
+        from tunalab.sweeps.local import default_parallel
+
+        return parallel or launch.parallel or default_parallel(threads, visible_gpus())
+    return parallel or launch.array_parallelism
+
+
+def launcher(launch: Launch, threads: int, parallel: int | None = None) -> Launcher:
+    """Ready to run. ``threads`` and ``parallel`` as for :func:`at_a_time`."""
+    number = at_a_time(launch, threads, parallel)
+    if isinstance(launch, LocalLaunch):
+        from tunalab.sweeps.local import LocalLauncher
+
+        return LocalLauncher(number, threads, visible_gpus())
+    from tunalab.sweeps.slurm import SlurmLauncher
+
+    return SlurmLauncher(replace(launch, array_parallelism=number), threads)

@@ -18,7 +18,7 @@ from tunalab.analysis.figures.panels import Style, caption, finish, grid, learne
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.records.differences import Setting, told_apart
+from tunalab.records.differences import told_apart
 from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks
 from tunalab.records.record import Record, usable
 
@@ -35,7 +35,8 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     table = align_tokens(_table(records))
     tokens = last_common_tokens(table)
     table = table[table["tokens"] == tokens]
-    rest = {setting.label: setting.without(MASK_RATIO).label for setting in _ordered_settings(records)}
+    settings = sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
+    rest = {setting.label: setting.without(MASK_RATIO).label for setting in settings}
     others = list(dict.fromkeys(rest.values()))
     legend = Legend(records)
     palette = legend.colours()
@@ -75,10 +76,6 @@ def _table(records: Sequence[Record]) -> pd.DataFrame:
     if table.empty:
         raise UserError("no evaluated benchmark in these records")
     return table
-
-
-def _ordered_settings(records: Sequence[Record]) -> list[Setting]:
-    return sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
 
 
 INK, FAINT, CLEAR = "#333333", "#B0B0B0", "#D55E00"

@@ -117,14 +117,10 @@ def figure_data(found: Panels, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "covers": covers({len(line.records) for line in found.lines}),
-        "lines": [_line(looks[line]) for line in found.lines],
+        "lines": [{"label": looks[line].label, "colour": looks[line].colour} for line in found.lines],
         "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in found.axes],
         "panels": panels,
     }
-
-
-def _line(look: Style) -> dict[str, str]:
-    return {"label": look.label, "colour": look.colour}
 
 
 def _seeds(index: int, one: Drawn) -> dict[str, Any]:

@@ -137,10 +137,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = lambda text: Markup(_MARKDOWN.render(text))
-    environment.filters["data_uri"] = _data_uri
+    environment.filters["data_uri"] = lambda content: f"data:image/png;base64,{b64encode(content).decode()}"
     environment.filters["png"] = png
     return environment
-
-
-def _data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(content).decode()}"

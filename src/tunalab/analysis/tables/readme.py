@@ -48,13 +48,12 @@ def _time(records: Sequence[Record]) -> str:
         for variant in legend.ordered(legend.looks):
             minutes = [record.totals.seconds / 60 for record in runs if record.run.variant == variant]
             each.append(f"{legend.label(variant)} {sum(minutes) / len(minutes):.0f}")
-        on, together = _on_gpu(name, runs) if runs[0].environment["accelerator"] else _on_cores(name, runs)
+        if runs[0].environment["accelerator"]:
+            on, together = f"one {name}", f"{sum(record.totals.seconds for record in runs) / 60:.0f} GPU-minutes"
+        else:
+            on, together = _on_cores(name, runs)
         sentences.append(f"Minutes of training a run, without evaluation, on {on}: {', '.join(each)}; {together} in all.")
     return " ".join(sentences)
-
-
-def _on_gpu(name: str, runs: Sequence[Record]) -> tuple[str, str]:
-    return f"one {name}", f"{sum(record.totals.seconds for record in runs) / 60:.0f} GPU-minutes"
 
 
 def _on_cores(name: str, runs: Sequence[Record]) -> tuple[str, str]:

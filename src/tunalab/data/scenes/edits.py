@@ -12,10 +12,6 @@ EDITS = ("recolour", "remove", "add", "move", "resize")
 _TRIES = 20_000
 
 
-def _size_words(item: Item) -> str:
-    return "" if item.slot in CELLS else f"{item.size} "
-
-
 def edit_items(rng: Random, edit: str, scene: Scene) -> tuple[str, list[Item]]:
     """One instruction of the given type for an "objects" scene, and the items after it (unsorted)."""
     items = list(scene.items)
@@ -40,7 +36,8 @@ def edit_items(rng: Random, edit: str, scene: Scene) -> tuple[str, list[Item]]:
         return f"move the {name} to {slot}", items
     shape, colour = other(rng, SHAPES, *(one.shape for one in items)), other(rng, COLOURS, *colours)
     items.append(place(None, scene.level, shape, colour, item.size, slot))
-    return f"add a {_size_words(item)}{colour} {shape} {slot}", items
+    size = "" if item.slot in CELLS else f"{item.size} "
+    return f"add a {size}{colour} {shape} {slot}", items
 
 
 def draw_edit(rng: Random, split: str, level: int, edit: str | None = None) -> tuple[Scene, str, Scene]:
