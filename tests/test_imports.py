@@ -33,6 +33,7 @@ ORDER = [
     "bench",
     "verification",
     "cli",
+    "wheel",
     "__main__",
 ]
 # Folders of one part that form a line among themselves; "" are the files right under it.

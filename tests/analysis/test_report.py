@@ -44,7 +44,7 @@ def sampled(tokens: int = 4_000_000, prompts: tuple[str, ...] = ("a red ring", "
 @pytest.fixture(scope="module")
 def made_report():
     records = [replace(r, run=replace(r.run, sweep="figure6")) for r in synthetic_records(kinds=2)]
-    beside = Beside(ROOT, {r.run.name: sampled() for r in records})
+    beside = Beside({r.run.name: sampled() for r in records})
     return build(records, Path("results/somewhere"), "tunalab report --records results/somewhere", beside)
 
 
@@ -143,7 +143,7 @@ def test_headers_become_paragraphs(tmp_path):
     said = "**Question:** is \\[this] a \\<question>? It is.\n\n"
     said += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
     assert asked.header(file) == said
-    unknown = asked.question([synthetic_record()], ["nowhere"], tmp_path)
+    unknown = asked.question([synthetic_record()], ["nowhere"])
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`" in unknown.text
 
 
@@ -168,12 +168,12 @@ def test_power_laws_are_those_of_the_table(tmp_path):
 
 def test_records_of_two_sweeps_have_two_questions_and_two_commands():
     records = [synthetic_record(), synthetic_record("tuna_r")]
-    said = asked.question(records, ["front_ends", "encoder"], ROOT).text
+    said = asked.question(records, ["front_ends", "encoder"]).text
     assert said.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in said and "`sweeps/encoder.yaml`" in said
-    commands = reproduce(records, ["front_ends", "encoder"], Path("results/x"), ROOT).text
+    commands = reproduce(records, ["front_ends", "encoder"], Path("results/x")).text
     assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands and "at commit unknown. `git checkout`" in commands
     modified = replace(records[0], environment=records[0].environment | {"commit": "f" * 40, "dirty": True})
-    said = reproduce([modified, records[1]], [], Path("results/x"), ROOT).text
+    said = reproduce([modified, records[1]], [], Path("results/x")).text
     assert f"at commit {'f' * 12}, modified; unknown. `git checkout` it" in said and "modified, which is not on record" in said
 
 
@@ -238,7 +238,7 @@ def test_crossings_and_areas_are_between_front_ends_of_one_setting():
 
 def test_runs_without_questions_have_a_report_too():
     records = [replace(r, points=[replace(p, benchmarks={}) for p in r.points]) for r in synthetic_records(seeds=1)]
-    report = build(records, Path("results/x"), "x", Beside(ROOT))
+    report = build(records, Path("results/x"), "x", Beside())
     texts = {section.title: section.text for section in report.sections}
     assert texts["Curves"].startswith("None: ") and texts["Final accuracies"].startswith("None: ")
     assert "| one-step PSNR at t = 0.3, dB | 14.2 |" in texts["Held-out losses and PSNR"] and "NOT EQUAL" not in report.verdict
@@ -249,7 +249,7 @@ def test_runs_without_questions_have_a_report_too():
 @pytest.mark.parametrize("ratios", [(0.25,), (0.0, 0.5)])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_every_shape_of_a_sweep_has_a_report(variants, ratios, seeds):
-    report = build(synthetic_records(variants, seeds, ratios, kinds=1), Path("results/x"), "x", Beside(ROOT), draw=False)
+    report = build(synthetic_records(variants, seeds, ratios, kinds=1), Path("results/x"), "x", Beside(), draw=False)
     titles = [section.title for section in report.sections]
     assert report.level == "equal" and ("Effects" in titles) == (len(variants) * len(ratios) > 1)
     assert ("Crossings" in titles) == (len(variants) > 1) and not any(section.pictures for section in report.sections)
@@ -277,7 +277,7 @@ FOLDERS = sorted({path.parent for path in (ROOT / "results").rglob("*-seed0.json
 def test_the_command_of_a_committed_run_gives_its_configuration(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     record = read_record(sorted(folder.glob("*.json"))[-1])
-    words = shlex.split(run_command(record, ROOT))
+    words = shlex.split(run_command(record))
     assert words[:3] == ["tunalab", "train", "--experiment"] and words[4] == "--variant" and f"seed={record.run.seed}" in words
     files = ROOT / f"experiments/{words[3]}.yaml", ROOT / f"variants/{words[5]}.yaml"
     assert config_hash(load_config(*files, words[6:])) == config_hash(from_plain(record.config))
@@ -286,10 +286,10 @@ def test_the_command_of_a_committed_run_gives_its_configuration(folder, monkeypa
 def test_a_configuration_that_no_settings_give_is_said():
     record = synthetic_record()
     del record.config["stages"]["sft"]
-    assert run_command(record, ROOT).startswith("# ") and "no settings over scenes and tuna2" in run_command(record, ROOT)
+    assert run_command(record).startswith("# ") and "no settings over scenes and tuna2" in run_command(record)
     old = replace(record, config=record.config | {"revision": 1})
-    assert "today's settings refuse" in run_command(old, ROOT)
-    assert "tunalab sweep figure6" in reproduce([record], ["figure6"], Path("results/figure6"), ROOT).text
+    assert "today's settings refuse" in run_command(old)
+    assert "tunalab sweep figure6" in reproduce([record], ["figure6"], Path("results/figure6")).text
 
 
 def test_the_command_writes_both_files(tmp_path, monkeypatch, capsys):

@@ -35,7 +35,9 @@ def test_cells_go_where_the_launch_file_says(
 
 def test_a_launch_file_that_is_none_or_wrong_is_named(launch_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "small", "--launch", "moon"]) == 2
-    assert "sweeps/launch/moon.yaml (choices in sweeps/launch: cluster)" in capsys.readouterr().err
+    assert (
+        "sweeps/launch/moon.yaml (choices in sweeps/launch: cluster; shipped: local, slurm, slurm_gpu)" in capsys.readouterr().err
+    )
     launch_file.write_text("{launcher: slurm, node: 2}\n")
     assert main(["sweep", "small", "--launch", "cluster"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

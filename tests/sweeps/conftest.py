@@ -31,7 +31,8 @@ def record_of() -> Callable[..., Record]:
 
 
 @pytest.fixture
-def sweep_file(tmp_path: Path) -> Path:
+def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     for name in ("experiments/scenes", "variants/tuna", "variants/tuna_r", "variants/tuna2", "sweeps/mask_ratio"):
         (tmp_path / f"{name}.yaml").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(SWEEP if name.startswith("sweeps") else "{}\n")

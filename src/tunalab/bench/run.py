@@ -23,6 +23,8 @@ from tunalab.records.differences import told_apart
 from tunalab.records.environment import environment
 from tunalab.records.log import Status, write_status
 from tunalab.records.record import Record, read_records
+from tunalab.settings.layers import run_files
+from tunalab.settings.named import shipped
 from tunalab.sweeps.cells import begin, end
 from tunalab.sweeps.grid import expand, load_sweep, resolve
 
@@ -104,10 +106,10 @@ def bench_status(count: int = 1000) -> dict[str, Any]:
 def thousand(folder: Path, seeds: int = 84) -> int:
     """A checkout with the sweep ``large`` of so many ``seeds``: a third of its runs done, a third interrupted, a third not begun.
 
-    Experiments, variants and a record are those of the current folder. Returns the number of runs.
+    Experiments and variants are the shipped ones, a record is of the current folder. Returns the number of runs.
     """
     for name in ("experiments", "variants"):
-        (folder / name).symlink_to(Path(name).absolute())
+        (folder / name).symlink_to(shipped() / name)
     record = Path("results/figure6/tuna2-seed0.json").read_text(encoding="utf-8")
     old = record.split('"config_hash": "', 1)[1].split('"', 1)[0]
     (folder / "sweeps").mkdir()
@@ -118,9 +120,7 @@ def thousand(folder: Path, seeds: int = 84) -> int:
     )
     with chdir(folder):
         cells = expand(load_sweep(Path("sweeps/large.yaml")))
-        resolved = resolve(
-            cells, [], lambda experiment, variant: (Path(f"experiments/{experiment}.yaml"), Path(f"variants/{variant}.yaml"))
-        )
+        resolved = resolve(cells, [], run_files)
         for number, cell in enumerate(cells):
             if number % 3 == 2:
                 continue
@@ -133,10 +133,6 @@ def thousand(folder: Path, seeds: int = 84) -> int:
             if number % 3 == 0:
                 (cell.run_dir / "record.json").write_text(record.replace(old, resolved[cell.name].hash, 1), encoding="utf-8")
     return len(cells)
-
-
-def _files(experiment: str, variant: str) -> tuple[Path, Path]:
-    return Path(f"experiments/{experiment}.yaml"), Path(f"variants/{variant}.yaml")
 
 
 REQUIRED_MINUTES, REQUIRED_GB, REQUIRED_ABOVE = 20.0, 4.0, 5
@@ -213,7 +209,7 @@ def _speed(only: str | None) -> dict[str, Any]:
     from tunalab.settings.schema import load_config
 
     torch.set_num_threads(1)
-    config = load_config(Path("experiments/scenes.yaml"), Path("variants/tuna2.yaml"), [])
+    config = load_config(*run_files("scenes", "tuna2"), [])
     components = Components()
     tokenizer = components.tokenizer
     model = build_model(config, components, tokenizer.vocabulary)

@@ -26,6 +26,7 @@ from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_model
 from tunalab.planning.workload import kind_of
+from tunalab.settings.layers import run_files
 from tunalab.settings.schema import RunConfig, load_config
 from tunalab.training.joint import JointStep, JointSteps
 from tunalab.training.module import Harness
@@ -44,7 +45,7 @@ DISTINCT = 4  # batches, which take turns: after two rounds every shape has been
 
 def step_config(settings: list[str]) -> RunConfig:
     """Pretraining at 1.5B, with random weights, under further settings."""
-    return load_config(Path(f"experiments/{EXPERIMENT}.yaml"), Path(f"variants/{VARIANT}.yaml"), [*ALONE, *settings])
+    return load_config(*run_files(EXPERIMENT, VARIANT), [*ALONE, *settings])
 
 
 @cache

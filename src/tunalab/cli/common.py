@@ -116,10 +116,11 @@ def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig
     Raises:
         UserError: a file, a key or a value is wrong.
     """
+    from tunalab.settings.layers import run_files
     from tunalab.settings.schema import load_config
 
     check_named(settings)
-    config = load_config(*config_files(experiment, variant), settings)
+    config = load_config(*run_files(experiment, variant), settings)
     from tunalab.training.run import check_run
 
     check_run(config)
@@ -131,22 +132,6 @@ def check_named(settings: list[str]) -> None:
     for setting in settings:
         if setting.split("=")[0] in ("experiment", "variant"):
             raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
-
-
-def config_files(experiment: str, variant: str) -> tuple[Path, Path]:
-    """The files of an experiment and a variant. Raises UserError: there is no such file, or it is something else."""
-    from tunalab.settings.layers import read_yaml
-
-    files = yaml_path("experiments", experiment), yaml_path("variants", variant)
-    for path in files:
-        if {"experiment", "variant"} & read_yaml(path).keys():
-            raise UserError(f"{path} is the saved configuration of a run: replay it with `tunalab train --config {path}`")
-    return files
-
-
-def yaml_path(folder: str, name: str) -> Path:
-    """A name is a file of the folder; anything with an ending is taken as it is."""
-    return Path(name) if name.endswith(".yaml") else Path(folder) / f"{name}.yaml"
 
 
 def check_out(path: Path, folder: bool = False) -> None:
@@ -168,6 +153,16 @@ def tracking_uri(tracking: "TrackingConfig") -> str:
     from tunalab.tracking.client import full_uri
 
     return full_uri(tracking.uri)
+
+
+def build_tokenizer() -> None:
+    """Build the tiny tokenizer, which takes seconds, if it is not built yet."""
+    from tunalab.frontends.components.build import build_components as build
+    from tunalab.frontends.components.settings import ComponentSettings
+    from tunalab.frontends.components.store import components_root, folder_of, is_built
+
+    if not is_built(folder_of(components_root(), "tokenizer", ComponentSettings().tokenizer)):
+        build(names=("tokenizer",))
 
 
 def build_components(seeds: set[int]) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command, add_settings, yaml_path
+from tunalab.cli.common import add_command, add_settings
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add(commands: "Commands") -> None:
 
 
 def convert(arguments: argparse.Namespace) -> int:
+    from tunalab.settings.named import find
     from tunalab.trained.convert import convert_to_official, convert_to_tunalab
 
     source, target = arguments.source, arguments.target
@@ -37,7 +38,7 @@ def convert(arguments: argparse.Namespace) -> int:
         convert_to_official(source, target)
     else:
         experiment, variant = (
-            None if name is None else yaml_path(folder, name)
+            None if name is None else find(folder, name)
             for folder, name in (("experiments", arguments.experiment), ("variants", arguments.variant))
         )
         convert_to_tunalab(source, target, experiment, variant, arguments.settings)

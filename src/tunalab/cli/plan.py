@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command, run_config, yaml_path
+from tunalab.cli.common import add_command, run_config
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def _run(experiment: str, variant: str, settings: list[str], arguments: argparse
 
 def _sweep(name: str, settings: list[str], arguments: argparse.Namespace) -> int:
     from tunalab.cli.sweeping import cell_config
+    from tunalab.settings.named import find, located
     from tunalab.sweeps.grid import check_settings, expand, load_sweep
 
-    path = yaml_path("sweeps", name)
-    if not path.exists() and yaml_path("experiments", name).exists():
+    if located("sweeps", name) is None and located("experiments", name):
         raise UserError(f"{name} is an experiment: `tunalab plan {name} VARIANT`")
-    loaded = load_sweep(path)
+    loaded = load_sweep(find("sweeps", name))
     check_settings(loaded, settings)
     configs = {cell.name: cell_config(cell, settings) for cell in expand(loaded)}
     from tunalab.planning.hardware import find_gpu

@@ -23,7 +23,7 @@ def add(commands: "Commands") -> None:
     sub = add_command(commands, table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True)
     sub.add_argument("--out", type=Path)
-    sub.add_argument("--published", type=Path, default=Path("results/published.csv"), help="what stands beside evaluations")
+    sub.add_argument("--published", type=Path, help="what stands beside evaluations: results/published.csv, or the shipped one")
     sub.add_argument("--readme", type=Path, help="also renew the block of this README that is made from the records")
 
 
@@ -49,7 +49,7 @@ def figure(arguments: argparse.Namespace) -> int:
 def table(arguments: argparse.Namespace) -> int:
     from tunalab.analysis.tables.claims import write_claims
     from tunalab.analysis.tables.dynamics import write_dynamics
-    from tunalab.analysis.tables.evaluation import write_evaluation_tables
+    from tunalab.analysis.tables.evaluation import published_file, write_evaluation_tables
     from tunalab.analysis.tables.training import write_tables
     from tunalab.records.record import read_records
 
@@ -59,7 +59,8 @@ def table(arguments: argparse.Namespace) -> int:
     if arguments.readme is not None and not arguments.readme.is_file():
         raise UserError(f"--readme {arguments.readme}: there is no such file")
     _tell_unequal(records)
-    written = write_tables(records, folder, command) + write_evaluation_tables(records, arguments.published, folder, command)
+    published = arguments.published or published_file()
+    written = write_tables(records, folder, command) + write_evaluation_tables(records, published, folder, command)
     written += write_claims(records, folder, command) + write_dynamics(records, folder, command)
     for path in written:
         print(f"wrote {path}")

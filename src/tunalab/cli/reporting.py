@@ -70,6 +70,7 @@ def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside
     from tunalab.analysis.report.build import Beside
     from tunalab.files import below
     from tunalab.records.samples import FOLDER, of_run, published
+    from tunalab.settings.named import own_or_shipped
     from tunalab.sweeps.grid import expand, load_sweep
 
     samples = {}
@@ -81,6 +82,6 @@ def _beside(records: "list[Record]", folder: Path, runs: Path | None) -> "Beside
         if found is not None:
             samples[run.name] = found
     sweeps = dict.fromkeys(record.run.sweep for record in records if record.run.sweep)
-    files = {name: file for name in sweeps if name and (file := below(Path("sweeps"), f"{name}.yaml", links=True))}
-    planned = {name: [cell.name for cell in expand(load_sweep(file))] for name, file in files.items() if file.is_file()}
+    files = {name: file for name in sweeps if name and (file := own_or_shipped(f"sweeps/{name}.yaml"))}
+    planned = {name: [cell.name for cell in expand(load_sweep(file))] for name, file in files.items()}
     return Beside(samples=samples, planned=planned)

@@ -1,5 +1,5 @@
-"""Commands around the runs: `tunalab components`, `tunalab dashboard`, `tunalab mlflow-sync`, `tunalab bench` and
-`tunalab verify`."""
+"""Commands around the runs: `tunalab init`, `tunalab components`, `tunalab dashboard`, `tunalab mlflow-sync`,
+`tunalab bench` and `tunalab verify`."""
 
 import argparse
 import sys
@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from tunalab.bench import GPU_PARTS, PARTS
 from tunalab.cli.common import RUNS, add_command, build_components
 from tunalab.errors import UserError
-from tunalab.files import listed
+from tunalab.files import listed, write_atomically
 from tunalab.verification import CHECKS
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
 
+STUDY = Path(__file__).parent / "study"  # what `tunalab init` copies
+
 
 def add(commands: "Commands") -> None:
+    sub = add_command(commands, init, "make a folder to start from: an experiment, a variant, a sweep, a Makefile")
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="new, or empty")
     sub = add_command(commands, components, "build the tiny tokenizer, VAE and encoder that are not built yet")
     sub.add_argument("--seed", type=int, default=0)
     default = "default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
@@ -42,6 +46,19 @@ def add(commands: "Commands") -> None:
     sub.add_argument("checks", nargs="*", metavar="CHECK", help=f"of: {', '.join(CHECKS)} ({takes})")
     out = "folder for the tables; chance also writes the file in the package that evaluations read"
     sub.add_argument("--out", type=Path, default=Path("results/verification"), help=out)
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Raises UserError: something stands there already."""
+    folder = arguments.folder
+    if folder.exists() and (not folder.is_dir() or listed(folder)):
+        raise UserError(f"{folder} is {'a folder that is not empty' if folder.is_dir() else 'a file'}: name a new folder")
+    for file in (path for path in listed(STUDY, "**/*") if path.is_file()):
+        copy = folder / file.relative_to(STUDY)
+        write_atomically(copy, file.read_bytes())
+        print(f"wrote {copy}")
+    print(f"`cd {folder}`, then `make plan` and `make train`")
+    return 0
 
 
 def components(arguments: argparse.Namespace) -> int:

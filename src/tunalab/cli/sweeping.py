@@ -16,11 +16,10 @@ from tunalab.cli.common import (
     add_command,
     add_settings,
     build_components,
+    build_tokenizer,
     check_named,
-    config_files,
     run_config,
     tracking_uri,
-    yaml_path,
 )
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.redaction import hand_over, redacted
@@ -55,6 +54,7 @@ def add(commands: "Commands") -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
+    from tunalab.settings.named import find
     from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, read_history
     from tunalab.sweeps.cells import publish as publish_cells
     from tunalab.sweeps.launcher import LocalLaunch, read_launch
@@ -66,7 +66,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} is out of range (from {least})")
-    launch = read_launch(yaml_path("sweeps/launch", arguments.launch)) if arguments.launch else LocalLaunch()
+    launch = read_launch(find("sweeps/launch", arguments.launch)) if arguments.launch else LocalLaunch()
     retries = RETRIES if arguments.retries is None else arguments.retries
     plan = _plan(arguments)
     cells = plan.cells
@@ -82,6 +82,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from tunalab.sweeps.state import dry_run
 
+        if any(not (config.decoder.tokenizer or config.decoder.pretrained) for config in configs.values()):
+            build_tokenizer()
         dry_run(cells, lambda cell: _describe(configs[cell.name]), at_a_time(launch, threads, arguments.parallel))
         return 0
     if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
@@ -133,14 +135,15 @@ def publish(arguments: argparse.Namespace) -> int:
 
 def _take_name(arguments: argparse.Namespace) -> None:
     """Behind an option argparse takes the sweep's name for the first setting. Raises UserError: there is none."""
-    from tunalab.sweeps.grid import names_in
+    from tunalab.settings.named import located, names_of
 
     if arguments.sweep is None and arguments.settings:
         arguments.sweep, *arguments.settings = arguments.settings
     name = arguments.sweep
-    if not name or ("=" in name and not yaml_path("sweeps", name).exists()):
+    there = located("sweeps", name) if name else None
+    if not name or ("=" in name and not (there and there.exists())):
         found = f", {name!r} is a setting" if name else ""
-        raise UserError(f"the name of a sweep is missing{found}, choices: {', '.join(names_in(Path('sweeps'))) or 'none'}")
+        raise UserError(f"the name of a sweep is missing{found}, choices: {', '.join(names_of('sweeps'))}")
 
 
 def _check_together(arguments: argparse.Namespace) -> None:
@@ -179,17 +182,19 @@ class _Plan:
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
     """Raises UserError: a file or setting is wrong, or two cells are the same run."""
+    from tunalab.settings.layers import run_files
+    from tunalab.settings.named import find
     from tunalab.sweeps.cells import is_finished
     from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep, own_directory, resolve, with_settings
 
-    loaded = load_sweep(yaml_path("sweeps", arguments.sweep))
+    loaded = load_sweep(find("sweeps", arguments.sweep))
     cells = expand(loaded, arguments.variant, RUNS)
     check_named(arguments.settings)
-    resolved = resolve(cells, arguments.settings, config_files)
+    resolved = resolve(cells, arguments.settings, run_files)
     check_settings(loaded, arguments.settings)
     check_distinct(loaded.name, {name: one.hash for name, one in resolved.items()})
     if arguments.settings:
-        plain = resolve(cells, [], config_files)
+        plain = resolve(cells, [], run_files)
         if any(one.hash != plain[name].hash for name, one in resolved.items()):
             loaded = with_settings(loaded, arguments.settings)
             cells = expand(loaded, arguments.variant, RUNS)

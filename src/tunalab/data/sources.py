@@ -1,5 +1,6 @@
 """The registry that turns the source names of a mix into corpora."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from tunalab.data.buckets import Buckets
@@ -31,7 +32,12 @@ def source_names(data: DataConfig) -> list[str]:
 
 def _shards(data: DataConfig) -> dict[str, ShardsConfig]:
     """Every source of shards by its name in a mix."""
-    families = {"webdataset": data.webdataset, "finevision": data.finevision, "omniedit": data.omniedit, "text": data.text}
+    families: dict[str, Mapping[str, ShardsConfig]] = {
+        "webdataset": data.webdataset,
+        "finevision": data.finevision,
+        "omniedit": data.omniedit,
+        "text": data.text,
+    }
     return {f"{family}/{key}": config for family, members in families.items() for key, config in members.items()}
 
 

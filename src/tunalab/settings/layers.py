@@ -2,7 +2,7 @@
 
 An experiment file holds settings and, besides them, up to three keys of its own:
 
-    base: NAME (or a list)            experiments of the same folder that lie below this one
+    base: NAME (or a list)            experiments that lie below this one, found as named.py says
     mixes: {NAME: {source: weight}}   mixes by name: a stage's ``mix`` may then be a name, also on the command line
     variants: {VARIANT: settings}     what this experiment sets for one variant alone, laid over the variant's own file
 
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tunalab.errors import UserError, first_line
 from tunalab.files import listed
 from tunalab.settings.declaration import check_values, misfit
+from tunalab.settings.named import find
 from tunalab.settings.values import Word, named_members, parse, resolved, typed
 
 Mixes = dict[str, dict[str, float]]
@@ -136,7 +137,7 @@ def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
     for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [None]:
         if not isinstance(base, str):
             raise UserError(f"{path}: base={bases} is neither the name of an experiment nor a list of names")
-        below = read_experiment(path.parent / f"{base}.yaml", (*above, path))
+        below = read_experiment(find("experiments", base, of=path), (*above, path))
         read.layers += below.layers
         read.mixes.update(below.mixes)
         for name, layers in below.variants.items():
@@ -146,6 +147,15 @@ def read_experiment(path: Path, above: tuple[Path, ...] = ()) -> Experiment:
     for name, settings in _members(path, "variants", variants).items():
         read.variants.setdefault(name, []).append(Layer(f"{path}: variants.{name}", settings))
     return read
+
+
+def run_files(experiment: str, variant: str) -> tuple[Path, Path]:
+    """The files of an experiment and a variant by name. Raises UserError: there is none, or it is something else."""
+    files = find("experiments", experiment), find("variants", variant)
+    for path in files:
+        if {"experiment", "variant"} & read_yaml(path).keys():
+            raise UserError(f"{path} is the saved configuration of a run: replay it with `tunalab train --config {path}`")
+    return files
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

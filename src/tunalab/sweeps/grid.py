@@ -31,11 +31,11 @@ from typing import Any
 import yaml
 
 from tunalab.errors import UserError, one_line
-from tunalab.files import listed
 from tunalab.records.labels import FIGURE_NAMES, last_words
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
 from tunalab.settings.layers import UNREADABLE, leaves, nested, read_setting, read_value, settings_layers
+from tunalab.settings.named import names_in, names_of
 from tunalab.settings.schema import (
     NOT_IDENTITY,
     RunConfig,
@@ -85,18 +85,17 @@ class Cell:
     run_dir: Path
 
 
-def load_sweep(path: Path, root: Path | None = None) -> Sweep:
-    """Read a sweep file. ``root`` holds ``experiments/`` and ``variants/`` (default: the folder above the file's).
+def load_sweep(path: Path) -> Sweep:
+    """Read a sweep file. Its experiment, its variants and its records are those of the working directory, as those of its runs.
 
     Raises:
         UserError: an unknown key, an empty list, a repeated or unknown name; names file, key and choices.
     """
-    root = path.resolve().parent.parent if root is None else root
     plain = _read(path)
     for key in plain:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key {key!r}, choices: {', '.join(KEYS)}")
-    experiments, variants = names_in(root / "experiments"), names_in(root / "variants")
+    experiments, variants = names_of("experiments"), names_of("variants")
     factors = _mapping(path, "factors", plain.get("factors"))
     overrides = _mapping(path, "overrides", plain.get("overrides"))
     arms = {name: _mapping(path, f"arms.{name}", arm) for name, arm in _mapping(path, "arms", plain.get("arms")).items()}
@@ -134,7 +133,7 @@ def load_sweep(path: Path, root: Path | None = None) -> Sweep:
         arms=arms,
         factors={key: _list(path, f"factors.{key}", values) for key, values in factors.items()},
         overrides=overrides,
-        records=None if records is None else root / records,
+        records=None if records is None else Path(records).absolute(),
         figures=tuple(_choice(path, "figure", name, FIGURE_NAMES) for name in _list(path, "figure", figures)) if figures else (),
         known_variants=variants,
     )
@@ -237,11 +236,6 @@ def _grid_values(value: Any) -> Any:
         str(key): _grid_values(inside) if isinstance(inside, dict) and "." not in key else texts(inside, RunConfig, key)
         for key, inside in value.items()
     }
-
-
-def names_in(folder: Path) -> tuple[str, ...]:
-    """Of the YAML files of a folder."""
-    return tuple(file.stem for file in listed(folder, "*.yaml"))
 
 
 def _choice(path: Path, key: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -87,7 +87,7 @@ def test_codec_normalises_to_unit_variance_and_back(components: Components) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_component_names_the_command(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"'{name}' is not built .* run `make components`"):
+    with pytest.raises(UserError, match=f"'{name}' is not built .* run `tunalab components`"):
         load_component(name, TINY, tmp_path)
 
 

@@ -16,6 +16,7 @@ from tunalab.analysis.report import sections as learning
 from tunalab.analysis.report import sections as outcome
 from tunalab.analysis.report.sections import Report, Section, verdict
 from tunalab.analysis.tables.dynamics import Dynamics
+from tunalab.analysis.tables.evaluation import published_file
 from tunalab.records.differences import told_apart
 from tunalab.records.labels import Legend
 from tunalab.records.record import Record
@@ -26,9 +27,8 @@ MOST_COLUMNS = 8  # of samples side by side
 
 @dataclass(frozen=True)
 class Beside:
-    """What a report may show beside the records. ``root``: of experiments/, variants/, sweeps/ and results/published.csv."""
+    """What a report may show beside the records, and beside the files that named.py finds."""
 
-    root: Path = Path()
     samples: Mapping[str, Samples] = field(default_factory=dict)  # by name of the run
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sweep -> names of all its runs
 
@@ -43,7 +43,7 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     moved, why_none = learning.measure(records), outcome.undrawable(records)
     sections = [
         _in_short(records, moved),
-        asked.question(records, sweeps, beside.root),
+        asked.question(records, sweeps),
         asked.settings(records),
         consumed.budget(records),
         outcome.curves(why_none, outcome.pictures(records, command) if draw and not why_none else []),
@@ -52,12 +52,12 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
         outcome.effects(records),
         outcome.claims(records),
         outcome.held_out(records),
-        outcome.evaluations(records, beside.root / "results" / "published.csv"),
+        outcome.evaluations(records, published_file()),
         samples(records, beside.samples),
         consumed.failures(records, beside.planned),
         consumed.cost(records),
         consumed.made(records),
-        commands.reproduce(records, sweeps, folder, beside.root),
+        commands.reproduce(records, sweeps, folder),
     ]
     return Report(_title(records, folder), command, level, said, [section for section in sections if section is not None])
 

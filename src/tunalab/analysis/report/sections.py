@@ -24,11 +24,11 @@ from tunalab.analysis.tables.dynamics import Dynamics, areas_markdown, crossings
 from tunalab.analysis.tables.evaluation import counterpart, evaluation_markdown, read_published
 from tunalab.analysis.tables.training import accuracy_markdown, accuracy_table, markdown_row
 from tunalab.errors import UserError
-from tunalab.files import below
 from tunalab.records.differences import flat_settings, flat_texts, told_apart
 from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, key_labels, value_label
 from tunalab.records.record import Point, Record, usable
 from tunalab.records.samples import Samples
+from tunalab.settings.named import own_or_shipped
 from tunalab.settings.schema import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
 
 
@@ -139,18 +139,18 @@ COMMAND = "Command"
 CODE = f"**{COMMAND}:**\n\n```\n"
 
 
-def question(records: Sequence[Record], sweeps: Sequence[str], root: Path) -> Section:
+def question(records: Sequence[Record], sweeps: Sequence[str]) -> Section:
     """The headers of the sweeps' files, where none has one that of the experiment."""
     names = dict.fromkeys(record.run.experiment for record in records)
     of_sweeps, of_experiments = (
-        [file for name in of if (file := below(root / folder, f"{name}.yaml", links=True))]
-        for folder, of in (("sweeps", sweeps), ("experiments", names))
+        [f"{folder}/{name}.yaml" for name in of] for folder, of in (("sweeps", sweeps), ("experiments", names))
     )
-    files = [file for file in of_sweeps if file.is_file()] or [file for file in of_experiments if file.is_file()][:1]
+    found = {name: file for name in [*of_sweeps, *of_experiments] if (file := own_or_shipped(name))}
+    files = [name for name in of_sweeps if name in found] or [name for name in of_experiments if name in found][:1]
     if files:
-        told = [f"{header(file)}\n\nFrom the header of `{file.relative_to(root)}`." for file in files]
+        told = [f"{header(found[name])}\n\nFrom the header of `{name}`." for name in files]
         return Section("Question", "\n\n".join(told))
-    looked = ", ".join(f"`{file.relative_to(root)}`" for file in [*of_sweeps, *of_experiments])
+    looked = ", ".join(f"`{name}`" for name in [*of_sweeps, *of_experiments])
     return Section("Question", f"No file says it (looked for: {looked}).")
 
 
@@ -219,7 +219,7 @@ def _shown(value: object) -> str:
     return value_label(value) if value != "" else "-"
 
 
-def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, root: Path) -> Section:
+def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path) -> Section:
     """By what each part of the report is made again: tables and figures from the records, the records by training."""
     steps = {
         "This report": f"tunalab report --records {folder}",
@@ -232,23 +232,23 @@ def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path, ro
         steps["Evaluations of a finished model, after training"] = (
             f"tunalab evaluate runs/{sweeps[0] if len(sweeps) == 1 else records[0].run.experiment}/NAME"
         )
-    here = [name for name in sweeps if (file := below(root / "sweeps", f"{name}.yaml", links=True)) and file.is_file()]
+    here = [name for name in sweeps if own_or_shipped(f"sweeps/{name}.yaml")]
     if here:
         steps["All runs that have no record here"] = "\n".join(f"tunalab sweep {name}" for name in here)
     blocks = [f"{what}:\n\n```\n{command}\n```" for what, command in steps.items()]
     code = "; ".join(dict.fromkeys(revision(record) for record in records))
-    lines = "\n".join(run_command(record, root) for record in records)
+    lines = "\n".join(run_command(record) for record in records)
     made = f"The records were made at commit {code}. `git checkout` it for the code of that day"
     made += ", without what was modified, which is not on record." if any(r.environment.get("dirty") for r in records) else "."
     blocks.append(f"{made} Each run alone:\n\n```\n{lines}\n```")
     return Section("Commands", "\n\n".join(blocks))
 
 
-def run_command(record: Record, root: Path) -> str:
+def run_command(record: Record) -> str:
     """A call of `tunalab train` that resolves to the record's configuration under today's files; a comment where none does."""
     run = record.run
-    experiment = below(root / "experiments", f"{run.experiment}.yaml", links=True)
-    files = experiment or Path(), below(root / "variants", f"{run.variant}.yaml", links=True) or Path()  # no file: refused below
+    named = own_or_shipped(f"experiments/{run.experiment}.yaml"), own_or_shipped(f"variants/{run.variant}.yaml")
+    files = named[0] or Path(), named[1] or Path()  # no file: refused below
     try:
         wanted = from_plain(record.config)
         words = _settings(to_plain(load_config(*files, [])), to_plain(wanted))

@@ -22,6 +22,7 @@ from tunalab.evaluation.published import RULED, RULES, metric
 from tunalab.files import write_atomically
 from tunalab.records.labels import Legend
 from tunalab.records.record import Record
+from tunalab.settings.named import own_or_shipped
 
 COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
 MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are ablations
@@ -42,6 +43,11 @@ COUNTERPARTS: dict[str, dict[Key, Key]] = {
     },
 }
 SPLITS = ("", "test")  # of ours that have a counterpart
+
+
+def published_file() -> Path:
+    """The user's own in the working directory, else the shipped one."""
+    return own_or_shipped("results/published.csv") or Path("results/published.csv")
 
 
 def read_published(path: Path) -> pd.DataFrame:

@@ -1,9 +1,9 @@
-"""Building what is missing of the components: `make components`."""
+"""Building what is missing of the components: `tunalab components`."""
 
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ def build_components(
     root: Path | None = None,
     captions: CaptionSource | None = None,
     texts: TextSource | None = None,
+    names: Sequence[str] = NAMES,
 ) -> Components:
-    """Train and store every component that is not there yet; return the handle to all.
+    """Train and store every component of ``names`` that is not there yet; return the handle to all.
 
     ``captions`` and ``texts`` default to the scenes corpus. Processes that build at once wait for each other, and the
     later ones find the work done. A stopped build leaves nothing behind that would be taken for a component.
@@ -50,7 +51,7 @@ def build_components(
         from tunalab.data import scenes
 
         captions, texts = captions or scenes.caption_examples, texts or scenes.text_sample
-    for number, name in enumerate(NAMES, start=1):
+    for number, name in enumerate(names, start=1):
         config = getattr(settings, name)
         folder = folder_of(root, name, config)
         if not is_built(folder):
@@ -62,7 +63,7 @@ def build_components(
                 lock.acquire()
             try:
                 if not is_built(folder):
-                    log(f"component {name} ({number} of {len(NAMES)}): building {folder}")
+                    log(f"component {name} ({number} of {len(names)}): building {folder}")
                     with fixed_threads(THREADS):
                         _build(name, settings, root, captions, texts)
             finally:

@@ -71,12 +71,12 @@ def write_component(folder: Path, config: Any, write: Callable[[Path], None]) ->
 def verify(folder: Path, name: str) -> None:
     """Raises UserError, naming the component and the remedy, when it is not built or a file of it is damaged."""
     if not is_built(folder):
-        raise UserError(f"component '{name}' is not built ({folder} is missing): run `make components`")
+        raise UserError(f"component '{name}' is not built ({folder} is missing): run `tunalab components`")
     for file, expected in read_json(folder / MANIFEST, f"component '{name}'").items():
         path = folder / file
         if not path.is_file() or sha256(path) != expected:
             state = "damaged" if path.is_file() else "missing"
-            raise UserError(f"component '{name}': {path} is {state}: delete {folder} and run `make components`")
+            raise UserError(f"component '{name}': {path} is {state}: delete {folder} and run `tunalab components`")
 
 
 # Built components, loaded when asked for.
