@@ -143,8 +143,9 @@ def test_headers_become_paragraphs(tmp_path):
     said = "**Question:** is \\[this] a \\<question>? It is.\n\n"
     said += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
     assert asked.header(file) == said
-    unknown = asked.question([synthetic_record()], ["nowhere"])
-    assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`" in unknown.text
+    record = synthetic_record()
+    unknown = asked.question([replace(record, run=replace(record.run, experiment="elsewhere"))], ["nowhere"])
+    assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`, `experiments/elsewhere.yaml`" in unknown.text
 
 
 @pytest.mark.parametrize("file", HEADERS, ids=lambda file: f"{file.parent.name}-{file.stem}")

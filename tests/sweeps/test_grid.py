@@ -23,7 +23,7 @@ def test_one_variant_also_one_the_sweep_does_not_list(sweep_file):
     sweep = load_sweep(sweep_file)
     assert {cell.variant for cell in expand(sweep, "tuna2")} == {"tuna2"} and len(expand(sweep, "tuna2")) == 4
     assert expand(sweep, "tuna_r")[0].name == "tuna_r-ratio0-seed0"
-    with pytest.raises(UserError, match="unknown variant 'tuna3', choices: tuna, tuna2, tuna_r"):
+    with pytest.raises(UserError, match="unknown variant 'tuna3', choices: bottleneck, tuna, tuna2, tuna_r"):
         expand(sweep, "tuna3")
 
 
