@@ -35,7 +35,14 @@ def test_an_arm_is_a_run_without_its_seed(record):
     one = record()
     environment = {"commit": "abc", "dirty": True, "python": "3.11", "packages": {"torch": "2.15.0", "none": None}}
     for name, arm in (("tuna2-seed0", "tuna2"), ("tuna2-ratio0.25-seed1", "tuna2-ratio0.25"), ("tuna-seed0+ab12", "tuna")):
-        tags = run_tags(name, one.config, "f00", environment)
-        assert tags["arm"] == arm and tags["variant"] == "tuna2" and tags["mask_ratio"] == 0.25 and tags["config_hash"] == "f00"
+        tags = run_tags(name, one.config, "f00", environment, one.look)
+        assert (
+            tags["arm"] == arm
+            and tags["variant"] == "tuna2"
+            and tags["front_end"] == "Tuna-2"
+            and tags["mask_ratio"] == 0.25
+            and tags["config_hash"] == "f00"
+        )
+    assert tags["front_end"] == "Tuna-2" and tags["front_end.encoder"] == "none"
     assert tags["mlflow.source.git.commit"] == "abc" and tags["code.modified"] is True and tags["package.torch"] == "2.15.0"
     assert "package.none" not in tags and "accelerator" not in tags

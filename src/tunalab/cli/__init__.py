@@ -22,6 +22,7 @@ from tunalab.redaction import hide_credentials, redacted
 
 FAMILIES = (
     "runs",
+    "frontends",
     "sweeping",
     "records",
     "services",

@@ -89,7 +89,9 @@ def _is_own(found: type, module: ModuleType) -> bool:
 def _module(place: str, what: str) -> ModuleType:
     try:
         if place.endswith(".py"):
-            return _file(Path(place).resolve(), what)
+            if not (path := Path(place).resolve()).is_file():
+                raise UserError(f"{what}: there is no file {path}")
+            return _file(path)
         return import_module(place)
     except ModuleNotFoundError as error:
         raise UserError(f"{what}: there is no module {error.name} (from where this runs, Python finds none)") from error
@@ -99,10 +101,8 @@ def _module(place: str, what: str) -> ModuleType:
 
 
 @cache
-def _file(path: Path, what: str) -> ModuleType:
+def _file(path: Path) -> ModuleType:
     """Run once per process, so that one file's class is one class."""
-    if not path.is_file():
-        raise UserError(f"{what}: there is no file {path}")
     # A module's name without dots that no package has; of the whole path, as two files may have one name.
     name = f"_frontend_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(name, path)

@@ -18,6 +18,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.along import evaluation_tokens
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed
+from tunalab.frontends.looks import Look, resolved_look
 from tunalab.records.log import Row, read_rows
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, read_record
 from tunalab.settings.schema import EvaluationConfig, config_hash, read_config, to_plain
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 ACCURACY = "accuracy/"  # metrics at planned token counts, which runs of all seeds share
 
 
-def run_tags(name: str, config: Mapping[str, Any], config_hash: str, environment: Mapping[str, Any]) -> dict[str, object]:
+def run_tags(
+    name: str, config: Mapping[str, Any], config_hash: str, environment: Mapping[str, Any], look: Look
+) -> dict[str, object]:
     """What runs are found, grouped and told apart by: sweep, variant, arm (all but the seed) and so on; code and packages.
 
     ``config``: plain.
@@ -50,6 +53,8 @@ def run_tags(name: str, config: Mapping[str, Any], config_hash: str, environment
         "sweep": tracking["sweep"],
         "experiment": config["experiment"],
         "variant": config["variant"],
+        "front_end": look.label,
+        **{f"front_end.{factor}": level for factor, level in look.factors.items()},
         "arm": re.sub(r"-seed\d+(\+\w+)?$", "", name),
         "mask_ratio": config["objective"]["masking"]["ratio"],
         "seed": config["seed"],
@@ -149,6 +154,7 @@ class Kept:
     config: Mapping[str, Any]
     config_hash: str
     environment: Mapping[str, Any]
+    look: Look
     seconds: float
     finished: bool
     points: Sequence[Point]
@@ -175,7 +181,9 @@ class Kept:
         if not (run_dir / CONFIG_FILE).exists():
             raise UserError(f"{run_dir} is no run directory: it has neither {RECORD_FILE} nor {CONFIG_FILE}")
         config = read_config(run_dir / CONFIG_FILE)
-        return cls(run_dir.name, to_plain(config), config_hash(config), {}, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
+        plain = to_plain(config)
+        look = resolved_look(plain)
+        return cls(run_dir.name, plain, config_hash(config), {}, look, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
 
     @classmethod
     def _of(
@@ -187,6 +195,7 @@ class Kept:
             record.config,
             run.config_hash,
             record.environment,
+            record.look,
             record.totals.seconds,
             run.finished,
             record.points,
@@ -240,7 +249,7 @@ def _sync(uri: str, experiment: str, kept: Kept) -> int:
         uri,
         experiment,
         kept.name,
-        run_tags(kept.name, kept.config, kept.config_hash, kept.environment),
+        run_tags(kept.name, kept.config, kept.config_hash, kept.environment, kept.look),
         id_file=kept.id_file,
         run_id=_find(client, uri, experiment, kept),
         parent_run_id=parent,

@@ -304,7 +304,7 @@ class Run:
             full_uri(tracking.uri),
             tracking.experiment,
             self.run_dir.name,
-            run_tags(self.run_dir.name, self.plain, self.hash, self.environment),
+            run_tags(self.run_dir.name, self.plain, self.hash, self.environment, look_of(self.config)),
             id_file=self.run_dir / RUN_ID,
             parent_run_id=tracking.parent_run or None,
             sources=data_sources(self.environment),

@@ -1,0 +1,56 @@
+"""Nothing but the front-ends, their looks, variants and experiments knows a front-end or a variant by its name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tunalab
+from tests.variants import SETTINGS
+from tunalab.frontends.registry import FRONTENDS
+
+PACKAGE = Path(tunalab.__file__).parent
+NAMES = {*SETTINGS, *FRONTENDS}
+# File or folder -> why it may, with the names that it may use.
+ALLOWED = {
+    "frontends": ("the front-ends themselves, and their looks", NAMES),
+    "official": ("the layouts of the published checkpoints, which are of these models", NAMES),
+    "analysis/tables/claims.yaml": ("data: models of results/published.csv as it names them", {"tuna", "tuna_r", "tuna2"}),
+    "settings/schema.py": ("the defaults of a run without a variant", {"patch_embed", "tuna2"}),
+    "cli/runs.py": ("the default of --variant, as in the settings", {"tuna2"}),
+    "cli/evaluation.py": ("an example of a run directory in a message", {"tuna2"}),
+    "cli/reporting.py": ("an example of a record in a help text", {"tuna2"}),
+    "bench/step.py": ("a figure is measured on one variant, which is stated", {"tuna2"}),
+    "bench/run.py": ("a figure is measured on one variant, which is stated", {"tuna", "tuna2", "tuna_r"}),
+    "verification/encoders.py": (
+        "compares the features of this front-end with timm's; patch_embed is timm's",
+        {"siglip", "patch_embed"},
+    ),
+    "trained/loading.py": ("imports a component of that name", {"siglip"}),
+    "analysis/fairness.py": ("an example in a docstring", {"tuna2"}),
+    "evaluation/reconstruction.py": ("the word, not the front-end", {"bottleneck"}),
+    "sweeps/grid.py": ("an example of a sweep file in a docstring", {"tuna_r"}),
+}
+FILES = [path for path in sorted(PACKAGE.rglob("*")) if path.suffix in (".py", ".yaml", ".j2", ".html")]
+
+
+def found(path: Path) -> set[str]:
+    # Seeds and settings may stand right behind a variant: tuna2-seed0.
+    return {match for match in re.findall(rf"(?<!\w)({'|'.join(NAMES)})(?!\w)", path.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("part", sorted({path.relative_to(PACKAGE).parts[0] for path in FILES}))
+def test_no_front_end_is_known_by_name(part: str) -> None:
+    for path in FILES:
+        relative = path.relative_to(PACKAGE)
+        if relative.parts[0] == part:
+            _, names = ALLOWED.get(relative.as_posix()) or ALLOWED.get(part) or ("", set())
+            strange = found(path) - names
+            assert not strange, f"{relative} names {', '.join(sorted(strange))}: read it from the record or the settings"
+
+
+def test_no_exception_is_stale() -> None:
+    for place, (_, names) in ALLOWED.items():
+        paths = [PACKAGE / place] if (PACKAGE / place).is_file() else (PACKAGE / place).rglob("*.py")
+        used = set().union(*(found(path) for path in paths))
+        assert used if names is NAMES else used == names, f"{place} no longer names {', '.join(sorted(names - used))}"
