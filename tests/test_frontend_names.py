@@ -23,7 +23,7 @@ ALLOWED = {
     "bench/step.py": ("a figure is measured on one variant, which is stated", {"tuna2"}),
     "bench/run.py": ("a figure is measured on one variant, which is stated", {"tuna", "tuna2", "tuna_r"}),
     "verification/encoders.py": (
-        "compares the features of this front-end with timm's; patch_embed is timm's",
+        "compared with timm's encoders, where patch_embed is a name too",
         {"siglip", "patch_embed"},
     ),
     "trained/loading.py": ("imports a component of that name", {"siglip"}),
