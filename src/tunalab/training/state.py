@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -162,10 +162,10 @@ def reading(folder: Path) -> Iterator[None]:
         yield
     except (*LOAD_ERRORS, CheckpointException) as error:  # type: ignore[misc]  # a tuple of both
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        # PyTorch's own message on a pickle tells how to load it all the same, which is no good advice.
-        unfit = "it holds more than tensors and plain values"
-        told = unfit if isinstance(reason, pickle.UnpicklingError) else one_line(Exception(reason))
-        raise UserError(f"checkpoint {folder} cannot be read: {told}") from error
+        # PyTorch's own message on a pickle advises loading it all the same.
+        pickled = isinstance(reason, pickle.UnpicklingError)
+        message = "it holds more than tensors and plain values" if pickled else one_line(Exception(reason))
+        raise UserError(f"checkpoint {folder} cannot be read: {message}") from error
 
 
 @contextmanager
@@ -176,10 +176,13 @@ def alone_is_fine() -> Iterator[None]:
 
 
 def _model(module: Harness) -> dict[str, Tensor]:
-    known = {name for name, _ in module.model.named_parameters(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in module.model.state_dict().items() if name not in known}
-    learnt = {**module.learnt(), **{name: tensor for name, tensor in buffers.items() if not is_frozen(module.model, name)}}
-    return {f"{MODEL}{name}": tensor.detach() for name, tensor in learnt.items()}
+    parameters = {name for name, _ in module.model.named_parameters(remove_duplicate=False)}
+    buffers = {
+        name: tensor
+        for name, tensor in module.model.state_dict().items()
+        if name not in parameters and not is_frozen(module.model, name)
+    }
+    return {f"{MODEL}{name}": tensor.detach() for name, tensor in {**module.learnt(), **buffers}.items()}
 
 
 def _averages(module: Harness) -> dict[str, Tensor]:
@@ -196,29 +199,22 @@ def _optimizer(module: Harness, optimizer: torch.optim.Optimizer) -> dict[str, T
 
 
 def _make_moments(module: Harness, optimizer: torch.optim.Optimizer, names: list[str], folder: Path) -> None:
-    """Room for the state that a checkpoint holds: moments are laid out as their parameter, counts of steps are one number."""
+    """Empty tensors for the state in a checkpoint: moments are laid out as their parameter, counts of steps are one number."""
     learnt = module.learnt()
     optimizer.state.clear()
     for name in names:
         parameter, _, what = name.removeprefix(OPTIMIZER).rpartition(".")
         if parameter not in learnt:
             raise UserError(f"checkpoint {folder} has {name}, this model no such parameter")
-        optimizer.state[learnt[parameter]][what] = _room(learnt[parameter], what)
-
-
-def _room(parameter: nn.Parameter, what: str) -> Tensor:
-    if what == "step":
-        return torch.zeros((), dtype=torch.float32, device=parameter.device)
-    return torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
-
-
-# The learnt weights inside a checkpoint, whole, whatever number of ranks wrote it.
+        p = learnt[parameter].detach()
+        count = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[learnt[parameter]][what] = count if what == "step" else torch.zeros_like(p)
 
 
 @dataclass(frozen=True, eq=False)
 class LearntWeights:
-    """``weights`` by the model's names, without frozen parts (a tied table may appear under both of its names), at ``steps``
-    optimiser steps and ``tokens`` tokens.
+    """Whole, whatever number of ranks wrote them: ``weights`` by the model's names, without frozen parts
+    (a tied table may appear under both of its names), at ``steps`` optimiser steps and ``tokens`` tokens.
     """
 
     weights: dict[str, Tensor]
