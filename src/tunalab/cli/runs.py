@@ -9,7 +9,6 @@ from typing import IO, TYPE_CHECKING
 from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, check_named, run_config
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.redaction import restored
-from tunalab.settings.named import find
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -46,8 +45,10 @@ def settings(arguments: argparse.Namespace) -> int:
         print(markdown(EvaluationSettings), end="")
         return 0
     check_named(overrides)
-    experiment, variant = find("experiments", arguments.experiment), find("variants", arguments.variant)
-    print(table(matching(patterns, in_force(experiment, variant, overrides))))
+    from tunalab.settings.layers import run_files
+
+    files = run_files(arguments.experiment, arguments.variant)
+    print(table(matching(patterns, in_force(*files, overrides))))
     return 0
 
 
