@@ -7,7 +7,7 @@ from tests.conftest import small_config
 
 from tunalab.cli import main
 from tunalab.inference.orders import read_settings
-from tunalab.trained.loading import Loaded
+from tunalab.trained.model import Model
 
 QUESTION = ["--question", "what colour is the ring?", "--word", "ring"]
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path, tiny_model, tokenizer, monkeypatch: pytest.MonkeyPatc
     """A place with an image, where two folders are models of different front-ends."""
     origin = {"run": "tiny", "weights": "raw", "steps": 1, "tokens": 1}
     models = {
-        Path(name): Loaded(tiny_model(frontend), tokenizer, small_config(), origin)
+        Path(name): Model(tiny_model(frontend), tokenizer, small_config(), origin)
         for name, frontend in (("one", "patch_embed"), ("two", "vae_siglip"))
     }
     monkeypatch.setattr("tunalab.trained.loading.load", lambda path, device, raw: models[path])

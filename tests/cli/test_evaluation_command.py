@@ -16,7 +16,7 @@ from tunalab.evaluation.settings import UnderstandingSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.records.record import read_record
 from tunalab.settings.schema import from_plain, read_yaml
-from tunalab.trained.loading import Loaded
+from tunalab.trained.model import Model
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Fake:
     fail: dict[str, BaseException] = field(default_factory=dict)
     loaded: list[Path] = field(default_factory=list)
 
-    def load(self, path: Path, device: str) -> Loaded:
+    def load(self, path: Path, device: str) -> Model:
         self.loaded.append(path)
         if str(path) in self.fail:
             raise self.fail[str(path)]
         nothing: Any = None
-        return Loaded(nothing, nothing, from_plain(read_yaml(path / "config.yaml")), {"run": path.name, "tokens": 2000})
+        return Model(nothing, nothing, from_plain(read_yaml(path / "config.yaml")), {"run": path.name, "tokens": 2000})
 
     def measure(self, name: str, subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
         self.calls.append((name, subject.origin["run"]))

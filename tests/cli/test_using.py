@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 
 import tunalab
 from tunalab.cli import main
-from tunalab.cli.common import sampling_of
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.inference.orders import read_settings
-from tunalab.settings.schema import SamplingConfig, config_hash
+from tunalab.inference.orders import GenerationRequest, read_settings
+from tunalab.settings.schema import RunConfig, SamplingConfig, config_hash
 from tunalab.trained.loading import export_run
 
 __all__ = ["quick_components", "use_quick_components"]
@@ -216,19 +214,19 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-def test_options_of_a_sampler_lie_over_the_models_own() -> None:
+def test_a_request_lies_over_the_models_own_sampler() -> None:
     own = SamplingConfig("heun", 7, 2.0, "a ring", 5.0, grid="points", shift=3.0, clamp="official")
-    given = {"steps": None, "guidance": None, "negative": None, "sampler": None, "shift": None, "clamp": None}
-    assert sampling_of(Namespace(**given), own) == own
-    asked = sampling_of(Namespace(**{**given, "guidance": 3.0, "negative": "", "sampler": "euler"}), own)
+    config = RunConfig(sampling=own)
+    assert GenerationRequest().sampling(config) == own
     edits_too = replace(own, method="euler", guidance=3.0, negative_prompt="", edit_guidance=3.0)
-    assert asked == edits_too, "edits too, which this model guides in their own way"
-    assert sampling_of(Namespace(**{**given, "shift": 1.0, "clamp": "none"}), own) == replace(own, shift=1.0, clamp="none")
+    requested = GenerationRequest(guidance=3.0, negative="", sampler="euler").sampling(config)
+    assert requested == edits_too, "edits too, which this model guides in their own way"
+    assert GenerationRequest(shift=1.0, clamp="none").sampling(config) == replace(own, shift=1.0, clamp="none")
     with pytest.raises(UserError, match="sampling.steps=1 with sampling.grid=points is no step"):
-        sampling_of(Namespace(**{**given, "steps": 1}), own)
-    assert sampling_of(Namespace(**{**given, "guidance": 0.0}), own) == replace(own, guidance=0.0)
+        GenerationRequest(steps=1).sampling(config)
+    assert GenerationRequest(guidance=0.0).sampling(config) == replace(own, guidance=0.0)
     without = replace(own, edit_guidance=0.0)
-    assert sampling_of(Namespace(**{**given, "guidance": 3.0}), without) == replace(without, guidance=3.0)
+    assert GenerationRequest(guidance=3.0).sampling(RunConfig(sampling=without)) == replace(without, guidance=3.0)
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))

@@ -10,7 +10,8 @@ from tests.official.golden import SETTINGS, golden_checkpoint
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.loading import Loaded, load_exported
+from tunalab.trained.loading import load_exported
+from tunalab.trained.model import Model
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +65,6 @@ def converted(settings_of: Callable[[str], list[str]], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def golden_model(converted: Callable[[str], Path]) -> Callable[[str], Loaded]:
-    loaded: dict[str, Loaded] = {}
+def golden_model(converted: Callable[[str], Path]) -> Callable[[str], Model]:
+    loaded: dict[str, Model] = {}
     return lambda name: loaded.setdefault(name, load_exported(converted(name)))

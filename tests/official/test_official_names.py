@@ -15,7 +15,9 @@ from tunalab.model.unified import build_model
 from tunalab.official.files import read_tensors
 from tunalab.official.weights import counterpart
 from tunalab.trained.convert import convert_to_official, convert_to_tunalab
-from tunalab.trained.loading import Loaded, RunParts, load_exported
+from tunalab.trained.loading import load_exported
+from tunalab.trained.model import Model
+from tunalab.trained.parts import RunParts
 
 Settings = Callable[[str], list[str]]
 
@@ -42,7 +44,7 @@ def test_there_and_back_is_the_same_checkpoint_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_of_ours_stands_for_official_ones_and_none_twice(name: str, golden_model: Callable[[str], Loaded]) -> None:
+def test_every_name_of_ours_stands_for_official_ones_and_none_twice(name: str, golden_model: Callable[[str], Model]) -> None:
     ours = [parameter for parameter, _ in golden_model(name).model.named_parameters() if not parameter.startswith("frontend.vae.")]
     places = [counterpart(parameter) for parameter in ours]
     official = [theirs for place in places if place is not None for theirs in place.names]
@@ -96,7 +98,7 @@ def test_what_may_be_missing_starts_as_every_model_starts(settings_of: Settings,
     same(read_tensors(tmp_path / "back.pt"), read_tensors(tmp_path / "foundation.pt"))
 
 
-def test_a_mask_token_starts_as_every_model_starts(golden_model: Callable[[str], Loaded]) -> None:
+def test_a_mask_token_starts_as_every_model_starts(golden_model: Callable[[str], Model]) -> None:
     loaded = golden_model("tuna_r")
     fresh = build_model(loaded.config, RunParts(ComponentSettings()), 2004)
     assert torch.equal(loaded.model.mask_token.token_D, fresh.mask_token.token_D)

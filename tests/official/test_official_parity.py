@@ -12,7 +12,7 @@ import torch
 from tests.official.golden import FOLDER, NAMES, Picture, run
 from torch import Tensor
 
-from tunalab.trained.loading import Loaded
+from tunalab.trained.model import Model
 
 TASKS = ("t2i", "mmu")
 EXACT = {"rtol": 0.0, "atol": 1e-5}
@@ -44,7 +44,7 @@ def test_every_file_is_used() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_golden_tensor(name: str, golden_model: Callable[[str], Loaded]) -> None:
+def test_every_golden_tensor(name: str, golden_model: Callable[[str], Model]) -> None:
     loaded = golden_model(name)
     model = loaded.model
     assert loaded.config.objective.target_layout == model.target_layout == ("patch" if name == "tuna" else "raster")

@@ -13,7 +13,8 @@ from tests.official.reference import Image, Reference, Sizes
 from torch import Tensor
 
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.loading import Loaded, load_exported
+from tunalab.trained.loading import load_exported
+from tunalab.trained.model import Model
 
 GOLDEN_SIZES = Sizes(heads=4, kv_heads=2, head_heads=4, head_kv_heads=2, encoder_heads=2, patch=16)
 EXACT = {"rtol": 0.0, "atol": 1e-5}
@@ -44,7 +45,7 @@ def sequence(pictures: Sequence[Picture], text: Sequence[int], patch: int) -> tu
     return np.array([*tokens, 2]), placed
 
 
-def compare(loaded: Loaded, reference: Reference, tokens: np.ndarray, pictures: Sequence[Picture]) -> None:
+def compare(loaded: Model, reference: Reference, tokens: np.ndarray, pictures: Sequence[Picture]) -> None:
     ours = run(loaded.model, tokens, pictures, token_pixels=16)
     embeds, logits, predictions = reference(tokens.tolist(), [Image(p.offset, p.x_Chw, p.t) for p in pictures])
     close(ours.embeds_LD, embeds)
@@ -73,14 +74,14 @@ def test_the_reference_is_the_official_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("grid", [(2, 5), (3, 1)], ids=["wide", "tall"])
-def test_an_image_that_is_not_square(name: str, grid: tuple[int, int], golden_model: Callable[[str], Loaded]) -> None:
+def test_an_image_that_is_not_square(name: str, grid: tuple[int, int], golden_model: Callable[[str], Model]) -> None:
     tokens, pictures = sequence([picture(name, 7, grid, 0.3, True)], [4, 2], sizes(name).patch)
     compare(golden_model(name), Reference(golden_checkpoint(name), sizes(name)), tokens, pictures)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", [(2, 3), (3, 2)], ids=["of one size", "of two sizes"])
-def test_two_images_source_and_target_of_an_edit(name: str, target: tuple[int, int], golden_model: Callable[[str], Loaded]) -> None:
+def test_two_images_source_and_target_of_an_edit(name: str, target: tuple[int, int], golden_model: Callable[[str], Model]) -> None:
     source = picture(name, 1, (2, 3), 1.0, False)
     tokens, pictures = sequence([source, picture(name, 2, target, 0.6, True)], [0, 3, 0], sizes(name).patch)
     compare(golden_model(name), Reference(golden_checkpoint(name), sizes(name)), tokens, pictures)

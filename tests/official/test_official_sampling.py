@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tunalab.inference.generation import GuidedPredictor, sample
 from tunalab.inference.prompts import Prompt
-from tunalab.trained.loading import Loaded
+from tunalab.trained.model import Model
 
 Predict = Callable[[Tensor, float], Tensor]
 Points = list[tuple[float, Tensor]]  # where the model is asked, and the end
@@ -51,7 +51,7 @@ def latent_way(predict: Predict, noise: Tensor, n: int) -> Points:
     return [*points, (1.0, z)]
 
 
-def whole_passes(loaded: Loaded, guidance: float) -> Predict:
+def whole_passes(loaded: Model, guidance: float) -> Predict:
     def branch(prompt: list[int], x_Chw: Tensor, t: float) -> Tensor:
         rows, columns = loaded.model.grid(x_Chw[None])
         tokens = np.array([*prompt, *[PAD] * (1 + rows * columns), EOI, EOS])
@@ -65,7 +65,7 @@ def whole_passes(loaded: Loaded, guidance: float) -> Predict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_point_of_the_way(name: str, golden_model: Callable[[str], Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_point_of_the_way(name: str, golden_model: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = golden_model(name)
     usual = loaded.config.sampling
     guidance = {"tuna2": 3.0, "tuna_r": 4.0, "tuna": 7.5}[name]

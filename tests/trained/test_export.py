@@ -14,12 +14,13 @@ from tests.official.golden import Outputs, Picture, run
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.trained.folder import read_about, read_weights, write_export
-from tunalab.trained.loading import Loaded, export_run, load, load_exported, load_run
+from tunalab.trained.loading import export_run, load, load_exported, load_run
+from tunalab.trained.model import Model
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.state import EMA, MODEL, TENSORS, read_whole
 
 
-def outputs(loaded: Loaded) -> Outputs:
+def outputs(loaded: Model) -> Outputs:
     """Of an edit: text, a source image, a target image."""
     space = loaded.model.frontend.space
     cells = 16 // space.stride  # of an image of 16 pixels

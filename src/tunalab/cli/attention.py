@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tunalab.cli.common import Commands
     from tunalab.evaluation.attention import Captioned
-    from tunalab.trained.loading import Loaded
+    from tunalab.trained.model import Model
 
 MADE_BY = "attention"  # the key of what pictures say about themselves
 
@@ -72,30 +72,23 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
     import numpy as np
 
     from tunalab.evaluation.attention import draw_heads
-    from tunalab.inference.answering import answer
-    from tunalab.inference.attention import averaged, draw_map, image_columns, last_rows, word_prompt
-    from tunalab.inference.orders import check_size, enough_memory, input_buckets, read_input
+    from tunalab.inference.orders import input_buckets, read_input
     from tunalab.trained.loading import model_config
 
     config = model_config(path)
-    image_HWC = read_input(arguments.image, input_buckets(config.data, arguments.size))
-    loaded, computing = _load(arguments, path)
-    space, question, word = loaded.model.frontend.space, arguments.question, arguments.word
-    check_size(space, (image_HWC.shape[0], image_HWC.shape[1]))
-    prompt = word_prompt(loaded.tokenizer, space, image_HWC, question, word)
-    with computing, enough_memory():
-        ((_, weights_YHS),) = last_rows(loaded.model, [prompt])
-        (answered,) = answer(loaded.model, loaded.tokenizer, [(image_HWC, question)], config.evaluation.max_answer_tokens)
-    image_YHT, grid = image_columns(weights_YHS, prompt.spans[0]), space.grid(*image_HWC.shape[:2])
-    map_T = averaged(image_YHT, arguments.layer, arguments.head)
-    pictures = [draw_map(image_HWC, map_T, grid)]
+    size, question, word = arguments.size, arguments.question, arguments.word
+    image_HWC = read_input(arguments.image, input_buckets(config.data, size))
+    model = _load(arguments, path)
+    found = model.attention(arguments.image, question, word, arguments.layer, arguments.head, size)
+    (answered,) = model.answers([(arguments.image, question)], config.evaluation.max_answer_tokens, size)
+    pictures = [np.asarray(found.overlay)]
     if arguments.grid:
-        pictures.append(np.asarray(draw_heads(image_HWC, image_YHT, grid)))
+        pictures.append(np.asarray(draw_heads(image_HWC, found.heads_YAT, found.map_RK.shape)))
     of = {"image": arguments.image.name, "question": question, "word": word}
-    _write(arguments, pictures, {**of, "layer": arguments.layer, "head": arguments.head, "model": loaded.identity})
+    _write(arguments, pictures, {**of, "layer": arguments.layer, "head": arguments.head, "model": model.identity})
     _track([path], _outputs(arguments))
     print(f"answer: {' '.join(answered.split())}")
-    print(f"at the word {word!r} (token {len(prompt.ids_L) - 1}) {map_T.sum():.0%} of the attention goes to the image")
+    print(f"at the word {word!r} (token {found.token}) {found.map_RK.sum():.0%} of the attention goes to the image")
     return 0
 
 
@@ -103,7 +96,6 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
     import numpy as np
 
     from tunalab.evaluation.attention import draw_examples, example_questions, shown_attention, shown_questions
-    from tunalab.inference.orders import enough_memory
     from tunalab.trained.loading import model_config
 
     sizes = {path: model_config(path).data.image_size for path in models}
@@ -112,10 +104,10 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
     rows: list[Captioned] = []
     identities = []
     for path in models:
-        loaded, computing = _load(arguments, path)
+        loaded = _load(arguments, path)
         asked = example_questions(arguments.examples, sizes[path], loaded.model.frontend.space.token_pixels)
         tokens = loaded.config.evaluation.max_answer_tokens
-        with computing, enough_memory():
+        with loaded.computing():
             shown = shown_attention(path.name, loaded.model, loaded.tokenizer, asked, tokens, arguments.layer, arguments.head)
         rows += [*([] if rows else [shown_questions(asked)]), *shown]
         identities.append(loaded.identity)
@@ -125,14 +117,11 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
     return 0
 
 
-def _load(arguments: argparse.Namespace, path: Path) -> "tuple[Loaded, Any]":
-    """The model, and the context in which it computes."""
-    from tunalab.inference.orders import find_device, mixed, precision
+def _load(arguments: argparse.Namespace, path: Path) -> "Model":
+    from tunalab.inference.orders import find_device
     from tunalab.trained.loading import load
 
-    device = find_device(arguments.device)
-    loaded = load(path, device, arguments.raw)
-    return loaded, mixed(precision(loaded.config, device), device)
+    return load(path, find_device(arguments.device), arguments.raw)
 
 
 def _track(models: list[Path], pictures: list[Path]) -> None:

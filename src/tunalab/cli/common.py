@@ -7,9 +7,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from tunalab.errors import UserError
 from tunalab.redaction import redacted
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tunalab.settings.schema import RunConfig, TrackingConfig
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    from tunalab.settings.schema import SamplingConfig
-    from tunalab.trained.loading import Loaded
+    from tunalab.inference.orders import GenerationRequest
+    from tunalab.trained.model import Model
 
 
 class Unread:
@@ -177,7 +177,6 @@ def build_components(seeds: set[int]) -> None:
 # What commands that make images share: options of the model, of its sampler and of where images go, and what they come
 # to.
 
-Number = TypeVar("Number", int, float)
 MODEL_HELP = "run directory or exported folder"
 
 
@@ -200,62 +199,27 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batch-tokens", type=int, metavar="N", help="tokens held at a time: fewer take less memory")
 
 
-def load_model(arguments: argparse.Namespace) -> "tuple[Loaded, str]":
-    """The model, and the precision that it computes in."""
-    from tunalab.inference.orders import find_device, precision
+def load_model(arguments: argparse.Namespace) -> "Model":
+    from tunalab.inference.orders import find_device
     from tunalab.trained.loading import load
 
-    device = find_device(arguments.device)
-    loaded = load(arguments.model, device, arguments.raw)
-    return loaded, precision(loaded.config, device)
+    return load(arguments.model, find_device(arguments.device), arguments.raw)
 
 
-def seeds_of(arguments: argparse.Namespace) -> list[int]:
-    n, first = positive("--n", arguments.n), arguments.seed
-    within("seed", "--seed", first, 0)
-    within("seed", f"--seed={first} --n={n}: the last seed", first + n - 1, 0)
-    return list(range(first, first + n))
+def request_of(arguments: argparse.Namespace) -> "GenerationRequest":
+    """Its errors name options."""
+    from tunalab.inference.orders import GenerationRequest
 
+    class Options(GenerationRequest):
+        prefix = "--"
 
-def sampling_of(arguments: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
-    """The model's own sampler but for what is given."""
-    from tunalab.settings.check import check_sampling
-
-    steps = within("sampling.steps", "--steps", arguments.steps, own.steps)
-    guidance = within("sampling.guidance", "--guidance", arguments.guidance, own.guidance)
-    # Of edits too, in the way in which the model guides them. 0 there would mean another way: `edit` refuses it.
-    of_edits = (arguments.guidance or own.edit_guidance) if own.edit_guidance else 0.0
-    negative = own.negative_prompt if arguments.negative is None else arguments.negative
-    check_utf8("--negative", negative)
-    given = replace(own, method=arguments.sampler or own.method, clamp=arguments.clamp or own.clamp)
-    shift = within("sampling.shift", "--shift", arguments.shift, own.shift)
-    sampling = replace(given, steps=steps, guidance=guidance, edit_guidance=of_edits, negative_prompt=negative, shift=shift)
-    check_sampling(sampling)
-    return sampling
-
-
-def check_utf8(what: str, text: str) -> None:
-    """Raises UserError, naming ``what``, for the bytes of a terminal that are none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
+    return Options(**{item.name: getattr(arguments, item.name) for item in fields(GenerationRequest)})
 
 
 def bounds_of(arguments: argparse.Namespace) -> dict[str, int]:
     """``batch_tokens``, where it is given."""
     given = arguments.batch_tokens
     return {} if given is None else {"batch_tokens": positive("--batch-tokens", given)}
-
-
-def within(key: str, option: str, given: Number | None, default: Number) -> Number:
-    """What is given, if it may be the setting ``key``; otherwise the default."""
-    from tunalab.settings.schema import SETTINGS
-
-    if given is None:
-        return default
-    SETTINGS[key].declared.check(option, given)
-    return given
 
 
 def positive(option: str, given: int) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunalab.cli.common import Commands
     from tunalab.evaluation.settings import EvaluationSettings
     from tunalab.evaluation.whole import Evaluated
-    from tunalab.trained.loading import Loaded
+    from tunalab.trained.model import Model
 
 
 def add(commands: "Commands") -> None:
@@ -111,7 +111,7 @@ def _evaluate(path: Path, parts: list[str], settings: "EvaluationSettings", out:
 
 
 @lru_cache(maxsize=1)  # a process that measures several groups of parts loads the model once
-def _load(path: Path, device: "torch.device") -> "Loaded":
+def _load(path: Path, device: "torch.device") -> "Model":
     import torch
 
     from tunalab.trained.loading import load
@@ -121,7 +121,7 @@ def _load(path: Path, device: "torch.device") -> "Loaded":
     return loaded
 
 
-def _track(run_dir: Path, loaded: "Loaded", result: "Evaluated", record: Path, pictures: list[Path]) -> None:
+def _track(run_dir: Path, loaded: "Model", result: "Evaluated", record: Path, pictures: list[Path]) -> None:
     """Into the run's own run in MLflow, if it has one."""
     from tunalab.tracking.sync import log_evaluation
     from tunalab.tracking.tracker import RUN_ID

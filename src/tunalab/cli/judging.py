@@ -153,17 +153,14 @@ def _made(path: Path, count: int, n: int) -> _Made:
     if not (path / CONFIG_FILE).is_file():
         return _Made(path)
     from tunalab.evaluation.along import held_out, prompt_of
-    from tunalab.inference.orders import ImageOrder, find_device, make_images, output_size, precision
+    from tunalab.inference.orders import GenerationRequest, find_device
     from tunalab.trained.loading import load_run
 
-    device = find_device(None)
-    loaded = load_run(path, device)
+    loaded = load_run(path, find_device(None))
     config = loaded.config
     texts = list(dict.fromkeys(prompt_of(document) for document in held_out("text_to_image", count, config)))
-    size = output_size(config.data, None)
-    order = ImageOrder(loaded.identity, texts, range(n), size, config.sampling, precision(config, device))
     folder = path / "evaluation" / f"judged-{count}x{n}-{loaded.origin['tokens']}"
-    make_images(loaded.model, loaded.tokenizer, config.objective, order, folder)
+    loaded.write_images(loaded.order(texts, GenerationRequest(n)), folder)
     return _Made(folder, config.variant, loaded.origin)
 
 

@@ -11,8 +11,7 @@ from tunalab.cli.common import (
     add_sampling,
     bounds_of,
     load_model,
-    sampling_of,
-    seeds_of,
+    request_of,
 )
 from tunalab.errors import UserError
 
@@ -34,7 +33,7 @@ def add(commands: "Commands") -> None:
 
 
 def samples(arguments: argparse.Namespace) -> int:
-    from tunalab.inference.orders import Manner, input_buckets, output_size
+    from tunalab.inference.orders import Manner, input_buckets
     from tunalab.interop.layouts import SAMPLES, read_layout
     from tunalab.interop.making import make_items
     from tunalab.trained.loading import model_config
@@ -42,16 +41,16 @@ def samples(arguments: argparse.Namespace) -> int:
     if arguments.images is not None and not arguments.images.is_dir():
         raise UserError(f"--images {arguments.images}: no such folder")
     arguments.n = SAMPLES[arguments.benchmark] if arguments.n is None else arguments.n
-    seeds, bounds = seeds_of(arguments), bounds_of(arguments)
+    request, bounds = request_of(arguments), bounds_of(arguments)
     config = model_config(arguments.model)
-    sampling, size = sampling_of(arguments, config.sampling), output_size(config.data, arguments.size)
-    items = read_layout(arguments.benchmark, arguments.data, seeds, arguments.images)
-    loaded, precision = load_model(arguments)
+    sampling, size = request.sampling(config), request.output_size(config)
+    items = read_layout(arguments.benchmark, arguments.data, request.seeds, arguments.images)
+    loaded = load_model(arguments)
     kept = make_items(
         loaded.model,
         loaded.tokenizer,
         loaded.config.objective,
-        Manner(loaded.identity, size, sampling, precision),
+        Manner(loaded.identity, size, sampling, loaded.precision),
         input_buckets(config.data, arguments.size),
         items,
         arguments.out,

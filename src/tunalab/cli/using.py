@@ -11,19 +11,15 @@ from tunalab.cli.common import (
     add_model_options,
     add_sampling,
     bounds_of,
-    check_utf8,
     load_model,
     positive,
-    sampling_of,
-    seeds_of,
+    request_of,
 )
 from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.data.buckets import Size
-    from tunalab.inference.orders import Source
-    from tunalab.settings.schema import SamplingConfig
+    from tunalab.inference.orders import GenerationRequest, Source
 
 TEXTS_HELP = "more of them, one a line"
 
@@ -58,30 +54,25 @@ def _add_images(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    from tunalab.inference.orders import output_size
     from tunalab.trained.loading import model_config
 
-    texts, seeds = _texts(arguments.settings, arguments.prompts, "prompt"), seeds_of(arguments)
+    texts, request = _texts(arguments.settings, arguments.prompts, "prompt"), request_of(arguments)
     config = model_config(arguments.model)
-    sampling = sampling_of(arguments, config.sampling)
-    return _make(arguments, texts, seeds, sampling, output_size(config.data, arguments.size))
+    request.sampling(config), request.output_size(config)  # a mistake is known before the weights are read
+    return _make(arguments, texts, request)
 
 
 def edit(arguments: argparse.Namespace) -> int:
-    from tunalab.inference.orders import Source, input_buckets, read_input
     from tunalab.trained.loading import model_config
 
-    texts, seeds = _texts(arguments.settings, arguments.prompts, "instruction"), seeds_of(arguments)
+    texts, request = _texts(arguments.settings, arguments.prompts, "instruction"), request_of(arguments)
     config = model_config(arguments.model)
-    sampling = sampling_of(arguments, config.sampling)
-    if arguments.guidance == 0 and config.sampling.edit_guidance:
-        raise UserError("--guidance=0: edits of this model are guided from their source (choices: above 0; 1 is no guidance)")
-    source = Source(arguments.image.name, read_input(arguments.image, input_buckets(config.data, arguments.size)))
-    return _make(arguments, texts, seeds, sampling, source.size, source)
+    request.sampling(config, edits=True)
+    return _make(arguments, texts, request, request.source(arguments.image, config))
 
 
 def ask(arguments: argparse.Namespace) -> int:
-    from tunalab.inference.orders import answers, find_images, input_buckets
+    from tunalab.inference.orders import find_images, input_buckets
     from tunalab.trained.loading import model_config
 
     words = arguments.settings
@@ -90,35 +81,24 @@ def ask(arguments: argparse.Namespace) -> int:
     questions = _texts(words if arguments.no_image else words[1:], arguments.questions, "question")
     images = [None] if arguments.no_image else find_images(Path(words[0]))
     max_tokens, bounds = positive("--max-tokens", arguments.max_tokens), bounds_of(arguments)
-    buckets = input_buckets(model_config(arguments.model).data, arguments.size)
-    loaded, precision = load_model(arguments)
-    asked = [(image, question) for image in images for question in questions]
-    given = answers(loaded.model, loaded.tokenizer, asked, buckets, max_tokens, precision, **bounds)
-    for (image, question), answer in zip(asked, given, strict=True):
+    input_buckets(model_config(arguments.model).data, arguments.size)
+    pairs = [(image, question) for image in images for question in questions]
+    answers = load_model(arguments).answers(pairs, max_tokens, arguments.size, **bounds)
+    for (image, question), answer in zip(pairs, answers, strict=True):
         line = {"image": None if image is None else str(image), "question": question, "answer": answer}
         print(json.dumps(line, ensure_ascii=False) if arguments.json else " ".join(answer.split()), flush=True)
     return 0
 
 
-def _make(
-    arguments: argparse.Namespace,
-    texts: list[str],
-    seeds: list[int],
-    sampling: "SamplingConfig",
-    size: "Size",
-    source: "Source | None" = None,
-) -> int:
-    from tunalab.inference.orders import ImageOrder, make_images
-
+def _make(arguments: argparse.Namespace, texts: list[str], request: "GenerationRequest", source: "Source | None" = None) -> int:
     bounds, grid = bounds_of(arguments), _grid(arguments)
-    loaded, precision = load_model(arguments)
-    order = ImageOrder(loaded.identity, texts, seeds, size, sampling, precision, source)
-    files, kept = make_images(loaded.model, loaded.tokenizer, loaded.config.objective, order, arguments.out, **bounds)
+    model = load_model(arguments)
+    files, kept = model.write_images(model.order(texts, request, source), arguments.out, **bounds)
     shown = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
     there = f", of which {kept} were there" if kept else ""
     print(f"{len(files)} images in {arguments.out}, {shown}{there}")
     if grid is not None:
-        _draw_grid(grid, files, texts, seeds, source)
+        _draw_grid(grid, files, texts, request.seeds, source)
         print(f"wrote {grid}")
     return 0
 
@@ -158,7 +138,7 @@ def _draw_grid(path: Path, files: list[Path], texts: list[str], seeds: list[int]
 
 
 def _texts(words: list[str], file: Path | None, what: str) -> list[str]:
-    from tunalab.inference.orders import read_texts
+    from tunalab.inference.orders import check_utf8, read_texts
 
     texts = [*words, *(read_texts(file, what) if file else [])]
     if not texts:

@@ -109,16 +109,31 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
                 drafted = "" if image.size == stored else f" ({stored[0]}x{stored[1]}, decoded smaller)"
                 image.load()
                 rgb = _to_rgb(where, image, _png_depth(plain))
-            # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
-            upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-            size = buckets.choose(where + drafted, upright.height, upright.width)
-            return cover(upright, size, buckets.rule)
+            return _fitted(rgb, orientation, where + drafted, buckets)
         except DAMAGED as error:
             detail = one_line(error)
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
                 kind = next((name for name, start in _STARTS.items() if re.match(start, data, re.DOTALL)), "")
                 detail = f"a {kind} that is damaged, or of a rare kind" if kind else f"not one of {', '.join(FORMATS)}"
             raise Reject(f"{where}: unreadable image: {detail}") from error
+
+
+def fit_image(image: Image.Image, where: str, buckets: Buckets) -> np.ndarray:
+    """An image in memory as :func:`read_image` gives that of a file; ``where`` names it in reasons.
+
+    Raises Reject, Unfit: as there.
+    """
+    _check_shape(where, image.size)
+    try:
+        return _fitted(_to_rgb(where, image, 8), image.getexif().get(_ORIENTATION, 1), where, buckets)
+    except DAMAGED as error:  # a file that is read only now
+        raise Reject(f"{where}: unreadable image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _fitted(rgb: Image.Image, orientation: int, where: str, buckets: Buckets) -> np.ndarray:
+    # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
+    upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return cover(upright, buckets.choose(where, upright.height, upright.width), buckets.rule)
 
 
 def cover(image: Image.Image, size: Size, rule: str = LOG) -> np.ndarray:

@@ -49,7 +49,7 @@ def kept_array(path: Path, name: str = "") -> np.ndarray:
 class Subject:
     """``folder`` belongs to one part of an evaluation alone: what it keeps there, a part that was interrupted goes on from.
 
-    ``origin``, plain: run, weights, steps, tokens (exporting.Loaded).
+    ``origin``, plain: run, weights, steps, tokens (trained.model.Model).
     """
 
     model: UnifiedModel

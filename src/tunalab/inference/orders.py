@@ -5,21 +5,22 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 from tqdm import tqdm
 
 import tunalab
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
-from tunalab.data.images import read_image
+from tunalab.data.images import fit_image, read_image
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.files import listed, write_atomically
@@ -28,19 +29,19 @@ from tunalab.inference.answering import answer
 from tunalab.inference.generation import clamps, evaluations, sample_batches
 from tunalab.inference.prompts import Prompt, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.check import parse_size
+from tunalab.settings.check import check_sampling, parse_size
 from tunalab.settings.layers import unequal
-from tunalab.settings.schema import DataConfig, ObjectiveConfig, RunConfig, SamplingConfig
+from tunalab.settings.schema import SETTINGS, DataConfig, ObjectiveConfig, RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
 
 
-def find_device(name: str | None) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:<n>``; None: a CUDA device if there is one. Raises UserError for one that is not there."""
+def find_device(name: str | None, option: str = "--device ") -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:<n>``; None: a CUDA device if there is one. Raises UserError, naming ``option``, for another."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choices = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
     if name not in choices:
-        raise UserError(f"--device {name} is not there (choices: {', '.join(choices)})")
+        raise UserError(f"{option}{name} is not there (choices: {', '.join(choices)})")
     return torch.device(name)
 
 
@@ -202,8 +203,87 @@ def square(images: Sequence[np.ndarray]) -> np.ndarray:
 #
 # Shapes: H W C image pixels and channels.
 
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files in a folder
 BAR_DELAY = 3.0  # seconds after which work is long
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """How images are requested of a model, the same on the command line and in Python; None: as the model's configuration says.
+
+    ``n`` images of each text, of the seeds ``seed``, ``seed`` + 1, ... ``steps`` of the ``sampler`` (euler | heun). ``guidance``:
+    scale of classifier-free guidance (1: none), away from the text ``negative``. ``shift`` of the sampler's times: above 1, more of
+    the steps are near the noise. ``clamp`` of 1 - t (none | official). ``size``: 64, or "384x512" for height x width, in pixels.
+
+    Raises UserError, naming the field, for a value that may not be.
+    """
+
+    n: int = 1
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    negative: str | None = None
+    sampler: str | None = None
+    shift: float | None = None
+    clamp: str | None = None
+    size: str | int | None = None
+
+    prefix: ClassVar[str] = ""  # of the names of fields in errors
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"{self.prefix}n={self.n} is out of range (from 1)")
+        SETTINGS["seed"].declared.check(f"{self.prefix}seed", self.seed)
+        last = f"{self.prefix}seed={self.seed} {self.prefix}n={self.n}: the last seed"
+        SETTINGS["seed"].declared.check(last, self.seed + self.n - 1)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.n))
+
+    def sampling(self, config: RunConfig, edits: bool = False) -> SamplingConfig:
+        """The model's own sampler but for what is given."""
+        own = config.sampling
+        steps = self._within("steps", self.steps, own.steps)
+        guidance = self._within("guidance", self.guidance, own.guidance)
+        # Of edits too, in the way in which the model guides them. 0 there would mean another way.
+        of_edits = (self.guidance or own.edit_guidance) if own.edit_guidance else 0.0
+        negative = own.negative_prompt if self.negative is None else self.negative
+        check_utf8(f"{self.prefix}negative", negative)
+        method = self._within("sampler", self.sampler, own.method, "method")
+        clamp = self._within("clamp", self.clamp, own.clamp)
+        shift = self._within("shift", self.shift, own.shift)
+        given = replace(own, method=method, clamp=clamp, steps=steps, guidance=guidance, edit_guidance=of_edits, shift=shift)
+        sampling = replace(given, negative_prompt=negative)
+        check_sampling(sampling)
+        if edits and self.guidance == 0 and own.edit_guidance:
+            raise UserError(
+                f"{self.prefix}guidance=0: edits of this model are guided from their source (choices: above 0; 1 is no guidance)"
+            )
+        return sampling
+
+    def output_size(self, config: RunConfig) -> Size:
+        return output_size(config.data, self.size)
+
+    def source(self, image: ImageLike, config: RunConfig) -> Source:
+        """An image to be edited, as the model sees it."""
+        name = Path(image).name if isinstance(image, str | Path) else ""
+        return Source(name, read_input(image, input_buckets(config.data, self.size)))
+
+    def _within(self, name: str, given: Any, default: Any, key: str = "") -> Any:
+        if given is None:
+            return default
+        SETTINGS[f"sampling.{key or name}"].declared.check(f"{self.prefix}{name}", given)
+        return given
+
+
+def check_utf8(what: str, text: str) -> None:
+    """Raises UserError, naming ``what``, for the bytes of a terminal that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {ascii(text)} is not text in UTF-8") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,15 +347,29 @@ def make_wanted(
 
     ``progress`` as in :func:`sample_batches`. Raises UserError as :func:`make_images` does later.
     """
-    # Edits are sampled in their own way, whatever else is asked for.
+    for one, pixels_HWC in made_images(model, tokenizer, objective, manner, wanted, batch_tokens, progress):
+        save_image(one.path, pixels_HWC, one.settings)
+
+
+def made_images(
+    model: UnifiedModel,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig,
+    manner: Manner,
+    wanted: Sequence[Wanted],
+    batch_tokens: int = 16384,
+    progress: Callable[[int], object] = lambda images: None,
+) -> Iterator[tuple[Wanted, np.ndarray]]:
+    """As :func:`make_wanted`, without files: each of ``wanted`` with its pixels (H, W, 3) uint8, as soon as they are done."""
+    # Edits are sampled in their own way, whatever else is requested.
     for edits in (False, True):
         some = [one for one in wanted if (one.source is not None) == edits]
         sampling = edit_sampling(manner.sampling) if edits else manner.sampling
         if some:
-            _make_alike(model, tokenizer, objective, replace(manner, sampling=sampling), some, batch_tokens, progress)
+            yield from _made_alike(model, tokenizer, objective, replace(manner, sampling=sampling), some, batch_tokens, progress)
 
 
-def _make_alike(
+def _made_alike(
     model: UnifiedModel,
     tokenizer: Tokenizer,
     objective: ObjectiveConfig,
@@ -283,8 +377,8 @@ def _make_alike(
     wanted: Sequence[Wanted],
     batch_tokens: int,
     progress: Callable[[int], object],
-) -> None:
-    """As :func:`make_wanted`, of edits alone or of none, with their guidance in ``manner``."""
+) -> Iterator[tuple[Wanted, np.ndarray]]:
+    """As :func:`made_images`, of edits alone or of none, with their guidance in ``manner``."""
     space = model.frontend.space
     cells = [(number, place) for number, one in enumerate(wanted) for place in range(len(one.seeds))]
     keys = [(one.text, one.source) for one in wanted]
@@ -313,7 +407,7 @@ def _make_alike(
                 one = wanted[number]
                 if len(made[number]) == len(one.seeds):
                     images = made.pop(number)
-                    save_image(one.path, square([images[place] for place in range(len(images))]), one.settings)
+                    yield one, square([images[place] for place in range(len(images))])
 
 
 def _prompt(source: Source | None, tokenizer: Tokenizer, space: TargetSpace, text: str) -> Prompt:
@@ -323,26 +417,29 @@ def _prompt(source: Source | None, tokenizer: Tokenizer, space: TargetSpace, tex
 def answers(
     model: UnifiedModel,
     tokenizer: Tokenizer,
-    questions: Sequence[tuple[Path | None, str]],
+    questions: Sequence[tuple[ImageLike | None, str]],
     buckets: Buckets,
     max_tokens: int,
     precision: str,
     batch_tokens: int = 4096,
     batch: int = 64,
 ) -> Iterator[str]:
-    """The greedy answer to every (image file or None, question), in order; ``batch`` questions are answered at a time.
+    """The greedy answer to every (image or None, question), in order; ``batch`` questions are answered at a time.
 
     Raises UserError: an image cannot be read, the device has too little memory.
     """
     with _bar(len(questions), f"{len(questions)} questions") as bar:
         for first in range(0, len(questions), batch):
-            asked = questions[first : first + batch]
-            images = {path: read_input(path, buckets) for path in {path for path, _ in asked} if path is not None}
-            pairs = [(None if path is None else images[path], text) for path, text in asked]
+            some = questions[first : first + batch]
+            images: dict[Hashable, np.ndarray] = {}  # each is read once, and encoded once
+            for image, _ in some:
+                if image is not None and _key(image) not in images:
+                    images[_key(image)] = read_input(image, buckets)
+            pairs = [(None if image is None else images[_key(image)], text) for image, text in some]
             with mixed(precision, device_of(model)), enough_memory():
                 given = answer(model, tokenizer, pairs, max_tokens, batch_tokens)
             yield from given
-            bar.update(len(asked))
+            bar.update(len(some))
 
 
 def find_images(path: Path) -> list[Path]:
@@ -357,12 +454,49 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
-def read_input(path: Path, buckets: Buckets) -> np.ndarray:
-    """An image file as a model sees it, (H, W, 3) uint8 (data/images.py). Raises UserError where training rejects it."""
+def read_input(image: ImageLike, buckets: Buckets) -> np.ndarray:
+    """An image as a model sees it, (H, W, 3) uint8 (data/images.py).
+
+    A file by its path, a PIL image, an array (H, W, 3) or (H, W), or a tensor (3, H, W), of uint8 or of real numbers from 0 to 1.
+    Raises UserError where training rejects it, and for any other array.
+    """
     try:
-        return read_image(path, buckets)
+        if isinstance(image, str | Path):
+            return read_image(Path(image), buckets)
+        return fit_image(image if isinstance(image, Image.Image) else _picture(image), "image", buckets)
     except Reject as reject:
         raise UserError(str(reject)) from reject
+
+
+def each_image(images: ImageLike | Sequence[ImageLike] | None) -> tuple[list[ImageLike | None], bool]:
+    """The images of a batch (a list, or an array or tensor of one dimension more), and whether it is one."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 or isinstance(images, list | tuple):
+        return list(images), True
+    return [images], False  # type: ignore[list-item]
+
+
+def _key(image: ImageLike) -> Hashable:
+    return image if isinstance(image, str | Path) else id(image)
+
+
+def _picture(image: np.ndarray | Tensor) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image of type {type(image).__name__} (choices: path, PIL image, array, tensor)")
+    pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    shape, real = pixels.shape, np.issubdtype(pixels.dtype, np.floating)
+    if real and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = np.rint(255 * pixels).astype(np.uint8)
+    if pixels.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        of = f" from {pixels.min():.3g} to {pixels.max():.3g}" if real and pixels.size else ""
+        raise UserError(
+            f"an image of shape {tuple(image.shape)} and {image.dtype}{of} (choices: array (H, W, 3) or (H, W), tensor (3, H, W), "
+            "of uint8 or of real numbers from 0 to 1)"
+        )
+    return Image.fromarray(pixels)
 
 
 def read_texts(path: Path, what: str) -> list[str]:
@@ -379,7 +513,7 @@ def read_texts(path: Path, what: str) -> list[str]:
     return texts
 
 
-def input_buckets(data: DataConfig, size: str | None) -> Buckets:
+def input_buckets(data: DataConfig, size: str | int | None) -> Buckets:
     """What images become that are given to a model: ``size`` ("64", "384x512": height, width), else what they become in training.
 
     A single size takes every image, for the user, or the benchmark, has no other image to give.
@@ -389,11 +523,11 @@ def input_buckets(data: DataConfig, size: str | None) -> Buckets:
     if size is None:
         buckets = Buckets.of(data)
         return buckets if data.buckets else buckets.unbounded()
-    square = f"{size}x{size}" if size.isdecimal() else size
+    square = f"{size}x{size}" if str(size).isdecimal() else str(size)
     return Buckets(((parse_size("size", square),),), rule=data.bucket_rule)
 
 
-def output_size(data: DataConfig, size: str | None) -> Size:
+def output_size(data: DataConfig, size: str | int | None) -> Size:
     """The size of images that are made: ``size`` as :func:`input_buckets` takes it, else the square, or nearly, of training."""
     return input_buckets(data, size).unbounded().choose("", data.image_size, data.image_size)
 

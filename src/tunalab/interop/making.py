@@ -21,7 +21,7 @@ from tunalab.settings.schema import ObjectiveConfig
 
 
 def makers(folder: Path) -> list[dict[str, Any]]:
-    """Every model (exporting.Loaded.identity) that images below the folder name, once; damaged images name none."""
+    """Every model (trained.model.Model.identity) that images below the folder name, once; damaged images name none."""
     found: list[dict[str, Any]] = []
     for path in listed(folder, "**/*.png"):
         try:

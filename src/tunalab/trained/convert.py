@@ -21,7 +21,8 @@ from tunalab.official.weights import MASK_TOKEN, architecture_config, initial_we
 from tunalab.redaction import redacted
 from tunalab.settings.schema import StartConfig
 from tunalab.trained.folder import MAX_SHARD, About, check_tokenizer, write_export
-from tunalab.trained.loading import RunParts, learnt_state, load_weights, stored_once, write_parts
+from tunalab.trained.loading import load_weights
+from tunalab.trained.parts import RunParts, learnt_state, stored_once, write_parts
 from tunalab.training.checkpoints import write_whole
 
 PICKLED = ".pt"
