@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,7 @@ ORDER = [
     "interop",
     "bench",
     "verification",
+    "library",
     "cli",
     "wheel",
     "__main__",
@@ -79,11 +82,33 @@ def test_every_part_has_its_place() -> None:
 def test_a_file_imports_from_parts_before_its_own(path: Path) -> None:
     own = part(path)
     if own == "__init__":
-        assert not list(imported(path))
-        return
+        return  # its names are imported when they are used: the next test
     for name, line in imported(path):
         if (str(path.relative_to(PACKAGE)), name) not in EXCEPTIONS:
             assert ORDER.index(name) <= ORDER.index(own), f"{path}:{line}: {own} imports {name}, which comes later"
+
+
+def test_the_library_imports_nothing_until_a_name_is_used() -> None:
+    """`import tunalab` is part of every start of the command line, and of every notebook: it must cost nothing.
+
+    So the names of the library are imported on first use, and what stands under TYPE_CHECKING, for editors, is the same list.
+    """
+    code = "import sys, time; before = set(sys.modules); began = time.perf_counter(); import tunalab; "
+    code += "print(time.perf_counter() - began, *{name.split('.')[0] for name in set(sys.modules) - before})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
+    seconds, *modules = done.stdout.split()
+    assert set(modules) - sys.stdlib_module_names == {"tunalab"} and float(seconds) < 0.3
+    typed = {
+        alias.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tunalab.")
+        for alias in node.names
+    }
+    assert typed == set(tunalab.__all__) == set(tunalab._MODULES) and set(tunalab.__all__) <= set(dir(tunalab))
+    for name in tunalab.__all__:
+        assert callable(getattr(tunalab, name)), name
+    with pytest.raises(AttributeError, match=r"no attribute 'lod' \(choices: .*load"):
+        _ = tunalab.lod
 
 
 @pytest.mark.parametrize("whole", WITHIN)

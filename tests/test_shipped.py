@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.variants import FILES, variants_of
-from tunalab.cli.sweeping import cell_config
 from tunalab.frontends.registry import FRONTENDS
+from tunalab.library import cell_config
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel, build_model, parameter_counts
 from tunalab.settings.schema import RunConfig, load_config, read_yaml

@@ -1,10 +1,91 @@
-"""tunalab: what does the visual front-end of a unified multimodal model buy?"""
+"""tunalab: what does the visual front-end of a unified multimodal model buy?
+
+A trained model:
+
+    model = tunalab.load("runs/x")                       # a run directory or an exported folder
+    model.ask(image, "what is it?")                      # path, PIL image, array or tensor; lists too
+    model.generate("a red circle", n=4, seed=0)          # PIL images
+    model.edit(image, "make it blue", seed=0)
+    model.attention(image, "circle")                     # array and overlay
+    model.save_pretrained("out")
+
+Runs and their records:
+
+    record = tunalab.train("smoke", "tuna2", {"seed": 1})
+    records = tunalab.sweep("mask_ratio", variant="tuna2", parallel=2)
+    records = tunalab.records("results/figure6")
+    records.frame(), records.figure("figure6"), records.table("effects")
+
+Training by a Trainer of one's own:
+
+    config = tunalab.load_config("experiments/smoke.yaml", "variants/tuna2.yaml")
+    module, data = tunalab.Harness(config), tunalab.DataModule(config)
+    lightning.Trainer(max_steps=20).fit(module, data)
+
+A mistake is a tunalab.UserError of one line, which names the thing and the choices. Nothing heavy is
+imported before a name is used.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunalab.errors import UserError
+    from tunalab.inference.orders import GenerationRequest
+    from tunalab.library import Records, records, sweep, train
+    from tunalab.records.record import Record
+    from tunalab.settings.schema import RunConfig, load_config
+    from tunalab.trained.loading import load
+    from tunalab.trained.model import Model
+    from tunalab.training.joint import DataModule
+    from tunalab.training.module import Harness
 
 __version__ = "0.1.0"
+__all__ = [
+    "DataModule",
+    "GenerationRequest",
+    "Harness",
+    "Model",
+    "Record",
+    "Records",
+    "RunConfig",
+    "UserError",
+    "load",
+    "load_config",
+    "records",
+    "sweep",
+    "train",
+]
+_MODULES = {
+    "DataModule": "training.joint",
+    "GenerationRequest": "inference.orders",
+    "Harness": "training.module",
+    "Model": "trained.model",
+    "Record": "records.record",
+    "Records": "library",
+    "RunConfig": "settings.schema",
+    "UserError": "errors",
+    "load": "trained.loading",
+    "load_config": "settings.schema",
+    "records": "records",  # the folder itself, which is callable: its name is taken once it is imported
+    "sweep": "library",
+    "train": "library",
+}
 
 # PyTorch chooses its own kernels by this variable and lays out bf16 matrices as oneDNN can, which does
 # not know of it: on a processor with AVX-512, attention in bf16 would end in an error.
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tunalab' has no attribute {name!r} (choices: {', '.join(__all__)})")
+    module = import_module(f"tunalab.{_MODULES[name]}")
+    globals()[name] = value = module if name == "records" else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tunalab.cli.common import LOCK_HELD
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
+from tunalab.library import LOCK_HELD
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.settings.schema import RunConfig, config_hash, from_plain, read_yaml, to_plain
 
@@ -41,7 +41,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Directories in the order in which runs were trained; training refuses those of other settings, as it really does."""
     done: list[Path] = []
 
-    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int]) -> int:
+    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int], callbacks: object = ()) -> int:
         saved = run_dir / CONFIG_FILE
         if saved.exists() and config_hash(from_plain(read_yaml(saved))) != config_hash(config):
             raise UserError(f"{run_dir} holds a run with other settings")
@@ -57,7 +57,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr("tunalab.training.run.train", train)
     monkeypatch.setattr("tunalab.analysis.figures.draw.draw", draw)  # what it draws is tests/analysis/figures/test_figures.py's
-    monkeypatch.setattr("tunalab.cli.sweeping.build_components", lambda seeds: None)
+    monkeypatch.setattr("tunalab.library.build_components", lambda seeds: None)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess.Popen", InProcess)
     return done
 

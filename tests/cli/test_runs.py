@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
-from tunalab.cli.common import LOCK_HELD
+from tunalab.library import LOCK_HELD
 from tunalab.records.record import read_record
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import read_history
@@ -85,7 +85,7 @@ def test_a_run_that_no_sweep_started_keeps_its_own_history(
     run_dir = checkout / "runs" / "mine"
     told: list[dict[str, int]] = []
 
-    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int]) -> int:
+    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int], callbacks: object = ()) -> int:
         told.append(attempts)
         if len(told) == 1:
             raise RuntimeError("the disk is full")

@@ -150,9 +150,8 @@ def prepare() -> None:
     for module in (
         "cli.sweeping",
         "cli.runs",
-        "results.mlflow.tracking",
-        "results.figures.draw",
-        "training.preflight",
+        "tracking.tracker",
+        "analysis.figures.draw",
         "training.run",
     ):
         import_module(f"tunalab.{module}")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.training.conftest import quick_config
 from tests.training.test_resume import at_step
-from tunalab.cli.runs import _attempt
 from tunalab.errors import UserError
+from tunalab.library import attempt
 from tunalab.sweeps.cells import ATTEMPTS_FILE, holds, is_locked, take_lock
 from tunalab.trained.loading import load_run
 from tunalab.training import run as running
@@ -70,20 +70,20 @@ def test_a_run_whose_folder_is_gone_stops_and_writes_nothing(
         evaluate = running.evaluate
         monkeypatch.setattr(running, "evaluate", lambda *them: (evaluate(*them), strike())[0])
     with lock, pytest.raises(UserError, match=r"run was removed or replaced while this run trained there") as caught:
-        _attempt(quick_config(checkpoint_seconds=0.0), run_dir, lock)
+        attempt(quick_config(checkpoint_seconds=0.0), run_dir, lock)
     assert "\n" not in str(caught.value)
     assert contents(tmp_path) == left[0]
 
 
 def test_how_a_run_ended_is_not_written_into_the_folder_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(config: Any, run_dir: Path, attempts: Any) -> int:
+    def train(config: Any, run_dir: Path, attempts: Any, callbacks: Any) -> int:
         replace(run_dir)
         raise UserError("anything")
 
     monkeypatch.setattr(running, "train", train)
     lock = take_lock(tmp_path / "run")
     with pytest.raises(UserError, match="anything"):
-        _attempt(quick_config(), tmp_path / "run", lock)
+        attempt(quick_config(), tmp_path / "run", lock)
     assert not (tmp_path / "run" / ATTEMPTS_FILE).exists()
 
 

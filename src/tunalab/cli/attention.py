@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunalab.cli.common import add_command, tracking_uri
+from tunalab.cli.common import add_command
 from tunalab.errors import UserError
+from tunalab.library import tracking_uri
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,6 @@ from tunalab.errors import UserError
 from tunalab.redaction import redacted
 
 if TYPE_CHECKING:
-    from tunalab.settings.schema import RunConfig, TrackingConfig
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     from tunalab.inference.orders import GenerationRequest
     from tunalab.trained.model import Model
@@ -94,9 +92,6 @@ def _end(stream: Unread, errors: AbstractContextManager[None]) -> None:
 
 # What families of commands share: registering a command, its settings, and the configuration they resolve to.
 
-RUNS = Path("runs")
-LOCK_HELD = "TUNALAB_RUN_LOCK_HELD"  # set by the sweep driver, whose lock on the run directory its cells inherit
-
 
 def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     """A sub-command named after the function that carries it out, underscores as dashes."""
@@ -108,30 +103,6 @@ def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     # A default, or argparse counts them among what is missing.
     parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings over experiment and variant")
-
-
-def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
-    """The resolved configuration of a run that can begin, as far as that is known without reading its data.
-
-    Raises:
-        UserError: a file, a key or a value is wrong.
-    """
-    from tunalab.settings.layers import run_files
-    from tunalab.settings.schema import load_config
-
-    check_named(settings)
-    config = load_config(*run_files(experiment, variant), settings)
-    from tunalab.training.run import check_run
-
-    check_run(config)
-    return config
-
-
-def check_named(settings: list[str]) -> None:
-    """Raises UserError: a setting would give a run the name of another experiment or variant."""
-    for setting in settings:
-        if setting.split("=")[0] in ("experiment", "variant"):
-            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
 
 
 def check_out(path: Path, folder: bool = False) -> None:
@@ -147,31 +118,6 @@ def check_out(path: Path, folder: bool = False) -> None:
         raise UserError(f"--out {path} cannot be written: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"--out {path} cannot be written: {nearest} is not writable")
-
-
-def tracking_uri(tracking: "TrackingConfig") -> str:
-    from tunalab.tracking.client import full_uri
-
-    return full_uri(tracking.uri)
-
-
-def build_tokenizer() -> None:
-    """Build the tiny tokenizer, which takes seconds, if it is not built yet."""
-    from tunalab.frontends.components.build import build_components as build
-    from tunalab.frontends.components.settings import ComponentSettings
-    from tunalab.frontends.components.store import components_root, folder_of, is_built
-
-    if not is_built(folder_of(components_root(), "tokenizer", ComponentSettings().tokenizer)):
-        build(names=("tokenizer",))
-
-
-def build_components(seeds: set[int]) -> None:
-    """Build what of each seed's components is not built yet."""
-    from tunalab.frontends.components.build import build_components as build
-    from tunalab.frontends.components.settings import ComponentSettings
-
-    for seed in sorted(seeds):
-        build(ComponentSettings.seeded(seed))
 
 
 # What commands that make images share: options of the model, of its sampler and of where images go, and what they come

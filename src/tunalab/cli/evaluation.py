@@ -6,9 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command, tracking_uri
+from tunalab.cli.common import add_command
 from tunalab.errors import UserError
 from tunalab.files import listed
+from tunalab.library import tracking_uri
 
 if TYPE_CHECKING:
     import torch

@@ -4,8 +4,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import add_command, run_config
+from tunalab.cli.common import add_command
 from tunalab.errors import UserError
+from tunalab.library import run_config
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -56,7 +57,7 @@ def _run(experiment: str, variant: str, settings: list[str], arguments: argparse
 
 
 def _sweep(name: str, settings: list[str], arguments: argparse.Namespace) -> int:
-    from tunalab.cli.sweeping import cell_config
+    from tunalab.library import cell_config
     from tunalab.settings.named import find, located
     from tunalab.sweeps.grid import check_settings, expand, load_sweep
 

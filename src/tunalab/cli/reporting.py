@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunalab.cli.common import RUNS, add_command, check_out
+from tunalab.cli.common import add_command, check_out
 from tunalab.errors import UserError
+from tunalab.library import RUNS
 
 if TYPE_CHECKING:
     from tunalab.analysis.report.build import Beside

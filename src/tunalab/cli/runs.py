@@ -2,12 +2,13 @@
 
 import argparse
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tunalab.cli.common import LOCK_HELD, RUNS, add_command, add_settings, check_named, run_config
-from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.cli.common import add_command, add_settings
+from tunalab.errors import UserError
+from tunalab.library import RUNS, attempt, check_named, default_run_dir, locked, run_config
 from tunalab.redaction import restored
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def train(arguments: argparse.Namespace) -> int:
         return _train_together(arguments)
     config, run_dir, lock = _prepared(arguments)
     with lock as held:
-        return _attempt(config, run_dir, held)
+        return attempt(config, run_dir, held)
 
 
 def _train_together(arguments: argparse.Namespace) -> int:
@@ -78,32 +79,9 @@ def _train_together(arguments: argparse.Namespace) -> int:
             with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
             with lock as held:
-                return _attempt(config, run_dir, held)
+                return attempt(config, run_dir, held)
     except ToldByFirst:
         return MISTAKE
-
-
-def _attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None) -> int:
-    """Train; the exit code. Whoever holds the lock of the run writes its history: this process, unless a launcher does."""
-    from tunalab.records.record import RECORD_FILE, read_head
-    from tunalab.sweeps.cells import How, begin, end, holds, read_history, settle
-    from tunalab.training.run import train as train_run
-
-    if lock is not None:
-        head = read_head(run_dir / RECORD_FILE)
-        settle(run_dir, finished=head is not None and head.finished)
-        begin(run_dir, "alone", str(os.getpid()))
-    try:
-        code = train_run(config, run_dir, read_history(run_dir).summary())
-    except BaseException as error:
-        if lock is not None and holds(run_dir, lock):  # else what is there now is another's
-            stopped = isinstance(error, KeyboardInterrupt)  # not by an error of its own: it goes on where it last saved
-            end(run_dir, *("stopped", "interrupted") if stopped else ("failed", f"{type(error).__name__}: {error}"))
-        raise
-    if lock is not None:
-        ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
-        end(run_dir, ends.get(code, "failed"))
-    return code
 
 
 def _prepared(
@@ -119,20 +97,8 @@ def _prepared(
         config, run_dir = _replayed(arguments)
     else:
         config = run_config(arguments.experiment or "scenes", arguments.variant or "tuna2", arguments.settings)
-        run_dir = arguments.run_dir or RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
-    from tunalab.training.run import open_data
-
-    open_data(config)  # before anything is built: a missing column is known in seconds
-    if not locks or os.environ.get(LOCK_HELD):
-        return config, run_dir, nullcontext()
-    from tunalab.sweeps.cells import take_lock
-    from tunalab.training.claiming import check_places
-
-    check_places(run_dir)
-    lock = take_lock(run_dir)
-    if lock is None:
-        raise UserError(f"{run_dir} is being trained by another process")
-    return config, run_dir, lock
+        run_dir = arguments.run_dir or default_run_dir(config)
+    return config, run_dir, locked(config, run_dir, locks)
 
 
 def _completed(file: Path, config: "RunConfig", setting: str) -> "RunConfig":

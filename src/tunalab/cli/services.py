@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.bench import GPU_PARTS, PARTS
-from tunalab.cli.common import RUNS, add_command, build_components
+from tunalab.cli.common import add_command
 from tunalab.errors import UserError
 from tunalab.files import listed, write_atomically
+from tunalab.library import RUNS, build_components
 from tunalab.verification import CHECKS
 
 if TYPE_CHECKING:

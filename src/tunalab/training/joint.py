@@ -2,11 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from tunalab.data.stream import COUNTS, Step, StepLoader
+import torch
+from lightning import LightningDataModule
+
+from tunalab.data.stream import COUNTS, Step, StepLoader, open_stream
+from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.model.flops import FlopCosts
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
+from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.objective import loss_counts
+from tunalab.model.unified import build_model
+from tunalab.settings.schema import RunConfig
 from tunalab.training.distribution import ALONE, Ranks
 
 LOSSES = ("text", "flow")
@@ -95,3 +105,42 @@ class JointSteps:
             counts={loss: int(count) for loss, count in zip(LOSSES, counts, strict=True)},
             read=read,
         )
+
+
+def read_steps(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    token_pixels: int,
+    costs: FlopCosts,
+    rejects: Path,
+    ranks: Ranks = ALONE,
+    **where: Any,
+) -> JointSteps:
+    """The steps of a run, over the sources that its stages name. ``where``: resume, next_lane, accept_changed of TrainingStream."""
+    stream = open_stream(config, tokenizer, token_pixels, rejects, rank=ranks.rank, world_size=ranks.world_size, **where)
+    return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), costs, ranks)
+
+
+class DataModule(LightningDataModule):
+    """The training data of a run for any ``lightning.Trainer``: each batch is a whole optimiser step (:class:`JointStep`).
+
+    The order of documents is that of `tunalab train`; the steps end when the budgets of all stages are read, and a further epoch
+    reads them once more. Documents that cannot be read or do not fit are listed in ``rejects.jsonl`` in ``folder`` (default: the
+    Trainer's ``default_root_dir``).
+
+    Raises UserError: a source is missing, or its documents do not fit the rows.
+    """
+
+    def __init__(self, config: RunConfig, folder: str | Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.folder = folder
+
+    def train_dataloader(self) -> JointSteps:
+        config = self.config
+        tokenizer = Components(ComponentSettings.seeded(config.components_seed)).tokenizer_for(config.decoder)
+        with torch.device("meta"):
+            model = build_model(config, None, tokenizer.vocabulary)
+        folder = Path(self.folder or (self.trainer.default_root_dir if self.trainer else "."))
+        costs = model_costs(model, image_sizes(config.data))
+        return read_steps(config, tokenizer, model.frontend.space.token_pixels, costs, folder / "rejects.jsonl")

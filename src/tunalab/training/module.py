@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tunalab.errors import UserError
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.store import Components
 from tunalab.model.objective import draw, losses
-from tunalab.model.unified import UnifiedModel
+from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.schema import RunConfig
 from tunalab.training.blocks import gathered, prepare_blocks, reduce_gradients, shard, shard_mesh
 from tunalab.training.clock import awake, peak_memory
@@ -23,6 +26,7 @@ from tunalab.training.optimisation import (
     Ema,
     learning_rate,
     learnt_parameters,
+    local,
     make_optimizer,
     masks,
     matched_groups,
@@ -59,22 +63,33 @@ class Progress:
 
 
 class Harness(LightningModule):
-    """Trains any variant. Optimisation is manual because a loss is divided by the count over the whole step, all micro-batches and
-    ranks together, which is known before the first forward pass.
+    """Trains any variant, under any ``lightning.Trainer``: ``Trainer(max_steps=20).fit(Harness(config), DataModule(config))``.
+
+    Optimisation is manual because a loss is divided by the count over the whole step, all micro-batches and
+    ranks together, which is known before the first forward pass. Losses per token (nats for text, mean squared error for flow),
+    gradient norm and learning rate are logged to the Trainer's loggers, the losses shown in its progress bar. Averaged weights and
+    progress are part of Lightning's own checkpoints too.
+
+    ``model``: by default built from ``config``, with the components it names. ``ranks``, ``sharded``: of several processes.
+    Fitting raises UserError under a Trainer of other processes than ``ranks``, and NonFiniteLoss before the step it would spoil.
     """
 
     ema: Ema  # from the start of a fit on: parameters may be sharded and moved before
 
-    def __init__(self, config: RunConfig, model: UnifiedModel, ranks: Ranks = ALONE, sharded: bool = False) -> None:
+    def __init__(self, config: RunConfig, model: UnifiedModel | None = None, ranks: Ranks = ALONE, sharded: bool = False) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
+        if model is None:
+            components = Components(ComponentSettings.seeded(config.components_seed))
+            model = build_model(config, components, components.tokenizer_for(config.decoder).vocabulary)
         self.model = model
         self.ranks = ranks
         self.sharded = sharded
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
         self.progress = Progress()
         self._clock: float | None = None
+        self._saved: dict[str, Any] | None = None  # of a checkpoint of Lightning's, until a fit starts
         matched_groups(self.learnt(), config.optimizer.groups)  # a mistake in them ends the run before it begins
 
     def learnt(self) -> dict[str, nn.Parameter]:
@@ -90,7 +105,34 @@ class Harness(LightningModule):
             shard(self.model, mesh, distribution, self.bf16)
 
     def on_fit_start(self) -> None:
+        if self._trainer is not None and self._trainer.world_size != self.ranks.world_size:
+            raise UserError(
+                f"a Trainer of {self._trainer.world_size} processes, a Harness of {self.ranks.world_size}: "
+                "give Trainer(devices=1), or train several processes by `torchrun -m tunalab train`"
+            )
         self.ema = Ema(self.learnt(), self.config.optimizer.ema)
+        if self._saved is not None:
+            for name, tensor in self._saved["ema"].items():
+                local(self.ema.shadow[name]).copy_(tensor)
+            self.ema.updates = self._saved["updates"]
+            self.progress = Progress(**self._saved["progress"])
+            self.enter_stage(self.progress.stage)
+            self._saved = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of Lightning's own checkpoints, beside the raw weights."""
+        checkpoint["tunalab"] = {"ema": self.ema.shadow, "updates": self.ema.updates, "progress": asdict(self.progress)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._saved = checkpoint.get("tunalab")
+
+    def on_train_batch_end(self, outputs: Any, batch: JointStep, batch_idx: int) -> None:
+        """What a user's own Trainer shows; ours has neither loggers nor Lightning's progress bar."""
+        if self.trainer.loggers or self.trainer.progress_bar_callback is not None:
+            shown = {f"train/{name}": float(value) for name, value in outputs.items()}
+            losses = {name: value for name, value in shown.items() if name in ("train/text", "train/flow")}
+            self.log_dict(losses, prog_bar=True, batch_size=1)
+            self.log_dict({name: value for name, value in shown.items() if name not in losses}, batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, self.config.optimizer)

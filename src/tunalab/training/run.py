@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tunalab.data.easy_vqa import check_installed
 from tunalab.data.scenes.benchmarks import check_groups
 from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
-from tunalab.data.stream import StepLoader, deal_lanes, open_stream
+from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.evaluation.samples import sample_grid
@@ -46,7 +46,7 @@ from tunalab.training.callbacks import Checkpointing, Evaluating, Resuming, Stop
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
-from tunalab.training.joint import JointSteps
+from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
 from tunalab.training.reporting import Reporting, Telling, what_was_read
@@ -142,14 +142,17 @@ def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **plac
 # A run from its configuration to its record: `tunalab train`.
 
 
-def train(config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None = None) -> int:
+def train(
+    config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None = None, callbacks: Sequence[lightning.Callback] = ()
+) -> int:
     """Train, or go on training, in ``run_dir``; returns the exit code: 0 finished, 75 stopped and resumable, 1 not finite.
 
     The folder gets ``config.yaml``, checkpoints, samples, ``rejects.jsonl`` and ``record.json``. Starting again with the same
     configuration goes on from the newest undamaged checkpoint: on CPU bit for bit, on a GPU up to the order in which its kernels
     add (the backward passes of attention and of index operations there are not deterministic).
 
-    ``attempts``: how often the run was started and how that ended, for its record.
+    ``attempts``: how often the run was started and how that ended, for its record. ``callbacks``: further ones, at the end of each
+    step before it is saved.
 
     Started by torchrun or srun, all processes train it together, and each returns the same code; the directory must be the same
     for all of them. Going on with another number of processes is another order of documents: see ``distribution.other_world``.
@@ -162,15 +165,23 @@ def train(config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None =
         with ranks.together():
             distribution = Distribution.of(config.distribution, ranks)
             check_unclaimed(run_dir, config)
-            run = Run(config, run_dir, distribution, attempts or {})
+            run = Run(config, run_dir, distribution, attempts or {}, callbacks)
         return run.go()
 
 
 class Run:
     """Everything a run is made of, wired together."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, distribution: Distribution, attempts: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        distribution: Distribution,
+        attempts: Mapping[str, int],
+        callbacks: Sequence[lightning.Callback] = (),
+    ) -> None:
         self.config = config
+        self.callbacks = list(callbacks)
         self.attempts = dict(attempts)
         self.run_dir = run_dir
         self.distribution = distribution
@@ -248,6 +259,7 @@ class Run:
             self.resuming,
             self.stop,
             *([self.reporting] if self.ranks.first else []),
+            *self.callbacks,
             self.evaluating,
             self.checkpointing,
             *([Telling(self.reporting)] if self.ranks.first else []),
@@ -260,23 +272,24 @@ class Run:
         if resume is not None:
             refuse_foreign(resume, config)
             self._find_lanes(resume)
-        stream = open_stream(
+        accept = config.start.accept_changed_data
+        steps = read_steps(
             config,
             self.tokenizer,
             self.module.model.frontend.space.token_pixels,
+            self.costs,
             self.run_dir / "rejects.jsonl",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            ranks,
             resume=self.resuming.lanes,
             next_lane=self.resuming.next_lane,
-            accept_changed=config.start.accept_changed_data,
+            accept_changed=accept,
         )
         if ranks.first:
-            self.environment["data"] = data_versions(stream.sources, config.data, config.revision)
+            sources = steps.loader.stream.sources
+            self.environment["data"] = data_versions(sources, config.data, config.revision)
             tokens = None if resume is None else read_saved(resume).progress["tokens"]
-            accept = config.start.accept_changed_data
-            self.seen = seen_again(self.run_dir, stream.sources, config.data.full_digests, accept, tokens)
-        return JointSteps(StepLoader(stream, config.data.workers), list(config.stages), self.costs, ranks)
+            self.seen = seen_again(self.run_dir, sources, config.data.full_digests, accept, tokens)
+        return steps
 
     def _find_lanes(self, resume: Path) -> None:
         """Where this rank's stream goes on: exactly where it was, or with other ranks by the rule of data/stream.py."""

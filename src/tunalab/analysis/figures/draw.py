@@ -1,6 +1,6 @@
 """The figures, drawn from records alone: curves, the mask ratio, the effects of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,19 @@ def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: st
     """Draw a figure of ``FIGURE_NAMES`` into ``folder`` and return its files; the command stands in each of them.
 
     Curves of several variants, each at several settings, are one file a variant. Figure 6 is also a page that opens from disk.
+    Raises UserError as :func:`drawn`.
+    """
+    written = []
+    for stem, figure, found in drawn(name, records, x):
+        written.append(_save(figure, folder / f"{stem}.png", command))
+        if found:
+            write_atomically(folder / f"{stem}.html", page(found, command))
+            written.append(folder / f"{stem}.html")
+    return written
+
+
+def drawn(name: str, records: Sequence[Record], x: str = "tokens") -> Iterator[tuple[str, Figure, Any]]:
+    """The pictures of a figure of ``FIGURE_NAMES``: name of the file, figure, and, where it also is a page, what that shows.
 
     Raises:
         UserError: unknown figure or axis, or records that cannot stand in one picture.
@@ -146,18 +159,14 @@ def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: st
     if name in ("mask_ratio", "effects"):
         if x != "tokens":
             raise UserError(f"figure {name} has its own x axis, not {x!r}")
-        return [_save(_of_tables(name, records), folder / f"{name}.png", command)]
-    written = []
+        yield name, _of_tables(name, records), None
+        return
     for variant, shown in _pictures(records).items():
         stem = "-".join(word for word in (name, variant, "" if x == "tokens" else x) if word)
         paged = name == "figure6" and x == "tokens"  # the page has all axes
         every = [one for one in AXES.values() if moves(shown, one)] if paged else []
         found = learned(shown, list(dict.fromkeys([axis, *every])))
-        written.append(_save(figure6(found, axis), folder / f"{stem}.png", command))
-        if paged:
-            write_atomically(folder / f"{stem}.html", page(found, command))
-            written.append(folder / f"{stem}.html")
-    return written
+        yield stem, figure6(found, axis), found if paged else None
 
 
 def _of_tables(name: str, records: Sequence[Record]) -> Figure:

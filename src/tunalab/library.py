@@ -1,0 +1,542 @@
+"""Runs, sweeps and records in a few lines: what `tunalab train`, `sweep`, `figure` and `table` are thin calls of.
+
+Imports are inside functions, so that the command line answers a mistake at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, overload
+
+from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.redaction import hand_over, redacted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning import Callback
+    from matplotlib.figure import Figure
+
+    from tunalab.records.record import Record
+    from tunalab.settings.schema import RunConfig, TrackingConfig
+    from tunalab.sweeps.grid import Cell, Resolved, Sweep
+    from tunalab.sweeps.launcher import Launch
+
+RUNS = Path("runs")
+LOCK_HELD = "TUNALAB_RUN_LOCK_HELD"  # set by the sweep driver, whose lock on the run directory its cells inherit
+Settings = Mapping[str, Any] | Sequence[str]
+Progress = Callable[[int, int, dict[str, float]], object]
+
+
+# One run.
+
+
+def train(
+    experiment: str = "scenes",
+    variant: str = "tuna2",
+    settings: Settings = (),
+    run_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    callbacks: "Sequence[Callback]" = (),
+) -> "Record":
+    """Train a run, or go on with it, in this process, and return its record; of a run that is finished, what is on disk.
+
+    ``experiment`` and ``variant``: names of files in experiments/ and variants/, or paths of YAML files. ``settings`` lie over
+    them: {"seed": 1, "data.rows": 2}, or ["seed=1", ...] as on the command line. ``run_dir``: by default
+    runs/<experiment>/<variant>-seed<seed>. ``progress``: called after every step with the tokens read so far, the tokens of the
+    budget, and the step's losses, gradient norm and learning rate. ``callbacks``: further ones of Lightning's.
+
+    Raises UserError, one line: a setting is wrong, a component or source is missing, the directory holds a run with other
+    settings or belongs to another process. NonFiniteLoss: the run stopped before the step it would spoil. KeyboardInterrupt: it
+    was stopped and has saved; the same call goes on.
+    """
+    import torch
+
+    from tunalab.records.record import RECORD_FILE, read_record
+    from tunalab.training.module import NonFiniteLoss
+
+    config = run_config(experiment, variant, as_texts(settings))
+    folder = Path(run_dir) if run_dir is not None else default_run_dir(config)
+    threads = torch.get_num_threads()
+    try:
+        with locked(config, folder) as lock:
+            code = attempt(config, folder, lock, [*([_progressing(progress)] if progress else []), *callbacks])
+    finally:
+        torch.set_num_threads(threads)
+    if code == EXIT_STOPPED:
+        raise KeyboardInterrupt(f"{folder}: stopped; the same call goes on")
+    if code:
+        raise NonFiniteLoss(f"{folder}: the loss is not finite; the last checkpoint is kept")
+    return read_record(folder / RECORD_FILE)
+
+
+def _progressing(progress: Progress) -> "Callback":
+    from lightning import Callback
+
+    from tunalab.settings.schema import budget
+
+    class Progressing(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+            losses = {name: float(value) for name, value in outputs.items()}
+            progress(pl_module.progress.tokens, budget(pl_module.config), losses)
+
+    return Progressing()
+
+
+def as_texts(settings: Settings) -> list[str]:
+    """Settings as on the command line. Raises UserError: one text instead of a list, or a value that no setting has."""
+    if isinstance(settings, str):
+        raise UserError(f"settings={settings!r} is one text: give a mapping, or a list of key=value")
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    return [f"{key}={_as_text(key, value)}" for key, value in settings.items()]
+
+
+def _as_text(key: str, value: Any) -> str:
+    if isinstance(value, str | Path):
+        text = str(value)
+        return json.dumps(text, ensure_ascii=False) if text[:1] in ("[", "{", '"', "'") else text
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"setting {key}: {value!r} is no number, text, list or mapping of these") from error
+
+
+def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
+    """The resolved configuration of a run that can begin, as far as that is known without reading its data.
+
+    Raises:
+        UserError: a file, a key or a value is wrong.
+    """
+    from tunalab.settings.layers import run_files
+    from tunalab.settings.schema import load_config
+
+    check_named(settings)
+    config = load_config(*run_files(experiment, variant), settings)
+    from tunalab.training.run import check_run
+
+    check_run(config)
+    return config
+
+
+def check_named(settings: list[str]) -> None:
+    """Raises UserError: a setting would give a run the name of another experiment or variant."""
+    for setting in settings:
+        if setting.split("=")[0] in ("experiment", "variant"):
+            raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
+
+
+def default_run_dir(config: "RunConfig") -> Path:
+    return RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
+
+
+def locked(config: "RunConfig", run_dir: Path, locks: bool = True) -> AbstractContextManager[IO[str] | None]:
+    """The run's directory for this process alone; None where a launcher holds it, or another process for all (not ``locks``).
+
+    Raises UserError: data is missing, or the directory is another process's.
+    """
+    from tunalab.training.run import open_data
+
+    open_data(config)  # before anything is built: a missing column is known in seconds
+    if not locks or os.environ.get(LOCK_HELD):
+        return nullcontext()
+    from tunalab.sweeps.cells import take_lock
+    from tunalab.training.claiming import check_places
+
+    check_places(run_dir)
+    lock = take_lock(run_dir)
+    if lock is None:
+        raise UserError(f"{run_dir} is being trained by another process")
+    return lock
+
+
+def attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None, callbacks: "Sequence[Callback]" = ()) -> int:
+    """Train; the exit code. Whoever holds the lock of the run writes its history: this process, unless a launcher does."""
+    from tunalab.records.record import RECORD_FILE, read_head
+    from tunalab.sweeps.cells import How, begin, end, holds, read_history, settle
+    from tunalab.training.run import train as train_run
+
+    if lock is not None:
+        head = read_head(run_dir / RECORD_FILE)
+        settle(run_dir, finished=head is not None and head.finished)
+        begin(run_dir, "alone", str(os.getpid()))
+    try:
+        code = train_run(config, run_dir, read_history(run_dir).summary(), callbacks)
+    except BaseException as error:
+        if lock is not None and holds(run_dir, lock):  # else what is there now is another's
+            stopped = isinstance(error, KeyboardInterrupt)  # not by an error of its own: it goes on where it last saved
+            end(run_dir, *("stopped", "interrupted") if stopped else ("failed", f"{type(error).__name__}: {error}"))
+        raise
+    if lock is not None:
+        ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
+        end(run_dir, ends.get(code, "failed"))
+    return code
+
+
+def build_tokenizer() -> None:
+    """Build the tiny tokenizer, which takes seconds, if it is not built yet."""
+    from tunalab.frontends.components.build import build_components as build
+    from tunalab.frontends.components.settings import ComponentSettings
+    from tunalab.frontends.components.store import components_root, folder_of, is_built
+
+    if not is_built(folder_of(components_root(), "tokenizer", ComponentSettings().tokenizer)):
+        build(names=("tokenizer",))
+
+
+def build_components(seeds: set[int]) -> None:
+    """Build what of each seed's components is not built yet."""
+    from tunalab.frontends.components.build import build_components as build
+    from tunalab.frontends.components.settings import ComponentSettings
+
+    for seed in sorted(seeds):
+        build(ComponentSettings.seeded(seed))
+
+
+def tracking_uri(tracking: "TrackingConfig") -> str:
+    from tunalab.tracking.client import full_uri
+
+    return full_uri(tracking.uri)
+
+
+# A sweep: the runs of a file of sweeps/, each a process of its own.
+
+
+def sweep(
+    name: str,
+    variant: str | None = None,
+    settings: Settings = (),
+    parallel: int | None = None,
+    launch: str | None = None,
+    retries: int | None = None,
+    retry: bool = False,
+) -> "Records":
+    """Train every run of a sweep that is not finished, draw its figures into runs/<sweep>, and return the records of all.
+
+    ``name``: a file of sweeps/. ``variant``: this front-end alone. ``settings`` as for :func:`train`. ``parallel``: runs at a
+    time, by default the launch file's, or as many as there are cores. ``launch``: a file of sweeps/launch/, by default processes of
+    this machine. ``retries``: starts again of a run that was killed without progress (3). ``retry``: start runs again that have
+    failed as often as they may.
+
+    Raises UserError: a file or setting is wrong, data is missing, or runs have failed, whose names and reasons are printed.
+    KeyboardInterrupt: it was stopped, every run has saved; the same call goes on.
+    """
+    from tunalab.sweeps.cells import collect
+
+    check_counts("", parallel, retries)
+    plan = plan_sweep(name, variant, as_texts(settings))
+    code = run_sweep(plan, read_launch_named(launch), parallel, retries, retry)
+    if code == EXIT_STOPPED:
+        raise KeyboardInterrupt(f"sweep {name}: stopped; the same call goes on")
+    if code:
+        raise UserError(f"sweep {name}: not every run is finished (the table above says why); the same call goes on")
+    return Records(collect(plan.cells, plan.hash, plan.sweep.records), RUNS / plan.sweep.name)
+
+
+def check_counts(prefix: str, parallel: int | None, retries: int | None) -> None:
+    for name, value, least in (("parallel", parallel, 1), ("retries", retries, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{prefix}{name} {value} is out of range (from {least})")
+
+
+def read_launch_named(name: str | None) -> "Launch":
+    from tunalab.settings.named import find
+    from tunalab.sweeps.launcher import LocalLaunch, read_launch
+
+    return read_launch(find("sweeps/launch", name)) if name else LocalLaunch()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep under further ``settings``, of one ``variant`` or all. ``resolved``: by name of the cell."""
+
+    name: str
+    variant: str | None
+    settings: list[str]
+    sweep: "Sweep"
+    cells: "list[Cell]"
+    resolved: "dict[str, Resolved]"
+
+    def hash(self, cell: "Cell") -> str:
+        return self.resolved[cell.name].hash
+
+    def checked(self) -> "dict[str, RunConfig]":
+        """The configurations by name of the cell. Raises UserError: one is of a run that could not begin."""
+        from tunalab.training.run import check_run
+
+        configs = {name: resolved.config for name, resolved in self.resolved.items()}
+        for config in configs.values():
+            check_run(config)
+        return configs
+
+    @property
+    def command(self) -> str:
+        flags = [f"--variant {self.variant}"] if self.variant else []
+        return redacted(" ".join(["tunalab sweep", self.name, *flags, *self.settings]))
+
+
+def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
+    """Raises UserError: a file or setting is wrong, or two cells are the same run."""
+    from tunalab.settings.layers import run_files
+    from tunalab.settings.named import find
+    from tunalab.sweeps.cells import is_finished
+    from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep, own_directory, resolve, with_settings
+
+    loaded = load_sweep(find("sweeps", name))
+    cells = expand(loaded, variant, RUNS)
+    check_named(settings)
+    resolved = resolve(cells, settings, run_files)
+    check_settings(loaded, settings)
+    check_distinct(loaded.name, {name: one.hash for name, one in resolved.items()})
+    if settings:
+        plain = resolve(cells, [], run_files)
+        if any(one.hash != plain[name].hash for name, one in resolved.items()):
+            loaded = with_settings(loaded, settings)
+            cells = expand(loaded, variant, RUNS)
+            print(f"settings of the command line: the runs are in {RUNS / loaded.name}")
+    done = {cell.name for cell in cells if is_finished(cell, resolved[cell.name].hash, loaded.records)}
+    moved = {cell.name: own_directory(cell, resolved[cell.name].hash) for cell in cells if cell.name not in done}
+    apart = [cell for cell in cells if moved.get(cell.name, cell) != cell]
+    if apart:
+        first, where = apart[0].run_dir, moved[apart[0].name].run_dir
+        print(f"{len(apart)} directories hold runs of other settings and stay as they are: {first} goes to {where}, and so on")
+    return Plan(name, variant, settings, loaded, [moved.get(cell.name, cell) for cell in cells], resolved)
+
+
+def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries: int | None = None, retry: bool = False) -> int:
+    """Train what is not finished, write figures and tables of what is; the exit code: 0, 1 of failures, 75 when it was stopped."""
+    from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, publish, read_history
+    from tunalab.sweeps.grid import own_settings
+    from tunalab.sweeps.launcher import Work, launcher
+    from tunalab.training.run import open_data
+
+    cells, configs = plan.cells, plan.checked()
+    threads = max(config.threads for config in configs.values())
+    if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
+        for name in {_reads(one.plain): name for name, one in plan.resolved.items()}.values():
+            open_data(configs[name])
+        build_components({config.components_seed for config in configs.values()})
+    for cell in cells:
+        if retry and read_history(cell.run_dir).in_vain():
+            forgive(cell.run_dir)
+    with _tracked(plan.sweep.name, next(iter(configs.values())).tracking) as tracked, _lock_held():
+
+        def command(cell: "Cell") -> list[str]:
+            settings = [*own_settings(cell, plan.settings), f"tracking.sweep={cell.sweep}"]
+            settings += [f"tracking.parent_run={tracked.parent}"] if tracked.parent else []
+            settings = hand_over(settings, os.environ)
+            names = ["--experiment", cell.experiment, "--variant", cell.variant, "--run-dir", str(cell.run_dir)]
+            return [sys.executable, "-m", "tunalab", "train", *names, *settings]
+
+        hashes = {cell.name: plan.hash(cell) for cell in cells}
+        tokens = {cell.name: plan.resolved[cell.name].tokens for cell in cells}
+        again = RETRIES if retries is None else retries
+        work = Work(cells, command, hashes, plan.sweep.records, lambda cell: tokens[cell.name], again)
+        result = launcher(launch, threads, parallel).run(work)
+        tracked.exit_code = result.exit_code
+    print(result.table())
+    if plan.sweep.records:
+        publish(cells, plan.hash, plan.sweep.records)
+    found = collect(cells, plan.hash, plan.sweep.records)
+    if found:
+        written = _write_results(found, plan.sweep, plan.command)
+        if tracked.parent:
+            from tunalab.tracking.tracker import log_files
+
+            log_files(tracked.uri, tracked.parent, written)
+    return result.exit_code
+
+
+def _reads(plain: dict[str, Any]) -> str:
+    """The same for two runs, by their plain configurations, that read the same files."""
+    from tunalab.settings.schema import digest
+
+    mixes = [sorted(name for name, weight in stage["mix"].items() if weight > 0) for stage in plain["stages"].values()]
+    return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0])
+
+
+def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":
+    from tunalab.sweeps.grid import own_settings
+
+    return run_config(cell.experiment, cell.variant, own_settings(cell, settings))
+
+
+@contextmanager
+def _lock_held() -> Iterator[None]:
+    before = os.environ.get(LOCK_HELD)
+    os.environ[LOCK_HELD] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LOCK_HELD]
+
+
+@dataclass
+class _Tracked:
+    parent: str | None = None
+    exit_code: int = 1
+    uri: str = ""
+
+
+@contextmanager
+def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
+    """The sweep's parent run in MLflow: finished, failed, or killed where the sweep was stopped and can go on."""
+    if not tracking.enabled:
+        yield _Tracked()
+        return
+    from tunalab.tracking.tracker import End, end_sweep, prepare, start_sweep
+
+    uri = tracking_uri(tracking)
+    prepare(uri, tracking.experiment)
+    tracked = _Tracked(start_sweep(uri, tracking.experiment, sweep_name), uri=uri)
+    ends: dict[int, End] = {0: "FINISHED", EXIT_STOPPED: "KILLED"}
+    try:
+        yield tracked
+    finally:
+        end_sweep(uri, tracked.parent, ends.get(tracked.exit_code, "FAILED"))
+
+
+def _write_results(found: "list[Record]", sweep: "Sweep", call: str) -> list[Path]:
+    """Curves, the sweep's figures and tables, of whatever is finished. What cannot be drawn is printed, and ends no sweep.
+
+    Returns what is written.
+    """
+    from tunalab.analysis.figures.draw import draw
+    from tunalab.analysis.tables.training import write_tables
+
+    folder = RUNS / sweep.name
+    # Figure 6 is the curves, under the name the paper gave it.
+    names = [*([] if "figure6" in sweep.figures or "curves" in sweep.figures else ["curves"]), *sweep.figures]
+    steps: list[Callable[[], list[Path]]] = [partial(draw, name, found, folder, call) for name in names]
+    steps.append(partial(write_tables, found, folder, call))
+    written = []
+    for step in steps:
+        try:
+            paths = step()
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        written += paths
+        print("\n".join(f"wrote {path}" for path in paths))
+    return written
+
+
+# Records.
+
+TABLES = ("accuracy", "areas", "cost", "crossings", "differences", "effects", "evaluation", "power_laws")
+
+
+def records(path: str | Path, evaluation: bool = True) -> "Records":
+    """The records of a folder (``*.json``), of one file, or of a run directory.
+
+    ``evaluation=False``: without what was measured of the finished models, ten times as fast.
+
+    Raises UserError: there is none, or one is damaged.
+    """
+    from tunalab.records.record import RECORD_FILE, read_record, read_records
+
+    path = Path(path)
+    one = path if path.is_file() else path / RECORD_FILE
+    return Records([read_record(one, evaluation)] if one.is_file() else read_records(path, evaluation), path)
+
+
+class Records(Sequence["Record"]):
+    """Records of runs, in the order of their files: a sequence of :class:`tunalab.Record`, and what can be made of them.
+
+    Where runs are compared, only finished ones count, unless none is. UserError: they cannot stand in one table or figure, or
+    nothing of the kind was measured.
+    """
+
+    def __init__(self, found: "Sequence[Record]", source: Path | None = None) -> None:
+        self._records = tuple(found)
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> "Record": ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        return Records(self._records[index], self.source) if isinstance(index, slice) else self._records[index]
+
+    def __repr__(self) -> str:
+        names = ", ".join(record.run.name for record in self._records[:4])
+        return f"<{len(self)} records: {names}{', ...' if len(self) > 4 else ''}>"
+
+    def frame(self) -> "pd.DataFrame":
+        """A row per run, point and measure, whatever was measured along the runs.
+
+        Columns: run, experiment, variant, seed; each setting that differs, by its key; tokens, steps, images, flops, seconds of
+        training; measure (accuracy | loss | psnr), name; value (a share, nats or mean squared error, dB); low, high (95%
+        interval), n and chance of accuracies.
+        """
+        import pandas as pd
+
+        from tunalab.records.differences import told_apart
+
+        rows = []
+        for record, setting in zip(self._records, told_apart(self._records), strict=True):
+            run = record.run
+            of_run = {
+                "run": run.name,
+                "experiment": run.experiment,
+                "variant": run.variant,
+                "seed": run.seed,
+                **dict(setting.items),
+            }
+            for point in record.points:
+                place = {name: getattr(point, name) for name in ("tokens", "steps", "images", "flops", "seconds")}
+                here = {**of_run, **place}
+                for name, score in point.benchmarks.items():
+                    interval = {"low": score.low, "high": score.high, "n": score.n, "chance": score.chance}
+                    rows.append({**here, "measure": "accuracy", "name": name, "value": score.accuracy, **interval})
+                for measure, values in (("loss", point.losses), ("psnr", point.one_step_psnr)):
+                    rows += [{**here, "measure": measure, "name": name, "value": value} for name, value in values.items()]
+        return pd.DataFrame(rows)
+
+    def figure(self, name: str, out: str | Path | None = None, x: str = "tokens") -> "Figure | dict[str, Figure] | list[Path]":
+        """A figure: figure6, curves, mask_ratio or effects. ``x``, of curves: tokens, images, flops, wall_clock, parameters.
+
+        Without ``out`` as a matplotlib figure (a dictionary of figures by name where the records need several); with ``out``, a
+        folder, as PNG files that say how they were made, and their paths.
+        """
+        from tunalab.analysis.figures.draw import draw, drawn
+
+        if out is not None:
+            return draw(name, self._records, Path(out), self._call(f"figure {name}", x), x)
+        figures = {stem: figure for stem, figure, _ in drawn(name, self._records, x)}
+        return next(iter(figures.values())) if len(figures) == 1 else figures
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """A table: accuracy, areas, cost, crossings, differences, effects, evaluation, power_laws."""
+        from tunalab.analysis.effects import effects_table
+        from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides
+        from tunalab.analysis.tables import dynamics
+        from tunalab.analysis.tables.training import accuracy_table, cost_table
+
+        if name not in TABLES:
+            raise UserError(f"unknown table {name!r}, choices: {', '.join(TABLES)}")
+        of_runs = {"accuracy": accuracy_table, "cost": cost_table, "effects": effects_table}
+        if name in of_runs:
+            return of_runs[name](self._records)
+        if name in ("evaluation", "differences"):
+            measured = evaluated(self._records)
+            if not measured:
+                raise UserError(f"table {name}: no run of these records was evaluated (tunalab evaluate RUN)")
+            return (means_table if name == "evaluation" else differences_table)(sides(measured))
+        found = dynamics.dynamics(self._records)
+        if found is None:
+            raise UserError(f"table {name}: these records have too few points in common")
+        tables = {"areas": dynamics.areas_table, "crossings": dynamics.crossings_table, "power_laws": dynamics.laws_table}
+        return tables[name](found)
+
+    def _call(self, command: str, x: str = "tokens") -> str:
+        return f"tunalab {command} --records {self.source}" + (f" --x {x}" if x != "tokens" else "")
