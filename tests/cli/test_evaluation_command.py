@@ -151,4 +151,4 @@ def test_the_list_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["evaluate", "--list", "understanding.levels=[1,2]"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("understanding: Questions about scenes") for line in lines)
-    assert "    understanding.groups=400 (from 0)" in lines and "    understanding.levels=[1,2] (1 to 3)" in lines
+    assert "    understanding.groups=400 (from 0)" in lines and "    understanding.levels=[1,2] (from 1 to 3)" in lines
