@@ -62,7 +62,11 @@ class ShardsConfig:
     """
 
     urls: list[str] = setting([], help="paths or URLs, with globs and {000..127} ranges")
-    window: int = setting(8, at_least=0, help="blocks whose rows are shuffled together; 0: all")
+    window: int = setting(
+        8,
+        at_least=0,
+        help="blocks whose rows are shuffled together (row groups stay in memory); 0: all rows",
+    )
     streams: int = setting(
         1,
         at_least=1,
@@ -75,7 +79,10 @@ class WebDatasetConfig(ShardsConfig):
     """Tar shards of images with captions as a source: ``webdataset/<key>`` in a mix."""
 
     kind: str = setting("caption", choices=KINDS, help="what a pair becomes")
-    caption: str = setting("txt", help="ending of the caption's member; json: an object")
+    caption: str = setting(
+        "txt",
+        help="ending of the member that holds the caption; one in json is an object",
+    )
     caption_key: str = setting("caption", help="the caption's key in such an object")
 
 
@@ -154,7 +161,11 @@ class DataConfig:
         changes="nothing",
         help="check all bytes of the data, not samples, for changes while a run was stopped (data/changes.py)",
     )
-    workers: int = setting(0, at_least=0, help="data processes per rank, part of the data order")
+    workers: int = setting(
+        0,
+        at_least=0,
+        help="data processes per rank; part of the data order, so recorded with the run",
+    )
     # It has always been in the hash.
     reject_share: float = setting(
         0.01,
@@ -185,12 +196,19 @@ class FrontEndConfig:
     """The only settings that may differ between variants."""
 
     name: str = setting("patch_embed", help="a registered front-end")
-    patch: int = setting(8, at_least=1, help="cells per visual token along a side")
+    patch: int = setting(
+        8,
+        at_least=1,
+        help="cells of the target space per visual token along a side",
+    )
     encoder: str = setting(
         "",
         help='"tiny" (built by `make components`), or a pretrained one by name (frontends/pretrained_encoder.py)',
     )
-    encoder_pretrained: bool = setting(True, help="false: from random weights")
+    encoder_pretrained: bool = setting(
+        True,
+        help="false: the same architecture from random weights",
+    )
     encoder_trained: bool = setting(
         True,
         help="false: it stays as it starts, and only what joins it to the decoder learns",
@@ -245,7 +263,10 @@ class DecoderConfig:
     mlp: int = setting(256, at_least=1, help="hidden width of a block's MLP")
     rope_theta: float = setting(10000.0, at_least=1, help="base of the rotary frequencies")
     init_std: float = setting(0.08, at_least=0, help="standard deviation of random weights")
-    tie_embeddings: bool = setting(True, help="input and output embeddings are one table")
+    tie_embeddings: bool = setting(
+        True,
+        help="input and output embeddings are one table (Qwen2.5 up to 3B), or two",
+    )
     image_positions: str = setting(
         "sincos2d",
         choices=("sincos2d", "none"),
