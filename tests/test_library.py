@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -333,3 +334,22 @@ def test_several_processes_need_ranks(quick: RunConfig, tmp_path: Path, monkeypa
     module._trainer = type("Trainer", (), {"world_size": 2})()  # type: ignore[assignment]
     with pytest.raises(UserError, match="a Trainer of 2 processes, a Harness of 1"):
         module.on_fit_start()
+
+
+def test_the_notebook_and_the_page_hold_what_works(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell by cell, with a study of its own in the place of the shipped one, which takes a minute; and every name of the page."""
+    notebook = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 5 and not any(cell.get("outputs") for cell in notebook["cells"])
+    for folder, name, source in (("experiments", "smoke", "small"), ("variants", "tuna2", "mine")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.yaml").write_text((study / folder / f"{source}.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile(cell, "first_steps.ipynb", "exec"), names)
+    assert names["record"].run.finished and len(names["circles"]) == 4 and names["map_RK"].shape == (4, 4)
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"tunalab\.(\w+)\(", page)) <= set(tunalab.__all__)
+    assert set(re.findall(r"model\.(\w+)\(", page)) <= set(dir(tunalab.Model))
+    assert set(re.findall(r"records\.(\w+)\(", page)) <= set(dir(tunalab.Records))

@@ -18,7 +18,7 @@ Runs and their records:
 
 Training by a Trainer of one's own:
 
-    config = tunalab.load_config("experiments/smoke.yaml", "variants/tuna2.yaml")
+    config = tunalab.load_config("smoke", "tuna2", {"seed": 1})
     module, data = tunalab.Harness(config), tunalab.DataModule(config)
     lightning.Trainer(max_steps=20).fit(module, data)
 
@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunalab.errors import UserError
     from tunalab.inference.orders import GenerationRequest
-    from tunalab.library import Records, records, sweep, train
+    from tunalab.library import Records, load_config, records, sweep, train
     from tunalab.records.record import Record
-    from tunalab.settings.schema import RunConfig, load_config
+    from tunalab.settings.schema import RunConfig
     from tunalab.trained.loading import load
     from tunalab.trained.model import Model
     from tunalab.training.joint import DataModule
@@ -67,7 +67,7 @@ _MODULES = {
     "RunConfig": "settings.schema",
     "UserError": "errors",
     "load": "trained.loading",
-    "load_config": "settings.schema",
+    "load_config": "library",
     "records": "records",  # the folder itself, which is callable: its name is taken once it is imported
     "sweep": "library",
     "train": "library",

@@ -106,6 +106,11 @@ def _as_text(key: str, value: Any) -> str:
         raise UserError(f"setting {key}: {value!r} is no number, text, list or mapping of these") from error
 
 
+def load_config(experiment: str = "scenes", variant: str = "tuna2", settings: Settings = ()) -> "RunConfig":
+    """The checked configuration of a run; arguments as for :func:`train`. Raises UserError: a file, a key or a value is wrong."""
+    return run_config(experiment, variant, as_texts(settings))
+
+
 def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
     """The resolved configuration of a run that can begin, as far as that is known without reading its data.
 
