@@ -128,7 +128,7 @@ def test_the_parent_run_ends_as_the_sweep_did(
         "tunalab.tracking.tracker.log_files", lambda uri, run, paths: shown.extend(f"{run}: {p.name}" for p in paths)
     )
     if code:
-        monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts: code)
+        monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts, callbacks: code)
     file = checkout / "sweeps" / "small.yaml"
     file.write_text(file.read_text().replace("tracking.enabled: false", "tracking.enabled: true"))
     assert sweep() == code
@@ -141,7 +141,7 @@ def test_what_failed_as_often_as_it_may_is_started_when_asked(
 ) -> None:
     calls: list[Path] = []
 
-    def fails(config: object, run_dir: Path, attempts: object) -> int:
+    def fails(config: object, run_dir: Path, attempts: object, callbacks: object) -> int:
         calls.append(run_dir)
         return 1
 
