@@ -227,7 +227,8 @@ def sweep_of(folder: Path, text: str) -> Sweep:
     return load_sweep(path)
 
 
-def test_values_of_a_sweep_are_read_in_the_type_of_their_setting(tmp_path: Path) -> None:
+def test_values_of_a_sweep_are_read_in_the_type_of_their_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     sweep = sweep_of(
         tmp_path, "factors: {decoder.layers: [02, 3]}\noverrides: {tracking.experiment: 010, data.text.t: {urls: [1e5]}}"
     )

@@ -105,5 +105,6 @@ def test_stages_train_what_they_say() -> None:
     model = full_scale("paper_7b", "tuna")
     counts, total = parts(model), totals(model)
     new = counts[FRONT_END + "connector"].trained + counts[FRONT_END + "patch embedding"].trained
-    assert trained_in(model, config.stages["connector"]) == new
-    assert trained_in(model, config.stages["pretrain"]) == trained_in(model, config.stages["sft"]) == total.trained
+    assert trained_in(model, config.stages["connector"], config.optimizer) == new
+    assert trained_in(model, config.stages["pretrain"], config.optimizer) == total.trained
+    assert trained_in(model, config.stages["sft"], config.optimizer) == total.trained

@@ -184,4 +184,4 @@ def test_what_a_full_disk_loses_is_one_line_and_the_exit_code(call: list[str], s
     assert done.returncode == (2 if wrong or stream == "stdout" else 0)
     if stream == "stdout":
         (line,) = done.stderr.splitlines()
-        assert line.startswith("error: sweeps/nothing.yaml" if wrong else "error: No space left on device")
+        assert line.startswith("error: no file sweeps/nothing.yaml" if wrong else "error: No space left on device")
