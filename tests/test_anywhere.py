@@ -114,6 +114,8 @@ def test_what_init_writes_runs(empty: Path, components: Path, capsys: pytest.Cap
     assert all(path.read_text().startswith("#") for path in files)
     assert len(Path("my_study/Makefile").read_text().splitlines()) == 5
     monkeypatch.chdir("my_study")
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS"):  # of a make that runs the tests
+        monkeypatch.delenv(name, raising=False)
     planned = subprocess.run(["make", "-n", "plan"], check=True, capture_output=True, text=True).stdout.split()
     assert planned == ["tunalab", "sweep", "coarse", "--dry-run"]
     assert main(planned[1:]) == 0
