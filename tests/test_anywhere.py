@@ -145,14 +145,14 @@ from tunalab.cli import main
 target, records = sys.argv[1:]
 assert Path(tunalab.__file__).is_relative_to(target), tunalab.__file__
 for command in (
-    "sweep mask_ratio --variant tuna2 --dry-run",
-    "plan smoke tuna2",
-    f"figure figure6 --records {records} --out drawn",
-    "init study",
-    "train --experiment none",
+    ["sweep", "mask_ratio", "--variant", "tuna2", "--dry-run"],
+    ["plan", "smoke", "tuna2"],
+    ["figure", "figure6", "--records", records, "--out", "drawn"],
+    ["init", "study"],
+    ["train", "--experiment", "none"],
 ):
-    print(f"-- {command.split()[0]}", flush=True)
-    print("exit", main(command.split()), flush=True)
+    print(f"-- {command[0]}", flush=True)
+    print("exit", main(command), flush=True)
 """
 
 
