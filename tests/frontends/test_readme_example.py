@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_readme_shows_a_shipped_front_end_whole() -> None:
-    section = (ROOT / "README.md").read_text().split("\n## Add a front-end\n")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("\n## Your own\n")[1].split("\n## ")[0]
     found = re.findall(r"`([\w/.]+)`:\n\n```(\w+)\n(.*?)```", section, flags=re.DOTALL)
     assert [(name, language) for name, language, _ in found] == [
         ("src/tunalab/frontends/bottleneck.py", "python"),
