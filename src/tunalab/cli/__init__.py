@@ -42,7 +42,7 @@ FAMILIES = (
 def main(argv: Sequence[str] | None = None) -> int:
     _prepare_output(program=argv is None)
     # Threads of a process that wait for each other must not keep cores busy which other processes use: beside one such process,
-    # a training step of two threads takes 3 to 20 times as long. Read by OpenMP when torch is loaded, which no command has done yet.
+    # a training step of two threads takes 3 to 20 times as long. OpenMP reads it when torch is loaded, which is later.
     if argv is None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     hide_credentials()
