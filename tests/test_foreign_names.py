@@ -15,8 +15,8 @@ from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.files import below
 from tunalab.interop.clip import prompted_images
-from tunalab.interop.layouts import read_layout
 from tunalab.interop.outcomes import checked_name
+from tunalab.interop.samples import read_layout
 from tunalab.official.files import read_shards
 from tunalab.records.record import write_record
 

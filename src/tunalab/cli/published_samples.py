@@ -34,8 +34,7 @@ def add(commands: "Commands") -> None:
 
 def samples(arguments: argparse.Namespace) -> int:
     from tunalab.inference.orders import Manner, input_buckets
-    from tunalab.interop.layouts import SAMPLES, read_layout
-    from tunalab.interop.making import make_items
+    from tunalab.interop.samples import SAMPLES, make_items, read_layout
     from tunalab.trained.loading import model_config
 
     if arguments.images is not None and not arguments.images.is_dir():

@@ -55,7 +55,7 @@ def score(arguments: argparse.Namespace) -> int:
     from tunalab.evaluation.whole import Evaluated, to_text
     from tunalab.files import sha256, write_atomically
     from tunalab.inference.orders import find_device
-    from tunalab.interop.making import makers, origin
+    from tunalab.interop.samples import makers, origin
 
     began = time.perf_counter()
     made_by = makers(arguments.images)
@@ -145,7 +145,7 @@ def _images_file(arguments: argparse.Namespace) -> Path:
 
 def _check_run(run: Path, images: Path, made_by: list[dict[str, Any]]) -> None:
     """Raises UserError: there is no record, or the images are not of the state of the model that its evaluation is of."""
-    from tunalab.interop.making import origin
+    from tunalab.interop.samples import origin
     from tunalab.records.record import RECORD_FILE, read_record, same_state
     from tunalab.settings.schema import completed, plain_hash
 

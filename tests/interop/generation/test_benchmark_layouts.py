@@ -11,7 +11,7 @@ from PIL import Image
 
 from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
-from tunalab.interop.layouts import SAMPLES, read_layout
+from tunalab.interop.samples import SAMPLES, read_layout
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

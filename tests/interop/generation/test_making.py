@@ -13,7 +13,7 @@ from tunalab.data.images import read_image
 from tunalab.errors import UserError
 from tunalab.inference import orders
 from tunalab.inference.orders import ImageOrder, Manner, make_images, read_settings
-from tunalab.interop.making import Item, Picture, make_items
+from tunalab.interop.samples import Item, Picture, make_items
 from tunalab.settings.schema import ObjectiveConfig, SamplingConfig
 
 MANNER = Manner({"name": "run"}, (16, 16), SamplingConfig("euler", 1, 1.5), "fp32")
