@@ -17,7 +17,7 @@ from tunalab.files import below
 from tunalab.interop.clip import prompted_images
 from tunalab.interop.outcomes import checked_name
 from tunalab.interop.samples import read_layout
-from tunalab.official.files import read_shards
+from tunalab.official.layout import read_shards
 from tunalab.records.record import write_record
 
 OUTSIDE = ("/etc/passwd", "../secret.png", "a/../../secret.png", "..", "a\\..\\..\\secret.png", "C:\\secret.png", "C:secret.png")

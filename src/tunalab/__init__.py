@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from tunalab.library import Records, load_config, records, sweep, train
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig
-    from tunalab.trained.loading import load
-    from tunalab.trained.model import Model
+    from tunalab.trained.model import Model, load
     from tunalab.training.joint import DataModule
     from tunalab.training.module import Harness
 
@@ -66,7 +65,7 @@ _MODULES = {
     "Records": "library",
     "RunConfig": "settings.schema",
     "UserError": "errors",
-    "load": "trained.loading",
+    "load": "trained.model",
     "load_config": "library",
     "records": "records",  # the folder itself, which is callable: its name is taken once it is imported
     "sweep": "library",

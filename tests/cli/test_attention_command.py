@@ -20,8 +20,8 @@ def folder(tmp_path: Path, tiny_model, tokenizer, monkeypatch: pytest.MonkeyPatc
         Path(name): Model(tiny_model(frontend), tokenizer, small_config(), origin)
         for name, frontend in (("one", "patch_embed"), ("two", "vae_siglip"))
     }
-    monkeypatch.setattr("tunalab.trained.loading.load", lambda path, device, raw: models[path])
-    monkeypatch.setattr("tunalab.trained.loading.model_config", lambda path: models[path].config)
+    monkeypatch.setattr("tunalab.trained.model.load", lambda path, device, raw: models[path])
+    monkeypatch.setattr("tunalab.trained.model.model_config", lambda path: models[path].config)
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
@@ -99,6 +99,6 @@ def test_models_of_different_image_sizes_do_not_share_a_picture(folder, monkeypa
         config.data.image_size = 64 if path == Path("two") else 32
         return config
 
-    monkeypatch.setattr("tunalab.trained.loading.model_config", of)
+    monkeypatch.setattr("tunalab.trained.model.model_config", of)
     assert main(["attention", "one", "two", "--examples", "2"]) == 2
     assert "different image sizes in one picture: one 32, two 64" in capsys.readouterr().err

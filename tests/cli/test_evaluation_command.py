@@ -45,7 +45,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Two parts, ``understanding`` and ``other``, whose settings are those of the former."""
     made = Fake()
-    monkeypatch.setattr("tunalab.trained.loading.load", made.load)
+    monkeypatch.setattr("tunalab.trained.model.load", made.load)
     monkeypatch.setattr("tunalab.evaluation.side_by_side.default_processes", lambda: 1)  # others would not know the fakes
     monkeypatch.setattr("tunalab.evaluation.settings.EvaluationSettings.other", UnderstandingSettings(), raising=False)
     for name in list(PARTS):

@@ -17,7 +17,7 @@ from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.orders import GenerationRequest, read_settings
 from tunalab.settings.schema import RunConfig, SamplingConfig, config_hash
-from tunalab.trained.loading import export_run
+from tunalab.trained.model import export_run
 
 __all__ = ["quick_components", "use_quick_components"]
 CONFIG = quick_config(

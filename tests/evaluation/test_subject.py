@@ -10,9 +10,8 @@ from tests.conftest import small_config
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.subject import Subject
-from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
-from tunalab.inference.prompts import edit_prompt, image_prompt
+from tunalab.inference.prompts import answer, edit_prompt, image_prompt
 from tunalab.model.unified import UnifiedModel
 
 

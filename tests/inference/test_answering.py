@@ -6,8 +6,7 @@ from tunalab.bench.generation import reference_answer
 from tunalab.data.documents import Document, Image, Text
 from tunalab.data.sequence import to_sequence
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.inference.answering import answer, answer_prompts, batches
-from tunalab.inference.prompts import edit_prompt, image_prompt, question_prompt
+from tunalab.inference.prompts import answer, answer_prompts, batches, edit_prompt, image_prompt, question_prompt
 
 MAX_TOKENS = 6
 

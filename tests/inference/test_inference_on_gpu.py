@@ -10,9 +10,8 @@ from tests.conftest import small_config
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.inference.answering import answer
 from tunalab.inference.generation import noise_of, sample
-from tunalab.inference.prompts import image_prompt
+from tunalab.inference.prompts import answer, image_prompt
 from tunalab.model.unified import UnifiedModel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("frontend", FRONTENDS)]

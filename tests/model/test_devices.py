@@ -15,9 +15,8 @@ from torch import nn
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.along import held_out_losses, one_step_psnr
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
-from tunalab.inference.prompts import edit_prompt, image_prompt
+from tunalab.inference.prompts import answer, edit_prompt, image_prompt
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.optimisation import Ema

@@ -10,8 +10,7 @@ from tests.official.golden import SETTINGS, golden_checkpoint
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.loading import load_exported
-from tunalab.trained.model import Model
+from tunalab.trained.model import Model, load_exported
 
 
 @pytest.fixture(scope="session")

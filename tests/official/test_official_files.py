@@ -16,8 +16,15 @@ from torch import Tensor
 from tunalab.cli import main
 from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
-from tunalab.official.files import read_tensors, without_prefix
-from tunalab.official.layout import detect, known_encoder, official_config, told_by_shapes, without_vae
+from tunalab.official.layout import (
+    detect,
+    known_encoder,
+    official_config,
+    read_tensors,
+    told_by_shapes,
+    without_prefix,
+    without_vae,
+)
 
 SMALL = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}
 

@@ -12,12 +12,11 @@ from torch import Tensor
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import build_model
-from tunalab.official.files import read_tensors
+from tunalab.official.layout import read_tensors
 from tunalab.official.weights import counterpart
 from tunalab.trained.convert import convert_to_official, convert_to_tunalab
-from tunalab.trained.loading import load_exported
-from tunalab.trained.model import Model
-from tunalab.trained.parts import RunParts
+from tunalab.trained.folder import RunParts
+from tunalab.trained.model import Model, load_exported
 
 Settings = Callable[[str], list[str]]
 

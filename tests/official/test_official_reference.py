@@ -13,8 +13,7 @@ from tests.official.reference import Image, Reference, Sizes
 from torch import Tensor
 
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.loading import load_exported
-from tunalab.trained.model import Model
+from tunalab.trained.model import Model, load_exported
 
 GOLDEN_SIZES = Sizes(heads=4, kv_heads=2, head_heads=4, head_kv_heads=2, encoder_heads=2, patch=16)
 EXACT = {"rtol": 0.0, "atol": 1e-5}

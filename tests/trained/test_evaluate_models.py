@@ -8,7 +8,7 @@ from tunalab.cli import main
 from tunalab.evaluation.whole import read_evaluated
 from tunalab.records.record import read_record
 from tunalab.trained.folder import read_about
-from tunalab.trained.loading import export_run
+from tunalab.trained.model import export_run
 
 ASK = ["--parts", "understanding", "understanding.groups=6", "understanding.levels=[1]", "understanding.easy_vqa=0", "--quiet"]
 

@@ -17,7 +17,7 @@ from tunalab.frontends.components.store import load_component, write_component
 from tunalab.frontends.components.vae import save_vae
 from tunalab.sweeps.cells import begin, take_lock
 from tunalab.trained.convert import write_official
-from tunalab.trained.loading import export_run
+from tunalab.trained.model import export_run
 from tunalab.training.run import train
 
 

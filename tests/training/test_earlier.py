@@ -15,7 +15,7 @@ from tests.training.conftest import quick_config
 from tests.training.test_resume import assert_same, at_step, final
 from tunalab.cli import main
 from tunalab.errors import EXIT_STOPPED, UserError
-from tunalab.trained.loading import load_run
+from tunalab.trained.model import load_run
 from tunalab.training.checkpoints import CheckpointStore, write_whole
 from tunalab.training.run import train
 from tunalab.training.state import EARLIER, TENSORS, alone_is_fine, read_saved, read_whole

@@ -15,7 +15,7 @@ from tests.training.test_resume import at_step
 from tunalab.errors import UserError
 from tunalab.library import attempt
 from tunalab.sweeps.cells import ATTEMPTS_FILE, holds, is_locked, take_lock
-from tunalab.trained.loading import load_run
+from tunalab.trained.model import load_run
 from tunalab.training import run as running
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
 from tunalab.training.run import train

@@ -21,7 +21,7 @@ from tunalab.inference.prompts import question_prompt
 from tunalab.model import objective
 from tunalab.model.unified import build_model
 from tunalab.settings.schema import RunConfig
-from tunalab.trained.loading import export_run, load
+from tunalab.trained.model import export_run, load
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.joint import LOSSES, JointStep
 from tunalab.training.module import Harness, NonFiniteLoss

@@ -19,8 +19,7 @@ from tunalab.frontends.components.store import Components, frozen_origin
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import detect, official_config
 from tunalab.settings.schema import RunConfig, StartConfig
-from tunalab.trained.folder import About, write_export
-from tunalab.trained.parts import learnt_state, stored_once, write_parts
+from tunalab.trained.folder import About, learnt_state, stored_once, write_export, write_parts
 from tunalab.training import run as running
 from tunalab.training.run import train
 from tunalab.training.start import load_start

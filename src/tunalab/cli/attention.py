@@ -74,7 +74,7 @@ def _one(arguments: argparse.Namespace, path: Path) -> int:
 
     from tunalab.evaluation.attention import draw_heads
     from tunalab.inference.orders import input_buckets, read_input
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     config = model_config(path)
     size, question, word = arguments.size, arguments.question, arguments.word
@@ -97,7 +97,7 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
     import numpy as np
 
     from tunalab.evaluation.attention import draw_examples, example_questions, shown_attention, shown_questions
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     sizes = {path: model_config(path).data.image_size for path in models}
     if len(set(sizes.values())) > 1:
@@ -120,7 +120,7 @@ def _examples(arguments: argparse.Namespace, models: list[Path]) -> int:
 
 def _load(arguments: argparse.Namespace, path: Path) -> "Model":
     from tunalab.inference.orders import find_device
-    from tunalab.trained.loading import load
+    from tunalab.trained.model import load
 
     return load(path, find_device(arguments.device), arguments.raw)
 
@@ -128,7 +128,7 @@ def _load(arguments: argparse.Namespace, path: Path) -> "Model":
 def _track(models: list[Path], pictures: list[Path]) -> None:
     """Into the runs of the models in MLflow, of those that are run directories."""
     from tunalab.tracking.tracker import RUN_ID, log_files
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     for path in models:
         tracking, known = model_config(path).tracking, path / RUN_ID

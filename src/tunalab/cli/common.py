@@ -147,7 +147,7 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
 
 def load_model(arguments: argparse.Namespace) -> "Model":
     from tunalab.inference.orders import find_device
-    from tunalab.trained.loading import load
+    from tunalab.trained.model import load
 
     return load(arguments.model, find_device(arguments.device), arguments.raw)
 

@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"--processes {arguments.processes}: at least one is needed")
     from tunalab.evaluation.side_by_side import default_processes, side_by_side
     from tunalab.records.record import RECORD_FILE, read_record
-    from tunalab.trained.loading import is_export
+    from tunalab.trained.model import is_export
 
     for path in models:  # a mistyped second model is known before the first is measured
         is_export(path)
@@ -115,7 +115,7 @@ def _evaluate(path: Path, parts: list[str], settings: "EvaluationSettings", out:
 def _load(path: Path, device: "torch.device") -> "Model":
     import torch
 
-    from tunalab.trained.loading import load
+    from tunalab.trained.model import load
 
     loaded = load(path, device)
     torch.set_num_threads(max(loaded.config.threads, torch.get_num_threads()))

@@ -18,7 +18,7 @@ def add(commands: "Commands") -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from tunalab.trained.loading import export_run
+    from tunalab.trained.model import export_run
 
     export_run(arguments.run_dir, arguments.folder, arguments.raw)
     print(f"wrote {arguments.folder}")

@@ -154,7 +154,7 @@ def _made(path: Path, count: int, n: int) -> _Made:
         return _Made(path)
     from tunalab.evaluation.along import held_out, prompt_of
     from tunalab.inference.orders import GenerationRequest, find_device
-    from tunalab.trained.loading import load_run
+    from tunalab.trained.model import load_run
 
     loaded = load_run(path, find_device(None))
     config = loaded.config

@@ -35,7 +35,7 @@ def add(commands: "Commands") -> None:
 def samples(arguments: argparse.Namespace) -> int:
     from tunalab.inference.orders import Manner, input_buckets
     from tunalab.interop.samples import SAMPLES, make_items, read_layout
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     if arguments.images is not None and not arguments.images.is_dir():
         raise UserError(f"--images {arguments.images}: no such folder")

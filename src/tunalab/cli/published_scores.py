@@ -126,7 +126,7 @@ def _vqa(folder: Path, device: "torch.device") -> "VQA":
     if (folder / "config.json").is_file():
         return TransformersVQA(folder, device)
     from tunalab.evaluation.subject import Subject
-    from tunalab.trained.loading import load
+    from tunalab.trained.model import load
 
     loaded = load(folder, device)
     return OwnVQA(Subject(loaded.model, loaded.tokenizer, loaded.config, folder, loaded.origin), loaded.identity)

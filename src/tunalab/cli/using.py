@@ -54,7 +54,7 @@ def _add_images(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     texts, request = _texts(arguments.settings, arguments.prompts, "prompt"), request_of(arguments)
     config = model_config(arguments.model)
@@ -63,7 +63,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def edit(arguments: argparse.Namespace) -> int:
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     texts, request = _texts(arguments.settings, arguments.prompts, "instruction"), request_of(arguments)
     config = model_config(arguments.model)
@@ -73,7 +73,7 @@ def edit(arguments: argparse.Namespace) -> int:
 
 def ask(arguments: argparse.Namespace) -> int:
     from tunalab.inference.orders import find_images, input_buckets
-    from tunalab.trained.loading import model_config
+    from tunalab.trained.model import model_config
 
     words = arguments.settings
     if not (words or arguments.no_image):

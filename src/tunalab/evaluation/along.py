@@ -22,7 +22,7 @@ from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
 from tunalab.evaluation.score import Score
 from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
-from tunalab.inference.answering import answer
+from tunalab.inference.prompts import answer
 from tunalab.model import flow
 from tunalab.model.objective import draw, flow_loss, noised, to_space
 from tunalab.model.unified import UnifiedModel

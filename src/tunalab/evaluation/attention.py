@@ -25,9 +25,8 @@ from tunalab.evaluation.samples import draw_grid
 from tunalab.evaluation.settings import AttentionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.frontends.contract import TargetSpace
-from tunalab.inference.answering import answer
 from tunalab.inference.attention import averaged, cut_prompt, draw_map, enlarged, image_columns, last_rows, outlined, tokens_through
-from tunalab.inference.prompts import Prompt
+from tunalab.inference.prompts import Prompt, answer
 from tunalab.model.unified import UnifiedModel
 
 # The kinds that ask about one thing. Others ask about several (count), about what is not there (pattern), or name nothing (ocr).

@@ -15,9 +15,8 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError, one_line
 from tunalab.evaluation import side_by_side
 from tunalab.evaluation.along import evaluation_mode
-from tunalab.inference.answering import answer
 from tunalab.inference.generation import sample_images
-from tunalab.inference.prompts import Prompt, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
+from tunalab.inference.prompts import Prompt, answer, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
 from tunalab.settings.schema import RunConfig, SamplingConfig, digest
 from tunalab.terminal import progress_bar

@@ -22,8 +22,7 @@ from tunalab.data.sequence import ImageSpan
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
-from tunalab.inference.answering import batches
-from tunalab.inference.prompts import Prompt, encode_prefixes, question_prompt
+from tunalab.inference.prompts import Prompt, batches, encode_prefixes, question_prompt
 from tunalab.model.attention import CachedAttention
 from tunalab.model.decoder import hidden_states
 from tunalab.model.unified import UnifiedModel

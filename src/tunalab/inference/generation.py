@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunalab.inference.answering import batches
-from tunalab.inference.prompts import Prefixes, Prompt, device_of, encode_prefixes, join_prefixes
+from tunalab.inference.prompts import Prefixes, Prompt, batches, device_of, encode_prefixes, join_prefixes
 from tunalab.model import flow
 from tunalab.model.decoder import hidden_states
 from tunalab.model.flow_head import rotary_tables

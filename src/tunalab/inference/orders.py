@@ -25,9 +25,8 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.files import listed, write_atomically
 from tunalab.frontends.contract import TargetSpace
-from tunalab.inference.answering import answer
 from tunalab.inference.generation import clamps, evaluations, sample_batches
-from tunalab.inference.prompts import Prompt, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
+from tunalab.inference.prompts import Prompt, answer, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
 from tunalab.settings.check import check_sampling, parse_size
 from tunalab.settings.layers import unequal

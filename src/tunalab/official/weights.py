@@ -18,8 +18,7 @@ from tunalab.frontends.contract import RGB
 from tunalab.frontends.siglip_transformers import BLOCK
 from tunalab.model.masking import MaskToken
 from tunalab.model.unified import build_model
-from tunalab.official.files import shorten
-from tunalab.official.layout import LM_HEAD
+from tunalab.official.layout import LM_HEAD, shorten
 from tunalab.settings.schema import RunConfig
 
 

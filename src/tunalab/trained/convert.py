@@ -15,14 +15,22 @@ from tunalab.files import whole_file
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import frozen_origin
 from tunalab.model.unified import build_model
-from tunalab.official.files import read_tensors, shorten, without_prefix
-from tunalab.official.layout import MODELS, detect, official_config, setting, target_layout, without_vae
+from tunalab.official.layout import (
+    MODELS,
+    detect,
+    official_config,
+    read_tensors,
+    setting,
+    shorten,
+    target_layout,
+    without_prefix,
+    without_vae,
+)
 from tunalab.official.weights import MASK_TOKEN, architecture_config, initial_weights, to_official, to_ours
 from tunalab.redaction import redacted
 from tunalab.settings.schema import StartConfig
-from tunalab.trained.folder import MAX_SHARD, About, check_tokenizer, write_export
-from tunalab.trained.loading import load_weights
-from tunalab.trained.parts import RunParts, learnt_state, stored_once, write_parts
+from tunalab.trained.folder import MAX_SHARD, About, RunParts, check_tokenizer, learnt_state, stored_once, write_export, write_parts
+from tunalab.trained.model import load_weights
 from tunalab.training.checkpoints import write_whole
 
 PICKLED = ".pt"

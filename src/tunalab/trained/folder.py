@@ -8,23 +8,42 @@
 - manifest.json: where it all comes from, and the size and hash of every other file
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from tunalab.data.tokenizer import Tokenizer
+from tunalab.data.pretrained import locate
+from tunalab.data.tokenizer import Tokenizer, pretrained_tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.loading import read_json
-from tunalab.official.files import INDEX, read_tensors
+from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.store import TINY, Components, frozen_origin
+from tunalab.frontends.components.tokenizer import TokenizerConfig
+from tunalab.frontends.components.vae import VaeConfig, load_vae, save_vae
+from tunalab.frontends.contract import VisualFrontEnd
+from tunalab.frontends.encoder import TRANSFORMERS
+from tunalab.frontends.loading import check_fit, read_json
+from tunalab.frontends.registry import frontend_class
+from tunalab.frontends.siglip_transformers import read_siglip_config
+from tunalab.frontends.vae import LatentCodec, pretrained_vae
+from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.official.layout import INDEX, read_tensors
+from tunalab.official.weights import architecture_config
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.schema import RunConfig, to_plain
+from tunalab.settings.schema import DecoderConfig, RunConfig, to_plain
 from tunalab.training.checkpoints import MANIFEST, damage, write_whole
+
+if TYPE_CHECKING:
+    from tunalab.frontends.encoder import TimmViT
 
 TOKENIZER, WEIGHTS = "tokenizer", "model.safetensors"
 FORMAT = 1
@@ -109,3 +128,159 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     listed = read_json(folder / MANIFEST, f"export {folder}")["files"]
     name = f"model{INDEX}" if f"model{INDEX}" in listed else WEIGHTS
     return read_tensors(folder / name)
+
+
+# The parts of a model that is read back: frozen ones with their weights, of the trained ones the architecture alone; and the model
+# put together from them, its configuration and its learnt weights, without any random start.
+
+FROZEN_VAE, ENCODER = "frozen/vae", "encoder"
+
+
+class RunParts(Components):
+    """The components of a run, from where the run had them."""
+
+    def __init__(self, settings: ComponentSettings, root: Path | None = None) -> None:
+        super().__init__(settings, root)
+        self._vae: LatentCodec | None = None
+
+    def prepare(self, config: RunConfig) -> None:
+        """Read the frozen parts now, before parameters are made without storage."""
+        if "vae" in frontend_class(config.frontend.name).frozen_parts:
+            self._vae = self.frozen_vae(config)
+
+    def own_tokenizer(self, decoder: DecoderConfig) -> Tokenizer | None:
+        """Of a checkpoint that was trained elsewhere: the tokenizer that the settings name, as it is; None when they name none.
+
+        Raises UserError when there is none of that name, or it lacks the image tokens: ids of new ones would mean nothing.
+        """
+        name = decoder.tokenizer or decoder.pretrained
+        return pretrained_tokenizer(name, "decoder.tokenizer", add=False).with_chat(decoder.chat) if name else None
+
+    def frozen_vae(self, config: RunConfig) -> LatentCodec:
+        return super().vae(config.frontend.vae)
+
+    def vae(self, name: str = TINY) -> LatentCodec:
+        assert self._vae is not None, "prepare() reads it"
+        return self._vae
+
+    def encoder(self, name: str = TINY, pretrained: bool = False) -> "TimmViT":
+        return super().encoder(name, pretrained=False)
+
+    def about(self, config: RunConfig, model: UnifiedModel, origin: dict[str, Any]) -> About:
+        """What the manifest of an export of ``model`` says."""
+        return About(
+            origin=origin,
+            vocabulary=model.decoder.config.vocab_size,
+            components=asdict(self.settings),
+            frozen=frozen_origin(config, self.settings, model.frontend),
+            initialised=[],
+        )
+
+    def write(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
+        """Put what an export holds besides weights and tokenizer where :class:`ExportedParts` finds it."""
+        write_parts(folder, config, frontend)
+
+
+class ExportedParts(RunParts):
+    """Of an exported folder: nothing outside it is read. ``exported``: what its manifest says."""
+
+    def __init__(self, folder: Path, exported: About) -> None:
+        super().__init__(settings_from_plain(exported.components))
+        self.folder = folder
+        self.exported = exported
+
+    def about(self, config: RunConfig, model: UnifiedModel, origin: dict[str, Any]) -> About:
+        return self.exported
+
+    def write(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
+        if (self.folder / ENCODER).is_dir():
+            shutil.copytree(self.folder / ENCODER, folder / ENCODER)
+        write_frozen(folder, config, frontend)
+
+    def frozen_vae(self, config: RunConfig) -> LatentCodec:
+        if config.frontend.vae == TINY:
+            return load_vae(self.folder / FROZEN_VAE, self.settings.vae)
+        return pretrained_vae(str(self.folder / FROZEN_VAE))
+
+    def encoder(self, name: str = TINY, pretrained: bool = False) -> "TimmViT":
+        own = self.folder / ENCODER
+        return super().encoder(str(own) if own.is_dir() else name, pretrained)
+
+
+def write_parts(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
+    """Put the front-end's frozen parts, and what its architecture is read from, where :class:`ExportedParts` finds them.
+
+    Raises UserError as :func:`write_frozen`.
+    """
+    write_encoder_config(folder, config)
+    write_frozen(folder, config, frontend)
+
+
+def write_frozen(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
+    """Raises UserError: a front-end with a frozen part that is no VAE, for which nobody has said how it is stored."""
+    for part in frontend.frozen_parts:
+        codec = frontend.get_submodule(part)
+        if not isinstance(codec, LatentCodec):
+            raise UserError(f"frozen part '{part}' of {type(frontend).__name__} cannot be exported: it is no VAE")
+        target = folder / FROZEN_VAE
+        target.mkdir(parents=True)
+        if config.frontend.vae == TINY:
+            save_vae(target, codec)
+        else:
+            codec.vae.save_pretrained(str(target))  # type: ignore[operator]
+
+
+def write_encoder_config(folder: Path, config: RunConfig) -> None:
+    """What the encoder's architecture is read from, where its name alone does not say it."""
+    name = config.frontend.encoder
+    if name.startswith(TRANSFORMERS):
+        source = locate(name.removeprefix(TRANSFORMERS), "frontend.encoder", TRANSFORMERS)
+        read_siglip_config(source, published=True).save_pretrained(str(folder / ENCODER))
+    elif name not in ("", TINY) and Path(name).is_dir():
+        (folder / ENCODER).mkdir()
+        shutil.copyfile(Path(name) / "config.json", folder / ENCODER / "config.json")
+
+
+def settings_from_plain(plain: dict[str, Any]) -> ComponentSettings:
+    """The settings that ``asdict`` made plain."""
+    tokenizer = TokenizerConfig(**plain["tokenizer"])
+    encoder = EncoderConfig(**{**plain["encoder"], "tokenizer": tokenizer})
+    return ComponentSettings(tokenizer=tokenizer, vae=VaeConfig(**plain["vae"]), encoder=encoder)
+
+
+# Parameters are made without storage and replaced by the loaded tensors: at full scale a start that is thrown away would cost as
+# much memory as the model. Buffers are computed as always.
+
+# With tied embeddings the output table is another name of the input table, stored once.
+TIED, TABLE = "decoder.lm_head.weight", "decoder.model.embed_tokens.weight"
+
+
+def assemble(config: RunConfig, parts: RunParts, vocabulary: int, weights: Mapping[str, Tensor], what: str) -> UnifiedModel:
+    """The model in evaluation mode, on the CPU, in float32. ``weights``: what is learnt, by our names; a tied table once or twice.
+
+    Raises UserError when a name or a shape does not fit, listing both sides; ``what`` names where the weights come from.
+    """
+    parts.prepare(config)
+    with init_empty_weights(include_buffers=False):
+        model = build_model(architecture_config(config), parts, vocabulary)
+    own, learnt = model.state_dict(), learnt_state(model)
+    # Copied even where nothing is converted: tensors lie in files at any address, and on a CPU the last bit of a product depends on
+    # how its factors are aligned.
+    given = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+    if config.decoder.tie_embeddings and TABLE in given:
+        given[TIED] = given[TABLE]
+    check_fit(learnt, given, what)
+    model.load_state_dict({**own, **given}, assign=True)
+    model.decoder.tie_weights()
+    return model.eval()
+
+
+def learnt_state(model: UnifiedModel) -> dict[str, Tensor]:
+    """The model's state without the front-end's frozen parts."""
+    frozen = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
+
+
+def stored_once(config: RunConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights to be written: a tied table under its first name alone."""
+    return {name: tensor for name, tensor in weights.items() if not (config.decoder.tie_embeddings and name == TIED)}

@@ -13,8 +13,15 @@ from tunalab.frontends.components.store import Components, frozen_origin
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.loading import read_json
 from tunalab.model.unified import UnifiedModel
-from tunalab.official.files import read_tensors, without_prefix
-from tunalab.official.layout import detect, refuse_contradictions, setting, told_by_shapes, without_vae
+from tunalab.official.layout import (
+    detect,
+    read_tensors,
+    refuse_contradictions,
+    setting,
+    told_by_shapes,
+    without_prefix,
+    without_vae,
+)
 from tunalab.official.weights import Converted, initial_weights, match_ours, to_ours
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted

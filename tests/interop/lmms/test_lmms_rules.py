@@ -9,8 +9,7 @@ from tunalab.analysis.tables.evaluation import COLUMNS, counterpart, evaluation_
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.published import BENCHMARKS, RULED, RULES, metric
 from tunalab.evaluation.subject import Subject
-from tunalab.inference.answering import answer_prompts
-from tunalab.inference.prompts import question_prompt
+from tunalab.inference.prompts import answer_prompts, question_prompt
 from tunalab.interop.lmms.asking import Asked, reply
 from tunalab.interop.lmms.scores import measures
 from tunalab.records.labels import Legend

@@ -10,7 +10,7 @@ from lmms_eval.api.model import lmms
 
 from tunalab.evaluation.subject import Subject
 from tunalab.interop.lmms.asking import Asked, reply
-from tunalab.trained.loading import load
+from tunalab.trained.model import load
 
 
 class Answerer(lmms):
