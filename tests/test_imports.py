@@ -30,6 +30,7 @@ ORDER = [
     "trained",
     "sweeps",
     "analysis",
+    "collection",
     "planning",
     "interop",
     "bench",

@@ -31,9 +31,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunalab.collection import Records, records
     from tunalab.errors import UserError
     from tunalab.inference.orders import GenerationRequest
-    from tunalab.library import Records, load_config, records, sweep, train
+    from tunalab.library import load_config, sweep, train
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig
     from tunalab.trained.model import Model, load
@@ -62,7 +63,7 @@ _MODULES = {
     "Harness": "training.module",
     "Model": "trained.model",
     "Record": "records.record",
-    "Records": "library",
+    "Records": "collection",
     "RunConfig": "settings.schema",
     "UserError": "errors",
     "load": "trained.model",

@@ -11,16 +11,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any
 
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.redaction import hand_over, redacted
 
 if TYPE_CHECKING:
-    import pandas as pd
     from lightning import Callback
-    from matplotlib.figure import Figure
 
+    from tunalab.collection import Records
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig, TrackingConfig
     from tunalab.sweeps.grid import Cell, Resolved, Sweep
@@ -229,6 +228,7 @@ def sweep(
     Raises UserError: a file or setting is wrong, data is missing, or runs have failed, whose names and reasons are printed.
     KeyboardInterrupt: it was stopped, every run has saved; the same call goes on.
     """
+    from tunalab.collection import Records
     from tunalab.sweeps.cells import collect
 
     check_counts("", parallel, retries)
@@ -428,120 +428,3 @@ def _write_results(found: "list[Record]", sweep: "Sweep", call: str) -> list[Pat
         written += paths
         print("\n".join(f"wrote {path}" for path in paths))
     return written
-
-
-# Records.
-
-TABLES = ("accuracy", "areas", "cost", "crossings", "differences", "effects", "evaluation", "power_laws")
-
-
-def records(path: str | Path, evaluation: bool = True) -> "Records":
-    """The records of a folder (``*.json``), of one file, or of a run directory.
-
-    ``evaluation=False``: without what was measured of the finished models, ten times as fast.
-
-    Raises UserError: there is none, or one is damaged.
-    """
-    from tunalab.records.record import RECORD_FILE, read_record, read_records
-
-    path = Path(path)
-    one = path if path.is_file() else path / RECORD_FILE
-    return Records([read_record(one, evaluation)] if one.is_file() else read_records(path, evaluation), path)
-
-
-class Records(Sequence["Record"]):
-    """Records of runs, in the order of their files: a sequence of :class:`tunalab.Record`, and what can be made of them.
-
-    Where runs are compared, only finished ones count, unless none is. UserError: they cannot stand in one table or figure, or
-    nothing of the kind was measured.
-    """
-
-    def __init__(self, found: "Sequence[Record]", source: Path | None = None) -> None:
-        self._records = tuple(found)
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> "Record": ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Records": ...
-
-    def __getitem__(self, index: int | slice) -> "Record | Records":
-        return Records(self._records[index], self.source) if isinstance(index, slice) else self._records[index]
-
-    def __repr__(self) -> str:
-        names = ", ".join(record.run.name for record in self._records[:4])
-        return f"<{len(self)} records: {names}{', ...' if len(self) > 4 else ''}>"
-
-    def frame(self) -> "pd.DataFrame":
-        """A row per run, point and measure, whatever was measured along the runs.
-
-        Columns: run, experiment, variant, seed; each setting that differs, by its key; tokens, steps, images, flops, seconds of
-        training; measure (accuracy | loss | psnr), name; value (a share, nats or mean squared error, dB); low, high (95%
-        interval), n and chance of accuracies.
-        """
-        import pandas as pd
-
-        from tunalab.records.differences import told_apart
-
-        rows = []
-        for record, setting in zip(self._records, told_apart(self._records), strict=True):
-            run = record.run
-            of_run = {
-                "run": run.name,
-                "experiment": run.experiment,
-                "variant": run.variant,
-                "seed": run.seed,
-                **dict(setting.items),
-            }
-            for point in record.points:
-                place = {name: getattr(point, name) for name in ("tokens", "steps", "images", "flops", "seconds")}
-                here = {**of_run, **place}
-                for name, score in point.benchmarks.items():
-                    interval = {"low": score.low, "high": score.high, "n": score.n, "chance": score.chance}
-                    rows.append({**here, "measure": "accuracy", "name": name, "value": score.accuracy, **interval})
-                for measure, values in (("loss", point.losses), ("psnr", point.one_step_psnr)):
-                    rows += [{**here, "measure": measure, "name": name, "value": value} for name, value in values.items()]
-        return pd.DataFrame(rows)
-
-    def figure(self, name: str, out: str | Path | None = None, x: str = "tokens") -> "Figure | dict[str, Figure] | list[Path]":
-        """A figure: figure6, curves, mask_ratio or effects. ``x``, of curves: tokens, images, flops, wall_clock, parameters.
-
-        Without ``out`` as a matplotlib figure (a dictionary of figures by name where the records need several); with ``out``, a
-        folder, as PNG files that say how they were made, and their paths.
-        """
-        from tunalab.analysis.figures.draw import draw, drawn
-
-        if out is not None:
-            return draw(name, self._records, Path(out), self._call(f"figure {name}", x), x)
-        figures = {stem: figure for stem, figure, _ in drawn(name, self._records, x)}
-        return next(iter(figures.values())) if len(figures) == 1 else figures
-
-    def table(self, name: str) -> "pd.DataFrame":
-        """A table: accuracy, areas, cost, crossings, differences, effects, evaluation, power_laws."""
-        from tunalab.analysis.effects import effects_table
-        from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides
-        from tunalab.analysis.tables import dynamics
-        from tunalab.analysis.tables.training import accuracy_table, cost_table
-
-        if name not in TABLES:
-            raise UserError(f"unknown table {name!r}, choices: {', '.join(TABLES)}")
-        of_runs = {"accuracy": accuracy_table, "cost": cost_table, "effects": effects_table}
-        if name in of_runs:
-            return of_runs[name](self._records)
-        if name in ("evaluation", "differences"):
-            measured = evaluated(self._records)
-            if not measured:
-                raise UserError(f"table {name}: no run of these records was evaluated (tunalab evaluate RUN)")
-            return (means_table if name == "evaluation" else differences_table)(sides(measured))
-        found = dynamics.dynamics(self._records)
-        if found is None:
-            raise UserError(f"table {name}: these records have too few points in common")
-        tables = {"areas": dynamics.areas_table, "crossings": dynamics.crossings_table, "power_laws": dynamics.laws_table}
-        return tables[name](found)
-
-    def _call(self, command: str, x: str = "tokens") -> str:
-        return f"tunalab {command} --records {self.source}" + (f" --x {x}" if x != "tokens" else "")

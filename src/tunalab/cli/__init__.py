@@ -35,7 +35,6 @@ FAMILIES = (
     "evaluation",
     "judging",
     "attention",
-    "reporting",
 )
 
 

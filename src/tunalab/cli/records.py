@@ -1,8 +1,8 @@
-"""Commands on records alone: `tunalab figure` and `tunalab table`."""
+"""Commands on records: `tunalab figure`, `table`, `report` and `diff`."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,68 +11,98 @@ from tunalab.errors import UserError
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
-    from tunalab.records.record import Record
+    from tunalab.collection import Records
+
+RUN_HELP = "run directory, record, or name of a committed record (figure6/tuna2-seed0)"
 
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, figure, "draw a figure from records")
     sub.add_argument("name", help="figure6 | curves | mask_ratio | effects")
-    sub.add_argument("--records", type=Path, required=True)
+    sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
-    sub.add_argument("--out", type=Path, help="folder; default: the one above the records")
+    sub.add_argument("--out", type=Path, help="folder (default: the one above the records)")
     sub = add_command(commands, table, "write the tables of a folder of records")
-    sub.add_argument("--records", type=Path, required=True)
-    sub.add_argument("--out", type=Path)
-    sub.add_argument("--published", type=Path, help="what stands beside evaluations: results/published.csv, or the shipped one")
-    sub.add_argument("--readme", type=Path, help="also renew the block of this README that is made from the records")
+    sub.add_argument("--records", type=Path, required=True, help="folder of records")
+    sub.add_argument("--out", type=Path, help="folder (default: that of the records)")
+    sub.add_argument("--published", type=Path, help="figures to print beside evaluations (default: results/published.csv)")
+    sub.add_argument("--readme", type=Path, help="also update the block of this README that is made from the records")
+    text = "compare two runs: settings, code, budget, data order, results, and whether they are a fair pair"
+    sub = add_command(commands, diff, text)
+    sub.add_argument("a", metavar="RUN", help=RUN_HELP)
+    sub.add_argument("b", metavar="RUN", help=RUN_HELP)
+    sub.add_argument("--json", action="store_true", help="print everything as JSON")
+    text = "write one page (HTML and Markdown) about a folder of records: is the comparison equal, what came out"
+    sub = add_command(commands, report, text)
+    sub.add_argument("--records", type=Path, required=True, help="folder of records")
+    sub.add_argument(
+        "--out", type=Path, help="the HTML page, with its Markdown beside it (default: report.html beside the records)"
+    )
+    sub.add_argument("--markdown", action="store_true", help="write the Markdown alone, and draw no figure")
+    sub.add_argument("--runs", type=Path, help="run directories, for samples that are not published (default: runs/<sweep>)")
 
 
 def figure(arguments: argparse.Namespace) -> int:
     from tunalab.analysis.curves import axis_named
-    from tunalab.analysis.figures.draw import draw
+    from tunalab.collection import records
     from tunalab.records.labels import FIGURE_NAMES
-    from tunalab.records.record import read_records
 
-    axis_named(arguments.x)
+    axis_named(arguments.x)  # a wrong name is an error before records are read
     if arguments.name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
-    command = f"tunalab figure {arguments.name} --records {arguments.records}"
-    command += f" --x {arguments.x}" if arguments.x != "tokens" else ""
-    records, folder = read_records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
+    found, folder = records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
     check_out(folder, folder=True)
-    _tell_unequal(records)
-    for path in draw(arguments.name, records, folder, command, arguments.x):
-        print(f"wrote {path}")
-    return 0
+    _warn_unequal(found)
+    return _wrote(found.figure(arguments.name, folder, arguments.x))
 
 
 def table(arguments: argparse.Namespace) -> int:
-    from tunalab.analysis.tables.claims import write_claims
-    from tunalab.analysis.tables.dynamics import write_dynamics
-    from tunalab.analysis.tables.evaluation import published_file, write_evaluation_tables
-    from tunalab.analysis.tables.training import write_tables
-    from tunalab.records.record import read_records
+    from tunalab.collection import records
 
-    command = f"tunalab table --records {arguments.records}"
-    records, folder = read_records(arguments.records), arguments.out or arguments.records
+    found, folder = records(arguments.records), arguments.out or arguments.records
     check_out(folder, folder=True)
     if arguments.readme is not None and not arguments.readme.is_file():
         raise UserError(f"--readme {arguments.readme}: there is no such file")
-    _tell_unequal(records)
-    published = arguments.published or published_file()
-    written = write_tables(records, folder, command) + write_evaluation_tables(records, published, folder, command)
-    written += write_claims(records, folder, command) + write_dynamics(records, folder, command)
-    for path in written:
-        print(f"wrote {path}")
+    _warn_unequal(found)
+    _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
         from tunalab.analysis.tables.readme import update_readme
 
-        print(f"{'updated' if update_readme(arguments.readme, records) else 'unchanged'} {arguments.readme}")
+        print(f"{'updated' if update_readme(arguments.readme, found) else 'unchanged'} {arguments.readme}")
     return 0
 
 
-def _tell_unequal(records: "Sequence[Record]") -> None:
-    from tunalab.analysis.fairness import flagged
+def diff(arguments: argparse.Namespace) -> int:
+    from tunalab.analysis import diff as differing
+    from tunalab.records.record import find_record
 
-    for line in flagged(records):
+    (first, a), (second, b) = find_record(arguments.a), find_record(arguments.b)
+    found = differing.diff((first, second), a, b)
+    print(json.dumps(differing.to_plain(found), indent=1) if arguments.json else differing.to_text(found))
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from tunalab.collection import records
+
+    found = records(arguments.records)
+    page = arguments.out or arguments.records / "report.html"
+    check_out(page)
+    if page.suffix == ".md" and not arguments.markdown:
+        raise UserError(
+            f"--out {page} is the page's Markdown, which stands beside it: --out {page.with_suffix('.html')}, or --markdown"
+        )
+    if arguments.runs is not None and not arguments.runs.is_dir():
+        raise UserError(f"--runs {arguments.runs}: there is no such folder")
+    return _wrote(found.report(page, not arguments.markdown, arguments.runs))
+
+
+def _wrote(paths: list[Path]) -> int:
+    for path in paths:
+        print(f"wrote {path}")
+    return 0
+
+
+def _warn_unequal(records: "Records") -> None:
+    for line in records.unequal():
         print(f"not an equal comparison: {line}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("tunalab.library").records(*args, **kwargs)
+        return import_module("tunalab.collection").records(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _Callable
