@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "files",
     "terminal",
+    "plugins",
     "settings",
     "data",
     "frontends",

@@ -95,7 +95,7 @@ def test_three_ways_to_name_it(outside: Path) -> None:
     [
         ("convv", r"is not known \(choices: bottleneck, conv, patch_embed, .*path/to/file.py:Class\); did you mean conv\?$"),
         ("there.py:Conv", "there is no file .*there.py$"),
-        ("conv.py:Cov", r".* has no Cov \(classes there: Conv\)$"),
+        ("conv.py:Cov", r".* has no Cov \(choices there: Conv\)$"),
         ("conv.py:Look", "Look of .* is not a VisualFrontEnd$"),
         ("nowhere_at_all:Conv", "there is no module nowhere_at_all"),
         ("broken.py:Conv", "broken.py cannot be imported: SyntaxError"),
