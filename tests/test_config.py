@@ -18,12 +18,16 @@ from tunalab.settings.declaration import Acts, Changes, Setting, settings_of
 from tunalab.settings.schema import (
     NOT_IDENTITY,
     SETTINGS,
+    BenchmarkConfig,
+    CorpusConfig,
     DataConfig,
+    EvaluationConfig,
     FineVisionConfig,
     ManifestConfig,
     OmniEditConfig,
     OptimizerConfig,
     ParameterGroupConfig,
+    QuestionsConfig,
     RunConfig,
     StageConfig,
     TextConfig,
@@ -53,7 +57,10 @@ FULL = RunConfig(
         finevision={"NAME": FineVisionConfig()},
         omniedit={"NAME": OmniEditConfig()},
         text={"NAME": TextConfig()},
+        corpora={"NAME": CorpusConfig()},
+        questions={"NAME": QuestionsConfig()},
     ),
+    evaluation=EvaluationConfig(benchmarks={"NAME": BenchmarkConfig()}),
 )
 
 

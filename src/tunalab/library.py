@@ -360,7 +360,7 @@ def _reads(plain: dict[str, Any]) -> str:
     from tunalab.settings.schema import digest
 
     mixes = [sorted(name for name, weight in stage["mix"].items() if weight > 0) for stage in plain["stages"].values()]
-    return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0])
+    return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0, plain["evaluation"]["benchmarks"]])
 
 
 def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":

@@ -30,8 +30,8 @@ def test_wrong_and_malformed_answers(given):
 
 def test_every_question_of_a_group_must_be_right():
     made = _benchmark(("red", 7), ("blue", 7), ("red", 2), ("blue", 2), ("3", 5))
-    assert right_groups(made.questions, ["red", "blue", "red", "red", "3"]) == [True, False, True]
-    assert right_groups(made.questions, ["red", "", "blue", "red", "3 "]) == [False, False, True]
+    assert right_groups(made, ["red", "blue", "red", "red", "3"]) == [True, False, True]
+    assert right_groups(made, ["red", "", "blue", "red", "3 "]) == [False, False, True]
 
 
 def test_score_counts_groups_and_carries_its_interval():

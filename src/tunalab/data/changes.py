@@ -35,7 +35,7 @@ def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int
     """Source name -> version: of shards their sizes, of a manifest its hash, of easy-VQA the package, of scenes what draws them."""
     versions: dict[str, str] = {}
     for name, corpus in sources.items():
-        known = fingerprint_of(corpus)
+        known = fingerprint_of(corpus) or getattr(corpus, "source", None)  # of a class from outside
         if known is not None:
             versions[name] = known
             continue

@@ -1,17 +1,23 @@
-"""The registry that turns the source names of a mix into corpora."""
+"""The registry that turns the source names of a mix into corpora, and corpora from outside."""
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
 
 from tunalab.data.buckets import Buckets
-from tunalab.data.documents import KINDS, PREFIX, CopyCorpus, Corpus, Reject, Unfit
+from tunalab.data.documents import KINDS, PREFIX, CopyCorpus, Corpus, Document, Image, Kind, Reject, Text, Unfit, fingerprint_of
 from tunalab.data.easy_vqa import EasyVqaCorpus
-from tunalab.data.images import decode_image
+from tunalab.data.images import decode_image, fit_image
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.scenes.questions import QuestionCorpus, question_kind
 from tunalab.data.scenes.sentences import DESCRIBE
 from tunalab.data.shards.schemas import open_finevision, open_omniedit, open_text, open_webdataset
 from tunalab.errors import UserError
+from tunalab.plugins import Group, build, find, source_of
 from tunalab.redaction import is_incomplete
 from tunalab.settings.schema import (
     DataConfig,
@@ -26,8 +32,9 @@ from tunalab.settings.schema import (
 
 def source_names(data: DataConfig) -> list[str]:
     """Every name that :func:`build_source` knows under these settings; behind ``copy/`` each is a source of copies."""
-    manifests = (f"manifest/{key}" for key in data.manifests)
-    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *manifests, *_shards(data)]
+    families = {"manifest": data.manifests, "corpus": data.corpora, "questions": data.questions}
+    named = (f"{family}/{key}" for family, members in families.items() for key in members)
+    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *named, *_shards(data)]
 
 
 def _shards(data: DataConfig) -> dict[str, ShardsConfig]:
@@ -48,6 +55,10 @@ def check_sources(config: RunConfig) -> None:
         for name in stage.mix:
             if name.removeprefix(PREFIX) not in known:
                 raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(known)}")
+    for key in config.data.corpora:
+        corpus_class(key, config.data)
+    for key in config.data.questions:
+        question_kind(key, config.data)
 
 
 def open_sources(config: RunConfig) -> None:
@@ -105,9 +116,83 @@ def build_source(name: str, data: DataConfig, seed: int) -> Corpus:
         )
     if name in _shards(data):
         return _open_shards(name, _shards(data)[name], data, seed)
-    kind = next(kind for kind in KINDS if kind == which)
+    if family == "corpus":
+        return OutsideCorpus(name, which, data, seed)
     one, two, three = data.levels
-    return ScenesCorpus(kind, "train", SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed))
+    scenes = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed)
+    if family == "questions":
+        return QuestionCorpus(name, question_kind(which, data), "train", scenes)
+    return ScenesCorpus(next(kind for kind in KINDS if kind == which), "train", scenes)
+
+
+CORPORA = Group(
+    "tunalab.corpora",
+    f"a corpus: a class with document, length and kind ({', '.join(KINDS)})",
+    lambda found: callable(getattr(found, "document", None)) and hasattr(found, "length") and getattr(found, "kind", None) in KINDS,
+)
+
+
+def corpus_class(key: str, data: DataConfig) -> Any:
+    """The class of ``corpus/<key>``. Raises UserError, one line: it cannot be found, or is no corpus."""
+    return find(f"data.corpora.{key}.name", data.corpora[key].name, CORPORA)
+
+
+class OutsideCorpus:
+    """Documents of a corpus from outside, checked, with their images brought to sizes of the run.
+
+    Raises UserError: it cannot be found or made, or a document is none.
+    """
+
+    def __init__(self, name: str, key: str, data: DataConfig, seed: int) -> None:
+        found, setting = corpus_class(key, data), f"data.corpora.{key}"
+        self.name = name
+        self.source = source_of(found)
+        arguments = data.corpora[key].arguments
+        self._corpus = build(f"{setting}.arguments", found, arguments, image_size=data.image_size, seed=seed)
+        self._buckets = Buckets.of(data)
+        self.fingerprint = fingerprint_of(self._corpus)
+        self.length: int | None = self._corpus.length
+        if self.length is not None and (not isinstance(self.length, int) or self.length < 1):
+            raise UserError(f"{name}: length is {self.length!r}, not a number from 1 (None: it has no end)")
+
+    def document(self, index: int) -> Document:
+        document = self._corpus.document(index)
+        segments = getattr(document, "segments", ())
+        if not isinstance(document, Document) or document.kind not in KINDS or not segments:
+            raise UserError(f"{self.name}: document({index}) is {str(document)[:60]!r}, not a Document with a kind and segments")
+        return Document(document.kind, tuple(self._fitted(segment, index) for segment in segments))
+
+    def _fitted(self, segment: Any, index: int) -> Text | Image:
+        if isinstance(segment, Text):
+            return segment
+        where = f"{self.name}: document({index})"
+        pixels = check_pixels(getattr(segment, "pixels_HWC", None), where)
+        if pixels.shape[:2] not in self._buckets.sizes:
+            pixels = fit_image(PillowImage.fromarray(pixels), where, self._buckets)
+        return Image(pixels, segment.generate)
+
+
+def check_pixels(pixels: Any, where: str) -> np.ndarray:
+    """Raises UserError, naming ``where``, for what is no image (H, W, 3) uint8."""
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        found = f"{pixels.shape} {pixels.dtype}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise UserError(f"{where}: an image must be an array (height, width, 3) of uint8, not {found}")
+    return pixels
+
+
+def kind_of(source: str, data: DataConfig) -> Kind:
+    """What documents a source of a mix makes; a manifest, which may mix kinds, is taken for what its captions become."""
+    if source.startswith(PREFIX):
+        return "edit"
+    family, _, key = source.partition("/")
+    if family == "corpus":
+        kind: Kind = corpus_class(key, data).kind
+        return kind
+    if family in ("webdataset", "manifest"):
+        members: Mapping[str, Any] = data.webdataset if family == "webdataset" else data.manifests
+        return "text_to_image" if members[key].kind == "text_to_image" else "caption"
+    fixed: dict[str, Kind] = {"finevision": "vqa", "omniedit": "edit", "text": "text", "questions": "vqa"}
+    return fixed[family] if family in fixed else next(kind for kind in KINDS if kind == key)
 
 
 def _choices(names: list[str]) -> str:

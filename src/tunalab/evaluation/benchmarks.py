@@ -1,15 +1,25 @@
-"""The benchmarks of a run, by name: the scenes benchmarks at each level, and easy-VQA."""
+"""The benchmarks of a run, by name: those of the scenes at each level, easy-VQA, and those from outside.
 
-from collections.abc import Sequence
+Also their scores: exact match of answers, counted by groups of questions, with a Wilson interval.
+"""
+
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from PIL import Image as PillowImage
+
 from tunalab.data.documents import Question
 from tunalab.data.easy_vqa import easy_vqa_benchmark
+from tunalab.data.images import cover
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes import benchmark as scenes_benchmark
+from tunalab.data.scenes.questions import QuestionKind, question_kind, questions_of
+from tunalab.data.sources import check_pixels, corpus_class
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score, chance_of
+from tunalab.plugins import Group, build, find, source_of
 from tunalab.settings.schema import RunConfig
 
 SPLIT = "test"
@@ -17,11 +27,17 @@ QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
 EASY_VQA = "easy_vqa"
 
 
+def is_right(given: str, expected: str) -> bool:
+    """Exact match but for case and white space: an answer that says more than was asked is wrong."""
+    return " ".join(given.split()).casefold() == " ".join(expected.split()).casefold()
+
+
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """``published``: the benchmark whose skill it isolates, or which it is. ``level``: of difficulty, None where there is one.
 
     ``chance``: the share of right groups that guessing without the image reaches (``chance_of``).
+    ``is_right``: whether an answer (first) is what was expected.
     """
 
     name: str
@@ -29,6 +45,7 @@ class Benchmark:
     level: int | None
     questions: Sequence[Question]
     chance: float
+    is_right: Callable[[str, str], bool] = is_right
 
 
 def benchmark_name(kind: str, level: int) -> str:
@@ -47,9 +64,82 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
         found += [
             _scenes(kind, level, SPLIT, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS
         ]
+        kinds = [question_kind(key, config.data) for key in config.data.questions]
+        found += [
+            _of_kind(kind, level, SPLIT, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in kinds
+        ]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
+    return found + [outside(key, config, chosen.items) for key, chosen in evaluation.benchmarks.items()]
+
+
+def check_benchmarks(config: RunConfig) -> None:
+    """Raises UserError, one line: a benchmark from outside cannot be found, or its name is taken or cannot be shown."""
+    of_ours = {*BENCHMARKS, EASY_VQA}
+    for group, members in (("data.questions", config.data.questions), ("evaluation.benchmarks", config.evaluation.benchmarks)):
+        for key in members:
+            if key in of_ours:
+                raise UserError(f"{group}.{key}: a benchmark of this name exists (taken: {', '.join(sorted(of_ours))})")
+            if not re.fullmatch(r"\w[\w -]*", key, re.ASCII):
+                raise UserError(f"{group}.{key}: figures and MLflow call it so: letters, digits, blanks, _ and - are allowed")
+            of_ours.add(key)
+    for key, chosen in config.evaluation.benchmarks.items():
+        find(f"evaluation.benchmarks.{key}.name", chosen.name, OUTSIDE)
+
+
+OUTSIDE = Group(
+    "tunalab.benchmarks",
+    "a benchmark: a class with questions and chance",
+    lambda found: callable(getattr(found, "questions", None)) and hasattr(found, "chance"),
+)
+
+
+def outside(key: str, config: RunConfig, items: int | None = None) -> Benchmark:
+    """A benchmark from outside, of ``evaluation.benchmarks``. ``items``: its first groups of questions; None: all.
+
+    Raises UserError, one line: it cannot be found or made, it has no questions or too few, or its chance is no share.
+    """
+    chosen = config.evaluation.benchmarks[key]
+    return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, items)
+
+
+def outside_sources(config: RunConfig) -> dict[str, str]:
+    """Setting -> where the class or function behind it came from, for the record."""
+    found = {f"data.questions.{key}": question_kind(key, config.data).source for key in config.data.questions}
+    for key in config.data.corpora:
+        found[f"data.corpora.{key}"] = source_of(corpus_class(key, config.data))
+    for key, chosen in config.evaluation.benchmarks.items():
+        setting = f"evaluation.benchmarks.{key}"
+        found[setting] = source_of(find(f"{setting}.name", chosen.name, OUTSIDE))
     return found
+
+
+@lru_cache(maxsize=16)
+def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], side: int, items: int | None) -> Benchmark:
+    setting = f"evaluation.benchmarks.{key}"
+    made = build(f"{setting}.arguments", find(f"{setting}.name", name, OUTSIDE), dict(arguments), image_size=side)
+    questions, groups = [], set()
+    for number, one in enumerate(made.questions()):
+        if not isinstance(one, Question):
+            raise UserError(f"{setting}: item {number} of its questions is {str(one)[:60]!r}, not a Question")
+        groups.add(one.group)
+        if items is not None and len(groups) > items:
+            break
+        pixels_HWC = check_pixels(one.image_HWC, f"{setting}: question {number}")
+        if pixels_HWC.shape[:2] != (side, side):
+            pixels_HWC = cover(PillowImage.fromarray(pixels_HWC), (side, side))
+        questions.append(Question(pixels_HWC, one.prompt, one.answer, one.group))
+    if len(groups) < (items or 1):
+        raise UserError(f"{setting}.items={items or 1}: it has {len(groups)}")
+    if not isinstance(made.chance, int | float) or not 0 <= made.chance < 1:
+        raise UserError(f"{setting}: chance is {made.chance!r}, not a share from 0 to below 1")
+    return Benchmark(key, key, None, questions, float(made.chance), getattr(made, "is_right", is_right))
+
+
+def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int) -> Benchmark:
+    """Of a kind of question about scenes that is not ours. Raises UserError: it asks nothing, or wrongly."""
+    questions, chance = questions_of(kind, level, split, image_size, QUESTION_SEED, groups)
+    return Benchmark(benchmark_name(kind.name, level), kind.name, level, questions, chance)
 
 
 def scenes(kind: str, level: int, split: str, image_size: int, groups: int, fewer: bool = False) -> Benchmark:
@@ -73,9 +163,7 @@ def _benchmark(name: str, published: str, level: int | None, questions: Sequence
 # Rendering costs seconds and a run evaluates many times, so a process keeps the last settings' questions.
 _scenes = lru_cache(maxsize=64)(scenes)
 _easy_vqa = lru_cache(maxsize=2)(easy_vqa)
-
-
-# Scores: exact match of answers, counted by groups of questions, with a Wilson interval.
+_of_kind = lru_cache(maxsize=16)(of_kind)
 
 
 def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
@@ -88,21 +176,12 @@ def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
         raise UserError(f"benchmark {benchmark.name} has no questions")
     if len(answers) != len(benchmark.questions):
         raise UserError(f"benchmark {benchmark.name}: {len(answers)} answers to {len(benchmark.questions)} questions")
-    return Score.from_outcomes(right_groups(benchmark.questions, answers), benchmark.chance)
+    return Score.from_outcomes(right_groups(benchmark, answers), benchmark.chance)
 
 
-def right_groups(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:
+def right_groups(benchmark: Benchmark, answers: Sequence[str]) -> list[bool]:
     """Whether all questions of a group are right, for every group in order of its first question."""
     groups: dict[int, bool] = {}
-    for question, given in zip(questions, answers, strict=True):
-        groups[question.group] = groups.get(question.group, True) and is_right(given, question.answer)
+    for question, given in zip(benchmark.questions, answers, strict=True):
+        groups[question.group] = groups.get(question.group, True) and bool(benchmark.is_right(given, question.answer))
     return list(groups.values())
-
-
-def is_right(given: str, expected: str) -> bool:
-    """Exact match but for case and white space: an answer that says more than was asked is wrong."""
-    return _normal(given) == _normal(expected)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold()

@@ -1,4 +1,5 @@
-"""Questions about scenes, of seven skills at three levels, in trained and in new combinations, and easy-VQA; each also blind.
+"""Questions about scenes, of seven skills at three levels, in trained and in new combinations, easy-VQA and the run's benchmarks
+from outside; each also blind.
 
 Splits of the scenes: ``test`` draws from what training draws from; in ``composition`` every image shows a pair of colour and
 shape, a word, a height of a coloured bar or a number of things that no training image shows (not always in what is asked).
@@ -23,8 +24,9 @@ import numpy as np
 from tunalab.data.documents import Question
 from tunalab.data.easy_vqa import check_installed
 from tunalab.data.scenes import BENCHMARKS
+from tunalab.data.scenes.questions import question_kind
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import SPLIT, Benchmark, easy_vqa, right_groups, scenes
+from tunalab.evaluation.benchmarks import SPLIT, Benchmark, easy_vqa, of_kind, outside, right_groups, scenes
 from tunalab.evaluation.measure import Measure, share
 from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
@@ -66,14 +68,19 @@ def asked(config: RunConfig, settings: UnderstandingSettings) -> list[tuple[str,
             for kind in BENCHMARKS:
                 if groups and split in settings.splits and kind in settings.benchmarks:
                     cells.append((split, partial(scenes, kind, level, split, size, groups, fewer=True)))
+            for key in config.data.questions:
+                if groups and split in settings.splits:
+                    cells.append((split, partial(of_kind, question_kind(key, config.data), level, split, size, groups)))
     if settings.easy_vqa:
         cells.append((SPLIT, partial(easy_vqa, size, settings.easy_vqa)))
+    if settings.outside:
+        cells += [(SPLIT, partial(outside, key, config)) for key in config.evaluation.benchmarks]
     return cells
 
 
 def measures(benchmark: Benchmark, split: str, answers: Answers, settings: UnderstandingSettings) -> Iterator[Measure]:
     """Accuracy with and without the image, from one pair of answers a question."""
-    seen, unseen = (right_groups(benchmark.questions, [pair[way] for pair in answers]) for way in (0, 1))
+    seen, unseen = (right_groups(benchmark, [pair[way] for pair in answers]) for way in (0, 1))
     of_scenes, pairs = benchmark.level is not None, len(seen) < len(benchmark.questions)
     notes = ["both images of a pair right"] if pairs else []
     if of_scenes and len(seen) < settings.groups:

@@ -403,7 +403,9 @@ def storage(config: RunConfig, count: Totals) -> Storage:
     """Of one run, at its fullest."""
     evaluation, data = config.evaluation, config.data
     checkpoint = STATES * FLOAT * count.trained
-    questions = [evaluation.groups] * (len(BENCHMARKS) * len(evaluation.levels) if evaluation.groups else 0)
+    kinds = len(BENCHMARKS) + len(data.questions)
+    questions = [evaluation.groups] * (kinds * len(evaluation.levels) if evaluation.groups else 0)
+    questions += [chosen.items for chosen in evaluation.benchmarks.values()]
     questions += [evaluation.easy_vqa] if evaluation.easy_vqa else []
     record = evaluation.points * sum(SCORE_BYTES + n // 4 for n in questions)
     pictures = evaluation.points * evaluation.sample_prompts * (3 * data.image_size**2 + CAPTION_BYTES)

@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from tunalab.data.buckets import Buckets, Size
-from tunalab.data.documents import KINDS, PREFIX, Kind
+from tunalab.data.documents import PREFIX, Kind
 from tunalab.data.sequence import has_turns, visual_grid
+from tunalab.data.sources import kind_of
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.flops import Work
@@ -21,7 +22,7 @@ from tunalab.settings.schema import DataConfig, RunConfig
 IMAGE_FRAME = 3  # tokens around the visual tokens of an image: boi, time, eoi
 SAMPLE_STEPS = 4
 ASSUMED_FILL = 0.97  # share of a row's places that hold tokens
-DRAWN = ("scenes", "easy_vqa")  # sources that need no files of the user's: sampled by default
+DRAWN = ("scenes", "easy_vqa", "questions")  # sources that need no files of the user's: sampled by default
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,6 @@ def kinds_of(config: RunConfig) -> list[Kind]:
     """Kinds of documents in the run's mixes, in the order of ASSUMED."""
     found = {kind_of(name, config.data) for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     return [kind for kind in ASSUMED if kind in found]
-
-
-def kind_of(source: str, data: DataConfig) -> Kind:
-    """What documents a source of a mix makes; a manifest, which may mix kinds, is taken for what its captions become."""
-    if source.startswith(PREFIX):
-        return "edit"
-    family, _, key = source.partition("/")
-    if family in DRAWN:
-        return next(kind for kind in KINDS if kind == key)
-    if family == "webdataset":
-        return "text_to_image" if data.webdataset[key].kind == "text_to_image" else "caption"
-    if family == "manifest":
-        return "text_to_image" if data.manifests[key].kind == "text_to_image" else "caption"
-    return {"finevision": "vqa", "omniedit": "edit", "text": "text"}[family]  # type: ignore[return-value]
 
 
 def row_share(kind: Kind, data: DataConfig, token_pixels: int, chat: str = "none") -> dict[str, float]:

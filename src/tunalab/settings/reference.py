@@ -105,9 +105,8 @@ def table(rows: Sequence[InForce]) -> str:
 
 
 def type_text(setting: Setting) -> str:
-    return (
-        setting.type.__name__ if isinstance(setting.type, type) and setting.type in (int, float, bool, str) else str(setting.type)
-    )
+    named = isinstance(setting.type, type) and setting.type in (int, float, bool, str)
+    return setting.type.__name__ if named else str(setting.type).replace("typing.", "")
 
 
 def text(value: Any) -> str:

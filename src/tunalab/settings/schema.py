@@ -111,6 +111,35 @@ class TextConfig(ShardsConfig):
     )
 
 
+OUTSIDE = "entry point of an installed package, my_package.module:Class or path/to/file.py:Class"
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus from outside (docs/extend/corpus.md): ``corpus/<key>`` in a mix."""
+
+    name: str = setting("", help=OUTSIDE)
+    arguments: dict[str, Any] = setting({}, help="single values that it is made with")
+
+
+@dataclass
+class QuestionsConfig:
+    """A kind of question about scenes from outside (docs/extend/question.md): ``questions/<key>`` in a mix, and a benchmark
+    of that name beside those of the scenes.
+    """
+
+    name: str = setting("", help=OUTSIDE)
+
+
+@dataclass
+class BenchmarkConfig:
+    """A benchmark from outside (docs/extend/benchmark.md), which figures and tables call by its key."""
+
+    name: str = setting("", help=OUTSIDE)
+    items: int = setting(200, at_least=1, help="questions asked along a run, its first ones; groups count once")
+    arguments: dict[str, Any] = setting({}, help="single values that it is made with")
+
+
 @dataclass
 class DataConfig:
     """Which documents a run reads, and how they are packed into rows."""
@@ -189,6 +218,8 @@ class DataConfig:
     finevision: dict[str, FineVisionConfig] = group(dict)
     omniedit: dict[str, OmniEditConfig] = group(dict)
     text: dict[str, TextConfig] = group(dict)
+    corpora: dict[str, CorpusConfig] = group(dict)
+    questions: dict[str, QuestionsConfig] = group(dict)
 
 
 @dataclass
@@ -515,6 +546,7 @@ class EvaluationConfig:
         at_least=0,
         help="questions of easy-VQA's published test split; 0: none",
     )
+    benchmarks: dict[str, BenchmarkConfig] = group(dict)
     max_answer_tokens: int = setting(8, at_least=1, help="limit of an answer")
     loss_documents: int = setting(128, at_least=0, help="held-out documents per kind")
     psnr_images: int = setting(64, at_least=0, help="images that are denoised")

@@ -27,6 +27,7 @@ from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, evaluation_tokens
+from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
 from tunalab.evaluation.samples import sample_grid
 from tunalab.evaluation.score import Score
 from tunalab.frontends.components.settings import ComponentSettings
@@ -59,10 +60,11 @@ FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
 def check_run(config: RunConfig) -> None:
     """Raises UserError for settings that a run would fail on later. No file is read but what describes a pretrained part."""
     check_sources(config)
+    check_benchmarks(config)
     drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     evaluation = config.evaluation
     scenes_asked = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
-    if scenes_asked or any(name.removeprefix(PREFIX).startswith("scenes/") for name in drawn):
+    if scenes_asked or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
         check_image_size(config.data.image_size)
     if evaluation.groups:
         check_groups(evaluation.groups, evaluation.levels)
@@ -79,10 +81,12 @@ def check_run(config: RunConfig) -> None:
 
 
 def open_data(config: RunConfig) -> None:
-    """Open what a run reads on this machine: its sources, and easy-VQA where it is a benchmark. Raises UserError as these do."""
+    """Open what a run reads on this machine: its sources, easy-VQA and benchmarks from outside. Raises UserError as these do."""
     open_sources(config)
     if config.evaluation.easy_vqa:
         check_installed()
+    for key, chosen in config.evaluation.benchmarks.items():
+        outside(key, config, chosen.items)
 
 
 def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
@@ -377,7 +381,11 @@ class Run:
             totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
             points=[_point(point) for point in p.points],
             attempts=self.attempts,
-            data={**what_was_read(p, config.stages), **({"accepted_changes": changed} if (changed := self.seen.accepted) else {})},
+            data={
+                **what_was_read(p, config.stages),
+                **({"accepted_changes": changed} if (changed := self.seen.accepted) else {}),
+                **({"outside": sources} if (sources := outside_sources(config)) else {}),
+            },
             frontend=look_of(config),
         )
         write_record(self.run_dir / RECORD_FILE, record)

@@ -1,0 +1,121 @@
+"""Kinds of questions about scenes from outside: as a corpus of training documents, and as a benchmark.
+
+A kind is a function of a scene and a random generator. It returns the prompt, the answer and the
+number of answers that are equally likely given the prompt alone, or None for a scene that it
+cannot ask about.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import islice
+from random import Random
+from typing import Any, NamedTuple
+
+from tunalab.data.documents import Document, Image, Question, Text
+from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.render import render
+from tunalab.data.scenes.sampling import SceneSettings, check_image_size, draw_level, draw_scene, stream
+from tunalab.data.scenes.vocabulary import SCENE_KINDS
+from tunalab.errors import UserError
+from tunalab.plugins import Group, find, source_of
+from tunalab.settings.schema import DataConfig
+
+QUESTIONS = Group("tunalab.questions", "a function of a scene and a random generator", callable)
+TRAINED = 2000  # scenes whose answers the guess without the image knows
+_TRIES = 500  # scenes in a row that a kind asks nothing about, or that were asked about before
+
+
+class Asked(NamedTuple):
+    scene: Scene
+    prompt: str
+    answer: str
+    options: int
+
+
+class QuestionKind(NamedTuple):
+    name: str
+    ask: Callable[[Scene, Random], Any]
+    source: str
+
+    def of(self, scene: Scene, rng: Random) -> Asked | None:
+        """Raises UserError: what the function returns is neither None nor prompt, answer and options."""
+        match self.ask(scene, rng):
+            case None:
+                return None
+            case (str(prompt), str(answer), int(options)) if prompt and answer and options > 0:
+                return Asked(scene, prompt, answer, options)
+            case other:
+                raise UserError(
+                    f"data.questions.{self.name}: {str(other)[:80]!r} was returned "
+                    "(choices: None, or a prompt, an answer and the number of options)"
+                )
+
+
+def question_kind(key: str, data: DataConfig) -> QuestionKind:
+    """Raises UserError, one line: it cannot be found."""
+    found = find(f"data.questions.{key}.name", data.questions[key].name, QUESTIONS)
+    return QuestionKind(key, found, source_of(found))
+
+
+class QuestionCorpus:
+    """Documents of kind vqa, without end: a scene with up to ``questions_per_image`` different questions of one kind."""
+
+    length = None
+
+    def __init__(self, name: str, kind: QuestionKind, split: str, settings: SceneSettings) -> None:
+        self.name, self.source = name, kind.source
+        self._kind, self._split, self._settings = kind, split, settings
+
+    def document(self, index: int) -> Document:
+        settings = self._settings
+        rng = stream("questions", self.name, self._split, settings.seed, index)
+        first = _draw(self._kind, rng, self._split, draw_level(rng, settings.levels))
+        further = (self._kind.of(first.scene, rng) for _ in range(settings.questions_per_image - 1))
+        turns = {one.prompt: one.answer for one in (first, *filter(None, further))}
+        texts = (text for prompt, answer in turns.items() for text in (Text(prompt), Text(answer, target=True)))
+        return Document("vqa", (Image(render(first.scene, settings.image_size)), *texts))
+
+
+def questions_of(
+    kind: QuestionKind, level: int, split: str, image_size: int, seed: int, groups: int
+) -> tuple[list[Question], float]:
+    """``groups`` questions, no two about the same image (fewer where there are fewer), and what guessing reaches.
+
+    Chance is the better of two guesses without the image: one of the options; the answer that the
+    prompt has most often in training.
+    """
+    check_image_size(image_size)
+    asked = list(_distinct(kind, level, split, seed, groups))
+    questions = [Question(render(one.scene, image_size), one.prompt, one.answer, number) for number, one in enumerate(asked)]
+    trained: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in islice(_drawn(kind, level, "train", seed), TRAINED):
+        trained[one.prompt][one.answer] += 1
+    usual = {prompt: answers.most_common(1)[0][0] for prompt, answers in trained.items()}
+    guesses = (sum(1 / one.options for one in asked), sum(usual.get(one.prompt) == one.answer for one in asked))
+    return questions, max(guesses) / len(asked)
+
+
+def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int) -> Iterator[Asked]:
+    contents: set[str] = set()
+    repeats = 0
+    for one in _drawn(kind, level, split, seed):
+        repeats = repeats + 1 if one.scene.content in contents else 0
+        if len(contents) == groups or repeats == _TRIES:
+            return
+        if not repeats:
+            contents.add(one.scene.content)
+            yield one
+
+
+def _drawn(kind: QuestionKind, level: int, split: str, seed: int) -> Iterator[Asked]:
+    rng = stream("question benchmark", kind.name, level, split, seed)
+    while True:
+        yield _draw(kind, rng, split, level)
+
+
+def _draw(kind: QuestionKind, rng: Random, split: str, level: int) -> Asked:
+    for _ in range(_TRIES):
+        asked = kind.of(draw_scene(rng, split, rng.choice(SCENE_KINDS), level), rng)
+        if asked is not None:
+            return asked
+    raise UserError(f"data.questions.{kind.name}: it asks nothing about {_TRIES} scenes of level {level}, split {split}")
