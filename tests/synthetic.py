@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tunalab.evaluation.score import Score, chance_of
 from tunalab.records.labels import MASK_RATIO
 from tunalab.records.record import Point, Record, RunInfo, Totals
-from tunalab.settings.schema import load_config, to_plain
+from tunalab.settings.loading import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
 CHANCE = {"relations": 0.25, "charts": 0.2, "ocr": 0.06, "pairs": 0.25, "search": 0.15, "count": 0.2, "pattern": 0.25}

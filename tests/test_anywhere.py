@@ -13,9 +13,8 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import folder_of, write_component
-from tunalab.settings.layers import run_files
-from tunalab.settings.named import find, names_of, own_or_shipped
-from tunalab.settings.schema import load_config
+from tunalab.settings.layers import find, names_of, own_or_shipped, run_files
+from tunalab.settings.loading import load_config
 from tunalab.sweeps.grid import load_sweep
 from tunalab.wheel import SHIPPED
 

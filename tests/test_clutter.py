@@ -12,8 +12,7 @@ from tunalab.errors import UserError
 from tunalab.files import is_clutter, listed
 from tunalab.inference.orders import ENDINGS
 from tunalab.records.record import find_record, read_records, write_record
-from tunalab.settings.layers import read_yaml
-from tunalab.settings.named import names_in
+from tunalab.settings.layers import names_in, read_yaml
 
 SOURCE = Path(__file__).parent.parent / "src" / "tunalab"
 # Lists files of its own making by names that clutter does not have, or all there is, to move or to measure it.

@@ -15,8 +15,9 @@ from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.settings.declaration import Acts, Changes, Setting, settings_of
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.loading import NOT_IDENTITY, check, config_hash, from_plain, load_config, plain_hash, to_plain
 from tunalab.settings.schema import (
-    NOT_IDENTITY,
     SETTINGS,
     BenchmarkConfig,
     CorpusConfig,
@@ -32,13 +33,6 @@ from tunalab.settings.schema import (
     StageConfig,
     TextConfig,
     WebDatasetConfig,
-    check,
-    config_hash,
-    from_plain,
-    load_config,
-    plain_hash,
-    read_yaml,
-    to_plain,
 )
 
 REPOSITORY = Path(__file__).parent.parent

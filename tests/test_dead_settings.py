@@ -16,7 +16,7 @@ from tunalab.settings.schema import RunConfig
 
 PACKAGE = Path(tunalab.__file__).parent
 # They declare settings, check them and lay them over each other: what is read there has no effect on a run.
-DECLARE = {f"settings/{name}.py" for name in ("declaration", "schema", "check", "layers", "reference")}
+DECLARE = {f"settings/{name}.py" for name in ("declaration", "schema", "loading", "layers", "reference")}
 # Setting -> why nothing else needs to read it.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 

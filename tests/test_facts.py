@@ -19,7 +19,8 @@ import yaml
 from tests.test_recipes import CONTROLLED, OWN, ROOT, load
 from tunalab.model.flow_head import FlowHead
 from tunalab.settings.layers import leaves, read_experiment
-from tunalab.settings.schema import RunConfig, to_plain
+from tunalab.settings.loading import to_plain
+from tunalab.settings.schema import RunConfig
 
 SCALES = {recipe: recipe.removeprefix("paper_").removesuffix("_controlled") for recipe in (*CONTROLLED, *OWN)}
 PUBLISHED = ("tuna", "tuna_r", "tuna2")

@@ -7,7 +7,8 @@ import pytest
 
 from tunalab.errors import UserError
 from tunalab.settings.layers import leaves, unequal
-from tunalab.settings.schema import RunConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig
 
 BASE = """
 mixes:

@@ -24,7 +24,8 @@ from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.orders import read_input
 from tunalab.library import LOCK_HELD, as_texts
-from tunalab.settings.schema import REVISION, RunConfig, to_plain
+from tunalab.settings.loading import to_plain
+from tunalab.settings.schema import REVISION, RunConfig
 from tunalab.training.state import learnt_weights
 
 __all__ = ["quick_components", "use_quick_components"]

@@ -24,7 +24,8 @@ from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import MODELS, OfficialModel
 from tunalab.settings.layers import leaves
-from tunalab.settings.schema import FrontEndConfig, RunConfig, load_config, to_plain
+from tunalab.settings.loading import load_config, to_plain
+from tunalab.settings.schema import FrontEndConfig, RunConfig
 from tunalab.training.optimisation import set_trainable
 
 ROOT = Path(__file__).parent.parent

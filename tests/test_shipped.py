@@ -11,7 +11,9 @@ from tunalab.frontends.registry import FRONTENDS
 from tunalab.library import cell_config
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel, build_model, parameter_counts
-from tunalab.settings.schema import RunConfig, load_config, read_yaml
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.grid import expand, load_sweep
 from tunalab.training.run import check_run
 

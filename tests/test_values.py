@@ -11,7 +11,8 @@ from tunalab.errors import UserError
 from tunalab.evaluation.settings import load_settings
 from tunalab.official.layout import setting as value_of
 from tunalab.settings.layers import read_value, read_yaml
-from tunalab.settings.schema import RunConfig, config_hash, from_plain, load_config, read_config, to_plain
+from tunalab.settings.loading import config_hash, from_plain, load_config, read_config, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.settings.values import parse, resolved, typed
 from tunalab.sweeps.grid import Sweep, expand, load_sweep, resolve, setting, with_settings
 

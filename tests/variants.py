@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tunalab.settings.layers import read_experiment
-from tunalab.settings.schema import FrontEndConfig, read_yaml
+from tunalab.settings.layers import read_experiment, read_yaml
+from tunalab.settings.schema import FrontEndConfig
 
 FILES = sorted((Path(__file__).parent.parent / "variants").glob("*.yaml"))
 SETTINGS: dict[str, dict[str, Any]] = {path.stem: read_yaml(path)["frontend"] for path in FILES}

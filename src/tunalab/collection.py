@@ -169,7 +169,7 @@ class Records(Sequence["Record"]):
         """Samples that were published beside the records, else those of run directories; the runs that sweeps planned."""
         from tunalab.analysis.report.build import Beside
         from tunalab.records.samples import FOLDER, of_run, published
-        from tunalab.settings.named import own_or_shipped
+        from tunalab.settings.layers import own_or_shipped
         from tunalab.sweeps.grid import expand, load_sweep
 
         samples = {}

@@ -76,7 +76,7 @@ def train(
 def _progressing(progress: Progress) -> "Callback":
     from lightning import Callback
 
-    from tunalab.settings.schema import budget
+    from tunalab.settings.loading import budget
 
     class Progressing(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
@@ -117,7 +117,7 @@ def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig
         UserError: a file, a key or a value is wrong.
     """
     from tunalab.settings.layers import run_files
-    from tunalab.settings.schema import load_config
+    from tunalab.settings.loading import load_config
 
     check_named(settings)
     config = load_config(*run_files(experiment, variant), settings)
@@ -248,7 +248,7 @@ def check_counts(prefix: str, parallel: int | None, retries: int | None) -> None
 
 
 def read_launch_named(name: str | None) -> "Launch":
-    from tunalab.settings.named import find
+    from tunalab.settings.layers import find
     from tunalab.sweeps.launcher import LocalLaunch, read_launch
 
     return read_launch(find("sweeps/launch", name)) if name else LocalLaunch()
@@ -285,8 +285,7 @@ class Plan:
 
 def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
     """Raises UserError: a file or setting is wrong, or two cells are the same run."""
-    from tunalab.settings.layers import run_files
-    from tunalab.settings.named import find
+    from tunalab.settings.layers import find, run_files
     from tunalab.sweeps.cells import is_finished
     from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep, own_directory, resolve, with_settings
 
@@ -357,7 +356,7 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
 
 def _reads(plain: dict[str, Any]) -> str:
     """The same for two runs, by their plain configurations, that read the same files."""
-    from tunalab.settings.schema import digest
+    from tunalab.settings.loading import digest
 
     mixes = [sorted(name for name, weight in stage["mix"].items() if weight > 0) for stage in plain["stages"].values()]
     return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0, plain["evaluation"]["benchmarks"]])

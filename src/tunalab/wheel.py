@@ -1,7 +1,7 @@
 """What a wheel carries besides the package: the shipped files, as ``tunalab/shipped/``.
 
 The repository holds them once, in its top-level folders. setup.cfg names this class; an editable
-installation copies nothing, as settings/named.py then finds the folders of the checkout.
+installation copies nothing, as settings/layers.py then finds the folders of the checkout.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ from tests.printed import assert_file_alike
 from tunalab.analysis.tables.dynamics import write_dynamics
 from tunalab.library import cell_config
 from tunalab.records.record import read_record, read_records
-from tunalab.settings.schema import config_hash
+from tunalab.settings.loading import config_hash
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell, expand, load_sweep
 

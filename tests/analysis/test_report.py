@@ -29,7 +29,7 @@ from tunalab.analysis.tables.dynamics import write_dynamics
 from tunalab.cli import main
 from tunalab.records.record import read_record, write_record
 from tunalab.records.samples import Samples
-from tunalab.settings.schema import config_hash, from_plain, load_config
+from tunalab.settings.loading import config_hash, from_plain, load_config
 
 ROOT = Path(__file__).parents[2]
 HEADERS = sorted([*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "experiments").glob("*.yaml")])

@@ -10,7 +10,9 @@ from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
 from tunalab.library import LOCK_HELD
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
-from tunalab.settings.schema import RunConfig, config_hash, from_plain, read_yaml, to_plain
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.loading import config_hash, from_plain, to_plain
+from tunalab.settings.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """\

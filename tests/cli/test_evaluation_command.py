@@ -15,7 +15,8 @@ from tunalab.evaluation.parts import PARTS
 from tunalab.evaluation.settings import UnderstandingSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.records.record import read_record
-from tunalab.settings.schema import from_plain, read_yaml
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.loading import from_plain
 from tunalab.trained.model import Model
 
 

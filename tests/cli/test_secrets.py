@@ -16,7 +16,8 @@ import pytest
 
 from tunalab.cli import main
 from tunalab.records.record import read_record
-from tunalab.settings.schema import SETTINGS, RunConfig, config_hash, from_plain, load_config, to_plain
+from tunalab.settings.loading import config_hash, from_plain, load_config, to_plain
+from tunalab.settings.schema import SETTINGS, RunConfig
 
 SECRET = "s3cr3tS3cr3t"
 FORMS = (
@@ -88,7 +89,7 @@ def test_a_new_password_is_no_other_run_and_old_hashes_stay(monkeypatch: pytest.
     assert of("https://a:one@host/x.tar?sig=1&se=2") == of("https://b:two@host/x.tar?sig=3&se=4")
     assert of("https://host/x.tar?sp=1") != of("https://host/x.tar?sp=2")
     plain = [of(url) for url in PLAIN_URLS]
-    monkeypatch.setattr("tunalab.settings.schema.redacted_settings", lambda node: node)
+    monkeypatch.setattr("tunalab.settings.loading.redacted_settings", lambda node: node)
     assert plain == [
         of(url) for url in ("https://host/x.tar?sp=1", "hf://datasets/a/b@main/*.parquet", "/data/me@work/{00..11}.tar")
     ]

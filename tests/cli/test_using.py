@@ -16,7 +16,8 @@ from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.orders import GenerationRequest, read_settings
-from tunalab.settings.schema import RunConfig, SamplingConfig, config_hash
+from tunalab.settings.loading import config_hash
+from tunalab.settings.schema import RunConfig, SamplingConfig
 from tunalab.trained.model import export_run
 
 __all__ = ["quick_components", "use_quick_components"]

@@ -21,7 +21,8 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.inference.orders import input_buckets, output_size
 from tunalab.interop.lmms.asking import fit
-from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, from_plain
+from tunalab.settings.loading import from_plain
+from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig
 
 # The published sizes at 512 px, and the same at twice the side.
 PUBLISHED = ["512x512", "448x576", "576x448", "384x672", "672x384"]

@@ -16,7 +16,8 @@ from tunalab.data.sequence import TokenSequence, to_sequence
 from tunalab.data.sources import build_source
 from tunalab.data.stream import TrainingStream
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.settings.schema import DataConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import DataConfig
 
 TOKEN_PIXELS, T = 4, 4  # an image of 8 px has four visual tokens
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"

@@ -12,7 +12,8 @@ from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.sources import build_source, check_sources, open_sources, source_names
 from tunalab.errors import UserError
-from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig
 
 
 def settings(**manifests: ManifestConfig) -> DataConfig:

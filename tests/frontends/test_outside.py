@@ -21,7 +21,8 @@ from tunalab.errors import UserError
 from tunalab.frontends.registry import build_frontend, frontend_class, look_of
 from tunalab.records.labels import Legend
 from tunalab.records.record import read_record, write_record
-from tunalab.settings.schema import FrontEndConfig, config_hash, to_plain
+from tunalab.settings.loading import config_hash, to_plain
+from tunalab.settings.schema import FrontEndConfig
 from tunalab.tracking.sync import run_tags
 from tunalab.training.run import train
 

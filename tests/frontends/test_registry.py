@@ -14,7 +14,9 @@ from tunalab.frontends import registry
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import FRONTENDS, build_frontend, frontend_class
 from tunalab.model.unified import build_model
-from tunalab.settings.schema import FrontEndConfig, load_config, read_yaml
+from tunalab.settings.layers import read_yaml
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import FrontEndConfig
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.yaml"
 

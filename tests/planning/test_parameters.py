@@ -9,7 +9,7 @@ from tests.variants import FULL_SCALE
 
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.planning.memory import FRONT_END, parts, totals, trained_in
-from tunalab.settings.schema import load_config
+from tunalab.settings.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 # The checkpoints' own numbers of parameters: 7.61 and 1.54 billion on their pages, 6.53 and 1.31 without embeddings.

@@ -12,7 +12,8 @@ from tunalab.errors import UserError
 from tunalab.planning.hardware import Gpu
 from tunalab.planning.memory import Count, Totals, downloads, storage
 from tunalab.planning.sweep import LIMITS, PRICE, plan_sweep, to_plain_sweep, to_text_sweep
-from tunalab.settings.schema import RunConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PLANNED = sorted(path for path in (ROOT / "sweeps").glob("*.yaml") if "# Plan: " in path.read_text())

@@ -14,7 +14,8 @@ from tunalab.planning.hardware import GPUS, Gpu, find_gpu
 from tunalab.planning.memory import Activations, Sharding, state_bytes
 from tunalab.planning.plan import make_plan, placement, to_plain, to_text, vocabulary
 from tunalab.planning.workload import assumed
-from tunalab.settings.schema import RunConfig, StageConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig, StageConfig
 
 ROOT = Path(__file__).parents[2]
 SLOW = Gpu("slow", 1e12, 10**9)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tunalab.records.record import Record, write_record
-from tunalab.settings.schema import RunConfig, config_hash, load_config, to_plain
+from tunalab.settings.loading import config_hash, load_config, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import finished_record
 from tunalab.sweeps.grid import Cell
 

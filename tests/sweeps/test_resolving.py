@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.settings.schema import RunConfig, completed, config_hash, load_config, to_plain
+from tunalab.settings.loading import completed, config_hash, load_config, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.sweeps import grid as resolving
 from tunalab.sweeps.grid import Cell, expand, load_sweep, own_settings, resolve
 

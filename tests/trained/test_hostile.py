@@ -21,7 +21,7 @@ from tunalab.files import sha256
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.settings.layers import read_yaml
-from tunalab.settings.schema import from_plain
+from tunalab.settings.loading import from_plain
 from tunalab.trained.model import export_run, load_exported, load_run
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore
 from tunalab.training.run import train

@@ -11,7 +11,8 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.siglip import EncoderConfig
 from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig
-from tunalab.settings.schema import REVISION, RunConfig, from_plain
+from tunalab.settings.loading import from_plain
+from tunalab.settings.schema import REVISION, RunConfig
 
 MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "scenes/edit": 0.1, "scenes/text": 0.1}
 QUICK = ComponentSettings(

@@ -10,7 +10,7 @@ from tests.training.conftest import quick_config
 from tunalab.errors import UserError
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.layers import read_yaml
-from tunalab.settings.schema import from_plain
+from tunalab.settings.loading import from_plain
 from tunalab.training.claiming import FILES, FOLDERS, check_places, check_unclaimed, claim
 
 

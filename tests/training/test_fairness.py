@@ -28,7 +28,8 @@ from tunalab.inference.prompts import Prompt, image_prompt, question_prompt
 from tunalab.model.objective import Draws, draw, loss_counts
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.layers import leaves, read_experiment
-from tunalab.settings.schema import RunConfig, load_config, to_plain
+from tunalab.settings.loading import load_config, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.training.optimisation import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]

@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(two_runs: Path
 
 
 def test_a_checkpoint_says_whose_it_is(two_runs: Path) -> None:
-    from tunalab.settings.schema import config_hash
+    from tunalab.settings.loading import config_hash
 
     manifest = json.loads((newest(two_runs / "one") / MANIFEST).read_text())
     assert manifest["config_hash"] == config_hash(quick_config(seed=1))

@@ -192,7 +192,7 @@ def one_record(variant: str, tmp_path: Path) -> list[tuple[int, int, int]]:
     assert record["run"]["finished"] and len(record["points"]) == 2
     assert record["points"][-1]["tokens"] == record["totals"]["tokens"] >= 2700
     assert record["totals"]["flops"] > 0 and record["totals"]["peak_memory_bytes"] > 1e7
-    from tunalab.settings.schema import config_hash, from_plain
+    from tunalab.settings.loading import config_hash, from_plain
 
     assert config_hash(from_plain(record["config"])) == record["run"]["config_hash"] == config_hash(quick_config(variant))
     assert list((tmp_path / "samples").glob("*.png"))

@@ -8,7 +8,7 @@ import torch
 from tests.training.conftest import quick_config
 from tests.training.test_module import batch_of, make_harness, rows, step_of
 from tunalab.errors import UserError
-from tunalab.settings.schema import completed, config_hash, from_plain, to_plain
+from tunalab.settings.loading import completed, config_hash, from_plain, to_plain
 from tunalab.training.module import Harness
 from tunalab.training.optimisation import parameter_groups
 from tunalab.training.run import check_run

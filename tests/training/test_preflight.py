@@ -12,7 +12,8 @@ from tests.variants import FILES
 from tunalab.cli import main
 from tunalab.data.scenes.benchmarks import FEWEST, benchmark_scenes
 from tunalab.errors import UserError
-from tunalab.settings.schema import RunConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig
 from tunalab.training.run import check_run, open_data
 
 REPOSITORY = Path(__file__).parents[2]

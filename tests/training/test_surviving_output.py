@@ -17,7 +17,8 @@ from tests.training.conftest import quick_config
 from tests.training.test_resume import at_step
 from tunalab.cli import main
 from tunalab.errors import EXIT_STOPPED, stop_signals_heeded
-from tunalab.settings.schema import RunConfig, to_plain
+from tunalab.settings.loading import to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import read_history
 from tunalab.sweeps.launcher import stop_signals
 from tunalab.training.checkpoints import CheckpointStore

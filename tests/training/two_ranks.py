@@ -24,7 +24,8 @@ from tunalab.cli import main
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.settings.schema import RunConfig, to_plain
+from tunalab.settings.loading import to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import take_lock
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
 from tunalab.training.distribution import RankFailed, Ranks, joined

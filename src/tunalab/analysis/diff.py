@@ -21,7 +21,7 @@ from tunalab.analysis.statistics import Difference, paired_difference
 from tunalab.records.differences import OF_VARIANT, Value, flat_settings
 from tunalab.records.labels import benchmark_label, ordered_benchmarks, value_label
 from tunalab.records.record import Point, Record
-from tunalab.settings.schema import NOT_IDENTITY
+from tunalab.settings.loading import NOT_IDENTITY
 from tunalab.terminal import columns
 
 FRONT_END, NO_RESULT, FILLED = "front-end", "changes no result", "today's default"

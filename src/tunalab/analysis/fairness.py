@@ -13,7 +13,7 @@ from tunalab.analysis.curves import short
 from tunalab.records.differences import OF_VARIANT, flat_settings, told_apart
 from tunalab.records.labels import value_label
 from tunalab.records.record import Record, usable
-from tunalab.settings.schema import digest
+from tunalab.settings.loading import digest
 
 TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 TINY = "tiny"

@@ -23,8 +23,7 @@ from tunalab.records.differences import told_apart
 from tunalab.records.environment import environment
 from tunalab.records.log import Status, write_status
 from tunalab.records.record import Record, read_records
-from tunalab.settings.layers import run_files
-from tunalab.settings.named import shipped
+from tunalab.settings.layers import run_files, shipped
 from tunalab.sweeps.cells import begin, end
 from tunalab.sweeps.grid import expand, load_sweep, resolve
 
@@ -206,7 +205,7 @@ def _speed(only: str | None) -> dict[str, Any]:
     from tunalab.bench.training import bench_training
     from tunalab.frontends.components.store import Components
     from tunalab.model.unified import build_model
-    from tunalab.settings.schema import load_config
+    from tunalab.settings.loading import load_config
 
     torch.set_num_threads(1)
     config = load_config(*run_files("scenes", "tuna2"), [])

@@ -27,7 +27,8 @@ from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_model
 from tunalab.planning.workload import kind_of
 from tunalab.settings.layers import run_files
-from tunalab.settings.schema import RunConfig, load_config
+from tunalab.settings.loading import load_config
+from tunalab.settings.schema import RunConfig
 from tunalab.training.joint import JointStep, JointSteps
 from tunalab.training.module import Harness
 from tunalab.training.run import build_trainer

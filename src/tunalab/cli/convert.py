@@ -28,7 +28,7 @@ def add(commands: "Commands") -> None:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    from tunalab.settings.named import find
+    from tunalab.settings.layers import find
     from tunalab.trained.convert import convert_to_official, convert_to_tunalab
 
     source, target = arguments.source, arguments.target

@@ -20,7 +20,8 @@ def check_frontend(arguments: argparse.Namespace) -> int:
     """A line per check; exit code 1 where one fails."""
     from tunalab.frontends.checks import run_checks
     from tunalab.frontends.registry import build_frontend, look_of
-    from tunalab.settings.schema import REVISION, RunConfig, StageConfig, check, from_plain, laid_over, to_plain
+    from tunalab.settings.loading import check, from_plain, laid_over, to_plain
+    from tunalab.settings.schema import REVISION, RunConfig, StageConfig
 
     blank = RunConfig(revision=REVISION, variant="", stages={"pretrain": StageConfig(mix={"scenes/caption": 1.0})})
     config = from_plain(to_plain(blank))

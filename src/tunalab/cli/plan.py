@@ -58,7 +58,7 @@ def _run(experiment: str, variant: str, settings: list[str], arguments: argparse
 
 def _sweep(name: str, settings: list[str], arguments: argparse.Namespace) -> int:
     from tunalab.library import cell_config
-    from tunalab.settings.named import find, located
+    from tunalab.settings.layers import find, located
     from tunalab.sweeps.grid import check_settings, expand, load_sweep
 
     if located("sweeps", name) is None and located("experiments", name):

@@ -147,7 +147,7 @@ def _check_run(run: Path, images: Path, made_by: list[dict[str, Any]]) -> None:
     """Raises UserError: there is no record, or the images are not of the state of the model that its evaluation is of."""
     from tunalab.interop.samples import origin
     from tunalab.records.record import RECORD_FILE, read_record, same_state
-    from tunalab.settings.schema import completed, plain_hash
+    from tunalab.settings.loading import completed, plain_hash
 
     record = read_record(run / RECORD_FILE)
     # As it was trained, and as today's settings call the same run.

@@ -103,7 +103,7 @@ def _prepared(
 
 def _completed(file: Path, config: "RunConfig", setting: str) -> "RunConfig":
     """With a setting of the file once more, with credentials. Raises UserError: it is another one."""
-    from tunalab.settings.schema import laid_over, to_plain
+    from tunalab.settings.loading import laid_over, to_plain
 
     whole = laid_over(config, setting)
     if to_plain(whole) != to_plain(config) or whole == config:
@@ -118,7 +118,7 @@ def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
         UserError: the file is none, or something on the command line would make it another run.
     """
     from tunalab.settings.layers import read_settings
-    from tunalab.settings.schema import config_hash, from_plain
+    from tunalab.settings.loading import config_hash, from_plain
     from tunalab.training.run import check_run
 
     for name in ("experiment", "variant"):

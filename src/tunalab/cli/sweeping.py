@@ -74,7 +74,7 @@ def publish(arguments: argparse.Namespace) -> int:
 
 def _take_name(arguments: argparse.Namespace) -> None:
     """Behind an option argparse takes the sweep's name for the first setting. Raises UserError: there is none."""
-    from tunalab.settings.named import located, names_of
+    from tunalab.settings.layers import located, names_of
 
     if arguments.sweep is None and arguments.settings:
         arguments.sweep, *arguments.settings = arguments.settings

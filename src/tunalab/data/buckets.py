@@ -22,7 +22,7 @@ from typing import Self
 
 from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
-from tunalab.settings.check import parse_size
+from tunalab.settings.loading import parse_size
 from tunalab.settings.schema import DataConfig
 
 Size = tuple[int, int]  # height, width in pixels

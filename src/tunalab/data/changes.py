@@ -28,7 +28,8 @@ from tunalab.data.shards.files import ShardFile, open_file, read_range
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, write_atomically
 from tunalab.redaction import redacted
-from tunalab.settings.schema import DataConfig, digest
+from tunalab.settings.loading import digest
+from tunalab.settings.schema import DataConfig
 
 
 def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int) -> dict[str, str]:

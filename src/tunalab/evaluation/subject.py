@@ -18,7 +18,8 @@ from tunalab.evaluation.along import evaluation_mode
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import Prompt, answer, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import RunConfig, SamplingConfig, digest
+from tunalab.settings.loading import digest
+from tunalab.settings.schema import RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.generation import clamps, evaluations, sample_batches
 from tunalab.inference.prompts import Prompt, answer, device_of, edit_prompt, edit_sampling, image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.check import check_sampling, parse_size
 from tunalab.settings.layers import unequal
+from tunalab.settings.loading import check_sampling, parse_size
 from tunalab.settings.schema import SETTINGS, DataConfig, ObjectiveConfig, RunConfig, SamplingConfig
 from tunalab.terminal import progress_bar
 

@@ -18,7 +18,8 @@ from tunalab.files import below, listed
 from tunalab.frontends.contract import RGB
 from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
 from tunalab.settings.layers import Layer, replaced_mappings, settings_layers, typed_layer
-from tunalab.settings.schema import REVISION, RunConfig, from_plain
+from tunalab.settings.loading import from_plain
+from tunalab.settings.schema import REVISION, RunConfig
 
 # Tensors by name from a checkpoint on disk, whoever wrote it: `.pt`, `.safetensors`, or a folder of shards with their index.
 #

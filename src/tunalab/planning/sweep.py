@@ -15,7 +15,8 @@ from tunalab.planning.hardware import GIB, Gpu
 from tunalab.planning.memory import Storage, downloads, storage
 from tunalab.planning.plan import DAY, Plan, make_plan
 from tunalab.planning.workload import sampled
-from tunalab.settings.schema import RunConfig, budget, digest, to_plain
+from tunalab.settings.loading import budget, digest, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.terminal import columns, duration
 
 # Model FLOPs a second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.

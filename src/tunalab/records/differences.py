@@ -15,7 +15,8 @@ from typing import Any
 from tunalab.records.labels import key_labels, value_label
 from tunalab.records.record import Mismatch, Record, build
 from tunalab.settings.layers import leaves
-from tunalab.settings.schema import NOT_IDENTITY, RunConfig, digest
+from tunalab.settings.loading import NOT_IDENTITY, digest
+from tunalab.settings.schema import RunConfig
 
 # Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
 _NOT_TOLD = ("seed", "variant", *NOT_IDENTITY)

@@ -20,7 +20,7 @@ from tunalab.evaluation.along import held_out, prompt_of
 from tunalab.evaluation.samples import CELL_WIDTH, IMAGE_SIDE, MARGIN
 from tunalab.files import listed, write_atomically
 from tunalab.records.record import Record, read_record
-from tunalab.settings.schema import from_plain
+from tunalab.settings.loading import from_plain
 
 FOLDER = "samples"  # of a run directory, and of a folder of records
 LARGEST_SIDE = 64  # pixels of a published image

@@ -3,7 +3,7 @@
     width: int = setting(128, at_least=8, help="features of a token in the decoder")
 
 All else about settings comes from these declarations: what a value may be, what a run's hash is of
-(schema.py), `tunalab settings` and the reference page in docs (reference.py).
+(loading.py), `tunalab settings` and the reference page in docs (reference.py).
 """
 
 import copy

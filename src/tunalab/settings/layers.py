@@ -2,11 +2,14 @@
 
 An experiment file holds settings and, besides them, up to three keys of its own:
 
-    base: NAME (or a list)            experiments that lie below this one, found as named.py says
+    base: NAME (or a list)            experiments that lie below this one, found as :func:`find` says
     mixes: {NAME: {source: weight}}   mixes by name: a stage's ``mix`` may then be a name, also on the command line
     variants: {VARIANT: settings}     what this experiment sets for one variant alone, laid over the variant's own file
 
 So one variant name means one front-end at every scale, and where an experiment treats variants differently it says so in one place.
+
+Files are found by name: the user's own in the working directory, else those that the package ships. In a checkout those are its
+own top-level folders; a wheel carries a copy of them (tunalab/wheel.py). A name that ends in .yaml is a path, taken as it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +24,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import tunalab
 from tunalab.errors import UserError, first_line
-from tunalab.files import listed
+from tunalab.files import below, listed
 from tunalab.settings.declaration import check_values, misfit
-from tunalab.settings.named import find
 from tunalab.settings.values import Word, named_members, parse, resolved, typed
 
+ENDING = ".yaml"
 Mixes = dict[str, dict[str, float]]
 
 # What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
@@ -269,3 +273,69 @@ def _with_mixes(layer: Layer, mixes: Mapping[str, dict[str, float]]) -> Layer:
     assert isinstance(stages, dict)
     written = {name: {**stage, "mix": dict(mixes[named[name]])} if name in named else stage for name, stage in stages.items()}
     return replace(layer, settings={**layer.settings, "stages": written}, new_mixes=tuple(str(name) for name in named))
+
+
+def shipped() -> Path:
+    """The folder of the shipped experiments/, variants/, sweeps/ and results/published.csv."""
+    package = Path(tunalab.__file__).resolve().parent
+    inside = package / "shipped"
+    return inside if inside.is_dir() else package.parents[1]
+
+
+def find(folder: str, name: str, of: Path | None = None) -> Path:
+    """As :func:`located`. Raises UserError, one line with the choices: there is no such file."""
+    path = located(folder, name, of)
+    if path is None:
+        near = Path(folder) if of is None else of.parent
+        raise UserError(f"no file {near / name}{ENDING} ({_choices(folder, of)})")
+    return path
+
+
+def located(folder: str, name: str, of: Path | None = None) -> Path | None:
+    """The file ``name`` of ``folder`` (``experiments``, say), None where there is none.
+
+    ``of``: the file that names it. What lies beside that comes first, and it never means itself
+    where another has the same name: a user's ``scenes`` may build on the shipped ``scenes``.
+    """
+    if name.endswith(ENDING):
+        return Path(name) if of is None else of.parent / name
+    there = [file for place in _places(folder, of) if _exists(file := place / f"{name}{ENDING}")]
+    others = [file for file in there if of is None or file.resolve() != of.resolve()]
+    return next(iter(others or there), None)
+
+
+def own_or_shipped(relative: str) -> Path | None:
+    """A file by its path in the working directory, else among what is shipped, else None.
+
+    The path may hold names out of a record, which is anybody's: none leads out of these folders.
+    """
+    files = (below(place, relative, links=True) for place in (Path(), shipped()))
+    return next((file for file in files if file is not None and file.is_file()), None)
+
+
+def names_of(folder: str) -> tuple[str, ...]:
+    """What :func:`find` finds in a folder by name: the user's own first."""
+    return tuple(dict.fromkeys(name for place in _places(folder, None) for name in names_in(place)))
+
+
+def names_in(folder: Path) -> tuple[str, ...]:
+    """Of the YAML files of one folder."""
+    return tuple(file.stem for file in listed(folder, f"*{ENDING}"))
+
+
+def _places(folder: str, of: Path | None) -> list[Path]:
+    beside = [] if of is None else [of.parent]
+    places = [*beside, Path(folder), shipped() / folder]
+    return list({place.resolve(): place for place in reversed(places)}.values())[::-1]
+
+
+def _exists(file: Path) -> bool:
+    """A link that leads nowhere is the user's mistake, not a reason to take another file."""
+    return file.exists() or file.is_symlink()
+
+
+def _choices(folder: str, of: Path | None) -> str:
+    of_places = {place: ", ".join(names_in(place)) for place in _places(folder, of)}
+    parts = [f"in {place}: {found}" for place, found in of_places.items() if found]
+    parts = [part.replace(f"in {shipped() / folder}", "shipped", 1) for part in parts]
+    return f"choices {'; '.join(parts)}".replace("choices shipped:", "shipped choices:")

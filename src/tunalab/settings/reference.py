@@ -11,7 +11,8 @@ from typing import Any
 from tunalab.errors import UserError
 from tunalab.settings.declaration import NAME, Setting, members_of, settings_of
 from tunalab.settings.layers import Layer, replaced_mappings, settings_layers
-from tunalab.settings.schema import SETTINGS, RunConfig, load_config, to_plain
+from tunalab.settings.loading import load_config, to_plain
+from tunalab.settings.schema import SETTINGS, RunConfig
 from tunalab.settings.values import hints
 
 WHEN = {"start": "start", "masking": "first masked step", "stage": "its stage", "never": "never"}

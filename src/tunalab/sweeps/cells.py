@@ -27,7 +27,7 @@ from tunalab.files import append_line, appended_lines, lock
 from tunalab.records.log import read_status
 from tunalab.records.record import RECORD_FILE, Record, read_head, read_record, write_record
 from tunalab.redaction import redacted
-from tunalab.settings.schema import completed, plain_hash
+from tunalab.settings.loading import completed, plain_hash
 from tunalab.sweeps.grid import Cell
 from tunalab.training.claiming import LOCK_FILE, is_same
 

@@ -34,19 +34,9 @@ from tunalab.errors import UserError, one_line
 from tunalab.records.labels import FIGURE_NAMES, last_words
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.layers import UNREADABLE, leaves, nested, read_setting, read_value, settings_layers
-from tunalab.settings.named import names_in, names_of
-from tunalab.settings.schema import (
-    NOT_IDENTITY,
-    RunConfig,
-    check,
-    config_hash,
-    digest,
-    identity,
-    load_config,
-    read_config,
-    text_digest,
-)
+from tunalab.settings.layers import UNREADABLE, leaves, names_in, names_of, nested, read_setting, read_value, settings_layers
+from tunalab.settings.loading import NOT_IDENTITY, check, config_hash, digest, identity, load_config, read_config, text_digest
+from tunalab.settings.schema import RunConfig
 from tunalab.settings.values import parse, resolved, texts
 from tunalab.training.claiming import claimed_hash
 

@@ -16,7 +16,7 @@ from tunalab.errors import UserError
 from tunalab.files import locked
 from tunalab.redaction import MARK, is_incomplete, redacted, redacted_settings
 from tunalab.settings.layers import leaves
-from tunalab.settings.schema import text_digest
+from tunalab.settings.loading import text_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from tunalab.errors import UserError, stop_signals_heeded
-from tunalab.settings.schema import NOT_IDENTITY
+from tunalab.settings.loading import NOT_IDENTITY
 from tunalab.tracking.client import connect, database_path, legal_name, quiet_environment, survive, without_password
 from tunalab.tracking.sync import ACCURACY, check_answer
 

@@ -21,7 +21,8 @@ from tunalab.files import listed
 from tunalab.frontends.looks import Look, resolved_look
 from tunalab.records.log import Row, read_rows
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, read_record
-from tunalab.settings.schema import EvaluationConfig, config_hash, read_config, to_plain
+from tunalab.settings.loading import config_hash, read_config, to_plain
+from tunalab.settings.schema import EvaluationConfig
 from tunalab.tracking.client import (
     connect,
     creation_lock,

@@ -39,7 +39,8 @@ from tunalab.official.layout import INDEX, read_tensors
 from tunalab.official.weights import architecture_config
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.schema import DecoderConfig, RunConfig, to_plain
+from tunalab.settings.loading import to_plain
+from tunalab.settings.schema import DecoderConfig, RunConfig
 from tunalab.training.checkpoints import MANIFEST, damage, write_whole
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from tunalab.inference.orders import (
 from tunalab.inference.prompts import device_of
 from tunalab.model.unified import UnifiedModel
 from tunalab.records.record import CONFIG_FILE
-from tunalab.settings.schema import RunConfig, config_hash, read_config
+from tunalab.settings.loading import config_hash, read_config
+from tunalab.settings.schema import RunConfig
 from tunalab.trained.folder import (
     TOKENIZER,
     ExportedParts,

@@ -11,7 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from tunalab.errors import stop_signals_heeded
-from tunalab.settings.schema import config_hash
+from tunalab.settings.loading import config_hash
 from tunalab.training.checkpoints import CheckpointStore
 from tunalab.training.claiming import Holding
 from tunalab.training.distribution import ALONE, Ranks

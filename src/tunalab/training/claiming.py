@@ -11,7 +11,8 @@ from tunalab.files import DATA_FILE, write_atomically
 from tunalab.records.log import STATUS_FILE, TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE
 from tunalab.settings.layers import unequal
-from tunalab.settings.schema import RunConfig, config_hash, read_config, to_plain
+from tunalab.settings.loading import config_hash, read_config, to_plain
+from tunalab.settings.schema import RunConfig
 
 LOCK_FILE = "lock"
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings

@@ -39,7 +39,8 @@ from tunalab.model.unified import build_model, parameter_counts
 from tunalab.records.environment import environment
 from tunalab.records.log import rewind
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
-from tunalab.settings.schema import FrontEndConfig, RunConfig, budget, config_hash, to_plain
+from tunalab.settings.loading import budget, config_hash, to_plain
+from tunalab.settings.schema import FrontEndConfig, RunConfig
 from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import data_sources, point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker

@@ -25,7 +25,8 @@ from tunalab.official.layout import (
 from tunalab.official.weights import Converted, initial_weights, match_ours, to_ours
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted
-from tunalab.settings.schema import RunConfig, read_config
+from tunalab.settings.loading import read_config
+from tunalab.settings.schema import RunConfig
 from tunalab.training.checkpoints import MANIFEST, damage
 
 # What shapes do not tell of a model of ours, and without which its weights would mean something else.

@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from tunalab.data.pretrained import LOAD_ERRORS
 from tunalab.errors import UserError, one_line
 from tunalab.frontends.loading import check_fit
-from tunalab.settings.schema import RunConfig, from_plain, to_plain
+from tunalab.settings.loading import from_plain, to_plain
+from tunalab.settings.schema import RunConfig
 from tunalab.training.claiming import refuse_other_settings
 from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.module import Harness, Progress

@@ -27,7 +27,7 @@ MOST_COLUMNS = 8  # of samples side by side
 
 @dataclass(frozen=True)
 class Beside:
-    """What a report may show beside the records, and beside the files that named.py finds."""
+    """What a report may show beside the records, and beside the files that the settings find."""
 
     samples: Mapping[str, Samples] = field(default_factory=dict)  # by name of the run
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sweep -> names of all its runs

@@ -28,8 +28,8 @@ from tunalab.records.differences import flat_settings, flat_texts, told_apart
 from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, key_labels, value_label
 from tunalab.records.record import Point, Record, usable
 from tunalab.records.samples import Samples
-from tunalab.settings.named import own_or_shipped
-from tunalab.settings.schema import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
+from tunalab.settings.layers import own_or_shipped
+from tunalab.settings.loading import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tunalab.evaluation.published import RULED, RULES, metric
 from tunalab.files import write_atomically
 from tunalab.records.labels import Legend
 from tunalab.records.record import Record
-from tunalab.settings.named import own_or_shipped
+from tunalab.settings.layers import own_or_shipped
 
 COLUMNS = ["kind", "benchmark", "metric", "model", "value", "setting", "source"]
 MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are ablations

@@ -12,7 +12,8 @@ from tunalab.data.shards.files import ShardFile, shown
 from tunalab.data.shards.index import BlockOrder
 from tunalab.errors import UserError
 from tunalab.redaction import redacted
-from tunalab.settings.schema import ShardsConfig, digest
+from tunalab.settings.loading import digest
+from tunalab.settings.schema import ShardsConfig
 
 Sample = Mapping[str, Any]
 

@@ -24,7 +24,8 @@ from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.encoder import FORMS, pretrained_encoder
 from tunalab.frontends.loading import read_json
 from tunalab.frontends.vae import LatentCodec, pretrained_vae
-from tunalab.settings.schema import DecoderConfig, RunConfig, digest
+from tunalab.settings.loading import digest
+from tunalab.settings.schema import DecoderConfig, RunConfig
 
 if TYPE_CHECKING:
     from tunalab.frontends.encoder import TimmViT

@@ -20,7 +20,7 @@ from tunalab.evaluation.along import evaluation_mode
 from tunalab.evaluation.subject import Subject
 from tunalab.files import append_line, appended_lines
 from tunalab.inference.prompts import answer_ids
-from tunalab.settings.schema import text_digest
+from tunalab.settings.loading import text_digest
 
 AT_ONCE = 128  # requests whose images are held in memory, and whose replies are written at a time
 MAX_TOKENS = 512  # where a task names no limit: that of the official evaluation

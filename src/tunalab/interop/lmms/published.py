@@ -41,7 +41,7 @@ from tunalab.evaluation.subject import Subject
 from tunalab.files import listed, write_atomically
 from tunalab.interop.endpoint import MODEL, Endpoint
 from tunalab.interop.lmms.scores import measures, mmvet
-from tunalab.settings.schema import digest
+from tunalab.settings.loading import digest
 
 _VARIABLES = {
     "HF_HUB_OFFLINE": "1",
