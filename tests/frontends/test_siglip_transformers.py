@@ -15,9 +15,8 @@ from torch import Tensor
 
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
-from tunalab.frontends.encoder import pretrained_encoder
+from tunalab.frontends.encoder import pretrained_encoder, to_timm
 from tunalab.frontends.registry import build_frontend
-from tunalab.frontends.siglip_transformers import to_timm
 from tunalab.settings.schema import FrontEndConfig
 
 TERMS = 3 * 8 * 8 + 3 * (7 * 24 + 2 * 64 + 45)  # a patch, then three blocks of width 24 over at most 64 tokens

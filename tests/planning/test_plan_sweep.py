@@ -9,8 +9,8 @@ import pytest
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.planning.hardware import Gpu
 from tunalab.planning.memory import Count, Totals, downloads, storage
+from tunalab.planning.plan import Gpu
 from tunalab.planning.sweep import LIMITS, PRICE, plan_sweep, to_plain_sweep, to_text_sweep
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig

@@ -10,9 +10,8 @@ from tests.variants import SETTINGS
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.model.flops import flop_costs
-from tunalab.planning.hardware import GPUS, Gpu, find_gpu
 from tunalab.planning.memory import Activations, Sharding, state_bytes
-from tunalab.planning.plan import make_plan, placement, to_plain, to_text, vocabulary
+from tunalab.planning.plan import GPUS, Gpu, find_gpu, make_plan, placement, to_plain, to_text, vocabulary
 from tunalab.planning.workload import assumed
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig, StageConfig

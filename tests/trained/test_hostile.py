@@ -207,7 +207,7 @@ def test_a_model_folder_that_brings_code_is_refused_without_a_question(
 ) -> None:
     """transformers would ask at the terminal whether to run it, and wait."""
     from tunalab.data.pretrained import locate
-    from tunalab.frontends.siglip_transformers import read_siglip_config as read_encoder
+    from tunalab.frontends.encoder import read_siglip_config as read_encoder
     from tunalab.model.decoder import read_config as read_decoder
 
     monkeypatch.setattr("builtins.input", lambda _: "y")

@@ -10,8 +10,8 @@ from tunalab.data.stream import COUNTS
 from tunalab.records.log import read_rows
 from tunalab.records.record import read_record
 from tunalab.settings.schema import StageConfig
+from tunalab.training.callbacks import Reporting, what_was_read
 from tunalab.training.module import Progress
-from tunalab.training.reporting import Reporting, what_was_read
 from tunalab.training.run import train
 
 

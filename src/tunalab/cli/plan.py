@@ -41,8 +41,7 @@ def _run(experiment: str, variant: str, settings: list[str], arguments: argparse
     if arguments.price is not None:
         raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
     config = run_config(experiment, variant, settings)
-    from tunalab.planning.hardware import find_gpu
-    from tunalab.planning.plan import make_plan, to_plain, to_text
+    from tunalab.planning.plan import find_gpu, make_plan, to_plain, to_text
 
     made = make_plan(
         config,
@@ -66,7 +65,7 @@ def _sweep(name: str, settings: list[str], arguments: argparse.Namespace) -> int
     loaded = load_sweep(find("sweeps", name))
     check_settings(loaded, settings)
     configs = {cell.name: cell_config(cell, settings) for cell in expand(loaded)}
-    from tunalab.planning.hardware import find_gpu
+    from tunalab.planning.plan import find_gpu
     from tunalab.planning.sweep import PRICE, plan_sweep, to_plain_sweep, to_text_sweep
 
     planned = plan_sweep(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import RGB
-from tunalab.frontends.siglip_transformers import BLOCK
+from tunalab.frontends.encoder import BLOCK
 from tunalab.model.masking import MaskToken
 from tunalab.model.unified import build_model
 from tunalab.official.layout import LM_HEAD, shorten

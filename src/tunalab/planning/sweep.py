@@ -11,9 +11,8 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import build_model
-from tunalab.planning.hardware import GIB, Gpu
 from tunalab.planning.memory import Storage, downloads, storage
-from tunalab.planning.plan import DAY, Plan, make_plan
+from tunalab.planning.plan import DAY, GIB, Gpu, Plan, make_plan
 from tunalab.planning.workload import sampled
 from tunalab.settings.loading import budget, digest, to_plain
 from tunalab.settings.schema import RunConfig

@@ -218,7 +218,7 @@ class Record:
     points: list[Point]
     schema: int = SCHEMA
     attempts: dict[str, int] = field(default_factory=dict)  # starts, and how often one was killed, preempted, stopped or failed
-    data: dict[str, Any] = field(default_factory=dict)  # what was read (training/reporting.py), and changes that were accepted
+    data: dict[str, Any] = field(default_factory=dict)  # what was read (training/callbacks.py), and changes that were accepted
     frontend: Look | None = None  # how it is shown; None in records of earlier versions, read :attr:`look` instead
     evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
 

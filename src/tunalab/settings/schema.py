@@ -205,7 +205,7 @@ class FrontEndConfig:
     )
     encoder: str = setting(
         "",
-        help='"tiny" (built by `make components`), or a pretrained one by name (frontends/pretrained_encoder.py)',
+        help='"tiny" (built by `make components`), or a pretrained one by name (frontends/encoder.py)',
     )
     encoder_pretrained: bool = setting(
         True,

@@ -15,7 +15,7 @@ from tunalab.errors import EXIT_STOPPED
 from tunalab.sweeps.cells import ATTEMPTS_FILE, LOG_FILE, begin, end, holds, last_line, read_history, started, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import GPU_VARIABLE, Outcome, Result, State, Work, failure, stop_signals
-from tunalab.sweeps.progress import Progress
+from tunalab.sweeps.state import Progress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

@@ -27,8 +27,8 @@ from tunalab.files import locked, write_atomically
 from tunalab.sweeps.cells import LOG_FILE, last_line, read_history, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.launcher import Outcome, Result, SlurmLaunch, Work, stop_signals
-from tunalab.sweeps.progress import Progress
 from tunalab.sweeps.slurm_job import CellJob
+from tunalab.sweeps.state import Progress
 
 OVER = {
     *("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL", "OUT_OF_MEMORY", "REVOKED"),

@@ -29,10 +29,9 @@ from tunalab.frontends.components.store import TINY, Components, frozen_origin
 from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig, load_vae, save_vae
 from tunalab.frontends.contract import VisualFrontEnd
-from tunalab.frontends.encoder import TRANSFORMERS
+from tunalab.frontends.encoder import TRANSFORMERS, read_siglip_config
 from tunalab.frontends.loading import check_fit, read_json
 from tunalab.frontends.registry import frontend_class
-from tunalab.frontends.siglip_transformers import read_siglip_config
 from tunalab.frontends.vae import LatentCodec, pretrained_vae
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import INDEX, read_tensors

@@ -149,7 +149,7 @@ class Components:
         return loaded
 
     def encoder(self, name: str = TINY, pretrained: bool = True) -> "TimmViT":
-        """``tiny``, or a ViT as frontends/pretrained_encoder.py reads its name; random weights only when ``pretrained`` is False.
+        """``tiny``, or a ViT as frontends/encoder.py reads its name; random weights only when ``pretrained`` is False.
 
         Raises UserError when there is none of that name, or its weights cannot be had.
         """
