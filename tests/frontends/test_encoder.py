@@ -48,7 +48,7 @@ def test_positions_follow_the_picture() -> None:
 def test_statistics_of_the_pretrained_model_are_respected() -> None:
     vit = VisionTransformer(**PLAIN, class_token=False, global_pool="avg")
     vit.pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-    frontend = Siglip(vit, WIDTH, patch=8).double()
+    frontend = Siglip(vit, WIDTH, FrontEndConfig(name="siglip", patch=8)).double()
     image_BCHW = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1
     mean, std = torch.tensor([[0.4, 0.5, 0.6], [0.2, 0.25, 0.3]])[:, :, None, None]  # kept in float32
     expected_BNV = vit.patch_embed((image_BCHW * 0.5 + 0.5 - mean) / std)

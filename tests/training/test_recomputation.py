@@ -24,7 +24,7 @@ def with_rotary_encoder(tokenizer: Tokenizer) -> UnifiedModel:
     sizes = {"patch_size": 8, "img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        frontend = Siglip(timm.create_model("vit_small_patch16_dinov3", **sizes), config.decoder.width, patch=8)
+        frontend = Siglip(timm.create_model("vit_small_patch16_dinov3", **sizes), config.decoder.width, config.frontend)
         model = UnifiedModel(config, frontend, tokenizer.vocabulary)
         nn.init.normal_(model.head.output.weight)
     return model

@@ -23,6 +23,7 @@ from tunalab.data.pretrained import LOAD_ERRORS, from_hub, locate
 from tunalab.errors import UserError, one_line
 from tunalab.frontends.contract import RGB, VisualFrontEnd
 from tunalab.frontends.loading import check_finite, load_strictly, read_json, read_safetensors
+from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
     from timm.models.eva import Eva
@@ -376,16 +377,23 @@ def connector(encoder_width: int, width: int) -> nn.Sequential:
 
 
 class EncoderFrontEnd(VisualFrontEnd):
-    """A front-end whose ``patch_embedding`` feeds the blocks of a pretrained ``encoder``, with a connector behind them."""
+    """A ``patch_embedding`` feeds the blocks of a pretrained ``encoder``, with a connector behind them.
+
+    The patch embedding is the encoder's own, or new and then one of ``connector_parts``. Without
+    ``encoder_trained`` all that is pretrained stays as it starts.
+    """
 
     block_parts = ("encoder.blocks",)
     patch_embedding: nn.Conv2d
-    encoder: RepresentationEncoder
 
-    def connect(self, fixed_parts: tuple[str, ...]) -> None:
-        """Ends a constructor: the connector is new, and ``fixed_parts`` stay as they start."""
+    def attach(self, vit: "TimmViT", config: FrontEndConfig) -> None:
+        self.encoder = RepresentationEncoder(vit, config.encoder_layer, config.encoder_antialias)
+
+    def connect(self, config: FrontEndConfig) -> None:
+        """Ends a constructor: the connector, which is new."""
         self.connector = connector(self.encoder.width, self.width)
-        self.fixed_parts = fixed_parts
+        pretrained = tuple(part for part in ("patch_embedding", "encoder") if part not in self.connector_parts)
+        self.fixed_parts = () if config.encoder_trained else pretrained
         self.freeze()
 
     def connected(self, x_BChw: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
-from tunalab.frontends.encoder import FEATURE_LAYER, EncoderFrontEnd, RepresentationEncoder
+from tunalab.frontends.encoder import EncoderFrontEnd
 from tunalab.settings.schema import FrontEndConfig
 
 if TYPE_CHECKING:
@@ -28,35 +28,26 @@ class Siglip(EncoderFrontEnd):
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(
-        self,
-        vit: "TimmViT",
-        width: int,
-        patch: int,
-        feature_layer: int = FEATURE_LAYER,
-        antialias: bool = False,
-        encoder_trained: bool = True,
-    ) -> None:
-        """Raises UserError when ``patch`` is not the encoder's own patch size."""
-        super().__init__(TargetSpace(channels=3, stride=1, patch=patch), width)
+    def __init__(self, vit: "TimmViT", width: int, config: FrontEndConfig) -> None:
+        """Raises UserError when ``config.patch`` is not the encoder's own patch size."""
+        super().__init__(TargetSpace(channels=3, stride=1, patch=config.patch), width)
         own, other = vit.patch_embed.patch_size
         if own != other:
             raise UserError(f"the encoder's patches are of {own}x{other} pixels, but only square ones are supported")
-        if own != patch:
-            raise UserError(f"frontend.patch={patch} is not the encoder's patch size {own} (set frontend.patch={own})")
+        if own != config.patch:
+            raise UserError(f"frontend.patch={config.patch} is not the encoder's patch size {own} (set frontend.patch={own})")
         record = getattr(vit, "pretrained_cfg", None) or {}
         # From our [-1, 1] to the statistics the encoder was pretrained with: (x/2 + 1/2 - mean) / std.
         mean, std = record.get("mean", DEFAULT_MEAN), record.get("std", DEFAULT_STD)
         self.register_buffer("mean_C", 2 * torch.tensor(mean) - 1, persistent=False)
         self.register_buffer("std_C", 2 * torch.tensor(std), persistent=False)
         self.patch_embedding = vit.patch_embed.proj
-        self.encoder = RepresentationEncoder(vit, feature_layer, antialias)
-        self.connect(() if encoder_trained else ("patch_embedding", "encoder"))
+        self.attach(vit, config)
+        self.connect(config)
 
     @classmethod
     def build(cls, config: FrontEndConfig, width: int, components: "Components") -> Self:
-        vit = components.encoder(config.encoder, config.encoder_pretrained)
-        return cls(vit, width, config.patch, config.encoder_layer, config.encoder_antialias, config.encoder_trained)
+        return cls(components.encoder(config.encoder, config.encoder_pretrained), width, config)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         normalised_BChw = (x_BChw - self.mean_C[:, None, None]) / self.std_C[:, None, None]
