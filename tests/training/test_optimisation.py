@@ -1,5 +1,7 @@
 """Parameter groups, what weight decay acts on, and Muon: which parameters move, and how far."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from tests.training.conftest import quick_config
 from tests.training.test_module import batch_of, make_harness, rows, step_of
 from tunalab.errors import UserError
-from tunalab.settings.loading import completed, config_hash, from_plain, to_plain
+from tunalab.settings.loading import completed, config_hash, from_plain, load_config, to_plain
+from tunalab.settings.schema import ParameterGroupConfig
 from tunalab.training.module import Harness
 from tunalab.training.optimisation import parameter_groups
 from tunalab.training.run import check_run
 
+ROOT = Path(__file__).parents[2]
 ADDED = ("name", "momentum", "weight_decay_on", "groups")
 
 
@@ -113,3 +117,19 @@ def test_groups_that_match_nothing_or_what_another_matches_are_one_line(groups: 
         with pytest.raises(UserError, match=message) as caught:
             refuse()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["tuna", "tuna_r"])
+def test_the_lines_that_give_an_encoder_its_own_rate(variant: str, tmp_path: Path) -> None:
+    """Those of the variant's file and of the documentation: alone, and in an experiment of several variants."""
+    page = (ROOT / "docs" / "optimisation.md").read_text()
+    lines = [re.findall("'(optimizer.groups.+?)'", text) for text in ((ROOT / "variants" / f"{variant}.yaml").read_text(), page)]
+    assert lines[0] == lines[1] and len(lines[0]) == 1
+    (of_variants,) = [block for block in re.findall("```yaml\n(.*?)```", page, re.DOTALL) if block.startswith("variants:")]
+    (tmp_path / "own.yaml").write_text(f"base: {ROOT / 'experiments' / 'scenes.yaml'}\n{of_variants}")
+    files = ROOT / "experiments" / "scenes.yaml", tmp_path / "own.yaml"
+    alone, of_file = (load_config(file, ROOT / "variants" / f"{variant}.yaml", more) for file, more in zip(files, (lines[0], [])))
+    for config in (alone, of_file):
+        check_run(config)
+        assert config.optimizer.groups == {"encoder": ParameterGroupConfig("frontend.encoder", 0.1)}
+    assert not load_config(tmp_path / "own.yaml", ROOT / "variants" / "tuna2.yaml", []).optimizer.groups
