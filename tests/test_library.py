@@ -26,7 +26,7 @@ from tunalab.inference.orders import read_input
 from tunalab.library import LOCK_HELD, as_texts
 from tunalab.settings.loading import to_plain
 from tunalab.settings.schema import REVISION, RunConfig
-from tunalab.training.state import learnt_weights
+from tunalab.training.checkpoints import learnt_weights
 
 __all__ = ["quick_components", "use_quick_components"]
 ROOT = Path(__file__).parents[1]

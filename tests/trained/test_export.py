@@ -15,8 +15,7 @@ from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.trained.folder import read_about, read_weights, write_export
 from tunalab.trained.model import Model, export_run, load, load_exported, load_run
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore
-from tunalab.training.state import EMA, MODEL, TENSORS, read_whole
+from tunalab.training.checkpoints import EMA, MANIFEST, MODEL, TENSORS, CheckpointStore, read_whole
 
 
 def outputs(loaded: Model) -> Outputs:

@@ -23,9 +23,8 @@ from tunalab.frontends.components.store import Components
 from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import from_plain
 from tunalab.trained.model import export_run, load_exported, load_run
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights
 from tunalab.training.run import train
-from tunalab.training.state import learnt_weights
 
 of_a_run_with_a_vae = pytest.mark.parametrize("run_dir", ["tuna"], indirect=True)
 

@@ -11,10 +11,9 @@ import pytest
 
 from tests.training.conftest import quick_config
 from tunalab.training import module
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, read_saved
 from tunalab.training.clock import AwakeClock
 from tunalab.training.run import train
-from tunalab.training.state import read_saved
 
 CHILD = """\
 import sys, time

@@ -27,10 +27,9 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import flop_costs
 from tunalab.trained.model import export_run, load_exported
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, learnt_weights, read_saved
 from tunalab.training.joint import JointSteps
 from tunalab.training.run import train
-from tunalab.training.state import learnt_weights, read_saved
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all processes
 SCRIPT = "tests.training.two_ranks"

@@ -22,11 +22,10 @@ from tunalab.model import objective
 from tunalab.model.unified import build_model
 from tunalab.settings.schema import RunConfig
 from tunalab.trained.model import export_run, load
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights
 from tunalab.training.joint import LOSSES, JointStep
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.run import train
-from tunalab.training.state import learnt_weights
 
 
 def make_harness(config: RunConfig) -> Harness:

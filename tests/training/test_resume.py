@@ -17,10 +17,9 @@ from tunalab.records import log as training_log
 from tunalab.records.log import read_rows
 from tunalab.records.record import read_record
 from tunalab.settings.schema import RunConfig
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import TENSORS, CheckpointStore, read_saved, read_whole
 from tunalab.training.module import Harness
 from tunalab.training.run import train
-from tunalab.training.state import TENSORS, read_saved, read_whole
 
 
 @pytest.fixture(autouse=True)

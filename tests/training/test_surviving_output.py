@@ -22,9 +22,8 @@ from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import read_history
 from tunalab.sweeps.launcher import stop_signals
 from tunalab.training.callbacks import Reporting
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, read_saved
 from tunalab.training.run import train
-from tunalab.training.state import read_saved
 
 
 @contextmanager

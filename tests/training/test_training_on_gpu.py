@@ -18,10 +18,9 @@ from tunalab.errors import EXIT_STOPPED
 from tunalab.model.objective import draw
 from tunalab.settings.schema import RunConfig
 from tunalab.training import module as training_module
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, learnt_weights
 from tunalab.training.module import Harness
 from tunalab.training.run import train
-from tunalab.training.state import learnt_weights
 
 pytestmark = pytest.mark.gpu
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

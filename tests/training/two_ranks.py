@@ -27,11 +27,10 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.settings.loading import to_plain
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import take_lock
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore, write_whole
+from tunalab.training.checkpoints import MANIFEST, PROGRESS, CheckpointStore, write_whole
 from tunalab.training.distribution import RankFailed, Ranks, joined
 from tunalab.training.module import Harness, Progress
 from tunalab.training.run import train
-from tunalab.training.state import PROGRESS
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"distribution__strategy": "ddp"},

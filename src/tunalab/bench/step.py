@@ -21,11 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 from tunalab.bench.training import AssumedCorpus
 from tunalab.data.buckets import Buckets
 from tunalab.data.scenes import text_sample
+from tunalab.data.sources import kind_of
 from tunalab.data.stream import StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_model
-from tunalab.planning.workload import kind_of
 from tunalab.settings.layers import run_files
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig

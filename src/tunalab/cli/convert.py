@@ -47,7 +47,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def convert_checkpoints(arguments: argparse.Namespace) -> int:
     from tunalab.sweeps.cells import take_lock
-    from tunalab.training.checkpoints import convert_checkpoints as convert_all
+    from tunalab.training.earlier import convert_checkpoints as convert_all
 
     for run_dir in arguments.runs:
         if not run_dir.is_dir():

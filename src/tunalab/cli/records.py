@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tunalab.cli.common import add_command, check_out
 from tunalab.errors import UserError
@@ -53,7 +53,7 @@ def figure(arguments: argparse.Namespace) -> int:
     found, folder = records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
     check_out(folder, folder=True)
     _warn_unequal(found)
-    return _wrote(found.figure(arguments.name, folder, arguments.x))
+    return _wrote(cast("list[Path]", found.figure(arguments.name, folder, arguments.x)))
 
 
 def table(arguments: argparse.Namespace) -> int:

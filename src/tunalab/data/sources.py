@@ -32,7 +32,7 @@ from tunalab.settings.schema import (
 
 def source_names(data: DataConfig) -> list[str]:
     """Every name that :func:`build_source` knows under these settings; behind ``copy/`` each is a source of copies."""
-    families = {"manifest": data.manifests, "corpus": data.corpora, "questions": data.questions}
+    families: dict[str, dict[str, Any]] = {"manifest": data.manifests, "corpus": data.corpora, "questions": data.questions}
     named = (f"{family}/{key}" for family, members in families.items() for key in members)
     return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *named, *_shards(data)]
 

@@ -5,6 +5,7 @@ Each field declares its range, when it acts and what it can change (declaration.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tunalab.settings.declaration import group, setting, settings_of
 

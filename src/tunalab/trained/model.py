@@ -54,8 +54,7 @@ from tunalab.trained.folder import (
     stored_once,
     write_export,
 )
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore
-from tunalab.training.state import learnt_weights, refuse_foreign
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights, refuse_foreign
 
 Images = ImageLike | Sequence[ImageLike]
 

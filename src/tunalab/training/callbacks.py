@@ -23,12 +23,11 @@ from tunalab.settings.loading import config_hash
 from tunalab.settings.schema import StageConfig
 from tunalab.terminal import redraws
 from tunalab.tracking.tracker import Tracker
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, restore, write_state
 from tunalab.training.claiming import Holding
 from tunalab.training.clock import awake
 from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.module import Harness, Progress
-from tunalab.training.state import restore, write_state
 
 
 class StopSignal(Callback):

@@ -45,14 +45,13 @@ from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import data_sources, point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker
 from tunalab.training.callbacks import Checkpointing, Evaluating, Reporting, Resuming, StopSignal, Telling, what_was_read
-from tunalab.training.checkpoints import CheckpointStore
+from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
 from tunalab.training.start import load_start
-from tunalab.training.state import read_saved, refuse_foreign
 
 FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
 
