@@ -10,7 +10,7 @@ from tests.synthetic import synthetic_records
 from tunalab.data.shards.files import find_files
 from tunalab.errors import UserError
 from tunalab.files import is_clutter, listed
-from tunalab.inference.orders import ENDINGS
+from tunalab.inference.images import ENDINGS
 from tunalab.records.record import find_record, read_records, write_record
 from tunalab.settings.layers import names_in, read_yaml
 

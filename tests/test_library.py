@@ -22,7 +22,7 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.inference.orders import read_input
+from tunalab.inference.images import read_input
 from tunalab.library import LOCK_HELD, as_texts
 from tunalab.settings.loading import to_plain
 from tunalab.settings.schema import REVISION, RunConfig
@@ -96,7 +96,7 @@ def forms(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_an_image_is_the_same_in_every_form(tmp_path: Path, model: tunalab.Model) -> None:
-    from tunalab.inference.orders import input_buckets
+    from tunalab.inference.images import input_buckets
 
     buckets = input_buckets(model.config.data, None)
     read = {name: read_input(image, buckets) for name, image in forms(tmp_path).items()}

@@ -8,7 +8,7 @@ import torch
 
 from tests.variants import FILES, variants_of
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.library import cell_config
+from tunalab.library import cell_configs
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel, build_model, parameter_counts
 from tunalab.settings.layers import read_yaml
@@ -58,7 +58,7 @@ def test_every_cell_of_a_sweep_resolves(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     loaded = load_sweep(path)
     cells = expand(loaded)
-    configs = [cell_config(cell, []) for cell in cells]
+    configs = list(cell_configs(path.stem, []).values())
     assert len(cells) == len({cell.run_dir for cell in cells}) > 0
     # Fair by construction: in one sweep budgets, data and stages are equal, but for what its arms and factors vary and for the
     # learning rate of a front-end without connector in the connector stage (tests/test_recipes.py).

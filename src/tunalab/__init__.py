@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunalab.collection import Records, records
     from tunalab.errors import UserError
-    from tunalab.inference.orders import GenerationRequest
+    from tunalab.inference.requests import GenerationRequest
     from tunalab.library import load_config, sweep, train
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig
@@ -59,7 +59,7 @@ __all__ = [
 ]
 _MODULES = {
     "DataModule": "training.joint",
-    "GenerationRequest": "inference.orders",
+    "GenerationRequest": "inference.requests",
     "Harness": "training.module",
     "Model": "trained.model",
     "Record": "records.record",

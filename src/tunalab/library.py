@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lightning import Callback
 
     from tunalab.collection import Records
+    from tunalab.planning.plan import Plan as RunPlan
+    from tunalab.planning.sweep import SweepPlan
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig, TrackingConfig
     from tunalab.sweeps.grid import Cell, Resolved, Sweep
@@ -41,13 +43,15 @@ def train(
     run_dir: str | Path | None = None,
     progress: Progress | None = None,
     callbacks: "Sequence[Callback]" = (),
+    config: str | Path | None = None,
 ) -> "Record":
     """Train a run, or go on with it, in this process, and return its record; of a run that is finished, what is on disk.
 
     ``experiment`` and ``variant``: names of files in experiments/ and variants/, or paths of YAML files. ``settings`` lie over
     them: {"seed": 1, "data.rows": 2}, or ["seed=1", ...] as on the command line. ``run_dir``: by default
     runs/<experiment>/<variant>-seed<seed>. ``progress``: called after every step with the tokens read so far, the tokens of the
-    budget, and the step's losses, gradient norm and learning rate. ``callbacks``: further ones of Lightning's.
+    budget, and the step's losses, gradient norm and learning rate. ``callbacks``: further ones of Lightning's. ``config``: the
+    saved config.yaml of a run, which is trained once more, in a directory of its own; experiment and variant stay out of it.
 
     Raises UserError, one line: a setting is wrong, a component or source is missing, the directory holds a run with other
     settings or belongs to another process. NonFiniteLoss: the run stopped before the step it would spoil. KeyboardInterrupt: it
@@ -58,12 +62,11 @@ def train(
     from tunalab.records.record import RECORD_FILE, read_record
     from tunalab.training.module import NonFiniteLoss
 
-    config = run_config(experiment, variant, as_texts(settings))
-    folder = Path(run_dir) if run_dir is not None else default_run_dir(config)
+    run, folder, lock = prepared(experiment, variant, as_texts(settings), run_dir, config)
     threads = torch.get_num_threads()
     try:
-        with locked(config, folder) as lock:
-            code = attempt(config, folder, lock, [*([_progressing(progress)] if progress else []), *callbacks])
+        with lock as held:
+            code = attempt(run, folder, held, [*([_progressing(progress)] if progress else []), *callbacks])
     finally:
         torch.set_num_threads(threads)
     if code == EXIT_STOPPED:
@@ -106,25 +109,76 @@ def _as_text(key: str, value: Any) -> str:
 
 
 def load_config(experiment: str = "scenes", variant: str = "tuna2", settings: Settings = ()) -> "RunConfig":
-    """The checked configuration of a run; arguments as for :func:`train`. Raises UserError: a file, a key or a value is wrong."""
-    return run_config(experiment, variant, as_texts(settings))
+    """The configuration of a run that can begin, as far as that is known without reading its data; arguments as for :func:`train`.
 
-
-def run_config(experiment: str, variant: str, settings: list[str]) -> "RunConfig":
-    """The resolved configuration of a run that can begin, as far as that is known without reading its data.
-
-    Raises:
-        UserError: a file, a key or a value is wrong.
+    Raises UserError: a file, a key or a value is wrong.
     """
     from tunalab.settings.layers import run_files
     from tunalab.settings.loading import load_config
 
-    check_named(settings)
-    config = load_config(*run_files(experiment, variant), settings)
+    texts = as_texts(settings)
+    check_named(texts)
+    config = load_config(*run_files(experiment, variant), texts)
     from tunalab.training.run import check_run
 
     check_run(config)
     return config
+
+
+def replayed(file: str | Path, settings: Sequence[str] = ()) -> "RunConfig":
+    """The saved configuration of a run, outside of the sweep it was part of. ``settings``: those saved without credentials.
+
+    Raises UserError: the file is none, or a setting would make it another run.
+    """
+    from tunalab.settings.layers import read_settings
+    from tunalab.settings.loading import from_plain, laid_over, to_plain
+    from tunalab.training.run import check_run
+
+    plain = read_settings(Path(file))
+    if "variant" not in plain:
+        raise UserError(f"{file} is not the saved configuration of a run: use --experiment and --variant")
+    config = from_plain(plain)
+    for setting in settings:
+        whole = laid_over(config, setting)
+        if to_plain(whole) != to_plain(config) or whole == config:
+            raise UserError(f"--config {file} replays a run as it was: leave out '{setting}'")
+        config = whole
+    config.tracking.sweep = config.tracking.parent_run = ""
+    check_run(config)
+    return config
+
+
+def prepared(
+    experiment: str,
+    variant: str,
+    settings: list[str],
+    run_dir: str | Path | None = None,
+    file: str | Path | None = None,
+    locks: bool = True,
+) -> "tuple[RunConfig, Path, AbstractContextManager[IO[str] | None]]":
+    """Configuration, directory and lock of a run, of the saved configuration ``file`` if there is one.
+
+    The directory is for this process alone; None is locked where a launcher holds it, or another process for all (not ``locks``).
+
+    Raises UserError: a setting is wrong, data is missing, or the directory is another process's.
+    """
+    from tunalab.settings.loading import config_hash
+    from tunalab.training.run import open_data
+
+    config = load_config(experiment, variant, settings) if file is None else replayed(file, settings)
+    own = f"{config.variant}-seed{config.seed}" + (f"+{config_hash(config)}" if file is not None else "")
+    folder = Path(run_dir) if run_dir is not None else RUNS / config.experiment / own
+    open_data(config)  # before anything is built: a missing column is known in seconds
+    if not locks or os.environ.get(LOCK_HELD):
+        return config, folder, nullcontext()
+    from tunalab.sweeps.cells import take_lock
+    from tunalab.training.claiming import check_places
+
+    check_places(folder)
+    lock = take_lock(folder)
+    if lock is None:
+        raise UserError(f"{folder} is being trained by another process")
+    return config, folder, lock
 
 
 def check_named(settings: list[str]) -> None:
@@ -132,30 +186,6 @@ def check_named(settings: list[str]) -> None:
     for setting in settings:
         if setting.split("=")[0] in ("experiment", "variant"):
             raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
-
-
-def default_run_dir(config: "RunConfig") -> Path:
-    return RUNS / config.experiment / f"{config.variant}-seed{config.seed}"
-
-
-def locked(config: "RunConfig", run_dir: Path, locks: bool = True) -> AbstractContextManager[IO[str] | None]:
-    """The run's directory for this process alone; None where a launcher holds it, or another process for all (not ``locks``).
-
-    Raises UserError: data is missing, or the directory is another process's.
-    """
-    from tunalab.training.run import open_data
-
-    open_data(config)  # before anything is built: a missing column is known in seconds
-    if not locks or os.environ.get(LOCK_HELD):
-        return nullcontext()
-    from tunalab.sweeps.cells import take_lock
-    from tunalab.training.claiming import check_places
-
-    check_places(run_dir)
-    lock = take_lock(run_dir)
-    if lock is None:
-        raise UserError(f"{run_dir} is being trained by another process")
-    return lock
 
 
 def attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None, callbacks: "Sequence[Callback]" = ()) -> int:
@@ -198,12 +228,6 @@ def build_components(seeds: set[int]) -> None:
 
     for seed in sorted(seeds):
         build(ComponentSettings.seeded(seed))
-
-
-def tracking_uri(tracking: "TrackingConfig") -> str:
-    from tunalab.tracking.client import full_uri
-
-    return full_uri(tracking.uri)
 
 
 # A sweep: the runs of a file of sweeps/, each a process of its own.
@@ -362,12 +386,6 @@ def _reads(plain: dict[str, Any]) -> str:
     return digest([plain["data"], mixes, plain["evaluation"]["easy_vqa"] > 0, plain["evaluation"]["benchmarks"]])
 
 
-def cell_config(cell: "Cell", settings: list[str]) -> "RunConfig":
-    from tunalab.sweeps.grid import own_settings
-
-    return run_config(cell.experiment, cell.variant, own_settings(cell, settings))
-
-
 @contextmanager
 def _lock_held() -> Iterator[None]:
     before = os.environ.get(LOCK_HELD)
@@ -392,9 +410,10 @@ def _tracked(sweep_name: str, tracking: "TrackingConfig") -> Iterator[_Tracked]:
     if not tracking.enabled:
         yield _Tracked()
         return
+    from tunalab.tracking.client import full_uri
     from tunalab.tracking.tracker import End, end_sweep, prepare, start_sweep
 
-    uri = tracking_uri(tracking)
+    uri = full_uri(tracking.uri)
     prepare(uri, tracking.experiment)
     tracked = _Tracked(start_sweep(uri, tracking.experiment, sweep_name), uri=uri)
     ends: dict[int, End] = {0: "FINISHED", EXIT_STOPPED: "KILLED"}
@@ -427,3 +446,51 @@ def _write_results(found: "list[Record]", sweep: "Sweep", call: str) -> list[Pat
         written += paths
         print("\n".join(f"wrote {path}" for path in paths))
     return written
+
+
+# What a run or a sweep would cost.
+
+
+def plan(
+    name: str,
+    variant: str | None = None,
+    settings: Settings = (),
+    gpus: int = 1,
+    gpu: str | None = None,
+    gpu_flops: float | None = None,
+    utilisation: float = 0.4,
+    sharding: str | None = None,
+    sample: bool = False,
+    price: float | None = None,
+) -> "RunPlan | SweepPlan":
+    """What a run costs (``name`` of an experiment, with a ``variant``), or every run of a sweep (``name`` alone).
+
+    No weights, no data and no network are needed. ``gpu``: by name, for its rate and memory (h100); ``gpu_flops``: FLOPs per
+    second in dense bfloat16 instead. ``utilisation``: share of that rate that training reaches. ``sharding``: none, ddp or fsdp2,
+    by default the run's. ``sample``: read the run's own data instead of assuming lengths of documents. ``price``: dollars per
+    GPU-hour of a sweep.
+
+    Raises UserError: a file, a setting or a GPU's name is wrong.
+    """
+    from tunalab.planning.plan import find_gpu, make_plan
+    from tunalab.planning.sweep import PRICE, plan_sweep
+
+    given: dict[str, Any] = {"gpus": gpus, "utilisation": utilisation, "sharding": sharding, "sample": sample}
+    if variant is not None:
+        if price is not None:
+            raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
+        return make_plan(load_config(name, variant, settings), find_gpu(gpu, gpu_flops), **given)
+    configs = cell_configs(name, as_texts(settings))
+    return plan_sweep(name, configs, find_gpu(gpu, gpu_flops), hourly=PRICE if price is None else price, **given)
+
+
+def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":
+    """The configuration of every run of a sweep, by name of the cell. Raises UserError: a file or setting is wrong."""
+    from tunalab.settings.layers import find, located
+    from tunalab.sweeps.grid import check_settings, expand, load_sweep, own_settings
+
+    if located("sweeps", name) is None and located("experiments", name):
+        raise UserError(f"{name} is an experiment: `tunalab plan {name} VARIANT`")
+    loaded = load_sweep(find("sweeps", name))
+    check_settings(loaded, settings)
+    return {cell.name: load_config(cell.experiment, cell.variant, own_settings(cell, settings)) for cell in expand(loaded)}

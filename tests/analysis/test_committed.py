@@ -6,11 +6,11 @@ import pytest
 from tests.printed import assert_file_alike
 
 from tunalab.analysis.tables.dynamics import write_dynamics
-from tunalab.library import cell_config
+from tunalab.library import load_config
 from tunalab.records.record import read_record, read_records
 from tunalab.settings.loading import config_hash
 from tunalab.sweeps.cells import finished_record
-from tunalab.sweeps.grid import Cell, expand, load_sweep
+from tunalab.sweeps.grid import Cell, expand, load_sweep, own_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def cells(sweep: str, variant: str | None = None) -> list[Cell]:
 def test_a_committed_cell_is_finished_under_todays_configuration(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     records = ROOT / "results" / cell.sweep
-    config = cell_config(cell, [])
+    config = load_config(cell.experiment, cell.variant, own_settings(cell, []))
     assert finished_record(cell, config_hash(config), records) is not None, "train it, then `tunalab publish`"
     record = read_record(records / f"{cell.name}.json")
     assert (record.run.variant, record.run.seed, record.run.sweep) == (cell.variant, cell.seed, cell.sweep)

@@ -6,7 +6,8 @@ from PIL import Image
 from tests.conftest import small_config
 
 from tunalab.cli import main
-from tunalab.inference.orders import read_settings
+from tunalab.inference.images import read_settings
+from tunalab.trained import model as trained
 from tunalab.trained.model import Model
 
 QUESTION = ["--question", "what colour is the ring?", "--word", "ring"]
@@ -92,13 +93,7 @@ def test_mistakes_are_one_line(words, message, folder, capsys):
     assert not Path("attention.png").exists() and Path("photo.png").read_bytes() == before
 
 
-def test_models_of_different_image_sizes_do_not_share_a_picture(folder, monkeypatch, capsys):
-    config = small_config()
-
-    def of(path):
-        config.data.image_size = 64 if path == Path("two") else 32
-        return config
-
-    monkeypatch.setattr("tunalab.trained.model.model_config", of)
+def test_models_of_different_image_sizes_do_not_share_a_picture(folder, capsys):
+    trained.load(Path("two"), None, False).config.data.image_size = 64
     assert main(["attention", "one", "two", "--examples", "2"]) == 2
     assert "different image sizes in one picture: one 32, two 64" in capsys.readouterr().err

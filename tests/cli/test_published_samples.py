@@ -9,7 +9,7 @@ from tests.cli.test_using import error, here, trained_run
 from tests.training.conftest import quick_components, use_quick_components
 
 from tunalab.cli import main
-from tunalab.inference.orders import read_settings
+from tunalab.inference.images import read_settings
 
 __all__ = ["here", "quick_components", "trained_run", "use_quick_components"]
 PROMPT = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}

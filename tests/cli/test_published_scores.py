@@ -14,7 +14,7 @@ from tests.training.conftest import quick_components, use_quick_components
 
 from tunalab.cli import main
 from tunalab.evaluation.whole import read_evaluated
-from tunalab.inference.orders import save_image
+from tunalab.inference.images import save_image
 from tunalab.records.record import RECORD_FILE, read_record
 
 __all__ = ["clip_folder", "data", "here", "mask2former", "quick_components", "trained_run", "use_quick_components"]

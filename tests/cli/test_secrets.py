@@ -214,7 +214,7 @@ def test_the_judge_keeps_none(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
     from tests.interop.judging.test_judge_comparison import Server, images
 
-    from tunalab.inference.orders import save_image
+    from tunalab.inference.images import save_image
 
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

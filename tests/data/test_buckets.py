@@ -19,7 +19,7 @@ from tunalab.data.sources import build_source
 from tunalab.data.stream import Step, TrainingStream, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.inference.orders import input_buckets, output_size
+from tunalab.inference.images import input_buckets, output_size
 from tunalab.interop.lmms.asking import fit
 from tunalab.settings.loading import from_plain
 from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig

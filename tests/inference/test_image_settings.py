@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tunalab.errors import UserError
-from tunalab.inference.orders import KEYWORD, differences, read_settings, save_image
+from tunalab.inference.images import KEYWORD, differences, read_settings, save_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 SETTINGS = {"prompt": 'a "red" ring', "seed": 3, "guidance": 2.5, "model": {"name": "run", "tokens": None, "steps": 10}}

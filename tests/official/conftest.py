@@ -10,7 +10,7 @@ from tests.official.golden import SETTINGS, golden_checkpoint
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.model import Model, load_exported
+from tunalab.trained.model import Model, load
 
 
 @pytest.fixture(scope="session")
@@ -66,4 +66,4 @@ def converted(settings_of: Callable[[str], list[str]], tmp_path_factory: pytest.
 @pytest.fixture(scope="session")
 def golden_model(converted: Callable[[str], Path]) -> Callable[[str], Model]:
     loaded: dict[str, Model] = {}
-    return lambda name: loaded.setdefault(name, load_exported(converted(name)))
+    return lambda name: loaded.setdefault(name, load(converted(name)))

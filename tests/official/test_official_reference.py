@@ -13,7 +13,7 @@ from tests.official.reference import Image, Reference, Sizes
 from torch import Tensor
 
 from tunalab.trained.convert import convert_to_tunalab
-from tunalab.trained.model import Model, load_exported
+from tunalab.trained.model import Model, load
 
 GOLDEN_SIZES = Sizes(heads=4, kv_heads=2, head_heads=4, head_kv_heads=2, encoder_heads=2, patch=16)
 EXACT = {"rtol": 0.0, "atol": 1e-5}
@@ -97,7 +97,7 @@ def test_grouped_heads(name: str, kv_heads: int, settings_of: Callable[[str], li
     }
     torch.save(official, tmp_path / "official.pt")
     convert_to_tunalab(tmp_path / "official.pt", tmp_path / "ours", None, None, settings_of(name), lambda line: None)
-    loaded = load_exported(tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
     assert (loaded.config.decoder.kv_heads, loaded.config.head.kv_heads) == (kv_heads, kv_heads)
     tokens, pictures = sequence([picture(name, 5, (2, 2), 0.5, True)], [3, 1], sizes(name).patch)
     compare(loaded, Reference(official, sizes(name, kv_heads=kv_heads, head_kv_heads=kv_heads)), tokens, pictures)

@@ -8,7 +8,7 @@ from tunalab.cli import main
 from tunalab.evaluation.whole import read_evaluated
 from tunalab.records.record import read_record
 from tunalab.trained.folder import read_about
-from tunalab.trained.model import export_run
+from tunalab.trained.model import load
 
 ASK = ["--parts", "understanding", "understanding.groups=6", "understanding.levels=[1]", "understanding.easy_vqa=0", "--quiet"]
 
@@ -16,7 +16,7 @@ ASK = ["--parts", "understanding", "understanding.groups=6", "understanding.leve
 def test_an_export_measures_as_its_run_whose_record_gets_it(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_run(run_dir, tmp_path / "out")
+    load(run_dir).save_pretrained(tmp_path / "out")
     points = read_record(run_dir / "record.json").points
     assert main(["evaluate", str(run_dir), str(tmp_path / "out"), *ASK]) == 0
     assert f"wrote {run_dir / 'record.json'}" in capsys.readouterr().out

@@ -37,16 +37,16 @@ def assert_same(one: Outputs, other: Outputs) -> None:
 
 @pytest.fixture
 def exported(run_dir: Path, tmp_path: Path) -> Path:
-    export_run(run_dir, tmp_path / "out")
+    load(run_dir).save_pretrained(tmp_path / "out")
     return tmp_path / "out"
 
 
 def test_an_export_computes_bit_for_bit_what_the_run_computed_and_needs_nothing_else(
     run_dir: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    of_run = load_run(run_dir)
+    of_run = load(run_dir)
     monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "nowhere"))
-    loaded = load_exported(exported)
+    loaded = load(exported)
     assert_same(outputs(loaded), outputs(of_run))
     assert loaded.config == of_run.config and loaded.origin == of_run.origin
     assert loaded.tokenizer.encode("a red ring") == of_run.tokenizer.encode("a red ring")
@@ -87,7 +87,7 @@ def test_load_takes_either_and_says_what_is_neither(run_dir: Path, exported: Pat
 
 
 def test_large_weights_are_several_files(exported: Path, tmp_path: Path) -> None:
-    loaded, weights = load_exported(exported), read_weights(exported)
+    loaded, weights = load(exported), read_weights(exported)
     about = read_about(exported)
     frozen = exported / "frozen"
 
@@ -97,7 +97,7 @@ def test_large_weights_are_several_files(exported: Path, tmp_path: Path) -> None
 
     write_export(tmp_path / "many", about, loaded.config, weights, loaded.tokenizer, copy_frozen, max_shard="40KB")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
-    assert_same(outputs(load_exported(tmp_path / "many")), outputs(loaded))
+    assert_same(outputs(load(tmp_path / "many")), outputs(loaded))
 
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -132,7 +132,7 @@ def test_what_was_altered_is_one_line(exported: Path, tmp_path: Path) -> None:
         shutil.copytree(exported, tmp_path / kind)
         harm(tmp_path / kind)
         with pytest.raises(UserError, match=words) as caught:
-            load_exported(tmp_path / kind)
+            load(tmp_path / kind)
         assert "\n" not in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_parts_that_do_not_belong_together_are_one_line(exported: Path, tmp_path
     (settings / "config.yaml").write_text(text.replace("  width: 32", "  width: 64"))
     reseal(settings)
     with pytest.raises(UserError, match="weights do not fit; .* of another shape") as caught:
-        load_exported(settings)
+        load(settings)
     assert "\n" not in str(caught.value)
     words = tmp_path / "words"
     shutil.copytree(exported, words)
@@ -164,7 +164,7 @@ def test_parts_that_do_not_belong_together_are_one_line(exported: Path, tmp_path
     sidecar.write_text(sidecar.read_text().replace("<|image|>", "<|picture|>"))
     reseal(words)
     with pytest.raises(UserError, match="lacks special tokens: image_pad <.picture.>"):
-        load_exported(words)
+        load(words)
 
 
 def test_an_export_is_never_written_over_and_needs_a_run(run_dir: Path, exported: Path, tmp_path: Path, capsys) -> None:
@@ -184,7 +184,7 @@ def test_a_damaged_run_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         cut(checkpoint / TENSORS / "shard-00001-model-00001-of-00001.safetensors")
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
-        load_run(tmp_path / "run")
+        load(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="it holds no checkpoint"):
-        load_run(tmp_path / "run")
+        load(tmp_path / "run")

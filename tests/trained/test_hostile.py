@@ -97,7 +97,7 @@ IN_AN_EXPORT = ("pytorch_model.bin", "frozen/vae/diffusion_pytorch_model.bin", "
 
 @of_a_run_with_a_vae
 def test_a_run_directory(run_dir: Path, marker: Path, tmp_path: Path) -> None:
-    found = refused(run_dir, tmp_path / "copy", pickle.dumps(Payload(marker)), load_run)
+    found = refused(run_dir, tmp_path / "copy", pickle.dumps(Payload(marker)), load)
     assert found >= {"config.yaml", "progress.json", "manifest.json", SHARD}
 
 
@@ -105,7 +105,7 @@ def test_a_run_directory(run_dir: Path, marker: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_with_files_that_are_not_ours(run_dir: Path, hostile: bytes, tmp_path: Path) -> None:
     checkpoint = CheckpointStore(run_dir / "checkpoints").steps()[-1].relative_to(run_dir)
     names = [str(checkpoint / name) for name in IN_A_CHECKPOINT]
-    assert refused(run_dir, tmp_path / "copy", hostile, load_run, names) >= {"z.safetensors"}
+    assert refused(run_dir, tmp_path / "copy", hostile, load, names) >= {"z.safetensors"}
 
 
 @of_a_run_with_a_vae
@@ -121,10 +121,10 @@ def test_a_run_that_goes_on(run_dir: Path, marker: Path, tmp_path: Path) -> None
 
 @of_a_run_with_a_vae
 def test_an_exported_folder(run_dir: Path, hostile: bytes, tmp_path: Path) -> None:
-    export_run(run_dir, tmp_path / "export")
-    found = refused(tmp_path / "export", tmp_path / "copy", hostile, load_exported)
+    load(run_dir).save_pretrained(tmp_path / "export")
+    found = refused(tmp_path / "export", tmp_path / "copy", hostile, load)
     assert found >= {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json", "vae.safetensors", "latents.json"}
-    refused(tmp_path / "export", tmp_path / "copy", hostile, load_exported, IN_AN_EXPORT)
+    refused(tmp_path / "export", tmp_path / "copy", hostile, load, IN_AN_EXPORT)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w.safetensors", "model.safetensors.index.json"])

@@ -17,7 +17,7 @@ from tunalab.frontends.components.store import load_component, write_component
 from tunalab.frontends.components.vae import save_vae
 from tunalab.sweeps.cells import begin, take_lock
 from tunalab.trained.convert import write_official
-from tunalab.trained.model import export_run
+from tunalab.trained.model import load
 from tunalab.training.run import train
 
 
@@ -58,7 +58,7 @@ def test_a_run_and_what_is_made_of_it(
     begin(run_dir, "alone")
     with lock:
         assert train(config, run_dir) == 0
-    export_run(run_dir, tmp_path / "export")
+    load(run_dir).save_pretrained(tmp_path / "export")
     root, settings = quick_components
     vae, encoder = (load_component(name, settings, root) for name in ("vae", "encoder"))
     write_component(tmp_path / "vae", settings.vae, lambda folder: save_vae(folder, vae))

@@ -45,7 +45,7 @@ def test_a_run_of_an_earlier_version_goes_on_after_one_command(
     tensors, saved = read_whole(newest, ""), asdict(read_saved(newest))
     as_earlier(newest)
     assert (newest / TENSORS / ".metadata").is_file() and not (newest / "progress.json").exists()
-    for read in (lambda: train(config, run_dir), lambda: load_run(run_dir)):
+    for read in (lambda: train(config, run_dir), lambda: load(run_dir)):
         with pytest.raises(UserError, match=f"is of an earlier format: `tunalab convert-checkpoints {run_dir}` makes it readable"):
             read()
     assert main(["convert-checkpoints", str(run_dir)]) == 0

@@ -10,7 +10,8 @@ from tests.tolerances import assert_gradients_close, assert_sums_close, model_te
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
 from tunalab.data.packing import PackedBatch, Placed, collate
-from tunalab.data.scenes import ScenesCorpus, SceneSettings
+from tunalab.data.scenes.corpus import ScenesCorpus
+from tunalab.data.scenes.sampling import SceneSettings
 from tunalab.data.sequence import to_sequence
 from tunalab.data.stream import Step
 from tunalab.data.tokenizer import QWEN25_SPECIALS
@@ -211,7 +212,7 @@ def test_what_is_trained_in_turns_is_used_in_turns(chat: str, tmp_path: Path) ->
         evaluation__points=1,
     )
     assert train(config, tmp_path / "run") == 0
-    export_run(tmp_path / "run", tmp_path / "export")
+    load(tmp_path / "run").save_pretrained(tmp_path / "export")
     for loaded in (load(tmp_path / "run"), load(tmp_path / "export")):
         assert loaded.tokenizer.chat == chat
         prompt = question_prompt(loaded.tokenizer, loaded.model.frontend.space, None, "how many rings?")

@@ -20,22 +20,7 @@ from tunalab.cli.common import nobody_need_read
 from tunalab.errors import UserError, refused_by_system
 from tunalab.redaction import hide_credentials, redacted
 
-FAMILIES = (
-    "runs",
-    "frontends",
-    "sweeping",
-    "records",
-    "services",
-    "plan",
-    "convert",
-    "export",
-    "using",
-    "published_samples",
-    "published_scores",
-    "evaluation",
-    "judging",
-    "attention",
-)
+FAMILIES = ("runs", "sweeping", "records", "services", "models", "convert", "evaluation", "published")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from tunalab.redaction import redacted
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    from tunalab.inference.orders import GenerationRequest
+    from tunalab.inference.requests import GenerationRequest
     from tunalab.trained.model import Model
 
 
@@ -123,30 +123,39 @@ def check_out(path: Path, folder: bool = False) -> None:
 # What commands that make images share: options of the model, of its sampler and of where images go, and what they come
 # to.
 
-MODEL_HELP = "run directory or exported folder"
+MODEL_HELP = "run directory (RUN@TOKENS: at a checkpoint that it keeps) or exported folder"
+RAW_HELP = "use the raw weights of training, not their moving averages"
 
 
 def add_sampling(sub: argparse.ArgumentParser, n: int | None, images: str) -> None:
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images; those that are there are kept")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the images; existing ones are kept")
     sub.add_argument("--n", type=int, default=n, help=images)
-    sub.add_argument("--seed", type=int, default=0, help="default: 0")
-    sub.add_argument("--steps", type=int, help="of the sampler; default for this and the next five: the model's own")
-    sub.add_argument("--guidance", type=float, help="1: none")
-    sub.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    sub.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+    sub.add_argument("--steps", type=int, help="sampling steps (default here and for the next five: as the model's settings say)")
+    sub.add_argument("--guidance", type=float, help="scale of classifier-free guidance (1: none)")
+    sub.add_argument("--negative", metavar="TEXT", help="negative prompt")
     sub.add_argument("--sampler", choices=("euler", "heun"))
-    sub.add_argument("--shift", type=float, help="of the sampler's times: above 1, more of the steps are near the noise")
+    sub.add_argument("--shift", type=float, help="of the sampling times: above 1, more steps near the noise")
     sub.add_argument("--clamp", choices=("none", "official"), help="of 1 - t; official leaves noise in more than 20 steps")
 
 
 def add_model_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
-    sub.add_argument("--raw", action="store_true", help="the weights that go on training, not their averages")
-    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add_weights(sub)
     sub.add_argument("--batch-tokens", type=int, metavar="N", help="tokens held at a time: fewer take less memory")
 
 
+def add_weights(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--size", metavar="SIZE", help="64, or HEIGHTxWIDTH such as 384x512 (default: as the model was trained)")
+    sub.add_argument("--raw", action="store_true", help=RAW_HELP)
+    add_device(sub)
+
+
+def add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+
+
 def load_model(arguments: argparse.Namespace) -> "Model":
-    from tunalab.inference.orders import find_device
+    from tunalab.inference.requests import find_device
     from tunalab.trained.model import load
 
     return load(arguments.model, find_device(arguments.device), arguments.raw)
@@ -154,7 +163,7 @@ def load_model(arguments: argparse.Namespace) -> "Model":
 
 def request_of(arguments: argparse.Namespace) -> "GenerationRequest":
     """Its errors name options."""
-    from tunalab.inference.orders import GenerationRequest
+    from tunalab.inference.requests import GenerationRequest
 
     class Options(GenerationRequest):
         prefix = "--"

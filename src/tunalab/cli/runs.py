@@ -1,6 +1,7 @@
-"""Commands on one run: `tunalab train`, `tunalab settings`."""
+"""Commands on one run: `tunalab train`, `settings`, `plan` and `check-frontend`."""
 
 import argparse
+import json
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import IO, TYPE_CHECKING
 
 from tunalab.cli.common import add_command, add_settings
 from tunalab.errors import UserError
-from tunalab.library import RUNS, attempt, check_named, default_run_dir, locked, run_config
+from tunalab.library import attempt, check_named, prepared
+from tunalab.library import plan as make_plan
 from tunalab.redaction import restored
 
 if TYPE_CHECKING:
@@ -16,22 +18,85 @@ if TYPE_CHECKING:
     from tunalab.settings.schema import RunConfig
 
 MISTAKE = 2  # the exit code of a UserError
+EXPERIMENT, VARIANT = "scenes", "tuna2"
 
 
 def add(commands: "Commands") -> None:
-    sub = add_command(commands, train, "train one run, or go on with it")
-    sub.add_argument("--experiment", help="a file of experiments/ (default: scenes)")
-    sub.add_argument("--variant", help="a file of variants/ (default: tuna2)")
-    sub.add_argument("--config", type=Path, help="a run's saved config.yaml: the same run once more, in a directory of its own")
+    sub = add_command(commands, train, "train one run, or resume it")
+    sub.add_argument("--experiment", help=f"a file of experiments/ (default: {EXPERIMENT})")
+    sub.add_argument("--variant", help=f"a file of variants/ (default: {VARIANT})")
+    sub.add_argument("--config", type=Path, help="a run's saved config.yaml: train the same run again, in another directory")
     sub.add_argument("--run-dir", type=_named, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
     add_settings(sub)
-    sub = add_command(commands, settings, "the settings of a run: value, source, range or choices, help")
-    sub.add_argument(
-        "settings", nargs="*", metavar="PATTERN | key=value", help="part of a name, or with *; settings over the files"
-    )
-    sub.add_argument("--experiment", default="scenes", help="a file of experiments/ (default: scenes)")
-    sub.add_argument("--variant", default="tuna2", help="a file of variants/ (default: tuna2)")
+
+    sub = add_command(commands, settings, "print the settings of a run: value, source, range or choices, help")
+    words = "part of a name, or a pattern with *; settings over the files"
+    sub.add_argument("settings", nargs="*", metavar="PATTERN | key=value", help=words)
+    sub.add_argument("--experiment", default=EXPERIMENT, help="a file of experiments/ (default: %(default)s)")
+    sub.add_argument("--variant", default=VARIANT, help="a file of variants/ (default: %(default)s)")
     sub.add_argument("--markdown", action="store_true", help="print the reference page, docs/settings.md")
+
+    text = "estimate the cost of a run (parameters, FLOPs, memory, days) or of a sweep (GPU-hours, storage, price)"
+    sub = add_command(commands, plan, f"{text}; no weights, no data, no network")
+    words = "a file of experiments/ and one of variants/, or a file of sweeps/ alone; then settings over them"
+    sub.add_argument("settings", nargs="*", metavar="EXPERIMENT VARIANT | SWEEP [key=value]", help=words)
+    sub.add_argument("--gpus", type=int, default=1, help="GPUs per run (default: 1)")
+    sub.add_argument("--gpu", help="by name, for its rate and memory: a100, h100, h200, ... (default: h100)")
+    sub.add_argument("--gpu-flops", type=float, help="FLOPs per second in dense bfloat16, instead of a named GPU's")
+    sub.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default: 0.4)")
+    sub.add_argument("--sharding", choices=("none", "ddp", "fsdp2"), help="default: distribution.strategy of the experiment")
+    price = "of a sweep: dollars per GPU-hour (default: 2.5, a round figure for a rented H100)"
+    sub.add_argument("--price", type=float, help=price)
+    sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
+    sub.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    sub = add_command(commands, check_frontend, "run the contract's checks on a front-end")
+    sub.add_argument("name", help="my_package.module:Class, path/to/file.py:Class, or a name that is registered")
+    sub.add_argument("settings", nargs="*", default=[], metavar="key=value", help="its settings, such as frontend.patch=16")
+    sub.add_argument("--width", type=int, default=24, help="of the decoder (default: 24)")
+
+
+def _named(path: str) -> Path:
+    """An empty name (of a variable that is not set, say) is no folder: to pathlib it is this one."""
+    if not path:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(path)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from tunalab.training.distribution import several_started
+
+    if several_started():
+        return _train_together(arguments)
+    config, run_dir, lock = _prepared(arguments)
+    with lock as held:
+        return attempt(config, run_dir, held)
+
+
+def _train_together(arguments: argparse.Namespace) -> int:
+    """As one of the processes that a launcher has started: they meet first, so that a mistake is printed once and ends all."""
+    from tunalab.training.distribution import ToldByFirst, joined
+
+    try:
+        with joined() as ranks:
+            with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
+                config, run_dir, lock = _prepared(arguments, locks=ranks.first)
+            with lock as held:
+                return attempt(config, run_dir, held)
+    except ToldByFirst:
+        return MISTAKE
+
+
+def _prepared(
+    arguments: argparse.Namespace, locks: bool = True
+) -> "tuple[RunConfig, Path, AbstractContextManager[IO[str] | None]]":
+    words = restored(arguments.settings, os.environ)
+    if arguments.config is not None:
+        for name in ("experiment", "variant"):
+            if getattr(arguments, name):
+                raise UserError(f"--config {arguments.config} replays a run as it was: leave out '--{name}'")
+    experiment, variant = arguments.experiment or EXPERIMENT, arguments.variant or VARIANT
+    return prepared(experiment, variant, words, arguments.run_dir, arguments.config, locks)
 
 
 def settings(arguments: argparse.Namespace) -> int:
@@ -53,84 +118,40 @@ def settings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(path: str) -> Path:
-    """An empty name (of a variable that is not set, say) is no folder: to pathlib it is this one."""
-    if not path:
-        raise argparse.ArgumentTypeError("the name is empty")
-    return Path(path)
+def plan(arguments: argparse.Namespace) -> int:
+    names = [word for word in arguments.settings if "=" not in word]
+    words = [word for word in arguments.settings if "=" in word]
+    if len(names) not in (1, 2):
+        raise UserError(f"EXPERIMENT VARIANT, or a SWEEP alone, is to be planned, not {' '.join(names) or 'nothing'}")
+    of = ("gpus", "gpu", "gpu_flops", "utilisation", "sharding", "sample", "price")
+    made = make_plan(names[0], *names[1:], settings=words, **{name: getattr(arguments, name) for name in of})
+    from tunalab.planning.plan import Plan, to_plain, to_text
+    from tunalab.planning.sweep import to_plain_sweep, to_text_sweep
 
-
-def train(arguments: argparse.Namespace) -> int:
-    from tunalab.training.distribution import several_started
-
-    if several_started():
-        return _train_together(arguments)
-    config, run_dir, lock = _prepared(arguments)
-    with lock as held:
-        return attempt(config, run_dir, held)
-
-
-def _train_together(arguments: argparse.Namespace) -> int:
-    """As one of the processes that a launcher has started: they meet first, so that a mistake is told once and ends all."""
-    from tunalab.training.distribution import ToldByFirst, joined
-
-    try:
-        with joined() as ranks:
-            with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
-                config, run_dir, lock = _prepared(arguments, locks=ranks.first)
-            with lock as held:
-                return attempt(config, run_dir, held)
-    except ToldByFirst:
-        return MISTAKE
-
-
-def _prepared(
-    arguments: argparse.Namespace, locks: bool = True
-) -> "tuple[RunConfig, Path, AbstractContextManager[IO[str] | None]]":
-    """The configuration of a run, its directory, and its lock: of several processes the first holds it for all.
-
-    Raises:
-        UserError: a setting is wrong, data is missing, or the directory is another process's.
-    """
-    arguments.settings = restored(arguments.settings, os.environ)
-    if arguments.config is not None:
-        config, run_dir = _replayed(arguments)
+    if isinstance(made, Plan):
+        print(json.dumps(to_plain(made), indent=1) if arguments.json else to_text(made))
     else:
-        config = run_config(arguments.experiment or "scenes", arguments.variant or "tuna2", arguments.settings)
-        run_dir = arguments.run_dir or default_run_dir(config)
-    return config, run_dir, locked(config, run_dir, locks)
+        print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
+    return 0
 
 
-def _completed(file: Path, config: "RunConfig", setting: str) -> "RunConfig":
-    """With a setting of the file once more, with credentials. Raises UserError: it is another one."""
-    from tunalab.settings.loading import laid_over, to_plain
+def check_frontend(arguments: argparse.Namespace) -> int:
+    """A line per check; exit code 1 where one fails."""
+    from tunalab.frontends.checks import run_checks
+    from tunalab.frontends.registry import build_frontend, look_of
+    from tunalab.settings.loading import check, from_plain, laid_over, to_plain
+    from tunalab.settings.schema import REVISION, RunConfig, StageConfig
 
-    whole = laid_over(config, setting)
-    if to_plain(whole) != to_plain(config) or whole == config:
-        raise UserError(f"--config {file} replays a run as it was: leave out '{setting}'")
-    return whole
-
-
-def _replayed(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
-    """The configuration in a saved file, and where its run goes. It reports on its own: it is no part of the sweep it once was of.
-
-    Raises:
-        UserError: the file is none, or something on the command line would make it another run.
-    """
-    from tunalab.settings.layers import read_settings
-    from tunalab.settings.loading import config_hash, from_plain
-    from tunalab.training.run import check_run
-
-    for name in ("experiment", "variant"):
-        if getattr(arguments, name):
-            raise UserError(f"--config {arguments.config} replays a run as it was: leave out '--{name}'")
-    plain = read_settings(arguments.config)
-    if "variant" not in plain:
-        raise UserError(f"{arguments.config} is not the saved configuration of a run: use --experiment and --variant")
-    config = from_plain(plain)
-    for setting in arguments.settings:  # what was saved without its credentials
-        config = _completed(arguments.config, config, setting)
-    config.tracking.sweep = config.tracking.parent_run = ""
-    check_run(config)
-    own = RUNS / config.experiment / f"{config.variant}-seed{config.seed}+{config_hash(config)}"
-    return config, arguments.run_dir or own
+    blank = RunConfig(revision=REVISION, variant="", stages={"pretrain": StageConfig(mix={"scenes/caption": 1.0})})
+    config = from_plain(to_plain(blank))
+    for setting in (f"frontend.name={arguments.name}", *arguments.settings):
+        config = laid_over(config, setting)
+    check(config)
+    side = build_frontend(config.frontend, arguments.width, 0).space.token_pixels
+    look = look_of(config)
+    print(f"{look.label} ({look.source}): {', '.join(f'{name} {level}' for name, level in look.factors.items())}")
+    failed = 0
+    for name, wrong in run_checks(lambda: build_frontend(config.frontend, arguments.width, 4 * side)):
+        print(f"{'failed' if wrong else 'ok':>6}  {name}{f': {wrong}' if wrong else ''}")
+        failed += bool(wrong)
+    return 1 if failed else 0

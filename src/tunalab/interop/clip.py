@@ -26,7 +26,7 @@ from tunalab import files
 from tunalab.data.pretrained import LOAD_ERRORS
 from tunalab.errors import UserError, one_line
 from tunalab.evaluation.measure import Measure
-from tunalab.inference.orders import read_settings
+from tunalab.inference.images import read_settings
 from tunalab.interop.dpg import cells
 from tunalab.interop.geneval import COLOURS, Detection
 from tunalab.interop.outcomes import Outcomes, item_measure, path_of, read_lines, stamps, text_of

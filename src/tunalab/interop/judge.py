@@ -11,11 +11,13 @@ import io
 import json
 import random
 import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,133 @@ import numpy as np
 from PIL import Image
 
 from tunalab.errors import UserError
+from tunalab.evaluation.along import held_out, prompt_of
 from tunalab.evaluation.measure import Measure, mean
-from tunalab.files import listed
-from tunalab.inference.orders import read_settings
+from tunalab.evaluation.whole import Evaluated
+from tunalab.files import listed, write_atomically
+from tunalab.inference.images import read_settings
+from tunalab.inference.requests import GenerationRequest
 from tunalab.interop.endpoint import Endpoint, NoAnswer
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, add_evaluation
+from tunalab.terminal import progress_bar
+from tunalab.trained.model import load
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``images``: of every prompt its files. Of a run directory also which variant made them, and the model's origin."""
+
+    path: Path
+    images: dict[str, list[Path]]
+    variant: str | None = None
+    origin: dict[str, Any] | None = None
+
+    @property
+    def run(self) -> str:
+        return self.path.resolve().name
+
+
+def judge(
+    candidates: Sequence[str | Path],
+    endpoint: Endpoint,
+    out: Path,
+    questions: Sequence[str] = (),
+    prompts: int = 100,
+    n: int = 4,
+    pairwise: bool = False,
+    threads: int = 4,
+) -> dict[str, dict[str, list[Measure]]]:
+    """Put images of several models to a judge; win rates by question (quality | diversity, by default both) and candidate.
+
+    ``candidates``: folders of images made by `tunalab generate`, or run directories, whose models make ``n`` images of each of
+    ``prompts`` held-out captions first. ``pairwise``: every two of them by themselves, else the best of all at once. ``threads``:
+    questions at a time. Results are printed, written to ``out``/QUESTION.json and to the records of run directories.
+
+    Raises UserError: too few or too many candidates, candidates of one name, images that cannot be compared, the judge cannot be
+    asked.
+    """
+    paths = [Path(path) for path in candidates]
+    runs = [path.resolve().name for path in paths]
+    if not 2 <= len(paths) <= len(LETTERS):
+        raise UserError(f"a vote needs 2 to {len(LETTERS)} candidates, not {len(paths)}")
+    if len(set(runs)) < len(runs):
+        raise UserError(f"candidates are told apart by the names of their folders: {', '.join(runs)}")
+    found = [_candidate(path, prompts, n) for path in paths]
+    names = [one.variant or one.run for one in found]
+    if len(set(names)) < len(names):  # two runs of one variant against each other
+        names = runs
+    folders = [one.images for one in found]
+    common = matched(runs, folders)
+    for line in unequal(runs, folders):
+        print(f"warning: {line}", file=sys.stderr)
+    settings = {"judge": endpoint.model, "candidates": names, "prompts": len(common), "pairwise": pairwise}
+    settings |= {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+    results: dict[str, dict[str, list[Measure]]] = {}
+    for question in questions or QUESTIONS:
+        began, before = time.perf_counter(), dict(endpoint.usage)
+        votes, places, rates = _vote(endpoint, question, common, names, folders, pairwise, threads)
+        used = {name: count - before[name] for name, count in endpoint.usage.items()}
+        plain = {
+            **{"question": question, "settings": settings, "runs": runs, "usage": used},
+            **{"asked_with": endpoint.asked_with, "refused": endpoint.refused, "places": places, "votes": votes},
+            "rates": {name: [asdict(rate) for rate in measures] for name, measures in rates.items()},
+        }
+        write_atomically(out / f"{question}.json", json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
+        for one, name in zip(found, names, strict=True):
+            if one.origin is not None and (one.path / RECORD_FILE).is_file():
+                result = Evaluated(f"judge {question}", settings, one.origin, time.perf_counter() - began, rates[name])
+                add_evaluation(one.path / RECORD_FILE, [result])
+        tokens = f"{used['prompt_tokens']:,} tokens read, {used['completion_tokens']:,} written"
+        print(f"{used['asked']} questions asked, {used['kept']} answered before; {tokens} in all")
+        print(f"wrote {out / f'{question}.json'}")
+        results[question] = rates
+    return results
+
+
+def _candidate(path: Path, prompts: int, n: int) -> Candidate:
+    if not (path / CONFIG_FILE).is_file():
+        return Candidate(path, read_folder(path))
+    model = load(path)
+    texts = list(dict.fromkeys(prompt_of(document) for document in held_out("text_to_image", prompts, model.config)))
+    folder = path / "evaluation" / f"judged-{prompts}x{n}-{model.origin['tokens']}"
+    model.write_images(texts, GenerationRequest(n), folder)
+    return Candidate(path, read_folder(folder), model.config.variant, model.origin)
+
+
+def _vote(
+    endpoint: Endpoint,
+    question: str,
+    prompts: list[str],
+    names: list[str],
+    folders: list[dict[str, list[Path]]],
+    pairwise: bool,
+    threads: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, list[Measure]]]:
+    """All votes, and what came of every candidate in every place, plain; and the win rates of every candidate."""
+    groups = list(combinations(range(len(names)), 2)) if pairwise else [tuple(range(len(names)))]
+    votes: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
+    rates: dict[str, list[Measure]] = {name: [] for name in names}
+    with progress_bar(total=len(groups) * len(prompts), desc=question) as bar:
+        for group in groups:
+            chosen = [names[number] for number in group]
+
+            def images(candidate: int, prompt: int, group: tuple[int, ...] = group) -> np.ndarray:
+                return read_images(folders[group[candidate]][prompts[prompt]])
+
+            outcome = compare(endpoint, question, prompts, images, chosen, threads=threads, watch=bar.update)
+            print(f"{question}: {outcome.ties} ties, {outcome.failures} without an answer")
+            if outcome.failures:
+                print(f"  without an answer: {reasons(outcome.votes)}")
+            for name, rate, row in zip(chosen, outcome.rates, outcome.places, strict=True):
+                interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
+                print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
+                cells = [f"{letter} {place.described}" for letter, place in zip(LETTERS, row, strict=False)]
+                print(f"    wins by place shown: {', '.join(cells)}")
+                places.append({"candidates": chosen, "candidate": name, "places": [asdict(place) for place in row]})
+                rates[name].append(rate)
+            votes += [{"candidates": chosen, **asdict(vote)} for vote in outcome.votes]
+    return votes, places, rates
 
 
 def read_folder(folder: Path) -> dict[str, list[Path]]:
@@ -232,6 +357,11 @@ class Place:
     shown: int
     wins: int
     failures: int
+
+    @property
+    def described(self) -> str:
+        """``3 of 10 (and 2 without an answer)``."""
+        return f"{self.wins} of {self.shown - self.failures}" + (f" (and {self.failures} without an answer)" * bool(self.failures))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ Their files are the user's to bring.
 Shapes: H W C image pixels and channels.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,14 @@ from tunalab.data.documents import Reject
 from tunalab.data.images import decode_image, read_image
 from tunalab.data.shards.files import find_files
 from tunalab.data.shards.table import IMAGE, Column, TableReader, is_text
-from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.files import listed, write_atomically
 from tunalab.frontends.loading import read_json
-from tunalab.inference.orders import Manner, Source, Wanted, check_size, image_bar, make_wanted, read_settings, save_image
+from tunalab.inference.images import check_replaceable, check_size, input_buckets, read_settings, save_image
+from tunalab.inference.requests import GenerationRequest, ImageFile, Source, image_bar, made_images
 from tunalab.interop.geneval import folder_of, metadata_of, read_prompts, sample_of
 from tunalab.interop.outcomes import OwnSize, checked_name, name_of, path_of, read_bytes, read_lines, text_of
-from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import ObjectiveConfig
-
-# Making the images that a benchmark asks for. What is there is kept, so that it can go on.
-#
-# Shapes: H W C image pixels and channels.
+from tunalab.trained.model import Model
 
 
 def makers(folder: Path) -> list[dict[str, Any]]:
@@ -80,10 +75,10 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One file of a benchmark: ``name`` below the folder, the images of ``text``, one a seed, in a square.
+    """One file of a benchmark: ``name`` below the folder, the images of ``text``, one per seed, in a square.
 
-    ``picture``: what ``text`` edits. ``beside`` writes what the benchmark wants beside the file, into the folder given, and raises
-    UserError where something else is in its place.
+    ``picture``: what ``text`` edits. ``beside`` writes what else the benchmark needs into the folder, and raises UserError where
+    something else is in its place.
     """
 
     name: str
@@ -93,47 +88,37 @@ class Item:
     beside: Callable[[Path], None] | None = None
 
 
-def make_items(
-    model: UnifiedModel,
-    tokenizer: Tokenizer,
-    objective: ObjectiveConfig,
-    manner: Manner,
-    buckets: Buckets,
-    items: Sequence[Item],
-    folder: Path,
-    **bounds: int,
-) -> int:
-    """Make what is not there yet; how many files were there. ``manner.size``: of images that are not edits; those take the size
-    that their picture gets in ``buckets``. ``bounds``: ``batch_tokens`` of :func:`make_wanted`.
+def make_items(model: Model, items: Sequence[Item], request: GenerationRequest, folder: Path, batch_tokens: int = 16384) -> int:
+    """Make the files that are not there yet; returns how many were there. Seeds are the items' own; edits take the size that their
+    picture gets.
 
     Raises UserError, before anything is made: a file is in the place of another, a picture cannot be read, tokens do not cut a
     size exactly. Later: a file cannot be written, the device has too little memory.
     """
+    config, network = model.config, model.model
+    sampling, size, buckets = request.sampling(config), request.output_size(config), input_buckets(config.data, request.size)
 
-    def wanted(item: Item) -> Wanted:
-        path = folder / item.name
-        if item.picture is None:
-            return manner.wanted(path, item.text, item.seeds)
-        source = Source(item.picture.name, item.picture.read(buckets))
-        return replace(manner, size=source.size).wanted(path, item.text, item.seeds, source)
+    def file_of(item: Item) -> ImageFile:
+        source = None if item.picture is None else Source(item.picture.name, item.picture.read(buckets))
+        of_file = size if source is None else source.size
+        return ImageFile(folder / item.name, item.text, item.seeds, of_file, sampling, model.precision, model.identity, source)
 
-    missing: dict[Size, list[Item]] = {}
+    missing: list[tuple[Size, Item]] = []
     for item in items:  # pictures are read twice: all of a benchmark would fill the memory
-        one = wanted(item)
-        size = manner.size if one.source is None else one.source.size
-        check_size(model.frontend.space, size)
+        one = file_of(item)
+        check_size(network.frontend.space, one.size)
         if not one.is_there():
-            missing.setdefault(size, []).append(item)
+            missing.append((one.size, item))
     for item in items:
         if item.beside is not None:
             item.beside(folder)
-    count = sum(map(len, missing.values()))
-    with image_bar(sum(len(item.seeds) for group in missing.values() for item in group), manner.sampling) as bar:
-        for size, group in missing.items():
-            for first in range(0, len(group), AT_ONCE):
-                part = [wanted(item) for item in group[first : first + AT_ONCE]]
-                make_wanted(model, tokenizer, objective, replace(manner, size=size), part, progress=bar.update, **bounds)
-    return len(items) - count
+    missing.sort(key=itemgetter(0))  # images of one size share their batches
+    with image_bar(sum(len(item.seeds) for _, item in missing), sampling) as bar:
+        for first in range(0, len(missing), AT_ONCE):
+            files = [file_of(item) for _, item in missing[first : first + AT_ONCE]]
+            for one, pixels_HWC in made_images(network, model.tokenizer, config.objective, files, batch_tokens, bar.update):
+                save_image(one.path, pixels_HWC, one.settings)
+    return len(items) - len(missing)
 
 
 KEYS = ("key", "task_type", "instruction", "instruction_language")
@@ -146,11 +131,9 @@ class SourcePicture(Picture):
 
     def keep(self, name: str, folder: Path) -> None:
         """As a PNG in its own size. Raises UserError where something else is in its place."""
-        pixels_HWC = self.read(OwnSize())
-        about = {"name": self.name, "sha256": hashlib.sha256(pixels_HWC.tobytes()).hexdigest()}
-        path = folder / name
-        if not Wanted(path, "", (), {"source": about}).is_there():
-            save_image(path, pixels_HWC, {"source": about})
+        source = Source(self.name, self.read(OwnSize()))
+        if not check_replaceable(folder / name, {"source": source.about}):
+            save_image(folder / name, source.pixels_HWC, {"source": source.about})
 
 
 def read_gedit(data: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str, Any], SourcePicture]]:

@@ -5,7 +5,7 @@ Shapes: H W image pixels; R K rows and columns of an image's visual tokens, T = 
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,27 +17,24 @@ from torch import Tensor
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.evaluation.attention import draw_heads
+from tunalab.evaluation.samples import draw_grid
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.attention import averaged, cut_prompt, draw_map, image_columns, last_rows, tokens_through
-from tunalab.inference.orders import (
+from tunalab.inference.images import ImageLike, check_size, each_image, input_buckets, read_input, read_settings, save_image
+from tunalab.inference.prompts import device_of
+from tunalab.inference.requests import (
     GenerationRequest,
-    ImageLike,
-    ImageOrder,
+    ImageFile,
     Source,
     answers,
-    check_size,
-    each_image,
-    enough_memory,
+    computing,
     find_device,
     image_bar,
-    input_buckets,
     made_images,
-    make_images,
-    mixed,
+    make_missing,
     precision,
-    read_input,
 )
-from tunalab.inference.prompts import device_of
 from tunalab.model.unified import UnifiedModel
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.loading import config_hash, read_config
@@ -61,17 +58,32 @@ Images = ImageLike | Sequence[ImageLike]
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """Where a model looks: unpacks into the two things one wants of it, ``map_RK, overlay = model.attention(...)``.
+    """Where a model looks. Unpacks into map and overlay: ``map_RK, overlay = model.attention(...)``.
 
     ``map_RK``: attention weights to the visual tokens of the image, (R, K) float32; their sum is the share of all attention that
-    goes to the image. ``overlay``: the map in colours over the image, enlarged. ``heads_YAT``: the same of every layer and head.
-    ``token``: place in the prompt of the token that looks.
+    goes to the image. ``heads_YAT``: the same of every layer and head. ``token``: place in the prompt of the token that looks.
+    ``image_HWC``: the image as the model sees it, uint8.
     """
 
     map_RK: np.ndarray
-    overlay: Image.Image
     heads_YAT: np.ndarray
     token: int
+    image_HWC: np.ndarray
+
+    @property
+    def overlay(self) -> Image.Image:
+        """The map in colours over the image, enlarged."""
+        return Image.fromarray(draw_map(self.image_HWC, self.map_RK.ravel(), self.grid))
+
+    @property
+    def every_head(self) -> Image.Image:
+        """The overlay of every head by itself, one row per layer."""
+        return draw_heads(self.image_HWC, self.heads_YAT, self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows, columns = self.map_RK.shape
+        return rows, columns
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.map_RK, self.overlay))
@@ -157,7 +169,7 @@ class Model:
         """
         request = GenerationRequest(n, seed, guidance=guidance, steps=steps, size=size, **more)
         texts = [text] if isinstance(text, str) else list(text)
-        return [Image.fromarray(pixels_HWC) for pixels_HWC in self._made(self.order(texts, request))]
+        return self._made(self.files(texts, request, Path()))
 
     def edit(
         self,
@@ -180,7 +192,8 @@ class Model:
         sources = {id(one): request.source(one, self.config) for one, _ in pairs if one is not None}
         if len(sources) < len({id(one) for one, _ in pairs}):
             raise UserError("image is None: an edit needs an image")
-        made = [Image.fromarray(self._made(self.order([text], request, sources[id(one)]))[0]) for one, text in pairs]
+        files = [self.files([text], request, Path(str(number)), sources[id(one)])[0] for number, (one, text) in enumerate(pairs)]
+        made = self._made(files)
         return made if several else made[0]
 
     def attention(
@@ -206,9 +219,8 @@ class Model:
         with self.computing():
             ((_, weights_YAS),) = last_rows(self.model, [prompt])
         heads_YAT, grid = image_columns(weights_YAS, prompt.spans[0]), space.grid(*image_HWC.shape[:2])
-        map_T = averaged(heads_YAT, layer, head)
-        overlay = Image.fromarray(draw_map(image_HWC, map_T, grid))
-        return AttentionMap(map_T.reshape(grid), overlay, heads_YAT, len(prompt.ids_L) - 1)
+        map_RK = averaged(heads_YAT, layer, head).reshape(grid)
+        return AttentionMap(map_RK, heads_YAT, len(prompt.ids_L) - 1, image_HWC)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model into ``folder``, which must not exist: safetensors, configuration, tokenizer.
@@ -247,31 +259,67 @@ class Model:
         """bf16 or fp32: what products are computed in."""
         return precision(self.config, device_of(self.model))
 
-    def computing(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[None]:
         """Inside, the model computes in its precision, and a device with too little memory is a UserError."""
-        stack = ExitStack()
-        stack.enter_context(mixed(self.precision, device_of(self.model)))
-        stack.enter_context(enough_memory())
-        return stack
+        return computing(self.precision, device_of(self.model))
 
-    def order(self, texts: Sequence[str], request: GenerationRequest, source: Source | None = None) -> ImageOrder:
-        """The images that a request asks for: of every text with every seed, edits of ``source`` where there is one."""
+    def files(
+        self, texts: Sequence[str], request: GenerationRequest, folder: Path, source: Source | None = None
+    ) -> list[ImageFile]:
+        """The files of a request, text by text: one per text and seed, edits of ``source`` where there is one."""
         size = request.output_size(self.config) if source is None else source.size
         sampling = request.sampling(self.config, edits=source is not None)
-        return ImageOrder(self.identity, texts, request.seeds, size, sampling, self.precision, source)
+        return [
+            ImageFile(folder / f"{number:04d}-seed{seed}.png", text, [seed], size, sampling, self.precision, self.identity, source)
+            for number, text in enumerate(texts, start=1)
+            for seed in request.seeds
+        ]
 
-    def write_images(self, order: ImageOrder, folder: Path, batch_tokens: int = 16384) -> tuple[list[Path], int]:
-        """As PNG files that hold the settings they were made with; those that are there are kept. All files, and how many were."""
-        return make_images(self.model, self.tokenizer, self.config.objective, order, folder, batch_tokens)
+    def write_images(
+        self,
+        texts: Sequence[str],
+        request: GenerationRequest,
+        folder: Path,
+        source: Source | None = None,
+        batch_tokens: int = 16384,
+        grid: Path | None = None,
+    ) -> tuple[list[Path], int]:
+        """Write the images of a request as PNG files that hold their settings; returns the files, and how many were there.
 
-    def _made(self, order: ImageOrder) -> list[np.ndarray]:
-        """The images of an order, uint8 (H, W, 3)."""
-        check_size(self.model.frontend.space, order.size)
-        wanted = order.images(Path())
-        with image_bar(len(wanted), order.sampling) as bar:
-            made = made_images(self.model, self.tokenizer, self.config.objective, order.manner, wanted, progress=bar.update)
-            pixels = {one.path: pixels_HWC for one, pixels_HWC in made}
-        return [pixels[one.path] for one in wanted]
+        Files that are there with the same settings are kept. ``grid``: also one picture of all, one row per text.
+
+        Raises UserError, before anything is made, when something else is in the place of a file.
+        """
+        if grid is not None and grid.exists() and "grid" not in (read_settings(grid) or {}):
+            raise UserError(f"{grid} is there and no grid of tunalab: choose another folder, or remove it")
+        files = self.files(texts, request, folder, source)
+        kept = make_missing(self.model, self.tokenizer, self.config.objective, files, batch_tokens)
+        if grid is not None:
+            _write_grid(grid, files, len(request.seeds))
+        return [one.path for one in files], kept
+
+    def _made(self, files: Sequence[ImageFile]) -> list[Image.Image]:
+        for one in files:
+            check_size(self.model.frontend.space, one.size)
+        with image_bar(len(files), files[0].sampling) as bar:
+            made = dict(made_images(self.model, self.tokenizer, self.config.objective, files, progress=bar.update))
+        return [Image.fromarray(made[one]) for one in files]
+
+
+def _write_grid(path: Path, files: Sequence[ImageFile], columns: int) -> None:
+    """One row per text: the image that is edited, where there is one, then the images of all seeds."""
+    images, captions = [], []
+    for number, one in enumerate(files):
+        first = number % columns == 0
+        if first and one.source is not None:
+            images.append(one.source.pixels_HWC)
+            captions.append(one.text)
+        with Image.open(one.path) as image:
+            images.append(np.asarray(image))
+        seed = f"seed {one.seeds[0]}"
+        captions.append(f"{one.text} ({seed})" if first and one.source is None else seed)
+    drawn = draw_grid(np.stack(images), captions, columns=len(images) * columns // len(files))
+    save_image(path, np.asarray(drawn), {"grid": [one.path.name for one in files]})
 
 
 def paired(images: Images | None, texts: str | Sequence[str], what: str) -> tuple[list[tuple[ImageLike | None, str]], bool]:
@@ -287,33 +335,61 @@ def paired(images: Images | None, texts: str | Sequence[str], what: str) -> tupl
     return list(zip(every * (count // len(every)), words * (count // len(words)), strict=True)), several
 
 
-# A trained model, ready for use, from the directory of a run or from an exported folder: :func:`load`.
-
-
 def load(path: str | Path, device: str | torch.device | None = None, raw: bool = False) -> Model:
-    """The trained model at ``path``, ready to be used: of a run directory its newest undamaged checkpoint, or an exported folder.
+    """The trained model at ``path``: an exported folder, or a run directory at its newest undamaged checkpoint.
 
-    ``device``: cpu, cuda or cuda:N; without one a GPU if there is any. ``raw``: the weights that training goes on with, not their
-    averages. Computes in the precision of its training: bfloat16 products on a GPU, float32 on a CPU, unless its configuration
-    says otherwise.
+    ``RUN@TOKENS``: a run at that kept checkpoint. ``device``: cpu, cuda or cuda:N; by default a GPU if there is any. ``raw``: the
+    weights that training goes on with, not their averages. Computes in the precision of its training: bfloat16 products on a GPU,
+    float32 on a CPU, unless its configuration says otherwise. Of an exported folder nothing outside it is read.
 
-    Raises UserError, one line: no model there, no undamaged checkpoint, a file is missing or was altered, weights do not fit the
-    configuration, no such device; and for ``raw`` of an export of averaged weights.
+    Raises UserError, one line: no model there, no undamaged checkpoint, none kept at so many tokens, a file or component is missing
+    or was altered, weights do not fit the configuration (both sides are listed), no such device; and for ``raw`` of an export of
+    averaged weights.
     """
+    place, tokens = kept_at(path)
+    device = find_device(device, "device=") if device is None or isinstance(device, str) else device
+    export = is_export(place)
+    config = read_config(place / CONFIG_FILE)
+    if not export:
+        checkpoint = find_checkpoint(place, config, tokens)
+        parts = RunParts(ComponentSettings.seeded(config.components_seed))
+        tokenizer = parts.tokenizer_for(config.decoder)
+        learnt = learnt_weights(checkpoint, raw)
+        model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(checkpoint))
+        origin = {
+            "run": place.resolve().name,
+            "config_hash": config_hash(config),
+            "weights": "raw" if raw else "averaged",
+            "steps": learnt.steps,
+            "tokens": learnt.tokens,
+        }
+        return Model(model.to(device), tokenizer, config, origin, parts)
+    about = read_about(place)
+    if raw and (held := about.origin["weights"]) != "raw":
+        raise UserError(f"{place} holds {held} weights alone: raw ones have the run's directory, and exports made with --raw")
+    if not (place / TOKENIZER).is_dir():
+        raise UserError(f"{place} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
+    tokenizer = Tokenizer.load(place / TOKENIZER).with_chat(config.decoder.chat)
+    check_tokenizer(tokenizer, about.vocabulary, str(place))
+    parts = ExportedParts(place, about)
+    model = assemble(config, parts, about.vocabulary, read_weights(place), str(place))
+    return Model(model.to(device), tokenizer, config, about.origin, parts)
+
+
+def model_config(path: str | Path) -> RunConfig:
+    """The configuration of a model, without its weights. Raises UserError as :func:`load`."""
+    place, _ = kept_at(path)
+    is_export(place)
+    return read_config(place / CONFIG_FILE)
+
+
+def kept_at(path: str | Path) -> tuple[Path, int | None]:
+    """``RUN@TOKENS`` as the run and the tokens of a kept checkpoint; anything else as it is."""
     path = Path(path)
-    if device is None or isinstance(device, str):
-        device = find_device(device, "device=")
-    if not is_export(path):
-        return load_run(path, device, raw)
-    if raw and (held := read_about(path).origin["weights"]) != "raw":
-        raise UserError(f"{path} holds {held} weights alone: raw ones have the run's directory, and exports made with --raw")
-    return load_exported(path, device)
-
-
-def model_config(path: Path) -> RunConfig:
-    """The configuration of an exported folder or a run directory, without its weights. Raises UserError as :func:`load`."""
-    is_export(path)
-    return read_config(path / CONFIG_FILE)
+    run, at, tokens = path.name.rpartition("@")
+    if run and at and tokens.replace("_", "").isdecimal() and not path.exists():
+        return path.with_name(run), int(tokens)
+    return path, None
 
 
 def is_export(path: Path) -> bool:
@@ -327,71 +403,39 @@ def is_export(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def load_weights(path: Path) -> tuple[RunConfig, dict[str, Tensor], list[str]]:
-    """Of an exported folder or a run directory: configuration, learnt weights by our names (a tied table once), and the names
-    of those that started from scratch where the checkpoint lacked them. Raises UserError as :func:`load`.
+def load_weights(path: str | Path) -> tuple[RunConfig, dict[str, Tensor], list[str]]:
+    """Configuration, learnt weights by our names (a tied table once), and the names of those that started from scratch where an
+    official checkpoint lacked them. Raises UserError as :func:`load`.
     """
-    if is_export(path):
-        about = read_about(path)
-        return model_config(path), read_weights(path), about.initialised
-    config = model_config(path)
-    return config, stored_once(config, learnt_weights(newest_checkpoint(path, config)).weights), []
+    place, tokens = kept_at(path)
+    config = model_config(place)
+    if is_export(place):
+        about = read_about(place)  # first, as it finds damage
+        return config, read_weights(place), about.initialised
+    return config, stored_once(config, learnt_weights(find_checkpoint(place, config, tokens)).weights), []
 
 
-def load_exported(folder: Path, device: str | torch.device = "cpu") -> Model:
-    """The model that `tunalab export` or `tunalab convert` wrote. Nothing outside the folder is read.
-
-    Raises UserError, one line: no such folder, a file is missing or was altered, weights do not fit the configuration (both
-    sides listed), the tokenizer is missing or lacks image tokens.
-    """
-    about = read_about(folder)
-    config = read_config(folder / CONFIG_FILE)
-    if not (folder / TOKENIZER).is_dir():
-        raise UserError(f"{folder} holds no tokenizer: convert the checkpoint again with decoder.tokenizer=FOLDER")
-    tokenizer = Tokenizer.load(folder / TOKENIZER).with_chat(config.decoder.chat)
-    check_tokenizer(tokenizer, about.vocabulary, str(folder))
-    parts = ExportedParts(folder, about)
-    model = assemble(config, parts, about.vocabulary, read_weights(folder), str(folder))
-    return Model(model.to(device), tokenizer, config, about.origin, parts)
-
-
-def load_run(run_dir: Path, device: str | torch.device = "cpu", raw: bool = False) -> Model:
-    """The model of a run at its newest undamaged checkpoint: the averaged weights, or with ``raw`` those that go on training.
-
-    Raises UserError, one line: no run there, no undamaged checkpoint, a component is missing, weights do not fit.
-    """
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise UserError(f"{run_dir} is not a run directory ({CONFIG_FILE} is missing)")
-    config = read_config(run_dir / CONFIG_FILE)
-    newest = newest_checkpoint(run_dir, config)
-    parts = RunParts(ComponentSettings.seeded(config.components_seed))
-    tokenizer = parts.tokenizer_for(config.decoder)
-    learnt = learnt_weights(newest, raw)
-    model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(newest))
-    origin = {
-        "run": run_dir.resolve().name,
-        "config_hash": config_hash(config),
-        "weights": "raw" if raw else "averaged",
-        "steps": learnt.steps,
-        "tokens": learnt.tokens,
-    }
-    return Model(model.to(device), tokenizer, config, origin, parts)
-
-
-def newest_checkpoint(run_dir: Path, config: RunConfig) -> Path:
-    """The newest undamaged checkpoint of a run; damaged ones are named.
+def find_checkpoint(run_dir: Path, config: RunConfig, tokens: int | None = None) -> Path:
+    """The checkpoint of a run at so many tokens, or the newest undamaged one; damaged ones are named.
 
     Raises UserError when there is none, or it is of a run with other settings.
     """
     store = CheckpointStore(run_dir / "checkpoints")
-    newest = store.newest_valid(warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
-    if newest is None:
-        state = "every checkpoint in it is damaged" if store.steps() else "it holds no checkpoint"
-        raise UserError(f"run {run_dir} cannot be loaded: {state}")
-    refuse_foreign(newest, config)
-    return newest
-
-
-def export_run(run_dir: Path, folder: Path, raw: bool = False) -> None:
-    """Write the model of a run into ``folder``, as :meth:`Model.save_pretrained`. Raises UserError as :func:`load_run` too."""
-    load_run(run_dir, raw=raw).save_pretrained(folder)
+    if tokens is None:
+        found = store.newest_valid(warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
+        if found is None:
+            state = "every checkpoint in it is damaged" if store.steps() else "it holds no checkpoint"
+            raise UserError(f"run {run_dir} cannot be loaded: {state}")
+    else:
+        kept: dict[int, Path] = {}
+        for folder in store.steps():
+            with suppress(UserError):  # one that cannot be read
+                kept[read_saved(folder).progress["tokens"]] = folder
+        if tokens not in kept:
+            choices = ", ".join(f"{run_dir.name}@{number}" for number in kept) or "none"
+            raise UserError(f"run {run_dir} keeps no checkpoint at {tokens} tokens (kept: {choices})")
+        found = kept[tokens]
+        if problem := damage(found):
+            raise UserError(f"checkpoint {found} is damaged ({problem})")
+    refuse_foreign(found, config)
+    return found

@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import small_config
 
-from tunalab.data.buckets import Buckets
 from tunalab.data.images import read_image
 from tunalab.errors import UserError
-from tunalab.inference import orders
-from tunalab.inference.orders import ImageOrder, Manner, make_images, read_settings
+from tunalab.inference.images import read_settings
+from tunalab.inference.requests import GenerationRequest
 from tunalab.interop.samples import Item, Picture, make_items
-from tunalab.settings.schema import ObjectiveConfig, SamplingConfig
+from tunalab.trained.model import Model
 
-MANNER = Manner({"name": "run"}, (16, 16), SamplingConfig("euler", 1, 1.5), "fp32")
-OBJECTIVE = ObjectiveConfig()
-BUCKETS = Buckets((((16, 16), (16, 24)),))
+REQUEST = GenerationRequest(steps=1, guidance=1.5, sampler="euler")
 
 
 @pytest.fixture
-def model(tiny_model):
-    return tiny_model("patch_embed")
+def model(tiny_model, tokenizer):
+    config = small_config()
+    config.data.image_size, config.data.buckets = 16, ["16x16", "16x24"]
+    return Model(tiny_model("patch_embed"), tokenizer, config, {"run": "run", "weights": "raw"})
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -36,11 +36,10 @@ def picture(path: Path, width: int) -> Picture:
     return Picture(path.name, partial(read_image, path))
 
 
-def test_a_grid_holds_the_images_of_its_seeds(model, tokenizer, tmp_path):
+def test_a_grid_holds_the_images_of_its_seeds(model, tmp_path):
     items = [Item("a.png", "a red ring", (0, 1, 2, 3)), Item("b/c.png", "a blue cross", (2,))]
-    assert make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items, tmp_path / "grid", batch_tokens=30) == 0
-    order = ImageOrder(MANNER.model, ["a red ring", "a blue cross"], range(4), MANNER.size, MANNER.sampling, MANNER.precision)
-    singles, _ = make_images(model, tokenizer, OBJECTIVE, order, tmp_path / "single")
+    assert make_items(model, items, REQUEST, tmp_path / "grid", batch_tokens=30) == 0
+    singles, _ = model.write_images(["a red ring", "a blue cross"], replace(REQUEST, n=4), tmp_path / "single")
     parts = [pixels(path) for path in singles]
     expected = np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:4])])
     assert len({part.tobytes() for part in parts}) == 8
@@ -50,39 +49,38 @@ def test_a_grid_holds_the_images_of_its_seeds(model, tokenizer, tmp_path):
     assert settings is not None and settings["seed"] == [0, 1, 2, 3] and settings["size"] == "16x16"
 
 
-def test_what_is_there_is_kept_and_what_is_another_is_one_line(model, tokenizer, tmp_path, monkeypatch):
+def test_what_is_there_is_kept_and_what_is_another_is_one_line(model, tmp_path, monkeypatch):
     beside = []
     items = [Item(f"{n}.png", f"text {n}", (0,), beside=beside.append) for n in range(3)]
-    make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items[:2], tmp_path)
+    make_items(model, items[:2], REQUEST, tmp_path)
     assert beside == [tmp_path] * 2
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items, tmp_path) == 2
+    assert make_items(model, items, REQUEST, tmp_path) == 2
     assert {path: path.read_bytes() for path in before} == before and (tmp_path / "2.png").exists()
-    monkeypatch.setattr(orders, "save_image", None)
-    other = replace(MANNER, sampling=SamplingConfig("euler", 2, 1.5))
+    monkeypatch.setattr("tunalab.interop.samples.save_image", None)
     new = [Item("new.png", "new", (0,)), *items]
     with pytest.raises(UserError, match="0.png is there, made otherwise .steps 1 there, 2 now.: choose another folder"):
-        make_items(model, tokenizer, OBJECTIVE, other, BUCKETS, new, tmp_path)
+        make_items(model, new, replace(REQUEST, steps=2), tmp_path)
     assert not (tmp_path / "new.png").exists(), "nothing is made before a mistake is told"
 
 
-def test_edits_have_the_size_of_their_picture(model, tokenizer, tmp_path):
+def test_edits_have_the_size_of_their_picture(model, tmp_path):
     pictures = [picture(tmp_path / f"{width}.png", width) for width in (20, 30, 21)]
     items = [Item(f"{n}.png", "make it red", (0,), one) for n, one in enumerate(pictures)]
     out = tmp_path / "out"
-    assert make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items, out) == 0
+    assert make_items(model, items, REQUEST, out) == 0
     assert [pixels(out / f"{n}.png").shape[:2] for n in range(3)] == [(16, 16), (16, 24), (16, 16)]
     assert (pixels(out / "0.png") != pixels(out / "2.png")).any(), "edits of different pictures"
     (out / "2.png").unlink()
-    assert make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items, out) == 2
+    assert make_items(model, items, REQUEST, out) == 2
     (tmp_path / "30.png").write_bytes(b"")
     (out / "0.png").unlink()
     with pytest.raises(UserError, match="30.png: unreadable image"):
-        make_items(model, tokenizer, OBJECTIVE, MANNER, BUCKETS, items, out)
+        make_items(model, items, REQUEST, out)
     assert not (out / "0.png").exists()
 
 
-def test_a_size_that_tokens_do_not_cut(model, tokenizer, tmp_path):
+def test_a_size_that_tokens_do_not_cut(model, tmp_path):
     items = [Item("a.png", "text", (0,), picture(tmp_path / "a.png", 20))]
     with pytest.raises(UserError, match="size 20x20 is not cut exactly"):
-        make_items(model, tokenizer, OBJECTIVE, MANNER, Buckets.square(20), items, tmp_path / "out")
+        make_items(model, items, replace(REQUEST, size=20), tmp_path / "out")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.tolerances import block_terms, relative
 
 from tunalab.errors import UserError
-from tunalab.inference.orders import save_image
+from tunalab.inference.images import save_image
 from tunalab.interop import geneval as detection
 from tunalab.interop.clip import BACKGROUND, CLIP_SCORE, HPS, Clip, ZeroShotColours, cut_out, prompted_images, score_fit
 from tunalab.interop.dpg import TransformersVQA

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.inference.orders import read_settings, save_image
+from tunalab.inference.images import read_settings, save_image
 from tunalab.interop.endpoint import KEY, MODEL, URL, Endpoint
 from tunalab.interop.judge import SMALLEST_SIDE, Place, compare, picture, read_folder, unequal
 

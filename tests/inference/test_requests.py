@@ -1,4 +1,4 @@
-"""Images asked of a model become files, once; answers come in the order of the questions."""
+"""Requested images become files, once; answers come in the order of the questions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +12,16 @@ import tunalab
 from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace
-from tunalab.inference import orders
+from tunalab.inference import requests
 from tunalab.inference.generation import SAMPLERS, evaluations, integrate, sample_images
-from tunalab.inference.orders import (
-    ImageOrder,
-    Source,
-    answers,
-    check_size,
-    find_device,
-    find_images,
-    input_buckets,
-    make_images,
-    output_size,
-    precision,
-    read_input,
-    read_settings,
-    read_texts,
-)
+from tunalab.inference.images import check_size, find_images, input_buckets, output_size, read_input, read_settings, read_texts
 from tunalab.inference.prompts import edit_prompt, image_prompt
+from tunalab.inference.requests import ImageFile, Source, answers, find_device, make_missing, precision
 from tunalab.settings.schema import DataConfig, ObjectiveConfig, SamplingConfig
 
 TEXTS = ["a red ring", "on white: large yellow ring top right, blue cross a1"]
 MODEL = {"name": "run", "config_hash": "0123456789ab", "revision": 2, "weights": "averaged", "steps": 7, "tokens": 700}
-ORDER = ImageOrder(MODEL, TEXTS, [5, 6], (16, 32), SamplingConfig("euler", 2, 1.5), "fp32")
+SAMPLING = SamplingConfig("euler", 2, 1.5)
 OBJECTIVE = ObjectiveConfig()
 
 
@@ -43,19 +30,34 @@ def model(tiny_model):
     return tiny_model("patch_embed")
 
 
+def files_of(folder: Path, texts=TEXTS, seeds=(5, 6), **changes) -> list[ImageFile]:
+    how = {"size": (16, 32), "sampling": SAMPLING, "precision": "fp32", "model": MODEL, **changes}
+    return [
+        ImageFile(folder / f"{number:04d}-seed{seed}.png", text, [seed], **how)
+        for number, text in enumerate(texts, start=1)
+        for seed in seeds
+    ]
+
+
+def make(network, tokenizer, folder: Path, batch_tokens: int = 16384, **changes) -> tuple[list[Path], int]:
+    files = files_of(folder, **changes)
+    kept = make_missing(network, tokenizer, OBJECTIVE, files, batch_tokens)
+    return [one.path for one in files], kept
+
+
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
 
 
 def test_every_text_with_every_seed(model, tokenizer, tmp_path):
-    files, kept = make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "out")
+    files, kept = make(model, tokenizer, tmp_path / "out")
     names = ["0001-seed5.png", "0001-seed6.png", "0002-seed5.png", "0002-seed6.png"]
     assert [file.name for file in files] == names == sorted(file.name for file in (tmp_path / "out").iterdir()) and kept == 0
     prompts = [image_prompt(tokenizer, model.frontend.space, text) for text in (*TEXTS, "")]
     pairs = [(0, 5), (0, 6), (1, 5), (1, 6)]
     expected = sample_images(
-        model, [prompts[n] for n, _ in pairs], prompts[2], (16, 32), ORDER.sampling, OBJECTIVE, [seed for _, seed in pairs]
+        model, [prompts[n] for n, _ in pairs], prompts[2], (16, 32), SAMPLING, OBJECTIVE, [seed for _, seed in pairs]
     )
     assert len({image.tobytes() for image in expected}) == 4
     for file, image in zip(files, expected, strict=True):
@@ -77,9 +79,9 @@ def test_edits_and_images_are_made_each_in_their_way(model, tokenizer, tmp_path)
     """What a file tells of its guidance, and that it was made so, in one call."""
     sampling = SamplingConfig("euler", 2, 1.5, "a blue cross", 4.0)
     source = Source("a.png", np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8))
-    manner = replace(ORDER, sampling=sampling).manner
-    picture, edit = (manner.wanted(tmp_path / f"{n}.png", TEXTS[0], [5], one) for n, one in enumerate((None, source)))
-    orders.make_wanted(model, tokenizer, OBJECTIVE, manner, [picture, edit])
+    one_text = {"texts": TEXTS[:1], "seeds": [5], "sampling": sampling}
+    (picture,), (edit,) = files_of(tmp_path / "0", **one_text), files_of(tmp_path / "1", source=source, **one_text)
+    assert make_missing(model, tokenizer, OBJECTIVE, [picture, edit]) == 0
     space = model.frontend.space
     expected = {
         picture: (image_prompt(tokenizer, space, TEXTS[0]), image_prompt(tokenizer, space, "a blue cross"), 1.5),
@@ -95,12 +97,12 @@ def test_edits_and_images_are_made_each_in_their_way(model, tokenizer, tmp_path)
         told = read_settings(one.path)
         assert told["negative_prompt"] == "a blue cross"
         assert (told.get("guidance"), told.get("edit_guidance")) == ((None, 4.0) if one is edit else (1.5, None))
-    before = ORDER.manner.wanted(tmp_path / "none.png", TEXTS[0], [5], source).settings
+    before = files_of(tmp_path, source=source)[0].settings
     assert before["guidance"] == 1.5 and not {"negative_prompt", "edit_guidance"} & before.keys(), "as files of before tell it"
 
 
-def test_an_interrupted_order_goes_on_and_a_done_one_costs_nothing(model, tokenizer, tmp_path, monkeypatch):
-    files, _ = make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "whole")
+def test_an_interrupted_request_goes_on_and_a_done_one_costs_nothing(model, tokenizer, tmp_path, monkeypatch):
+    files, _ = make(model, tokenizer, tmp_path / "whole")
     saved = []
 
     def interrupted(path, *rest):
@@ -109,21 +111,21 @@ def test_an_interrupted_order_goes_on_and_a_done_one_costs_nothing(model, tokeni
         saved.append(path)
         real(path, *rest)
 
-    real = orders.save_image
-    monkeypatch.setattr(orders, "save_image", interrupted)
+    real = requests.save_image
+    monkeypatch.setattr(requests, "save_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "out", batch_tokens=1)
-    monkeypatch.setattr(orders, "save_image", real)
+        make(model, tokenizer, tmp_path / "out", batch_tokens=1)
+    monkeypatch.setattr(requests, "save_image", real)
     assert len(list((tmp_path / "out").iterdir())) == 3, "a file is written as soon as its batch is done"
     times = {path: path.stat().st_mtime_ns for path in saved}
-    made, kept = make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "out")
+    made, kept = make(model, tokenizer, tmp_path / "out")
     assert kept == 3 and {path: path.stat().st_mtime_ns for path in saved} == times
     for one, other in zip(made, files, strict=True):
         assert np.abs(pixels(one).astype(int) - pixels(other)).max() <= 1
-    monkeypatch.setattr(orders, "sample_batches", lambda model, prompts, *rest: iter([1] * len(prompts)))
+    monkeypatch.setattr(requests, "sample_batches", lambda model, prompts, *rest: iter([1] * len(prompts)))
     # Another version of tunalab makes the same images, unless the model's revision says otherwise.
     monkeypatch.setattr(tunalab, "__version__", "9.9.9")
-    assert make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path / "out") == (made, 4)
+    assert make(model, tokenizer, tmp_path / "out") == (made, 4)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +144,10 @@ def test_an_interrupted_order_goes_on_and_a_done_one_costs_nothing(model, tokeni
     ],
 )
 def test_a_file_of_other_settings_is_never_written_over(changes, words, model, tokenizer, tmp_path):
-    files, _ = make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path)
+    files, _ = make(model, tokenizer, tmp_path)
     before = [file.read_bytes() for file in files]
     with pytest.raises(UserError, match=words) as caught:
-        make_images(model, tokenizer, OBJECTIVE, replace(ORDER, seeds=[4, 5], **changes), tmp_path)
+        make(model, tokenizer, tmp_path, **{"seeds": [4, 5], **changes})
     assert "choose another folder, or remove it" in str(caught.value) and "\n" not in str(caught.value)
     assert [file.read_bytes() for file in files] == before and len(list(tmp_path.iterdir())) == 4, "nothing was made"
 
@@ -154,8 +156,7 @@ def test_a_file_tells_the_clamp_where_it_takes_part(tmp_path):
     """Images of up to 20 steps are those of versions that knew no clamp; of more steps they differ."""
 
     def told(**sampling):
-        order = replace(ORDER, sampling=SamplingConfig("euler", **sampling))
-        return order.images(tmp_path)[0].settings.get("clamp")
+        return files_of(tmp_path, sampling=SamplingConfig("euler", **sampling))[0].settings.get("clamp")
 
     assert told(steps=20) is told(steps=20, clamp="official") is None
     assert (told(steps=50), told(steps=50, clamp="official")) == ("none", "official")
@@ -166,7 +167,7 @@ def test_a_file_that_says_nothing_or_is_damaged_is_never_written_over(model, tok
         path = tmp_path / "0002-seed6.png"
         Image.new("RGB", (4, 4)).save(path) if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=f"{words}: choose another folder, or remove it"):
-            make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path)
+            make(model, tokenizer, tmp_path)
         assert list(tmp_path.iterdir()) == [path]
 
 
@@ -174,14 +175,13 @@ def test_a_file_that_says_nothing_or_is_damaged_is_never_written_over(model, tok
 def test_edits_read_their_source_and_guidance_starts_from_nothing(name, tiny_model, tokenizer, tmp_path):
     model = tiny_model(name)
     sources = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
-    order = replace(ORDER, size=(32, 32), texts=["remove the ring"], seeds=[1])
     made = []
     for number, source in enumerate(sources):
-        order = replace(order, source=Source("photo.png", source))
-        (file,), _ = make_images(model, tokenizer, OBJECTIVE, order, tmp_path / str(number))
+        how = {"size": (32, 32), "texts": ["remove the ring"], "seeds": [1], "source": Source("photo.png", source)}
+        (file,), _ = make(model, tokenizer, tmp_path / str(number), **how)
         space = model.frontend.space
         prompt, nothing = edit_prompt(tokenizer, space, source, "remove the ring"), image_prompt(tokenizer, space, "")
-        expected = sample_images(model, [prompt], nothing, (32, 32), order.sampling, OBJECTIVE, [1])
+        expected = sample_images(model, [prompt], nothing, (32, 32), SAMPLING, OBJECTIVE, [1])
         assert np.array_equal(pixels(file), expected[0])
         made.append(file)
     assert not np.array_equal(pixels(made[0]), pixels(made[1]))
@@ -189,13 +189,13 @@ def test_edits_read_their_source_and_guidance_starts_from_nothing(name, tiny_mod
     assert one["source"]["name"] == "photo.png" and one["source"]["sha256"] != other["source"]["sha256"]
 
 
-@pytest.mark.parametrize("name", ["patch_embed", "vae_siglip"])
-def test_in_bfloat16_nearly_the_same_is_made(name, tiny_model, tokenizer, tmp_path):
-    model = tiny_model(name)
+@pytest.mark.parametrize("frontend", ["patch_embed", "vae_siglip"])
+def test_in_bfloat16_nearly_the_same_is_made(frontend, tiny_model, tokenizer, tmp_path):
+    model = tiny_model(frontend)
     made = {}
-    for order in (ORDER, replace(ORDER, precision="bf16")):
-        files, _ = make_images(model, tokenizer, OBJECTIVE, order, tmp_path / order.precision)
-        made[order.precision] = np.stack([pixels(file) for file in files]).astype(float)
+    for name in ("fp32", "bf16"):
+        files, _ = make(model, tokenizer, tmp_path / name, precision=name)
+        made[name] = np.stack([pixels(file) for file in files]).astype(float)
     difference = np.abs(made["bf16"] - made["fp32"])
     assert 0 < difference.mean() < 4
     photo = tmp_path / "photo.png"
@@ -216,9 +216,9 @@ def test_too_little_memory_is_one_line(model, tokenizer, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(orders, "sample_batches", fail)
+    monkeypatch.setattr(requests, "sample_batches", fail)
     with pytest.raises(UserError, match="too little memory: take a smaller --batch-tokens"):
-        make_images(model, tokenizer, OBJECTIVE, ORDER, tmp_path)
+        make(model, tokenizer, tmp_path)
 
 
 def test_answers_come_in_order_whatever_is_answered_at_a_time(model, tokenizer, tmp_path):
