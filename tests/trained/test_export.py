@@ -14,7 +14,7 @@ from tests.official.golden import Outputs, Picture, run
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.trained.folder import read_about, read_weights, write_export
-from tunalab.trained.model import Model, export_run, load, load_exported, load_run
+from tunalab.trained.model import Model, load
 from tunalab.training.checkpoints import EMA, MANIFEST, MODEL, TENSORS, CheckpointStore, read_whole
 
 

@@ -22,7 +22,7 @@ from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import from_plain
-from tunalab.trained.model import export_run, load_exported, load_run
+from tunalab.trained.model import load
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights
 from tunalab.training.run import train
 

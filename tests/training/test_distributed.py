@@ -26,7 +26,7 @@ from tunalab.evaluation.along import evaluate
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import flop_costs
-from tunalab.trained.model import export_run, load_exported
+from tunalab.trained.model import load
 from tunalab.training.checkpoints import CheckpointStore, learnt_weights, read_saved
 from tunalab.training.joint import JointSteps
 from tunalab.training.run import train

@@ -23,7 +23,7 @@ from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.layers import unequal
 from tunalab.settings.loading import config_hash, from_plain, to_plain
-from tunalab.trained.model import load_run
+from tunalab.trained.model import load
 from tunalab.training.checkpoints import EARLIER, TENSORS, CheckpointStore, alone_is_fine, read_saved, read_whole, write_whole
 from tunalab.training.claiming import HASH_LINE, claimed_hash
 from tunalab.training.run import train

@@ -22,7 +22,7 @@ from tunalab.inference.prompts import question_prompt
 from tunalab.model import objective
 from tunalab.model.unified import build_model
 from tunalab.settings.schema import RunConfig
-from tunalab.trained.model import export_run, load
+from tunalab.trained.model import load
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights
 from tunalab.training.joint import LOSSES, JointStep
 from tunalab.training.module import Harness, NonFiniteLoss
