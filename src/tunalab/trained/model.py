@@ -51,7 +51,7 @@ from tunalab.trained.folder import (
     stored_once,
     write_export,
 )
-from tunalab.training.checkpoints import MANIFEST, CheckpointStore, learnt_weights, refuse_foreign
+from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage, learnt_weights, read_saved, refuse_foreign
 
 Images = ImageLike | Sequence[ImageLike]
 
