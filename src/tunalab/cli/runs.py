@@ -124,7 +124,8 @@ def plan(arguments: argparse.Namespace) -> int:
     if len(names) not in (1, 2):
         raise UserError(f"EXPERIMENT VARIANT, or a SWEEP alone, is to be planned, not {' '.join(names) or 'nothing'}")
     of = ("gpus", "gpu", "gpu_flops", "utilisation", "sharding", "sample", "price")
-    made = make_plan(names[0], *names[1:], settings=words, **{name: getattr(arguments, name) for name in of})
+    variant = names[1] if len(names) == 2 else None
+    made = make_plan(names[0], variant, words, **{name: getattr(arguments, name) for name in of})
     from tunalab.planning.plan import Plan, to_plain, to_text
     from tunalab.planning.sweep import to_plain_sweep, to_text_sweep
 
