@@ -142,7 +142,7 @@ def test_training_knows_no_sweep_and_the_model_no_run() -> None:
     for path in FILES:
         names = {name for name, _ in imported(path)}
         if part(path) == "data":
-            assert names <= {"redaction", "errors", "files", "terminal", "settings", "data"}
+            assert names <= {"redaction", "errors", "files", "terminal", "plugins", "settings", "data"}
         if part(path) in ("frontends", "model"):
             assert not names & {"training", "records", "analysis", "sweeps", "evaluation", "inference"}
 

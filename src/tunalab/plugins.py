@@ -24,6 +24,7 @@ from typing import Any
 
 from tunalab.errors import UserError, first_line
 
+_FILE = "_outside_"  # begins the module's name of a file
 FORMS = "my_package.module:Class, path/to/file.py:Class"
 
 
@@ -79,11 +80,13 @@ def build(setting: str, found: Callable[..., Any], arguments: Mapping[str, Any],
     return found(**{name: value for name, value in ours.items() if name in named}, **arguments)
 
 
+@cache
 def source_of(found: Any) -> str:
     """Package with its version, or the file with a digest of its text: what made the numbers, however the file goes on."""
     module = sys.modules[found.__module__]
     package = found.__module__.partition(".")[0]
-    for distribution in packages_distributions().get(package, ()):
+    of_package = {} if package.startswith(_FILE) else packages_distributions()  # which takes a second
+    for distribution in of_package.get(package, ()):
         return f"{found.__module__}:{found.__qualname__} of {distribution} {version(distribution)}"
     file = Path(module.__file__ or "")
     text = file.read_bytes() if module.__file__ else b""
@@ -107,7 +110,7 @@ def _module(place: str, what: str) -> ModuleType:
 def _file(path: Path) -> ModuleType:
     """Run once per process, so that one file's class is one class."""
     # A name without dots that no package has; of the whole path, as two files may have one name.
-    name = f"_outside_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{_FILE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

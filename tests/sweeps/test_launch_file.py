@@ -48,7 +48,7 @@ def test_a_file_sets_what_it_names(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("nodes: 2", ["key 'launcher' is missing", "local, slurm"]),
-        ("launcher: pbs", ["'pbs'", "local, slurm"]),
+        ("launcher: pbs", ["launcher=pbs is not known", "local, slurm, my_package.module:Class"]),
         ("{launcher: slurm, node: 2}", ["one of nodes, tasks_per_node", "'node'"]),
         ("{launcher: local, nodes: 2}", ["one of parallel", "'nodes'"]),
         ("{launcher: slurm, nodes: two}", ["nodes must be an integer", "'two'"]),

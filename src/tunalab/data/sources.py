@@ -127,8 +127,8 @@ def build_source(name: str, data: DataConfig, seed: int) -> Corpus:
 
 CORPORA = Group(
     "tunalab.corpora",
-    f"a corpus: a class with document, length and kind ({', '.join(KINDS)})",
-    lambda found: callable(getattr(found, "document", None)) and hasattr(found, "length") and getattr(found, "kind", None) in KINDS,
+    f"a corpus: a class with document and kind ({', '.join(KINDS)})",
+    lambda found: callable(getattr(found, "document", None)) and getattr(found, "kind", None) in KINDS,
 )
 
 
@@ -151,9 +151,9 @@ class OutsideCorpus:
         self._corpus = build(f"{setting}.arguments", found, arguments, image_size=data.image_size, seed=seed)
         self._buckets = Buckets.of(data)
         self.fingerprint = fingerprint_of(self._corpus)
-        self.length: int | None = self._corpus.length
+        self.length: int | None = getattr(self._corpus, "length", 0)
         if self.length is not None and (not isinstance(self.length, int) or self.length < 1):
-            raise UserError(f"{name}: length is {self.length!r}, not a number from 1 (None: it has no end)")
+            raise UserError(f"{name}: its length is {self.length!r} (choices: a whole number from 1; None, without end)")
 
     def document(self, index: int) -> Document:
         document = self._corpus.document(index)

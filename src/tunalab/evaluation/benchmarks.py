@@ -75,22 +75,22 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
 
 def check_benchmarks(config: RunConfig) -> None:
     """Raises UserError, one line: a benchmark from outside cannot be found, or its name is taken or cannot be shown."""
-    of_ours = {*BENCHMARKS, EASY_VQA}
+    taken = {*BENCHMARKS, EASY_VQA}
     for group, members in (("data.questions", config.data.questions), ("evaluation.benchmarks", config.evaluation.benchmarks)):
         for key in members:
-            if key in of_ours:
-                raise UserError(f"{group}.{key}: a benchmark of this name exists (taken: {', '.join(sorted(of_ours))})")
+            if key in taken:
+                raise UserError(f"{group}.{key}: a benchmark has this name (taken: {', '.join(sorted(taken))})")
             if not re.fullmatch(r"\w[\w -]*", key, re.ASCII):
                 raise UserError(f"{group}.{key}: figures and MLflow call it so: letters, digits, blanks, _ and - are allowed")
-            of_ours.add(key)
+            taken.add(key)
     for key, chosen in config.evaluation.benchmarks.items():
         find(f"evaluation.benchmarks.{key}.name", chosen.name, OUTSIDE)
 
 
 OUTSIDE = Group(
     "tunalab.benchmarks",
-    "a benchmark: a class with questions and chance",
-    lambda found: callable(getattr(found, "questions", None)) and hasattr(found, "chance"),
+    "a benchmark: a class with questions",
+    lambda found: callable(getattr(found, "questions", None)),
 )
 
 
@@ -129,11 +129,12 @@ def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], sid
         if pixels_HWC.shape[:2] != (side, side):
             pixels_HWC = cover(PillowImage.fromarray(pixels_HWC), (side, side))
         questions.append(Question(pixels_HWC, one.prompt, one.answer, one.group))
+    chance = getattr(made, "chance", None)
+    if not isinstance(chance, int | float) or not 0 <= chance < 1:
+        raise UserError(f"{setting}: its chance is {chance!r} (choices: a share from 0 to below 1)")
     if len(groups) < (items or 1):
         raise UserError(f"{setting}.items={items or 1}: it has {len(groups)}")
-    if not isinstance(made.chance, int | float) or not 0 <= made.chance < 1:
-        raise UserError(f"{setting}: chance is {made.chance!r}, not a share from 0 to below 1")
-    return Benchmark(key, key, None, questions, float(made.chance), getattr(made, "is_right", is_right))
+    return Benchmark(key, key, None, questions, float(chance), getattr(made, "is_right", is_right))
 
 
 def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int) -> Benchmark:

@@ -10,16 +10,19 @@ it ended. Whether an attempt may be repeated, the history decides.
 
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from tunalab.errors import EXIT_STOPPED, UserError, stop_signals_heeded
-from tunalab.records.record import Mismatch, build
+from tunalab.plugins import FORMS, Group, find
+from tunalab.records.record import build
 from tunalab.settings.layers import read_yaml
-from tunalab.sweeps.cells import LOG_FILE, RETRIES, is_finished, last_line, settle
+from tunalab.sweeps.cells import LOG_FILE, RETRIES, How, begin, end, is_finished, last_line, read_history, settle, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.terminal import columns
 
@@ -93,8 +96,14 @@ class SlurmLaunch:
     sbatch: dict[str, Any] = field(default_factory=dict)
 
 
-Launch = LocalLaunch | SlurmLaunch
-LAUNCHERS: dict[str, type[LocalLaunch] | type[SlurmLaunch]] = {"local": LocalLaunch, "slurm": SlurmLaunch}
+Launch = Any  # LocalLaunch, SlurmLaunch, or a Launcher from outside, whose fields are the keys of its file
+LAUNCHERS = {"local": "tunalab.sweeps.launcher:LocalLaunch", "slurm": "tunalab.sweeps.launcher:SlurmLaunch"}
+SHIPPED = (LocalLaunch, SlurmLaunch)
+GROUP = Group(
+    "tunalab.launchers",
+    "a launcher: a dataclass with a method run",
+    lambda found: isinstance(found, type) and is_dataclass(found) and (found in SHIPPED or callable(getattr(found, "run", None))),
+)
 SMALLEST = {"memory_gb": 1, "requeues": 0, "retries": 0, "gpus_per_node": 0, "signal_seconds": 0, "poll_seconds": 0.1}  # others: 1
 # What the launcher needs as it sets it, or what has a key of its own.
 TAKEN = {
@@ -110,14 +119,15 @@ def read_launch(path: Path) -> Launch:
         UserError: it is missing, has an unknown key, or a value that cannot be; names file, key and choices.
     """
     plain = read_yaml(path)
-    name = plain.pop("launcher", None)
-    if name not in LAUNCHERS:
-        found = "is missing" if name is None else f"has unknown value {name!r}"
-        raise UserError(f"{path}: key 'launcher' {found}, choices: {', '.join(LAUNCHERS)}")
+    if "launcher" not in plain:
+        raise UserError(f"{path}: key 'launcher' is missing, choices: {', '.join(LAUNCHERS)}, {FORMS}")
+    found = find(f"{path}: launcher", str(plain.pop("launcher")), GROUP, LAUNCHERS)
     try:
-        launch = build(LAUNCHERS[name], plain)
-    except Mismatch as error:
+        launch = build(found, plain)
+    except ValueError as error:  # a mismatch, or the class refuses its values
         raise UserError(f"{path}: {error}") from error
+    if not isinstance(launch, SHIPPED):
+        return launch
     for key, value in vars(launch).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value < SMALLEST.get(key, 1):
             raise UserError(f"{path}: {key}={value} is out of range (from {SMALLEST.get(key, 1)})")
@@ -219,7 +229,7 @@ class Work:
 
 
 class Launcher(Protocol):
-    """Trains the cells of a sweep on something: local.py on this machine, slurm.py on a cluster."""
+    """Trains the cells of a sweep on something: local.py on this machine, slurm.py on a cluster, or one from outside."""
 
     def run(self, work: Work) -> Result:
         """Until every cell has an outcome, or a stop signal has been served; one cell failing stops no other.
@@ -238,17 +248,71 @@ def failure(code: int, line: str) -> tuple[Literal["failed", "killed"], str]:
     return "killed", f"{how}, last line: {line}" if line else how
 
 
+def attempt(work: Work, cell: Cell, launcher: str, prefix: Sequence[str] = (), signals: Sequence[int] = ()) -> Outcome:
+    """Train a cell in a process of this machine, ``[*prefix, *work.command(cell)]``, until that ends: for launchers from outside.
+
+    The cell's lock is held and inherited, its history written, its output goes to its log. Once ``signals``
+    (:func:`stop_signals`) has one, the process gets SIGTERM and the time it needs to save.
+    Raises OSError: the disk is full, or there is no such command.
+    """
+    began, lock = time.monotonic(), take_lock(cell.run_dir)
+    if lock is None:
+        return Outcome(cell, "not started", f"another process holds {cell.run_dir}")
+    with lock:
+        settled = work.settled(cell)
+        if settled is not None:
+            return settled
+        begin(cell.run_dir, launcher)
+        log = cell.run_dir / LOG_FILE
+        with log.open("ab") as output:
+            start = output.tell()
+            command = [*prefix, *work.command(cell)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),)
+            )
+        stopping = False
+        while (code := process.poll()) is None:
+            if signals and not stopping:
+                stopping = True
+                process.terminate()
+            time.sleep(0.05)
+        how: How = "finished"
+        reason = ""
+        if not work.is_finished(cell):
+            if code == EXIT_STOPPED or (stopping and code == -signal.SIGTERM):
+                how, reason = "stopped", "goes on when started again"
+            else:
+                how, reason = (
+                    failure(code, last_line(log, start)) if code else ("failed", "no finished record of this configuration")
+                )
+        if read_history(cell.run_dir).open is not None:  # the cell itself may have written its end
+            end(cell.run_dir, how, reason)
+    state: State = "failed" if how in ("failed", "killed") else cast(State, how)
+    return Outcome(cell, state, reason, log, time.monotonic() - began)
+
+
 def at_a_time(launch: Launch, threads: int, parallel: int | None = None) -> int:
     """How many cells are trained at the same time. ``parallel``: as the command line says; ``threads``: of a cell."""
     if isinstance(launch, LocalLaunch):
         from tunalab.sweeps.local import default_parallel
 
         return parallel or launch.parallel or default_parallel(threads, visible_gpus())
-    return parallel or launch.array_parallelism
+    if isinstance(launch, SlurmLaunch):
+        return parallel or launch.array_parallelism
+    return parallel or int(getattr(launch, "parallel", None) or 1)
 
 
 def launcher(launch: Launch, threads: int, parallel: int | None = None) -> Launcher:
-    """Ready to run. ``threads`` and ``parallel`` as for :func:`at_a_time`."""
+    """Ready to run. ``threads`` and ``parallel`` as for :func:`at_a_time`.
+
+    Raises UserError: ``parallel`` is given to a launcher from outside that has no such field.
+    """
+    if not isinstance(launch, SHIPPED):
+        if parallel is None:
+            return cast(Launcher, launch)
+        if not hasattr(launch, "parallel"):
+            raise UserError(f"--parallel {parallel}: the launcher {type(launch).__name__} has no field parallel")
+        return cast(Launcher, replace(launch, parallel=parallel))
     number = at_a_time(launch, threads, parallel)
     if isinstance(launch, LocalLaunch):
         from tunalab.sweeps.local import LocalLauncher

@@ -21,7 +21,7 @@ from tunalab.plugins import Group, find, source_of
 from tunalab.settings.schema import DataConfig
 
 QUESTIONS = Group("tunalab.questions", "a function of a scene and a random generator", callable)
-TRAINED = 2000  # scenes whose answers the guess without the image knows
+TRAINED = 1000  # scenes whose answers the guess without the image knows
 _TRIES = 500  # scenes in a row that a kind asks nothing about, or that were asked about before
 
 
