@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.training.conftest import MIX, quick_config
+from tunalab.data.documents import Question
 from tunalab.settings.declaration import NAME
-from tunalab.settings.schema import SETTINGS
+from tunalab.settings.schema import SETTINGS, BenchmarkConfig
 from tunalab.training import run
 from tunalab.training.joint import JointStep
 from tunalab.training.module import Harness
@@ -22,7 +24,7 @@ STAGES: dict[str, Any] = {
     "first": {"tokens": 800, "mix": MIX},
     "second": {"tokens": 1200, "masking": True, "mix": MIX},
 }
-# Key -> another value. NAME stands for the second stage.
+# Key -> another value. NAME stands for the second stage, and for a benchmark.
 NEVER: dict[str, Any] = {
     "experiment": "another",
     "variant": "another",
@@ -52,6 +54,9 @@ NEVER: dict[str, Any] = {
     "evaluation.psnr_images": 1,
     "evaluation.psnr_times": [0.3, 0.6],
     "evaluation.sample_prompts": 1,
+    "evaluation.benchmarks.NAME.name": f"{__name__}:Blank",
+    "evaluation.benchmarks.NAME.items": 2,
+    "evaluation.benchmarks.NAME.arguments": {"count": 3},
     "tracking.enabled": True,
     "tracking.uri": "sqlite:///none.db",
     "tracking.system_metrics": False,
@@ -88,6 +93,18 @@ class Course:
     stages: list[str] = field(default_factory=list)
 
 
+class Blank:
+    """A benchmark from outside."""
+
+    chance = 0.5
+
+    def __init__(self, image_size: int, count: int) -> None:
+        self.side, self.count = image_size, count
+
+    def questions(self) -> list[Question]:
+        return [Question(np.zeros((self.side, self.side, 3), np.uint8), "is it black?", "yes", n) for n in range(self.count)]
+
+
 class NoTracker:
     """Hears everything and sends nothing."""
 
@@ -98,6 +115,7 @@ class NoTracker:
 
 def trained(folder: Path, others: dict[str, Any] | None = None) -> Course:
     config = quick_config("tuna_r", stages=STAGES, objective__masking__start=0.5)
+    config.evaluation.benchmarks = {"second": BenchmarkConfig()} if others is NEVER else {}
     for key, value in (others or {}).items():
         *path, last = key.replace(NAME, "second").split(".")
         node: Any = config
