@@ -10,7 +10,7 @@ from tests.synthetic import synthetic_record
 from tunalab.analysis.curves import Line
 from tunalab.analysis.resampling import Curve, Draws, learning_curves
 from tunalab.evaluation.score import Score
-from tunalab.records.differences import Setting
+from tunalab.records.labels import Setting
 from tunalab.records.record import Point, Record
 
 TOKENS = np.round(np.geomspace(1e5, 8e6, 8))

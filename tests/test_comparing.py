@@ -107,7 +107,7 @@ def test_a_sum_too_long_for_its_type_is_refused() -> None:
 WHOLE_FILES = {
     "test_anywhere.py::test_a_wheel_works_in_an_empty_folder": "the copies in a wheel are the files of the repository",
     "data/test_rejects.py::test_resume_equals_an_uninterrupted_run": "lines of text and places in files",
-    "analysis/figures/test_figures.py::test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly": "drawn twice in one "
+    "analysis/test_figures.py::test_draw_writes_a_picture_that_names_its_command_and_repeats_exactly": "drawn twice in one "
     "process from the same numbers: no time or random name gets in",
 }
 

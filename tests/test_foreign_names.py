@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.synthetic import synthetic_records
-from tunalab.analysis.report.build import Beside, build, to_html
+from tunalab.analysis.report import Beside, build, to_html
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.files import below

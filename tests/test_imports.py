@@ -41,8 +41,6 @@ ORDER = [
     "wheel",
     "__main__",
 ]
-# Folders of one part that form a line among themselves; "" are the files right under it.
-WITHIN = {"analysis": ["", "figures", "tables", "report"]}
 # (importing file, imported folder) -> why it may.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -111,26 +109,6 @@ def test_the_library_imports_nothing_until_a_name_is_used() -> None:
         assert callable(getattr(tunalab, name)), name
     with pytest.raises(AttributeError, match=r"no attribute 'lod' \(choices: .*load"):
         _ = tunalab.lod
-
-
-@pytest.mark.parametrize("whole", WITHIN)
-def test_folders_of_a_part_form_a_line_too(whole: str) -> None:
-    order, root = WITHIN[whole], PACKAGE / whole
-    folders = {path.name for path in root.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert folders | {""} == set(order)
-
-    def folder(name: str) -> str:
-        """The folder of a module of this part, given by its dotted name."""
-        rest = name.removeprefix(f"tunalab.{whole}").strip(".").split(".")[0]
-        return rest if rest in folders else ""
-
-    for path in root.rglob("*.py"):
-        own = folder(".".join(("tunalab", *path.relative_to(PACKAGE).with_suffix("").parts)))
-        for name, line in imports(path):
-            if name.startswith(f"tunalab.{whole}."):
-                assert order.index(folder(name)) <= order.index(own), (
-                    f"{path}:{line}: {own or whole} imports {name}, which comes later"
-                )
 
 
 def test_no_exception_is_stale() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from tunalab.analysis.report.build import Beside
+    from tunalab.analysis.report import Beside
     from tunalab.records.record import Record
 
 RUNS = Path("runs")
@@ -71,7 +71,7 @@ class Records(Sequence["Record"]):
         """
         import pandas as pd
 
-        from tunalab.records.differences import told_apart
+        from tunalab.records.labels import told_apart
 
         rows = []
         for record, setting in zip(self._records, told_apart(self._records), strict=True):
@@ -99,7 +99,7 @@ class Records(Sequence["Record"]):
         Without ``out`` as a matplotlib figure (a dictionary of figures by name where the records need several); with ``out``, a
         folder, as PNG files that say how they were made, and their paths.
         """
-        from tunalab.analysis.figures.draw import draw, drawn
+        from tunalab.analysis.figures import draw, drawn
 
         if out is not None:
             return draw(name, self._records, Path(out), self._call(f"figure {name}", x), x)
@@ -108,10 +108,10 @@ class Records(Sequence["Record"]):
 
     def table(self, name: str) -> "pd.DataFrame":
         """A table: accuracy, areas, cost, crossings, differences, effects, evaluation, power_laws."""
+        from tunalab.analysis.dynamics import dynamics
         from tunalab.analysis.effects import effects_table
         from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides
-        from tunalab.analysis.tables import dynamics
-        from tunalab.analysis.tables.training import accuracy_table, cost_table
+        from tunalab.analysis.tables import accuracy_table, cost_table
 
         if name not in TABLES:
             raise UserError(f"unknown table {name!r}, choices: {', '.join(TABLES)}")
@@ -140,10 +140,10 @@ class Records(Sequence["Record"]):
 
         ``published``: figures to print beside evaluations (default: results/published.csv, or the shipped one).
         """
-        from tunalab.analysis.tables.claims import write_claims
-        from tunalab.analysis.tables.dynamics import write_dynamics
-        from tunalab.analysis.tables.evaluation import published_file, write_evaluation_tables
-        from tunalab.analysis.tables.training import write_tables
+        from tunalab.analysis.claims import write_claims
+        from tunalab.analysis.dynamics import write_dynamics
+        from tunalab.analysis.evaluations import published_file, write_evaluation_tables
+        from tunalab.analysis.tables import write_tables
 
         records, folder, call = self._records, Path(out), self._call("table")
         beside = Path(published) if published else published_file()
@@ -156,7 +156,7 @@ class Records(Sequence["Record"]):
         ``out``: the HTML page; the same as Markdown stands beside it. Without ``figures`` the Markdown alone. ``runs``: folder of
         run directories, for samples that are not published (default: runs/<sweep>).
         """
-        from tunalab.analysis.report.build import build, to_html, to_markdown
+        from tunalab.analysis.report import build, to_html, to_markdown
 
         page = Path(out)
         made = build(self._records, self.source, self._call("report"), self._beside(runs), draw=figures)
@@ -167,7 +167,7 @@ class Records(Sequence["Record"]):
 
     def _beside(self, runs: str | Path | None) -> "Beside":
         """Samples that were published beside the records, else those of run directories; the runs that sweeps planned."""
-        from tunalab.analysis.report.build import Beside
+        from tunalab.analysis.report import Beside
         from tunalab.records.samples import FOLDER, of_run, published
         from tunalab.settings.layers import own_or_shipped
         from tunalab.sweeps.grid import expand, load_sweep

@@ -428,8 +428,8 @@ def _write_results(found: "list[Record]", sweep: "Sweep", call: str) -> list[Pat
 
     Returns what is written.
     """
-    from tunalab.analysis.figures.draw import draw
-    from tunalab.analysis.tables.training import write_tables
+    from tunalab.analysis.figures import draw
+    from tunalab.analysis.tables import write_tables
 
     folder = RUNS / sweep.name
     # Figure 6 is the curves, under the name the paper gave it.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.printed import assert_file_alike
 
-from tunalab.analysis.tables.dynamics import write_dynamics
+from tunalab.analysis.dynamics import write_dynamics
 from tunalab.library import load_config
 from tunalab.records.record import read_record, read_records
 from tunalab.settings.loading import config_hash

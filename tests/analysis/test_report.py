@@ -10,10 +10,11 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 from tests.synthetic import synthetic_record, synthetic_records
 
-from tunalab.analysis.report import sections as asked
-from tunalab.analysis.report import sections as outcome
-from tunalab.analysis.report.build import Beside, build, samples, to_html, to_markdown
-from tunalab.analysis.report.sections import (
+from tunalab.analysis import report_sections as asked
+from tunalab.analysis import report_sections as outcome
+from tunalab.analysis.dynamics import write_dynamics
+from tunalab.analysis.report import Beside, build, samples, to_html, to_markdown
+from tunalab.analysis.report_sections import (
     budget,
     cost,
     failures,
@@ -25,7 +26,6 @@ from tunalab.analysis.report.sections import (
     sections,
     verdict,
 )
-from tunalab.analysis.tables.dynamics import write_dynamics
 from tunalab.cli import main
 from tunalab.records.record import read_record, write_record
 from tunalab.records.samples import Samples

@@ -11,11 +11,10 @@ import pytest
 import torch
 from tests.conftest import small_config
 
-from tunalab.bench import GPU_PARTS, step
+from tunalab.bench import GPU_PARTS
 from tunalab.bench import gpu as bench
-from tunalab.bench.gpu import bench_agreement
-from tunalab.bench.step import assumed_steps, bench_step, small_tokenizer, step_config
-from tunalab.bench.training import AssumedCorpus
+from tunalab.bench.gpu import assumed_steps, bench_agreement, bench_step, small_tokenizer, step_config
+from tunalab.bench.reference import AssumedCorpus
 from tunalab.cli import main
 from tunalab.data.sequence import to_sequence
 from tunalab.planning.workload import ASSUMED, assumed
@@ -65,7 +64,7 @@ def test_rows_hold_the_work_that_plans_assume() -> None:
 
 
 def test_a_step_is_measured_by_the_training_that_runs_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "DISTINCT", 1)
+    monkeypatch.setattr(bench, "DISTINCT", 1)
     config = step_config([*TINY, "activation_checkpointing=true"])
     found = bench_step(config, CPU, steps=2, square=64)
     assert found["steps"] == 2 and found["parameters"] > 0 and 0 < found["tokens_per_step"] <= 1024

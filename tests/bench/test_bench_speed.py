@@ -6,9 +6,8 @@ from collections.abc import Callable
 import pytest
 from tests.conftest import small_config
 
-from tunalab.bench.generation import bench_generation
+from tunalab.bench.reference import bench_generation, bench_training
 from tunalab.bench.run import report
-from tunalab.bench.training import bench_training
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.unified import UnifiedModel
 

@@ -7,7 +7,7 @@ from tests.conftest import small_config
 from tests.model.samples import plain_draws, random_batch
 from tests.tolerances import assert_sums_close, model_terms
 
-from tunalab.bench.training import dense_losses
+from tunalab.bench.reference import dense_losses
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.objective import losses

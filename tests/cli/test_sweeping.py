@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_is_said_and_the_sweep_is_finished(
     def refuse(*_: object) -> list[Path]:
         raise UserError("the records share no point")
 
-    monkeypatch.setattr("tunalab.analysis.tables.training.write_tables", refuse)
+    monkeypatch.setattr("tunalab.analysis.tables.write_tables", refuse)
     assert sweep() == 0
     assert "warning: the records share no point" in capsys.readouterr().err
 

@@ -14,8 +14,8 @@ from tests.training.conftest import quick_config
 from tests.training.conftest import use_quick_components as use_quick_components
 
 from tunalab.analysis.effects import contrasts, effects_table, factors_and_cells
-from tunalab.analysis.figures.draw import draw
-from tunalab.analysis.tables.training import write_tables
+from tunalab.analysis.figures import draw
+from tunalab.analysis.tables import write_tables
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.frontends.registry import build_frontend, frontend_class, look_of

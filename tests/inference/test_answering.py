@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunalab.bench.generation import reference_answer
+from tunalab.bench.reference import reference_answer
 from tunalab.data.documents import Document, Image, Text
 from tunalab.data.sequence import to_sequence
 from tunalab.frontends.registry import FRONTENDS

@@ -4,8 +4,8 @@ import torch
 from tests.pretend import claim, pretended_cuda
 from torch import Tensor
 
-from tunalab.bench import generation as reference
-from tunalab.bench.generation import reference_answer
+from tunalab.bench import reference as reference
+from tunalab.bench.reference import reference_answer
 from tunalab.data.sequence import ImageSpan
 from tunalab.errors import UserError
 from tunalab.frontends.registry import FRONTENDS

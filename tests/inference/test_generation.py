@@ -6,7 +6,7 @@ import torch
 from tests.conftest import small_config
 from tests.tolerances import assert_sums_close, model_terms
 
-from tunalab.bench.generation import reference_sample
+from tunalab.bench.reference import reference_sample
 from tunalab.data.documents import Document, Image
 from tunalab.data.sequence import to_sequence
 from tunalab.errors import UserError

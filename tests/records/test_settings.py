@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunalab.records.differences import identity, told_apart
+from tunalab.records.labels import identity, told_apart
 
 
 def labels(records):

@@ -19,8 +19,7 @@ import pandas as pd
 
 from tunalab.errors import UserError
 from tunalab.frontends.looks import Look
-from tunalab.records.differences import Setting, identity, told_apart
-from tunalab.records.labels import Legend
+from tunalab.records.labels import Legend, Setting, identity, told_apart
 from tunalab.records.record import Point, Record, usable
 from tunalab.terminal import duration
 

@@ -18,8 +18,7 @@ from tunalab.analysis.fairness import (
     versions,
 )
 from tunalab.analysis.statistics import Difference, paired_difference
-from tunalab.records.differences import OF_VARIANT, Value, flat_settings
-from tunalab.records.labels import benchmark_label, ordered_benchmarks, value_label
+from tunalab.records.labels import OF_VARIANT, Value, benchmark_label, flat_settings, ordered_benchmarks, value_label
 from tunalab.records.record import Point, Record
 from tunalab.settings.loading import NOT_IDENTITY
 from tunalab.terminal import columns

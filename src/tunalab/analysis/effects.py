@@ -27,8 +27,16 @@ from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, score_at
 from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
-from tunalab.records.differences import Value, flat_settings, identity
-from tunalab.records.labels import MASK_RATIO, benchmark_label, key_labels, ordered_benchmarks, value_label
+from tunalab.records.labels import (
+    MASK_RATIO,
+    Value,
+    benchmark_label,
+    flat_settings,
+    identity,
+    key_labels,
+    ordered_benchmarks,
+    value_label,
+)
 from tunalab.records.record import Point, Record, usable
 
 Flat = Mapping[str, Value]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunalab.analysis.curves import short
-from tunalab.records.differences import OF_VARIANT, flat_settings, told_apart
-from tunalab.records.labels import value_label
+from tunalab.records.labels import OF_VARIANT, flat_settings, told_apart, value_label
 from tunalab.records.record import Record, usable
 from tunalab.settings.loading import digest
 

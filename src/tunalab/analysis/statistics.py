@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from tunalab.evaluation.score import Score, wilson
-from tunalab.records.differences import identity
+from tunalab.records.labels import identity
 from tunalab.records.record import Record
 
 

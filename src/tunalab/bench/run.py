@@ -19,8 +19,8 @@ from tunalab.analysis.statistics import above_chance
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
-from tunalab.records.differences import told_apart
 from tunalab.records.environment import environment
+from tunalab.records.labels import told_apart
 from tunalab.records.log import Status, write_status
 from tunalab.records.record import Record, read_records
 from tunalab.settings.layers import run_files, shipped
@@ -201,8 +201,7 @@ def bench(only: str | None, out: Path | None, records: Path) -> int:
 def _speed(only: str | None) -> dict[str, Any]:
     import torch  # here, not above: figures of records need none of this
 
-    from tunalab.bench.generation import bench_generation, randomise_zero_layers
-    from tunalab.bench.training import bench_training
+    from tunalab.bench.reference import bench_generation, bench_training, randomise_zero_layers
     from tunalab.frontends.components.store import Components
     from tunalab.model.unified import build_model
     from tunalab.settings.loading import load_config

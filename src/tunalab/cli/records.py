@@ -66,7 +66,7 @@ def table(arguments: argparse.Namespace) -> int:
     _warn_unequal(found)
     _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
-        from tunalab.analysis.tables.readme import update_readme
+        from tunalab.analysis.tables import update_readme
 
         print(f"{'updated' if update_readme(arguments.readme, found) else 'unchanged'} {arguments.readme}")
     return 0

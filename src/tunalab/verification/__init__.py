@@ -51,7 +51,7 @@ def verify(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def markdown(table: Table) -> str:
-    from tunalab.analysis.tables.training import markdown_row
+    from tunalab.analysis.tables import markdown_row
 
     lines = [f"## {table.title}", "", table.about, "", markdown_row(table.columns), markdown_row(["---"] * len(table.columns))]
     return "\n".join([*lines, *map(markdown_row, table.rows)]) + "\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunalab.analysis.tables.evaluation import GENEVAL, counterpart
+from tunalab.analysis.evaluations import GENEVAL, counterpart
 from tunalab.data.scenes import Item, Scene
 from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, SHAPES, SLOTS
 from tunalab.errors import UserError

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from tests.synthetic import synthetic_records
 
-from tunalab.analysis.tables.evaluation import COLUMNS, counterpart, evaluation_markdown
+from tunalab.analysis.evaluations import COLUMNS, counterpart, evaluation_markdown
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.published import BENCHMARKS, RULED, RULES, metric
 from tunalab.evaluation.subject import Subject

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tunalab.analysis.tables.evaluation import counterpart, read_published
+from tunalab.analysis.evaluations import counterpart, read_published
 from tunalab.errors import UserError
 from tunalab.evaluation.parts import OPTIONAL, PARTS
 from tunalab.evaluation.published import BENCHMARKS, RULED

@@ -15,25 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks
 from tunalab.analysis.curves import lines as curve_lines
-from tunalab.analysis.evaluations import Key, Side, earlier_parser, evaluated, scatter_among, sides
+from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, scatter_among, sides
 from tunalab.analysis.resampling import Draws, learning_curves
 from tunalab.analysis.statistics import Scatter, joint_interval, paired_difference
-from tunalab.analysis.tables.training import markdown_row
+from tunalab.analysis.tables import markdown_row
 from tunalab.data.scenes.vocabulary import BENCHMARKS
 from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.files import write_atomically
 from tunalab.records.labels import Legend, benchmark_label
 from tunalab.records.record import Record
 
-_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-PUBLISHED: dict[str, str] = _FILE["published"]  # model of published.csv -> its spelling
-FRONT_ENDS: dict[str, dict[str, str]] = _FILE["front_ends"]
-CLAIMS: list[dict[str, Any]] = _FILE["claims"]
+FRONT_ENDS: dict[str, dict[str, str]] = PAPER["front_ends"]
+CLAIMS: list[dict[str, Any]] = PAPER["claims"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from tests.printed import assert_file_alike
 
 from tunalab.analysis import power_law
 from tunalab.analysis.curves import AXES
-from tunalab.analysis.tables.dynamics import write_dynamics
+from tunalab.analysis.dynamics import write_dynamics
 
 
 @pytest.fixture(autouse=True)

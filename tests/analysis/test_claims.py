@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.tables.claims import Gap, claims_markdown, verdict, write_claims
+from tunalab.analysis.claims import Gap, claims_markdown, verdict, write_claims
 from tunalab.data.scenes.vocabulary import BENCHMARKS
 from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.evaluation.measure import mean, share

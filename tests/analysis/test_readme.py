@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 
-from tunalab.analysis.tables.readme import BEGIN, END, readme_block, update_readme
-from tunalab.analysis.tables.training import write_tables
+from tunalab.analysis.tables import BEGIN, END, readme_block, update_readme, write_tables
 from tunalab.errors import UserError
 from tunalab.records.record import read_records
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_is_fresh() -> None:

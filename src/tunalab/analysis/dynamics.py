@@ -12,10 +12,10 @@ import pandas as pd
 
 from tunalab.analysis.crossing import Crossing, crossings, pairs, passing
 from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, short
-from tunalab.analysis.figures.panels import styles
+from tunalab.analysis.figure6 import styles
 from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
 from tunalab.analysis.resampling import SCALES, Area, Draws, area, areas, covers, learning_curves
-from tunalab.analysis.tables.training import markdown_row
+from tunalab.analysis.tables import markdown_row
 from tunalab.files import write_atomically
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tunalab.analysis.curves import AXES, lines, moves
-from tunalab.analysis.figures.figure6 import page
-from tunalab.analysis.figures.panels import learned
+from tunalab.analysis.figure6 import learned, page
 from tunalab.analysis.resampling import Draws, band, learning_curves
 from tunalab.errors import UserError
 

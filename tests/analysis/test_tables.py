@@ -8,7 +8,7 @@ import pytest
 
 from tunalab.analysis.fairness import flagged, unequal
 from tunalab.analysis.statistics import paired_difference
-from tunalab.analysis.tables.training import accuracy_table, write_tables
+from tunalab.analysis.tables import accuracy_table, write_tables
 from tunalab.cli import main
 from tunalab.evaluation.score import wilson
 from tunalab.records.record import write_record

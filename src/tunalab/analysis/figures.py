@@ -13,13 +13,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tunalab.analysis.curves import AXES, Line, align_tokens, axis_named, curves, last_common_tokens, lines, moves, short
 from tunalab.analysis.effects import ordered_outcomes, outcome_label, unit
-from tunalab.analysis.figures.figure6 import figure6, page
-from tunalab.analysis.figures.panels import Style, caption, finish, grid, learned, named
+from tunalab.analysis.figure6 import Style, caption, figure6, finish, grid, learned, named, page
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.records.differences import told_apart
-from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks
+from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks, told_apart
 from tunalab.records.record import Record, usable
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))

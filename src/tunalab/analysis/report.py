@@ -9,16 +9,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from tunalab.analysis.report import sections as asked
-from tunalab.analysis.report import sections as commands
-from tunalab.analysis.report import sections as consumed
-from tunalab.analysis.report import sections as learning
-from tunalab.analysis.report import sections as outcome
-from tunalab.analysis.report.sections import Report, Section, verdict
-from tunalab.analysis.tables.dynamics import Dynamics
-from tunalab.analysis.tables.evaluation import published_file
-from tunalab.records.differences import told_apart
-from tunalab.records.labels import Legend
+from tunalab.analysis import report_sections as asked
+from tunalab.analysis import report_sections as commands
+from tunalab.analysis import report_sections as consumed
+from tunalab.analysis import report_sections as learning
+from tunalab.analysis import report_sections as outcome
+from tunalab.analysis.dynamics import Dynamics
+from tunalab.analysis.evaluations import published_file
+from tunalab.analysis.report_sections import Report, Section, verdict
+from tunalab.records.labels import Legend, told_apart
 from tunalab.records.record import Record
 from tunalab.records.samples import Samples, png
 
@@ -129,7 +128,7 @@ def to_html(report: Report) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("tunalab.analysis.report"),
+        loader=PackageLoader("tunalab.analysis"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,

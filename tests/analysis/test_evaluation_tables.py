@@ -6,10 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tunalab.analysis.evaluations import differences_table, means_table, sides, unequal_settings
+from tunalab.analysis.claims import claims_markdown
+from tunalab.analysis.evaluations import (
+    COUNTERPARTS,
+    differences_table,
+    evaluation_markdown,
+    means_table,
+    read_published,
+    sides,
+    unequal_settings,
+    write_evaluation_tables,
+)
 from tunalab.analysis.statistics import joint_interval, scatter_of_means
-from tunalab.analysis.tables.claims import claims_markdown
-from tunalab.analysis.tables.evaluation import COUNTERPARTS, evaluation_markdown, read_published, write_evaluation_tables
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, pieces_of
@@ -17,7 +25,7 @@ from tunalab.evaluation.settings import EvaluationSettings
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.labels import Legend
 
-PUBLISHED = Path(__file__).parents[3] / "results" / "published.csv"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published.csv"
 SHARES = {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.9}
 
 

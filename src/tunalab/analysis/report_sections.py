@@ -13,19 +13,35 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tunalab.analysis.claims import claims_markdown, papers_variants
 from tunalab.analysis.crossing import Crossing, passing
 from tunalab.analysis.curves import AXES, benchmarks, lines
+from tunalab.analysis.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
 from tunalab.analysis.effects import effects_markdown, effects_table
-from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides, unequal_settings
+from tunalab.analysis.evaluations import (
+    counterpart,
+    differences_table,
+    evaluated,
+    evaluation_markdown,
+    means_table,
+    read_published,
+    sides,
+    unequal_settings,
+)
 from tunalab.analysis.fairness import TOLERANCE, Unequal, machine, precision, revision, unequal, used_components, versions
-from tunalab.analysis.figures.draw import draw
-from tunalab.analysis.tables.claims import claims_markdown, papers_variants
-from tunalab.analysis.tables.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
-from tunalab.analysis.tables.evaluation import counterpart, evaluation_markdown, read_published
-from tunalab.analysis.tables.training import accuracy_markdown, accuracy_table, markdown_row
+from tunalab.analysis.figures import draw
+from tunalab.analysis.tables import accuracy_markdown, accuracy_table, markdown_row
 from tunalab.errors import UserError
-from tunalab.records.differences import flat_settings, flat_texts, told_apart
-from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, key_labels, value_label
+from tunalab.records.labels import (
+    MASK_RATIO,
+    Legend,
+    benchmark_label,
+    flat_settings,
+    flat_texts,
+    key_labels,
+    told_apart,
+    value_label,
+)
 from tunalab.records.record import Point, Record, usable
 from tunalab.records.samples import Samples
 from tunalab.settings.layers import own_or_shipped

@@ -8,12 +8,11 @@ from tests.synthetic import synthetic_records
 
 from tunalab.analysis import curves as grid
 from tunalab.analysis import curves as lines_of
+from tunalab.analysis import figure6 as panels_of
 from tunalab.analysis import resampling
 from tunalab.analysis.curves import AXES, align_tokens, curves, lines
-from tunalab.analysis.figures import panels as panels_of
-from tunalab.analysis.figures.draw import draw, mask_ratio
-from tunalab.analysis.figures.figure6 import figure6
-from tunalab.analysis.figures.panels import learned
+from tunalab.analysis.figure6 import figure6, learned
+from tunalab.analysis.figures import draw, mask_ratio
 from tunalab.analysis.resampling import Draws, band, learning_curves
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
