@@ -108,7 +108,7 @@ class Records(Sequence["Record"]):
 
     def table(self, name: str) -> "pd.DataFrame":
         """A table: accuracy, areas, cost, crossings, differences, effects, evaluation, power_laws."""
-        from tunalab.analysis.dynamics import dynamics
+        from tunalab.analysis import dynamics
         from tunalab.analysis.effects import effects_table
         from tunalab.analysis.evaluations import differences_table, evaluated, means_table, sides
         from tunalab.analysis.tables import accuracy_table, cost_table

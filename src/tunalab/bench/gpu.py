@@ -29,6 +29,7 @@ from tunalab.bench.reference import AssumedCorpus, randomise_zero_layers
 from tunalab.data.buckets import Buckets
 from tunalab.data.packing import PackedBatch
 from tunalab.data.scenes import text_sample
+from tunalab.data.sources import kind_of
 from tunalab.data.stream import StepLoader, TrainingStream
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError
@@ -36,7 +37,6 @@ from tunalab.files import write_atomically
 from tunalab.model.flops import flop_costs
 from tunalab.model.objective import Draws, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
-from tunalab.planning.workload import kind_of
 from tunalab.records.environment import environment
 from tunalab.settings.layers import run_files
 from tunalab.settings.loading import load_config
