@@ -71,10 +71,10 @@ class Records(Sequence["Record"]):
         """
         import pandas as pd
 
-        from tunalab.records.labels import told_apart
+        from tunalab.records.labels import differing_settings
 
         rows = []
-        for record, setting in zip(self._records, told_apart(self._records), strict=True):
+        for record, setting in zip(self._records, differing_settings(self._records), strict=True):
             run = record.run
             of_run = {
                 "run": run.name,

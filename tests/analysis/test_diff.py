@@ -35,7 +35,7 @@ def test_one_setting_of_one_variant_is_a_fair_pair_and_two_are_not():
     found = diff(NAMES, a, synthetic_record(mask_ratio=0.5))
     assert found.verdict() == "FAIR: the runs are equal but for objective.masking.ratio"
     both = diff(NAMES, a, synthetic_record(mask_ratio=0.5, settings=["optimizer.ema=0.9"]))
-    assert both.verdict().startswith("NOT FAIR") and len(both.asked) == 2
+    assert both.verdict().startswith("NOT FAIR") and len(both.varied) == 2
 
 
 def test_a_setting_besides_the_front_end_breaks_a_comparison_of_front_ends():

@@ -187,7 +187,7 @@ def test_each_score_is_resampled_once_for_picture_and_page(tmp_path, records, mo
     counted(resampling, "_answers")
     counted(panels_of, "band")
     counted(grid, "_grid")
-    counted(lines_of, "told_apart")
+    counted(lines_of, "differing_settings")
     draw("figure6", records(seeds=3, kinds=4), tmp_path, "")
     lines, kinds, axes = 3, 4, len(AXES)
-    assert counts == {"_answers": lines * kinds, "band": lines * kinds * axes, "_grid": 2 * lines * axes, "told_apart": 1}
+    assert counts == {"_answers": lines * kinds, "band": lines * kinds * axes, "_grid": 2 * lines * axes, "differing_settings": 1}

@@ -136,7 +136,7 @@ def test_what_is_varied_is_compared_but_a_budget_is_told(records):
         replace(made[0], config=made[0].config | {"precision": "fp32"}),
         replace(made[1], config=made[1].config | {"precision": "bf16"}),
     ]
-    assert any(one.breaks and one.asked for one in unequal(precise)) and flagged(precise) == []
+    assert any(one.breaks and one.varied for one in unequal(precise)) and flagged(precise) == []
     longer = replace(made[1], totals=replace(made[1].totals, tokens=8_000_000))
     assert flagged([made[0], longer]) == [f"tokens (4M: {made[0].run.name}; 8M: {longer.run.name}): unequal budgets"]
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from tunalab.records.labels import identity, told_apart
+from tunalab.records.labels import differing_settings, identity
 
 
 def labels(records):
-    return [setting.label for setting in told_apart(records)]
+    return [setting.label for setting in differing_settings(records)]
 
 
 def test_variants_and_seeds_alone_need_no_label(records):
@@ -40,7 +40,7 @@ def test_a_name_says_what_departs_from_most_and_settings_stay_distinct(record):
     deeper, shallow = record(settings=["decoder.layers=7"]), record(settings=["decoder.layers=1"])
     made = [record(), record(seed=1), record("tuna"), deeper, shallow]
     assert labels(made) == ["", "", "", "layers 7", "layers 1"]
-    assert len(set(told_apart(made))) == 3
+    assert len(set(differing_settings(made))) == 3
     assert labels([record(), deeper]) == ["layers 3", "layers 7"]  # no setting is that of most
 
 

@@ -10,7 +10,7 @@ from tunalab.tracking import client as mlflow_client
 from tunalab.tracking import tracker as sender
 from tunalab.tracking.client import connect, database_path, default_uri, legal_name, parameters
 from tunalab.tracking.sync import log_evaluation
-from tunalab.tracking.tracker import Source, Tracker, end_sweep, log_files, prepare, start_sweep
+from tunalab.tracking.tracker import Tracker, end_sweep, log_files, prepare, start_sweep
 
 TAGS = {"sweep": "mask_ratio", "experiment": "scenes", "variant": "tuna2", "mask_ratio": 0.25, "seed": 0}
 
@@ -31,7 +31,7 @@ def history(uri, run_id, name):
 
 def test_metrics_tags_and_parameters_arrive(uri):
     parent = start_sweep(uri, "scenes", "mask_ratio")
-    sources = [Source("scenes/vqa", "2-abc"), Source("manifest/mine", "f" * 64)]
+    sources = {"scenes/vqa": "2-abc", "manifest/mine": "f" * 64}
     tracker = Tracker(uri, "scenes", "tuna2-seed0", TAGS, parent_run_id=parent, sources=sources)
     tracker.log_params(
         {"objective": {"masking": {"ratio": 0.25}}, "prompts": "x" * 50_000, "many": {str(index): index for index in range(250)}}
@@ -114,7 +114,7 @@ def until(true):
 def test_a_run_that_is_deleted_while_it_trains_becomes_a_new_one_with_all_of_it(uri, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sender, "GATHER_SECONDS", 0.01)
     (tmp_path / "config.yaml").write_text("seed: 0", encoding="utf-8")
-    tracker = Tracker(uri, "scenes", "deleted", TAGS, id_file=tmp_path / "id", sources=[Source("scenes/vqa", "2")])
+    tracker = Tracker(uri, "scenes", "deleted", TAGS, id_file=tmp_path / "id", sources={"scenes/vqa": "2"})
     tracker.log_params({"a": 1})
     tracker.log_artifact(tmp_path / "config.yaml")
     tracker.log_metrics({"loss": 1.0}, 1)

@@ -19,13 +19,12 @@ import numpy as np
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks
 from tunalab.analysis.curves import lines as curve_lines
-from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, scatter_among, sides
+from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, item_gaps, scatter_among, sides
 from tunalab.analysis.resampling import Draws, learning_curves
 from tunalab.analysis.statistics import Scatter, joint_interval, paired_difference
-from tunalab.analysis.tables import markdown_row
+from tunalab.analysis.written import markdown_table, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS
 from tunalab.evaluation.benchmarks import benchmark_name
-from tunalab.files import write_atomically
 from tunalab.records.labels import Legend, benchmark_label
 from tunalab.records.record import Record
 
@@ -52,11 +51,9 @@ class Gap:
 
 def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
     """Write ``claims.md``; nothing where the paper's front-ends were not all evaluated."""
-    found = evaluated(records)
-    if not papers_variants(found):
-        return []
-    write_atomically(folder / "claims.md", f"<!-- made by: {command} -->\n\n" + claims_markdown(found))
-    return [folder / "claims.md"]
+    measured = evaluated(records)
+    files = {"claims.md": claims_markdown(measured)} if papers_variants(measured) else {}
+    return write_tables_to(folder, command, files)
 
 
 def papers_variants(records: Sequence[Record]) -> dict[str, str]:
@@ -76,19 +73,20 @@ def papers_variants(records: Sequence[Record]) -> dict[str, str]:
 def claims_markdown(records: Sequence[Record]) -> str:
     """A table with a row per difference, under the claim that it belongs to."""
     compared, variants, legend = sides(records), papers_variants(records), Legend(records)
-    lines = [markdown_row(["claim of the paper", "verdict here", "compared", "difference"]), markdown_row(["---"] * 4)]
+    rows: list[list[str]] = []
     for claim in CLAIMS:
         pairs = [(variants[more], variants[less]) for more, less in claim["pairs"]]
-        shown = list(_gaps(claim, pairs, records, compared))
-        for number, gap in enumerate(shown):
-            first = [claim["claim"], verdict(shown)] if number == 0 else ["", ""]
-            difference = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-            pair = f"{gap.what}: {legend.label(gap.more)} - {legend.label(gap.less)}"
-            lines.append(markdown_row([*first, pair, f"**{difference}**" if gap.sign else difference]))
-        if not shown:
-            lines.append(markdown_row([claim["claim"], "not measured", "", ""]))
+        gaps = list(_gaps(claim, pairs, records, compared))
+        shown = [
+            [
+                f"{gap.what}: {legend.label(gap.more)} - {legend.label(gap.less)}",
+                "{0}{1:+.3f} [{2:+.3f}, {3:+.3f}]{0}".format("**" * abs(gap.sign), gap.mean, gap.low, gap.high),
+            ]
+            for gap in gaps
+        ] or [["", ""]]
+        rows += [[claim["claim"], verdict(gaps), *shown[0]], *(["", "", *row] for row in shown[1:])]
         if claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
-            lines += [markdown_row(["", "", *row]) for row in _crossings(records, pairs[0], claim["benchmarks"], legend)]
+            rows += [["", "", *row] for row in _crossings(records, pairs[0], claim["benchmarks"], legend)]
     seeds = len({record.run.seed for record in records})
     note = (
         f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals from a bootstrap over items "
@@ -98,7 +96,8 @@ def claims_markdown(records: Sequence[Record]) -> str:
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
-    return "\n".join([*lines, "", " ".join(notes)]) + "\n"
+    head = ["claim of the paper", "verdict here", "compared", "difference"]
+    return f"{markdown_table(head, rows, left=4)}\n\n{' '.join(notes)}\n"
 
 
 def verdict(gaps: Sequence[Gap]) -> str:
@@ -120,7 +119,7 @@ def _gaps(
         else:
             kind, benchmark, split, metric = claim["measure"]
             of_variant = compared.get((kind, benchmark, split, metric), {})
-            gap_SI = _items(of_variant, *pair)
+            gap_SI = item_gaps(of_variant, *pair)
             if gap_SI is not None:
                 label = ", ".join(word for word in (benchmark, metric) if word)
                 yield _gap(label, pair, gap_SI, scatter_among([of_variant]))
@@ -131,7 +130,7 @@ def _levels(claim: Mapping[str, Any], pair: tuple[str, str], compared: dict[Key,
     kinds, given = claim.get("benchmarks", list(BENCHMARKS)), "benchmarks" in claim
     for level in claim["levels"]:
         keys: list[Key] = [("understanding", benchmark_name(kind, level), "test", "accuracy") for kind in kinds]
-        items = [_items(compared.get(key, {}), *pair) for key in keys]
+        items = [item_gaps(compared.get(key, {}), *pair) for key in keys]
         measured = [gap_SI for gap_SI in items if gap_SI is not None]
         if len(measured) == len(items) and len({len(gap_SI) for gap_SI in measured}) == 1:
             scatter = scatter_among([compared[key] for key in keys])
@@ -141,15 +140,6 @@ def _levels(claim: Mapping[str, Any], pair: tuple[str, str], compared: dict[Key,
 
 def _gap(what: str, pair: tuple[str, str], gap_SI: np.ndarray, scatter: Scatter | None) -> Gap:
     return Gap(what, *pair, float(gap_SI.mean()), *joint_interval([gap_SI], scatter, 2.0))
-
-
-def _items(by_variant: Mapping[str, Side], more: str, less: str) -> np.ndarray | None:
-    """Differences (S, I) over the seeds that both have; None where it was not measured, or not item by item."""
-    if not {more, less} <= by_variant.keys():
-        return None
-    seeds = sorted(set(by_variant[more].seeds) & set(by_variant[less].seeds))
-    first, second = (by_variant[name].items_of(seeds) if seeds else None for name in (more, less))
-    return None if first is None or second is None or first.shape != second.shape else first - second
 
 
 def _dynamics(claim: Mapping[str, Any], pair: tuple[str, str], records: Sequence[Record]) -> Iterable[Gap]:

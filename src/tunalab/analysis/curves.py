@@ -1,16 +1,13 @@
-"""Records into tables, axes and lines: a row per run, evaluation and benchmark, against what a run consumes.
+"""Learning curves of records: axes, places on them, lines of runs that differ in the seed alone, and the table of all points.
 
-Equal tokens are how runs are trained; the other axes ask of the same runs what equal images,
-compute, time or parameters would say.
-
-The same for every benchmark that was asked at the same evaluations, so it is found once and kept.
+Runs are trained at equal tokens; the other axes compare the same runs at equal images, compute,
+time or parameters.
 
     P  evaluations of a run    G  places of a common grid
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import pairwise
 from typing import TypeVar
 
@@ -19,7 +16,7 @@ import pandas as pd
 
 from tunalab.errors import UserError
 from tunalab.frontends.looks import Look
-from tunalab.records.labels import Legend, Setting, identity, told_apart
+from tunalab.records.labels import Legend, Setting, differing_settings
 from tunalab.records.record import Point, Record, usable
 from tunalab.terminal import duration
 
@@ -49,8 +46,7 @@ def power(value: float) -> str:
     return f"{float(digits):g}e{int(exponent)}"
 
 
-# Of a clock: 10 s, 30 s, 1 min, ... 300 d.
-DURATIONS = [
+DURATIONS = [  # ticks of a clock: 10 s, 30 s, 1 min, ... 300 d
     count * unit
     for unit, counts in ((1, (10, 30)), (60, (1, 3, 10, 30)), (3600, (1, 3, 10)), (86_400, (1, 3, 10, 30, 100, 300)))
     for count in counts
@@ -101,8 +97,8 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """How values of runs at their evaluations become values on a grid: groups of seeds that were evaluated at the same places, and
-    the matrix (G, P) of each; None where the grid is these places.
+    """How values of runs at their evaluations become values on a grid: groups of ``seeds`` that were evaluated at the same places,
+    each with its matrix (G, P); None where the grid is these places.
     """
 
     seeds: tuple[int, ...]
@@ -120,19 +116,15 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The evaluations of some runs, by seed."""
+    """The evaluations of some runs, by seed: the same for every benchmark of them, so grids are made once and kept."""
 
     runs: dict[int, tuple[Record, tuple[Point, ...]]]
     _on: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     _grids: dict[tuple[object, ...], Grid | None] = field(default_factory=dict)
-    _weights: dict[bytes, Weights] = field(default_factory=dict)
+    _weights: dict[tuple[object, ...], Weights] = field(default_factory=dict)
 
     def on(self, axis: Axis) -> dict[int, np.ndarray]:
-        """The places of each run, (P,).
-
-        Raises:
-            UserError: a run does not move along the axis.
-        """
+        """The places of each run, (P,). Raises UserError: a run does not move along the axis."""
         if axis.name not in self._on:
             self._on[axis.name] = {seed: _placed(record, points, axis) for seed, (record, points) in self.runs.items()}
         return self._on[axis.name]
@@ -146,18 +138,13 @@ class Places:
             (tuple(some), None if np.array_equal(x_P := place_of[some[0]], x_G) else interpolation(x_P, x_G))
             for some in alike.values()
         )
-        text = sha256(repr(seeds).encode())
-        for some, weight_GP in groups:
-            text.update(repr(some).encode() + (b"" if weight_GP is None else weight_GP.tobytes()))
-        return self._weights.setdefault(text.digest(), Weights(tuple(seeds), groups, len(x_G)))
+        key = (*((some, weight_GP if weight_GP is None else weight_GP.tobytes()) for some, weight_GP in groups), len(x_G))
+        return self._weights.setdefault(key, Weights(tuple(seeds), groups, len(x_G)))
 
 
 def grid(sides: Sequence[Places], axis: Axis) -> Grid | None:
     """One grid for the seeds that all the sides have: every place where one of their runs was evaluated, from the last of the first
-    to the first of the last. None without a common seed or place.
-
-    Raises:
-        UserError: a run does not move along the axis.
+    to the first of the last. None without a common seed or place. Raises UserError: a run does not move along the axis.
     """
     first, *others = sides
     key = (axis.name, *others)
@@ -219,44 +206,61 @@ class Line:
     variant: str
     setting: Setting
     records: tuple[Record, ...]
-    _asked: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
+    _places: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
 
     @property
     def look(self) -> Look:
         return self.records[0].look
 
-    def asked(self, benchmark: str) -> Places:
-        """The evaluations that asked a benchmark, of the runs that were asked it: one object for all benchmarks asked at them."""
+    def places(self, benchmark: str) -> Places:
+        """The evaluations that hold a benchmark, of the runs that do: one object for all benchmarks of the same evaluations."""
         at = tuple(
             tuple(index for index, point in enumerate(record.points) if benchmark in point.benchmarks) for record in self.records
         )
-        if at not in self._asked:
+        if at not in self._places:
             pairs = zip(self.records, at, strict=True)
-            self._asked[at] = Places(
+            self._places[at] = Places(
                 {record.run.seed: (record, tuple(record.points[index] for index in of)) for record, of in pairs if of}
             )
-        return self._asked[at]
+        return self._places[at]
+
+
+def arms(records: Sequence[Record]) -> list[Line]:
+    """Variants in their order, settings by size, runs by seed."""
+    groups: dict[tuple[str, Setting], list[Record]] = {}
+    for record, setting in zip(records, differing_settings(records), strict=True):
+        groups.setdefault((record.run.variant, setting), []).append(record)
+    order = Legend(records).ordered(variant for variant, _ in groups)
+    keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
+    return [Line(*key, tuple(sorted(groups[key], key=lambda record: record.run.seed))) for key in keys]
 
 
 def lines(records: Sequence[Record]) -> list[Line]:
-    """The lines of a figure: variants in their order, settings by size.
+    """The arms of the usable records. Raises UserError: two of them are the same run."""
+    shown = arms(usable(records))
+    _check_different(shown)
+    return shown
 
-    Raises:
-        UserError: two records are the same run.
-    """
-    shown = usable(records)
-    groups: dict[tuple[str, Setting], dict[int, Record]] = {}
-    for record, setting in zip(shown, told_apart(shown), strict=True):
-        runs = groups.setdefault((record.run.variant, setting), {})
-        if record.run.seed in runs:
-            raise UserError(
-                f"records {runs[record.run.seed].run.name} and {record.run.name} are the same run: variant {record.run.variant}, "
-                f"seed {record.run.seed}, no setting differs"
-            )
-        runs[record.run.seed] = record
-    order = Legend(shown).ordered(variant for variant, _ in groups)
-    keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
-    return [Line(*key, tuple(record for _, record in sorted(groups[key].items()))) for key in keys]
+
+def _check_different(shown: Sequence[Line]) -> None:
+    """A mean over the same run twice would count it twice."""
+    for line in shown:
+        for one, other in pairwise(line.records):
+            if one.run.seed == other.run.seed:
+                raise UserError(
+                    f"records {one.run.name} and {other.run.name} are the same run: variant {line.variant}, seed {one.run.seed}, "
+                    "no setting differs"
+                )
+
+
+def names_of(shown: Sequence[Line]) -> dict[Line, str]:
+    """``Tuna-2``, or ``Tuna-2, mask ratio 0.5`` where settings differ."""
+    legend = Legend(record for line in shown for record in line.records)
+    return {line: named(legend.label(line.variant), line.setting.label) for line in shown}
+
+
+def named(label: str, setting: str) -> str:
+    return f"{label}, {setting}" if setting else label
 
 
 def moves(shown: Sequence[Line], axis: Axis) -> bool:
@@ -272,37 +276,23 @@ def benchmarks(records: Iterable[Record]) -> set[str]:
     return {name for record in records for point in record.points for name in point.benchmarks}
 
 
-# ``setting`` is the label of what tells a run from the others of the table, ``identity`` of all that may not differ in a mean.
-COLUMNS = [
-    *("variant", "seed", "setting", "tokens", "benchmark", "accuracy", "n", "chance", "low", "high"),
-    *("correct", "steps", "images", "flops", "seconds", "mask_ratio", "identity", "run"),
-]
+# ``setting``: the label of what sets a run apart from the others of the table.
+COLUMNS = ["variant", "seed", "setting", "tokens", "benchmark", "accuracy", "n", "chance", "correct", "mask_ratio", "run"]
 RUN = ["variant", "seed", "setting"]
 
 
 def curves(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per run, point and benchmark, with the columns of ``COLUMNS``.
-
-    Raises:
-        UserError: two records are the same run: a mean over both would count it twice.
-    """
-    owner: dict[tuple[str, int, str], str] = {}
-    rows = []
-    for record, setting in zip(records, told_apart(records), strict=True):
-        run = record.run
-        key = (run.variant, run.seed, setting.label)
-        if key in owner:
-            raise UserError(
-                f"records {owner[key]} and {run.name} are the same run: variant {run.variant}, seed {run.seed}, no setting differs"
-            )
-        owner[key] = run.name
-        of_run = (run.mask_ratio, identity(record), run.name)
-        for point in record.points:
-            for benchmark, score in point.benchmarks.items():
-                rows.append(
-                    (*key, point.tokens, benchmark, score.accuracy, score.n, score.chance, score.low, score.high, score.correct)
-                    + (point.steps, point.images, point.flops, point.seconds, *of_run)
-                )
+    """One row per run, point and benchmark, with the columns of ``COLUMNS``. Raises UserError: two records are the same run."""
+    shown = arms(records)
+    _check_different(shown)
+    rows = [
+        (line.variant, record.run.seed, line.setting.label, point.tokens, benchmark)
+        + (score.accuracy, score.n, score.chance, score.correct, record.run.mask_ratio, record.run.name)
+        for line in shown
+        for record in line.records
+        for point in record.points
+        for benchmark, score in point.benchmarks.items()
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

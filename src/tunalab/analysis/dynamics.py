@@ -11,12 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tunalab.analysis.crossing import Crossing, crossings, pairs, passing
-from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, short
-from tunalab.analysis.figure6 import styles
+from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, names_of, short
 from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
 from tunalab.analysis.resampling import SCALES, Area, Draws, area, areas, covers, learning_curves
-from tunalab.analysis.tables import markdown_row
-from tunalab.files import write_atomically
+from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record
 
@@ -42,8 +40,9 @@ def dynamics(records: Sequence[Record]) -> Dynamics | None:
     """None where nothing was asked."""
     shown, draws = lines(records), Draws()
     on = [axis for axis in AXES.values() if moves(shown, axis)]
-    labels = {line: look.label for line, look in styles(shown).items()}
-    found = Dynamics(labels, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, [])
+    found = Dynamics(
+        names_of(shown), {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, {axis.name: [] for axis in on}, []
+    )
     names = ordered_benchmarks(benchmarks(records))
     for name in names:
         learning = learning_curves(shown, name, draws)
@@ -61,20 +60,11 @@ def write_dynamics(records: Sequence[Record], folder: Path, command: str) -> lis
     Nothing where nothing was asked, and no crossings of one variant alone.
     """
     found = dynamics(records)
-    if found is None:
-        return []
-    written = []
-    for name, markdown, table in (
-        ("crossings", crossings_markdown(found), crossings_table(found)),
-        ("areas", areas_markdown(found), areas_table(found)),
-        ("power_laws", laws_markdown(found), laws_table(found)),
-    ):
-        if table.empty:
-            continue
-        write_atomically(folder / f"{name}.md", f"<!-- made by: {command} -->\n\n{markdown}")
-        write_atomically(folder / f"{name}.csv", f"# made by: {command}\n" + table.to_csv(index=False, float_format="%.4g"))
-        written += [folder / f"{name}.md", folder / f"{name}.csv"]
-    return written
+    tables: dict[str, str | pd.DataFrame] = {}
+    for name, markdown, table in WRITTEN if found is not None else ():
+        if not (frame := table(found)).empty:
+            tables |= {f"{name}.md": markdown(found), f"{name}.csv": frame}
+    return write_tables_to(folder, command, tables, digits=4)
 
 
 def crossings_markdown(found: Dynamics) -> str:
@@ -89,17 +79,17 @@ def crossings_markdown(found: Dynamics) -> str:
         "ahead at the end",
         *(axis.label for axis in others),
     ]
-    rows = [markdown_row(head), markdown_row(["---"] * 3 + ["---:"] * (len(head) - 3))]
+    rows = []
     elsewhere = [{_of(one): one for one in found.crossings[axis.name]} for axis in others]
     for one in found.crossings["tokens"]:
-        label = benchmark_label(one.benchmark)
+        label, leader, other = benchmark_label(one.benchmark), found.names[one.leader], found.names[one.other]
         if one.low is None:
-            pair = f"{found.names[one.leader]}, {found.names[one.other]}"
-            rows.append(markdown_row([label, f"{pair}: level", "", "", "", *[""] * (1 + len(others))]))
+            rows.append([label, f"{leader}, {other}: level", *[""] * (4 + len(others))])
             continue
-        cells = [label, found.names[one.leader], found.names[one.other], _passing(one, _TOKENS)]
-        cells += [f"{one.within:.2f}", _ahead(one)]
-        rows.append(markdown_row([*cells, *(_elsewhere(found, one, on, axis) for on, axis in zip(elsewhere, others, strict=True))]))
+        level = 1 - one.ahead - one.behind
+        ahead = f"{one.ahead:.2f}" + (f" + {level:.2f}" if level >= 0.005 else "")
+        there = [_elsewhere(found, one, on, axis) for on, axis in zip(elsewhere, others, strict=True)]
+        rows.append([label, leader, other, _passing(one, _TOKENS), f"{one.within:.2f}", ahead, *there])
     count = sum(one.seen for one in found.crossings["tokens"])
     note = (
         f"Of {len(found.crossings['tokens'])} pairs of curves {count} cross in a way that is seen (bold): the interval is closed, "
@@ -112,34 +102,17 @@ def crossings_markdown(found: Dynamics) -> str:
         "resamples in which the leader is ahead at the last point that both have, + those level there. No correction for the "
         "number of pairs. Other axes: crossings.csv."
     )
-    return "\n".join([*rows, "", note]) + "\n"
+    return f"{markdown_table(head, rows, left=3)}\n\n{note}\n"
 
 
 def crossings_table(found: Dynamics) -> pd.DataFrame:
     """A row an axis, benchmark and pair. ``low`` is -inf and ``high`` is inf where the interval is open."""
+    same = ("at", "low", "high"), ("ahead", "behind", "changes", "seen", "first", "last", "seeds", "n", "by_item")
     rows = [
-        {
-            "axis": name,
-            "benchmark": one.benchmark,
-            **_setting(one.leader),
-            "leader": one.leader.variant,
-            "other": one.other.variant,
-            "at": one.at,
-            "low": one.low,
-            "high": one.high,
-            "leads_throughout": one.before,
-            "passes": one.within,
-            "behind_at_the_end": one.after,
-            "ahead": one.ahead,
-            "behind": one.behind,
-            "changes": one.changes,
-            "seen": one.seen,
-            "first": one.first,
-            "last": one.last,
-            "seeds": one.seeds,
-            "n": one.n,
-            "by_item": one.by_item,
-        }
+        {"axis": name, "benchmark": one.benchmark, **dict(one.leader.setting.items)}
+        | {"leader": one.leader.variant, "other": one.other.variant, **{key: getattr(one, key) for key in same[0]}}
+        | {"leads_throughout": one.before, "passes": one.within, "behind_at_the_end": one.after}
+        | {key: getattr(one, key) for key in same[1]}
         for name, of_axis in found.crossings.items()
         for one in of_axis
     ]
@@ -150,20 +123,21 @@ def areas_markdown(found: Dynamics) -> str:
     """A table a scale: a row a benchmark and setting, a column a line, then one a difference."""
     parts = []
     for scale in SCALES:
-        own = [one for one in found.areas["tokens"] if one.scale == scale]
-        differences = [one for one in found.differences["tokens"] if one.scale == scale]
-        columns = list(dict.fromkeys(_column(found, one) for one in [*own, *differences]))
-        by_row: dict[tuple[str, str], dict[str, str]] = {}
-        for one in [*own, *differences]:
-            by_row.setdefault((one.curve.benchmark, one.curve.line.setting.label), {})[_column(found, one)] = _area(one)
-        several = len({setting for _, setting in by_row}) > 1
-        head = ["benchmark", *(["setting"] if several else []), *columns]
-        rows = [markdown_row(head), markdown_row(["---"] * (len(head) - len(columns)) + ["---:"] * len(columns))]
-        for (benchmark, setting), cells in by_row.items():
-            labels = [benchmark_label(benchmark), *([setting] if several else [])]
-            rows.append(markdown_row([*labels, *(cells.get(column, "") for column in columns)]))
+        every = [one for one in [*found.areas["tokens"], *found.differences["tokens"]] if one.scale == scale]
+        columns = list(dict.fromkeys(map(_column, every)))
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        for one in every:
+            sign, bold = ("", False) if one.less is None else ("+", one.excludes_zero)
+            text = with_interval((one.value, one.low, one.high), lambda share, sign=sign: percent(share, sign), bold)  # type: ignore[misc]
+            cells.setdefault((one.curve.benchmark, one.curve.line.setting.label), {})[_column(one)] = text
+        several = len({setting for _, setting in cells}) > 1
+        head = ["benchmark", *(["setting"] if several else [])]
+        rows = [
+            [benchmark_label(name), *([setting] if several else []), *(of_row.get(column, "") for column in columns)]
+            for (name, setting), of_row in cells.items()
+        ]
         title = "Over log tokens: every doubling counts the same" if scale == "log" else "Over tokens: the late part decides"
-        parts += [f"### {title}", "", *rows, ""]
+        parts += [f"### {title}", "", markdown_table([*head, *columns], rows, left=len(head)), ""]
     first, last = min(one.first for one in found.areas["tokens"]), max(one.last for one in found.areas["tokens"])
     note = (
         f"Mean accuracy in percent from {short(first)} to {short(last)} tokens (the area under the mean curve over the length of "
@@ -177,20 +151,9 @@ def areas_markdown(found: Dynamics) -> str:
 def areas_table(found: Dynamics) -> pd.DataFrame:
     """A row an axis, scale, benchmark and line, or two lines (``less`` is subtracted)."""
     rows = [
-        {
-            "axis": name,
-            "scale": one.scale,
-            "benchmark": one.curve.benchmark,
-            **_setting(one.curve.line),
-            "variant": one.curve.line.variant,
-            "less": None if one.less is None else one.less.line.variant,
-            "value": one.value,
-            "low": one.low,
-            "high": one.high,
-            "first": one.first,
-            "last": one.last,
-            "seeds": one.seeds,
-        }
+        {"axis": name, "scale": one.scale, "benchmark": one.curve.benchmark, **dict(one.curve.line.setting.items)}
+        | {"variant": one.curve.line.variant, "less": None if one.less is None else one.less.line.variant}
+        | {key: getattr(one, key) for key in ("value", "low", "high", "first", "last", "seeds")}
         for name in found.areas
         for one in [*found.areas[name], *found.differences[name]]
     ]
@@ -201,19 +164,21 @@ def laws_markdown(found: Dynamics) -> str:
     """A row a benchmark and line; in place of numbers, why there is no law."""
     head = ["benchmark", "front-end", "asymptote a", "exponent c", "leaves chance at", f"at {FORECAST:g}x tokens", "residual"]
     head += ["the last point from the others", "without two", "without three"]
-    rows = [markdown_row(head), markdown_row(["---"] * 2 + ["---:"] * 8)]
+    rows = []
     for law in found.laws:
-        cells = [f"not identifiable: {law.unknown}", "", "", "", f"{100 * law.residual:.1f}"]
+        cells = [f"not identifiable: {law.unknown}", "", "", ""]
         if not law.unknown:
-            cells = [_percents(law.asymptote), _numbers(law.exponent), _tokens(law.start), _percents(law.forecast), cells[-1]]
-        errors = ["-" if one.error is None else f"{100 * one.error:+.1f}" for one in law.held_out]
+            forms = (percent, "{:.2g}".format, short, percent)
+            values = (law.asymptote, law.exponent, law.start, law.forecast)
+            cells = [with_interval(value, form) for value, form in zip(values, forms, strict=True)]
+        errors = ["-" if one.error is None else percent(one.error, "+") for one in law.held_out]
         errors += [""] * (3 - len(errors))
-        rows.append(markdown_row([benchmark_label(law.curve.benchmark), found.names[law.curve.line], *cells, *errors]))
-    known = sum(not law.unknown for law in found.laws)
+        rows.append([benchmark_label(law.curve.benchmark), found.names[law.curve.line], *cells, percent(law.residual), *errors])
+    identified = sum(not law.unknown for law in found.laws)
     errors_of = [abs(law.held_out[0].error) for law in found.laws if law.held_out and law.held_out[0].error is not None]
     near = sum(error < RESIDUAL for error in errors_of)
     note = (
-        f"accuracy(N) = a - b N^-c, never below chance and a at most 100%, least squares on the mean over seeds; {known} of "
+        f"accuracy(N) = a - b N^-c, never below chance and a at most 100%, least squares on the mean over seeds; {identified} of "
         f"{len(found.laws)} curves have such a law. In percent, with 95% bootstrap intervals ({found.seeds}). Not identifiable: "
         f"its interval ends at chance, fewer than {ABOVE} points follow its take-off, the residual (root mean square) is above "
         f"{100 * RESIDUAL:g} points, the asymptote sits at 100% while the curve is not there, or its interval is wider than "
@@ -221,14 +186,18 @@ def laws_markdown(found: Dynamics) -> str:
         "predict the last (predicted minus measured, points; - where too few are left). Without the last, "
         f"{near} of {len(errors_of)} predictions are within {100 * RESIDUAL:g} points."
     )
-    return "\n".join([*rows, "", note]) + "\n"
+    return f"{markdown_table(head, rows, left=2)}\n\n{note}\n"
 
 
 def laws_table(found: Dynamics) -> pd.DataFrame:
     """A row a benchmark and line, with the numbers of fits that are not identifiable too: ``unknown`` says so."""
     rows = []
     for law in found.laws:
-        row: dict[str, Any] = {"benchmark": law.curve.benchmark, **_setting(law.curve.line), "variant": law.curve.line.variant}
+        row: dict[str, Any] = {
+            "benchmark": law.curve.benchmark,
+            **dict(law.curve.line.setting.items),
+            "variant": law.curve.line.variant,
+        }
         for name in ("asymptote", "exponent", "start", "forecast"):
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), getattr(law, name), strict=True))
         row |= {"factor": law.factor, "residual": law.residual}
@@ -254,36 +223,13 @@ def _passing(one: Crossing, axis: Axis) -> str:
     return f"**{passing(one, axis)}**" if one.seen else passing(one, axis)
 
 
-def _ahead(one: Crossing) -> str:
-    level = 1 - one.ahead - one.behind
-    return f"{one.ahead:.2f}" + (f" + {level:.2f}" if level >= 0.005 else "")
-
-
-def _column(found: Dynamics, one: Area) -> str:
+def _column(one: Area) -> str:
     name = one.curve.line.look.label
     return name if one.less is None else f"{name} - {one.less.line.look.label}"
 
 
-def _area(one: Area) -> str:
-    sign = "" if one.less is None else "+"
-    value, low, high = (f"{100 * number:{sign}.1f}" for number in (one.value, one.low, one.high))
-    return f"**{value}** [{low}, {high}]" if one.less is not None and one.excludes_zero else f"{value} [{low}, {high}]"
-
-
-def _percents(values: tuple[float, float, float]) -> str:
-    value, low, high = (f"{100 * number:.1f}" for number in values)
-    return f"{value} [{low}, {high}]"
-
-
-def _numbers(values: tuple[float, float, float]) -> str:
-    value, low, high = (f"{number:.2g}" for number in values)
-    return f"{value} [{low}, {high}]"
-
-
-def _tokens(values: tuple[float, float, float]) -> str:
-    value, low, high = (short(number) for number in values)
-    return f"{value} [{low}, {high}]"
-
-
-def _setting(line: Line) -> dict[str, Any]:
-    return dict(line.setting.items)
+WRITTEN = (
+    ("crossings", crossings_markdown, crossings_table),
+    ("areas", areas_markdown, areas_table),
+    ("power_laws", laws_markdown, laws_table),
+)

@@ -10,23 +10,23 @@ reference (difference of differences). Matched: two cells that differ in several
 as many parameters, as one of them was made to.
 
 All cells of a contrast are paired: same seeds, same questions.
+
+    S  seeds    I  questions    C  cells
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations, permutations, product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, score_at
-from tunalab.evaluation.score import Score
-from tunalab.files import write_atomically
+from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.records.labels import (
     MASK_RATIO,
     Value,
@@ -130,13 +130,7 @@ def ordered_levels(levels: Sequence[Level]) -> list[Level]:
     return sorted(present, key=lambda level: (level not in first, isinstance(level, str), level))  # type: ignore[type-var]
 
 
-def level_label(level: Level) -> str:
-    return value_label(level)
-
-
 Weights = Mapping[Cell, float]
-
-
 Kind = Literal["main", "matched", "interaction"]
 MATCHED = 0.005  # of the trained parameters: closer are two cells only where one was made for it
 
@@ -164,29 +158,20 @@ def contrasts(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Cont
             at, against = ([cell for cell in cells if cell.levels[index] == one] for one in (level, reference))
             pairs = [(a, b) for a, b in product(at, against) if _equal_but(a, b, {index})]
             if pairs:
-                signs = [(cell, sign / len(pairs)) for pair in pairs for cell, sign in zip(pair, (1, -1), strict=True)]
-                told = level_label(level), level_label(reference)
-                yield Contrast("main", factor.name, *told, "", _summed(signs), len(pairs))
+                words = value_label(level), value_label(reference)
+                yield Contrast("main", factor.name, *words, "", _mean_weights(pairs, (1, -1)), len(pairs))
     yield from _matched(factors, cells)
     for (i, first), (j, second) in combinations(enumerate(factors), 2):
         (reference_i, *others_i), (reference_j, *others_j) = levels[i], levels[j]
         for level_i, level_j in product(others_i, others_j):
-            corners = [
-                ((level_i, level_j), 1),
-                ((reference_i, level_j), -1),
-                ((level_i, reference_j), -1),
-                ((reference_i, reference_j), 1),
-            ]
-            found = [_at(cells, {i: a, j: b}) for (a, b), _ in corners]
-            alike = (square for square in product(*found) if all(_equal_but(one, square[0], {i, j}) for one in square[1:]))
+            corners = (level_i, level_j), (reference_i, level_j), (level_i, reference_j), (reference_i, reference_j)
+            at_corners = [_at(cells, {i: a, j: b}) for a, b in corners]
+            alike = (square for square in product(*at_corners) if all(_equal_but(one, square[0], {i, j}) for one in square[1:]))
             squares = [square for square in alike if len(set(square)) > 2]  # of two cells it is a main effect, or nothing
-            if squares:
-                signs = [(cell, sign / len(squares)) for square in squares for cell, (_, sign) in zip(square, corners, strict=True)]
-                other = f"{second.name}: {level_label(level_j)} instead of {level_label(reference_j)}"
-                weights = _summed(signs)
-                if weights:
-                    told = level_label(level_i), level_label(reference_i)
-                    yield Contrast("interaction", first.name, *told, other, weights, len(squares))
+            if squares and (weights := _mean_weights(squares, (1, -1, -1, 1))):
+                words = value_label(level_i), value_label(reference_i)
+                other = f"{second.name}: {value_label(level_j)} instead of {value_label(reference_j)}"
+                yield Contrast("interaction", first.name, *words, other, weights, len(squares))
 
 
 def _matched(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contrast]:
@@ -195,12 +180,12 @@ def _matched(factors: Sequence[Factor], cells: Sequence[Cell]) -> Iterator[Contr
         differing = [index for index, (one, other) in enumerate(zip(a.levels, b.levels, strict=True)) if one != other]
         if len(differing) < 2 or not 0 < trained / fewer - 1 < MATCHED:
             continue
-        # The cell with an encoder, or whatever the first factor adds, is told against the one without.
+        # The cell with an encoder, or whatever the first factor adds, is compared with the one without.
         levels = ordered_levels([cell.levels[differing[0]] for cell in (a, b)])
         first, second = (b, a) if levels and a.levels[differing[0]] == levels[0] else (a, b)
-        named = ", ".join(factors[index].name for index in differing)
-        level, reference = (", ".join(level_label(cell.levels[index]) for index in differing) for cell in (first, second))
-        yield Contrast("matched", named, level, reference, "", {first: 1.0, second: -1.0}, 1)
+        names = ", ".join(factors[index].name for index in differing)
+        level, reference = (", ".join(value_label(cell.levels[index]) for index in differing) for cell in (first, second))
+        yield Contrast("matched", names, level, reference, "", {first: 1.0, second: -1.0}, 1)
 
 
 def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
@@ -210,9 +195,9 @@ def _compared(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
     return [(level, levels[0]) for level in levels[1:]]
 
 
-def _at(cells: Sequence[Cell], wanted: Mapping[int, Level]) -> list[Cell]:
+def _at(cells: Sequence[Cell], levels: Mapping[int, Level]) -> list[Cell]:
     """Cells at these levels; one to which a factor does not apply stands for each of its levels."""
-    return [cell for cell in cells if all(cell.levels[index] in (level, None) for index, level in wanted.items())]
+    return [cell for cell in cells if all(cell.levels[index] in (level, None) for index, level in levels.items())]
 
 
 def _equal_but(a: Cell, b: Cell, but: set[int]) -> bool:
@@ -220,11 +205,13 @@ def _equal_but(a: Cell, b: Cell, but: set[int]) -> bool:
     return all(one == other or one is None or other is None for index, (one, other) in pairs if index not in but)
 
 
-def _summed(signs: Sequence[tuple[Cell, float]]) -> dict[Cell, float]:
+def _mean_weights(groups: Sequence[Sequence[Cell]], signs: Sequence[int]) -> dict[Cell, float]:
+    """Of the mean over groups of cells, each cell with the sign of its place; cells that cancel are left out."""
     weights: Counter[Cell] = Counter()
-    for cell, weight in signs:
-        weights[cell] += weight  # type: ignore[assignment]
-    return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
+    for group in groups:
+        for cell, sign in zip(group, signs, strict=True):
+            weights[cell] += sign
+    return {cell: weight / len(groups) for cell, weight in weights.items() if weight}
 
 
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
@@ -240,21 +227,16 @@ def write_effects(records: Sequence[Record], folder: Path, command: str) -> list
     Raises UserError: the records share no point at equal tokens, or hold the same run twice.
     """
     table = effects_table(records)
-    if table.empty:
-        return []
-    csv = f"# made by: {command}\n" + table.to_csv(index=False, float_format="%.6g")
-    markdown = f"<!-- made by: {command} -->\n\n" + effects_markdown(table)
-    write_atomically(folder / "effects.csv", csv)
-    write_atomically(folder / "effects.md", markdown)
-    return [folder / "effects.md", folder / "effects.csv"]
+    files = {} if table.empty else {"effects.md": effects_markdown(table), "effects.csv": table}
+    return write_tables_to(folder, command, files)
 
 
 def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     """A row per contrast and outcome, at the last point that all finished runs share.
 
     Outcomes: accuracy by benchmark and its mean over benchmarks, held-out text loss, one-step PSNR by flow time. 95% intervals,
-    without correction for how many there are: Student's t of the scatter between seeds, which all cells estimate together
-    (:mod:`scatter`), for accuracies added to a bootstrap over questions. With one seed accuracies have that of questions alone,
+    without correction for how many there are: Student's t of the scatter between seeds, which all cells estimate together,
+    for accuracies added to a bootstrap over questions. With one seed accuracies have that of questions alone,
     which says nothing of another seed, and the others none.
     """
     finished = usable(records)
@@ -276,63 +258,52 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
         else:  # cells of this contrast alone, where others have fewer seeds
             between = scatters or _scatters(list(contrast.weights), benchmarks, continuous, tokens)
         squares = sum(weight**2 for weight in contrast.weights.values())
-        told = (contrast.kind, contrast.factor, contrast.level, contrast.reference, contrast.with_)
+        about = (contrast.kind, contrast.factor, contrast.level, contrast.reference, contrast.with_)
         values = {name: _accuracy(contrast.weights, seeds, name, tokens) for name in benchmarks}
-        known = {name: value_SI for name, value_SI in values.items() if value_SI is not None}
-        for name, of in [(MEAN, list(known.values())), *((name, [value_SI]) for name, value_SI in known.items())]:
+        measured = {name: [value_SI] for name, value_SI in values.items() if value_SI is not None}
+        for name, of in {MEAN: [value_SI for (value_SI,) in measured.values()], **measured}.items():
             if of:
                 mean = float(np.mean([value_SI.mean() for value_SI in of]))
                 n = sum(value_SI.shape[1] for value_SI in of)
                 bounds = joint_interval(of, between.get(name), squares)
-                rows.append((*told, name, mean, *bounds, contrast.pairs, len(seeds), n))
+                rows.append((*about, name, mean, *bounds, contrast.pairs, len(seeds), n))
         for name, of_point in continuous.items():
             value = _mean_of(contrast.weights, seeds, of_point, tokens)
             if value is not None:
                 scatter = between.get(name)
                 half = None if scatter is None else scatter.half_width(len(seeds), squares)
                 ends = (None, None) if half is None else (value - half, value + half)
-                rows.append((*told, name, value, *ends, contrast.pairs, len(seeds), len(seeds)))
+                rows.append((*about, name, value, *ends, contrast.pairs, len(seeds), len(seeds)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def effects_markdown(table: pd.DataFrame) -> str:
     """A row per contrast: mean accuracy, text loss and PSNR with intervals, then each benchmark; bold where 0 is excluded."""
     outcomes = ordered_outcomes(table)
-    text = []
+    head, text = ["choice", "pairs", "seeds", *map(outcome_label, outcomes)], []
     for kind, title in TITLES.items():
         part = table[table["effect"] == kind]
-        if part.empty:
-            continue
-        text += [
-            f"## {title}",
-            "",
-            _row(["choice", "pairs", "seeds", *map(outcome_label, outcomes)]),
-            _row(["---", *["---:"] * (2 + len(outcomes))]),
-        ]
+        shown = []
         for key, rows in part.groupby(["factor", "level", "reference", "with"], sort=False):
             factor, level, reference, other = map(str, key)
             by_outcome = {str(row["outcome"]): row for row in rows.to_dict("records")}
             first = rows.iloc[0]
             label = f"{factor}: {level} instead of {reference}" + (f", more with {other}" if other else "")
-            shown = [_effect(by_outcome.get(name), name) for name in outcomes]
-            text.append(_row([label, str(first["pairs"]), str(first["seeds"]), *shown]))
-        text.append("")
+            cells = [_effect(by_outcome[name], name) if name in by_outcome else "" for name in outcomes]
+            shown.append([label, str(first["pairs"]), str(first["seeds"]), *cells])
+        text += [f"## {title}\n\n{markdown_table(head, shown)}\n"] if shown else []
+    cover = (
+        "of questions alone, as one seed says nothing of another; so none is bold where 0 is outside."
+        if (table["seeds"] == 1).all()
+        else "Student's t of the scatter between seeds, which all runs of the table estimate together, and for accuracies a "
+        "bootstrap over questions. Bold: 0 is outside."
+    )
     note = (
         "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
         "interaction says by how much the effect differs where the other choice differs too. 95% intervals, paired by seed: "
-        f"{_cover(table)} "
-        f"Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
+        f"{cover} Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
     )
     return "\n".join([*text, note, ""])
-
-
-def _cover(table: pd.DataFrame) -> str:
-    if (table["seeds"] == 1).all():
-        return "of questions alone, as one seed says nothing of another; so none is bold where 0 is outside."
-    return (
-        "Student's t of the scatter between seeds, which all runs of the table estimate together, and for accuracies a bootstrap "
-        "over questions. Bold: 0 is outside."
-    )
 
 
 def ordered_outcomes(table: pd.DataFrame) -> list[str]:
@@ -373,11 +344,7 @@ def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: in
 def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]:
     """Outcomes that are no shares of questions."""
     times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
-    return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": partial(_psnr, t) for t in times}}
-
-
-def _psnr(t: str, point: Point) -> float | None:
-    return point.one_step_psnr.get(t)
+    return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": lambda point, t=t: point.one_step_psnr.get(t) for t in times}}  # type: ignore[misc]
 
 
 def _text_loss(point: Point) -> float | None:
@@ -408,35 +375,22 @@ def _scatters(
     if len(seeds) < 2:
         return {}
     runs = [[_of_seed(cell, seed) for seed in seeds] for cell in cells]
-    found = {name: [[_share(score_at(run, name, tokens)) for run in own] for own in runs] for name in benchmarks}
-    for name, of_point in continuous.items():
-        found[name] = [[of_point(_point_at(run, tokens)) for run in own] for own in runs]
-    whole = {name: np.array([own for own in values if None not in own], dtype=float) for name, values in found.items()}
-    shared = [whole[name] for name in benchmarks if len(whole[name]) == len(cells)]  # a cell that was asked less has another mean
+    scores = {name: [[score_at(run, name, tokens) for run in own] for own in runs] for name in benchmarks}
+    values = {name: [[score and score.accuracy for score in own] for own in of_cells] for name, of_cells in scores.items()}
+    values |= {name: [[of(_point_at(run, tokens)) for run in own] for own in runs] for name, of in continuous.items()}
+    whole = {name: np.array([own for own in of_cells if None not in own], dtype=float) for name, of_cells in values.items()}
+    shared = [whole[name] for name in benchmarks if len(whole[name]) == len(cells)]  # a cell with fewer has another mean
     if shared:
         whole[MEAN] = np.mean(shared, axis=0)
     return {name: scatter_of_contrasts(value_CS) for name, value_CS in whole.items() if len(value_CS)}
-
-
-def _share(score: Score | None) -> float | None:
-    return None if score is None else score.accuracy
 
 
 def _common_seeds(weights: Weights) -> list[int]:
     return sorted(set.intersection(*({record.run.seed for record in cell.records} for cell in weights)))
 
 
-def _effect(row: Mapping[object, object] | None, outcome: str) -> str:
-    if row is None:
-        return ""
+def _effect(row: Mapping[Any, Any], outcome: str) -> str:
     scale, digits = unit(outcome), 3 if outcome == TEXT_LOSS else 2 if outcome.startswith(PSNR) else 1
-    value, low, high = (float(row[name]) * scale for name in ("value", "low", "high"))  # type: ignore[arg-type]
-    if np.isnan(low):
-        return f"{value:+.{digits}f}"
-    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    text = with_interval([row[name] for name in ("value", "low", "high")], lambda value: f"{scale * value:+.{digits}f}")
     # The interval of one seed holds for its run: no effect of a choice is shown by it.
-    return f"**{text}**" if (low > 0 or high < 0) and row["seeds"] != 1 else text
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return f"**{text}**" if (row["low"] > 0 or row["high"] < 0) and row["seeds"] != 1 else text

@@ -1,11 +1,14 @@
-"""What `tunalab evaluate` measured, compared between front-ends: means over seeds, and differences item by item.
+"""What `tunalab evaluate` measured, compared between front-ends: means over seeds, differences item by item, and their tables.
+
+Published numbers are of models thousands of times larger, on the published benchmarks themselves. They stand beside ours, never
+in one mean, difference or cell with them.
 
 Shapes: S seeds, I items.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pandas as pd
 import yaml
 
 from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, scatter_of_means
-from tunalab.analysis.tables import markdown_row
+from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import KINDS, Measure
@@ -24,26 +27,19 @@ from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULED, RULES, metric
 from tunalab.evaluation.score import wilson
 from tunalab.evaluation.whole import Evaluated
-from tunalab.files import write_atomically
 from tunalab.records.labels import OF_VARIANT, Legend, flat_settings, identity
 from tunalab.records.record import Record
 from tunalab.settings.layers import own_or_shipped
 
 TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 Key = tuple[str, str, str, str]  # kind, benchmark, split, metric
+Side = dict[int, Measure]  # of one variant, by seed
 
 
-@dataclass(frozen=True)
-class Side:
-    """The measures of one kind of thing for one variant, a measure a seed in the order of ``seeds``."""
-
-    seeds: tuple[int, ...]
-    measures: tuple[Measure, ...]
-
-    def items_of(self, seeds: Sequence[int]) -> np.ndarray | None:
-        """Values (S, I) of these seeds; None where a measure has no items, or runs have different ones."""
-        rows = [measure.items for seed, measure in zip(self.seeds, self.measures, strict=True) if seed in seeds]
-        return np.array(rows, dtype=float) if rows[0] and len({len(row) for row in rows}) == 1 else None
+def items_of(side: Side, seeds: Sequence[int]) -> np.ndarray | None:
+    """Values (S, I) of these seeds; None where a measure has no items, or runs have different ones."""
+    rows = [side[seed].items for seed in side if seed in seeds]
+    return np.array(rows, dtype=float) if rows[0] and len({len(row) for row in rows}) == 1 else None
 
 
 def evaluated(records: Sequence[Record]) -> list[Record]:
@@ -58,32 +54,28 @@ def earlier_parser(result: Evaluated) -> str:
 
 
 def sides(records: Sequence[Record]) -> dict[Key, dict[str, Side]]:
-    """Key -> variant -> its measures, keys by kind and then in the order in which they were measured.
+    """Key -> variant -> its measures by seed; keys by kind and then in the order in which they were measured.
 
     Raises UserError: two records are of the same variant and seed, seeds of a variant differ in more than the seed, or models were
     measured under different settings or at different numbers of tokens.
     """
     _check_comparable(records)
-    found: dict[Key, dict[str, dict[int, Measure]]] = {}
+    compared: dict[Key, dict[str, Side]] = {}
     settings: dict[str, tuple[str, object]] = {}
     for record in sorted(records, key=lambda record: record.run.seed):
+        variant, seed = record.run.variant, record.run.seed
         for result in record.evaluation:
-            name, known = settings.setdefault(result.part, (record.run.name, result.settings))
-            if known != result.settings:
+            name, earlier = settings.setdefault(result.part, (record.run.name, result.settings))
+            if earlier != result.settings:
                 raise UserError(f"{result.part} of {name} and {record.run.name} was measured under different settings")
             for measure in result.measures:
-                by_seed = found.setdefault(measure.key, {}).setdefault(record.run.variant, {})
-                if record.run.seed in by_seed:
-                    raise UserError(
-                        f"two evaluated runs of {record.run.variant} with seed {record.run.seed}: give one folder of records each"
-                    )
-                by_seed[record.run.seed] = replace(measure, note="; ".join(filter(None, (measure.note, earlier_parser(result)))))
+                side = compared.setdefault(measure.key, {}).setdefault(variant, {})
+                if seed in side:
+                    raise UserError(f"two evaluated runs of {variant} with seed {seed}: give one folder of records each")
+                side[seed] = replace(measure, note="; ".join(filter(None, (measure.note, earlier_parser(result)))))
     legend = Legend(records)
-    ordered = sorted(found, key=lambda key: KINDS.index(key[0]))
-    return {
-        key: {name: Side(tuple(found[key][name]), tuple(found[key][name].values())) for name in legend.ordered(found[key])}
-        for key in ordered
-    }
+    keys = sorted(compared, key=lambda key: KINDS.index(key[0]))
+    return {key: {name: compared[key][name] for name in legend.ordered(compared[key])} for key in keys}
 
 
 def _check_comparable(records: Sequence[Record]) -> None:
@@ -96,14 +88,14 @@ def _check_comparable(records: Sequence[Record]) -> None:
             raise UserError(
                 f"{other.run.name} and {record.run.name} are evaluated and differ in more than the seed: compare one at a time"
             )
-        tokens, known = ({result.origin.get("tokens") for result in one.evaluation} for one in (record, first))
-        counts = [count if isinstance(count, int) else 0 for count in tokens | known]
-        most, least = max(counts), min(counts)
+        origins = [result.origin for one in (record, first) for result in one.evaluation]
+        tokens = [count if isinstance(count := origin.get("tokens"), int) else 0 for origin in origins]
+        least, most = min(tokens), max(tokens)
         if most > least * (1 + TOLERANCE):
             raise UserError(
                 f"{first.run.name} and {record.run.name} were evaluated at {least:,} and {most:,} tokens: no fair comparison"
             )
-        weights = {result.origin.get("weights") for one in (record, first) for result in one.evaluation}
+        weights = {origin.get("weights") for origin in origins}
         if len(weights) > 1:
             raise UserError(
                 f"{first.run.name} and {record.run.name} were evaluated with {' and '.join(sorted(map(str, weights)))} weights"
@@ -111,21 +103,19 @@ def _check_comparable(records: Sequence[Record]) -> None:
 
 
 def unequal_settings(records: Sequence[Record]) -> list[str]:
-    """Keys of the configuration, front-end and components aside, in which variants differ: to be told beside every comparison."""
+    """Keys of the configuration, front-end and components aside, in which variants differ: shown beside every comparison."""
     settings = {record.run.variant: flat_settings(record) for record in records}
-    known = dict.fromkeys(key for flat in settings.values() for key in flat)
-    shared = [key for key in known if not key.startswith(OF_VARIANT)]
-    return [key for key in shared if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
+    keys = dict.fromkeys(key for flat in settings.values() for key in flat if not key.startswith(OF_VARIANT))
+    return [key for key in keys if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
 
 
 def scatter_among(measured: Sequence[Mapping[str, Side]]) -> Scatter | None:
     """Between the seeds that all variants have, of the mean of one or several measures."""
     variants = sorted(set.intersection(*map(set, measured)))
-    values = [[dict(zip(side[name].seeds, side[name].measures, strict=True)) for name in variants] for side in measured]
-    seeds = sorted(set.intersection(*(set(by_seed) for one in values for by_seed in one))) if variants else []
+    seeds = sorted(set.intersection(*(set(one[name]) for one in measured for name in variants))) if variants else []
     if not seeds:
         return None
-    value_KCS = [[[by_seed[seed].value for seed in seeds] for by_seed in one] for one in values]
+    value_KCS = [[[one[name][seed].value for seed in seeds] for name in variants] for one in measured]
     return scatter_of_contrasts(np.mean(value_KCS, axis=0))
 
 
@@ -138,18 +128,16 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     """
     rows = []
     for key, by_variant in compared.items():
-        scatter = scatter_of_means([np.array([measure.value for measure in side.measures]) for side in by_variant.values()])
+        scatter = scatter_of_means([np.array([measure.value for measure in side.values()]) for side in by_variant.values()])
         for variant, side in by_variant.items():
-            first = side.measures[0]
+            first = next(iter(side.values()))
             low, high = first.low, first.high
-            items_SI = side.items_of(side.seeds)
-            if len(side.seeds) > 1:
+            if len(side) > 1:
+                items_SI = items_of(side, list(side))
                 low, high = (None, None) if items_SI is None else _interval(items_SI, scatter, certain=first.low is None)
-            value = float(np.mean([measure.value for measure in side.measures]))
-            failures = sum(measure.failures for measure in side.measures)
-            rows.append(
-                (*key, variant, value, low, high, first.n, len(side.seeds), first.chance, first.ceiling, failures, first.note)
-            )
+            value = float(np.mean([measure.value for measure in side.values()]))
+            failures = sum(measure.failures for measure in side.values())
+            rows.append((*key, variant, value, low, high, first.n, len(side), first.chance, first.ceiling, failures, first.note))
     names = ["value", "low", "high", "n", "seeds", "chance", "ceiling", "failures", "note"]
     return pd.DataFrame(rows, columns=["kind", "benchmark", "split", "metric", "variant", *names])
 
@@ -177,23 +165,29 @@ def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     for key, by_variant in compared.items():
         scatter = scatter_among([by_variant])
         for a, b in combinations(by_variant, 2):
-            seeds = sorted(set(by_variant[a].seeds) & set(by_variant[b].seeds))
+            pair = {name: by_variant[name] for name in (a, b)}
+            seeds = sorted(pair[a].keys() & pair[b].keys())
             if not seeds:
                 continue
-            values = [
-                np.mean([measure.value for seed, measure in zip(side.seeds, side.measures, strict=True) if seed in seeds])
-                for side in (by_variant[a], by_variant[b])
-            ]
+            value = float(np.subtract(*(np.mean([side[seed].value for seed in seeds]) for side in pair.values())))
             low = high = None
-            items = [by_variant[name].items_of(seeds) for name in (a, b)]
-            if items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
-                own = scatter or scatter_among([{name: by_variant[name] for name in (a, b)}])
-                low, high = joint_interval([items[0] - items[1]], own, 2.0)
+            gap_SI = item_gaps(pair, a, b)
+            if gap_SI is not None:
+                low, high = joint_interval([gap_SI], scatter or scatter_among([pair]), 2.0)
             apart = low is not None and high is not None and (low > 0 or high < 0)
-            rows.append((*key, a, b, float(values[0] - values[1]), low, high, len(seeds), apart))
+            rows.append((*key, a, b, value, low, high, len(seeds), apart))
     return pd.DataFrame(
         rows, columns=["kind", "benchmark", "split", "metric", "a", "b", "difference", "low", "high", "seeds", "apart"]
     )
+
+
+def item_gaps(by_variant: Mapping[str, Side], more: str, less: str) -> np.ndarray | None:
+    """Differences (S, I) over the seeds that both have; None where it was not measured, or not item by item."""
+    if not {more, less} <= by_variant.keys():
+        return None
+    seeds = sorted(by_variant[more].keys() & by_variant[less].keys())
+    first, second = (items_of(by_variant[name], seeds) if seeds else None for name in (more, less))
+    return None if first is None or second is None or first.shape != second.shape else first - second
 
 
 PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
@@ -203,11 +197,11 @@ MAIN_SETTING = "7B"  # the comparison of the paper's main tables; others are abl
 
 GENEVAL = ("overall", "single_object", "two_object", "counting", "colors", "position", "color_attr")  # categories, as it calls them
 
-# Kind -> (benchmark, metric) of ours -> (benchmark, metric) of the published one whose skill it isolates.
+# Kind -> (benchmark, metric) of ours -> (benchmark, metric) of the published one whose skill it isolates. Of scenes the skill is
+# the same, and the published benchmarks themselves stand beside themselves.
 Result = tuple[str, str]
 SELF = {benchmark.title: benchmark.title for benchmark in PUBLISHED.values()}
 COUNTERPARTS: dict[str, dict[Result, Result]] = {
-    # Of scenes the skill is the same, and the published benchmarks themselves stand beside themselves.
     "understanding": {(ours, "accuracy"): (theirs, "accuracy") for ours, theirs in (SCENES | SELF).items()}
     | {(title, metric(rules)): (title, "accuracy") for title in (PUBLISHED[task].title for task in RULED) for rules in RULES},
     "generation": {(ours, metric): ("GenEval", metric) for ours in ("scene prompts", "GenEval") for metric in GENEVAL}
@@ -263,20 +257,13 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
 
     Raises UserError: runs cannot be compared (see ``sides``), or the published results cannot be read.
     """
-    if not evaluated(records):
+    if not (measured := evaluated(records)):
         return []
-    compared = sides(evaluated(records))
-    unequal = unequal_settings(evaluated(records))
+    compared, unequal = sides(measured), unequal_settings(measured)
     means, differences = means_table(compared), differences_table(compared)
-    texts = {
-        "evaluation.md": f"<!-- made by: {command} -->\n\n"
-        + evaluation_markdown(means, differences, read_published(published), Legend(records), unequal),
-        "evaluation.csv": f"# made by: {command}\n" + means.to_csv(index=False, float_format="%.6g"),
-        "differences.csv": f"# made by: {command}\n" + differences.to_csv(index=False, float_format="%.6g"),
-    }
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    return [folder / name for name in texts]
+    text = evaluation_markdown(means, differences, read_published(published), Legend(records), unequal)
+    tables = {"evaluation.md": text, "evaluation.csv": means, "differences.csv": differences}
+    return write_tables_to(folder, command, tables)
 
 
 def evaluation_markdown(
@@ -295,34 +282,30 @@ def evaluation_markdown(
     kinds = list(dict.fromkeys([*means["kind"], *main["kind"]]))
     head = ["benchmark", *(legend.label(name) for name in variants), "chance", "ceiling", "n"]
     head += ["published benchmark", *(f"{name}, published" for name in PAPERS.values())]
-    lines = []
+    text = []
     for kind in kinds:
-        lines += [f"## {kind}", "", markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
-        shown = set()
-        for key, part in means[_shown(means) & (means["kind"] == kind)].groupby(KEY, sort=False):
+        of_kind = means[means["kind"] == kind]
+        brief = of_kind[of_kind["benchmark"] == ALL] if kind in BRIEF else of_kind
+        rows, counterparts = [], set()
+        for key, part in brief.groupby(KEY, sort=False):
             theirs = counterpart(*map(str, key))
-            shown.add(theirs)
+            counterparts.add(theirs)
             ahead = _ahead(differences, key) if kind in HIGHER_IS_BETTER and key[-1] not in NO_DIRECTION else set()
             by_variant = {row["variant"]: row for row in part.to_dict("records")}
-            cells = [_measured(by_variant[name], name in ahead) if name in by_variant else "" for name in variants]
+            cells = [
+                with_interval([row[name] for name in ("value", "low", "high")], _number, row["variant"] in ahead) if row else ""
+                for row in map(by_variant.get, variants)
+            ]
             counts = [_of_each(part, "chance"), _of_each(part, "ceiling"), _counts(part)]
-            lines.append(markdown_row([_label(*key[1:]), *cells, *counts, *_published(main, kind, theirs)]))
+            rows.append([_label(*key[1:]), *cells, *counts, *_published(main, kind, theirs)])
         others = main[main["kind"] == kind].groupby(["benchmark", "metric"], sort=False)
-        for theirs, _ in others:
-            if theirs not in shown:
-                lines.append(markdown_row([""] * (4 + len(variants)) + _published(main, kind, theirs)))
-        lines += ["", *_notes(means[_shown(means) & (means["kind"] == kind) & (means["note"] != "")], legend)]
-        if not _shown(means)[means["kind"] == kind].all():
-            lines.append("- Further rows stand in `evaluation.csv`.")
-        lines.append("")
+        rows += [[""] * (4 + len(variants)) + _published(main, kind, theirs) for theirs, _ in others if theirs not in counterparts]
+        notes = _notes(brief[brief["note"] != ""], legend)
+        if len(brief) < len(of_kind):
+            notes.append("- Further rows stand in `evaluation.csv`.")
+        text += [f"## {kind}", "", markdown_table(head, rows), "", *notes, ""]
     seeds = "/".join(str(count) for count in sorted(set(means["seeds"])))
-    lines.append(NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none"))
-    return "\n".join(lines) + "\n"
-
-
-def _shown(means: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows of the Markdown: of attention, which has a hundred for each variant, those over all questions."""
-    return ~means["kind"].isin(BRIEF) | means["benchmark"].eq(ALL)
+    return "\n".join([*text, NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none")]) + "\n"
 
 
 def _notes(rows: pd.DataFrame, legend: Legend) -> list[str]:
@@ -345,21 +328,16 @@ def _of_each(part: pd.DataFrame, column: str) -> str:
 
 
 def _ahead(differences: pd.DataFrame, key: Any) -> set[str]:
-    """The variant with a higher value than each other, every interval excluding zero."""
+    """The variant with a higher value than each other one, every interval excluding zero."""
     rows = differences
     for name, word in zip(KEY, key, strict=True):
         rows = rows[rows[name] == word]
     names = set(rows["a"]) | set(rows["b"])
-    beaten = {name: set() for name in names}  # type: dict[str, set[str]]
+    beaten: dict[str, set[str]] = {name: set() for name in names}
     for row in rows[rows["apart"]].to_dict("records"):
         winner, loser = (row["a"], row["b"]) if row["difference"] > 0 else (row["b"], row["a"])
         beaten[winner].add(loser)
     return {name for name, others in beaten.items() if others and others == names - {name}}
-
-
-def _measured(row: dict[Any, Any], ahead: bool) -> str:
-    value = f"**{_number(row['value'])}**" if ahead else _number(row["value"])
-    return value if pd.isna(row["low"]) else f"{value} [{_number(row['low'])}, {_number(row['high'])}]"
 
 
 def _published(main: pd.DataFrame, kind: str, theirs: Any) -> list[str]:

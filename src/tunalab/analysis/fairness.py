@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunalab.analysis.curves import short
-from tunalab.records.labels import OF_VARIANT, flat_settings, told_apart, value_label
+from tunalab.analysis.curves import arms, short
+from tunalab.records.labels import OF_VARIANT, differing_settings, flat_settings, value_label
 from tunalab.records.record import Record, usable
 from tunalab.settings.loading import digest
 
@@ -22,45 +22,54 @@ FEW = 3  # runs that are named one by one
 
 @dataclass(frozen=True)
 class Unequal:
-    """Something that runs should share and do not. ``values``: what is had -> names of the runs that have it.
+    """Something that runs should share and do not. ``values``: a value -> names of the runs that have it.
 
     ``breaks``: the runs differ in what decides a result; else it is a doubt: the same up to rounding, or nobody can tell.
-    ``asked``: it goes with a setting that the runs vary, so it may be what the comparison is about.
+    ``varied``: it goes with a setting that the runs vary, so it may be what the comparison is about.
     """
 
     what: str
     values: dict[str, tuple[str, ...]]
     why: str
     breaks: bool
-    asked: bool = False
+    varied: bool = False
 
-    def told(self, records: Sequence[Record]) -> str:
+    def text(self, records: Sequence[Record]) -> str:
         """Which runs have what: ``4M: tuna2-seed1; 9M: 5 runs``."""
         return "; ".join(f"{value}: {_names(names, records)}" for value, names in self.values.items())
 
 
 def unequal(records: Sequence[Record]) -> list[Unequal]:
     """What the runs do not share, what breaks a comparison first. Runs of one seed should share all, others all but the seed."""
-    found = [*_settings(records), *_finished(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
-    return sorted(found, key=lambda one: (not one.breaks, one.asked))
+    every = [*_settings(records), *_finished(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
+    return sorted(every, key=lambda one: (not one.breaks, one.varied))
 
 
 def flagged(records: Sequence[Record]) -> list[str]:
     """Why tables and figures of these runs are no equal comparison, a line each.
 
-    What the runs vary is what is compared, and its consequences are not told: but for an unequal budget, as curves are cut at the
+    What the runs vary is what is compared, and its consequences are left out: but for an unequal budget, as curves are cut at the
     last point that all have.
     """
-    found = [*_finished(records), *unequal(usable(records))]
-    told = [one for one in found if one.breaks and (not one.asked or one.what == TOKENS)]
-    return [f"{one.what} ({one.told(records)}): {one.why}" for one in told]
+    every = [*_finished(records), *unequal(usable(records))]
+    return [
+        f"{one.what} ({one.text(records)}): {one.why}" for one in every if one.breaks and (not one.varied or one.what == TOKENS)
+    ]
 
 
 def _names(names: Sequence[str], records: Sequence[Record]) -> str:
-    if set(names) == {record.run.name for record in records}:
+    runs = {record.run.name for record in records}
+    if set(names) == runs:
         return "all runs"
-    of = "runs" if {record.run.name for record in records} >= set(names) else "front-ends"
-    return f"{len(names)} {of}" if len(names) > FEW else ", ".join(names)
+    return f"{len(names)} {'runs' if runs >= set(names) else 'front-ends'}" if len(names) > FEW else ", ".join(names)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """(value, name) -> names by value."""
+    values: dict[str, tuple[str, ...]] = {}
+    for value, name in pairs:
+        values[value] = (*values.get(value, ()), name)
+    return values
 
 
 def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -77,15 +86,12 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
     for key in keys:
         if key.startswith(OF_VARIANT):
             continue
-        had = {name: {json.dumps(settings.get(key)) for settings in group} for name, group in flat.items()}
-        if len({frozenset(values) for values in had.values()}) > 1:
-            values: dict[str, tuple[str, ...]] = {}
-            for variant, group in flat.items():
-                text = ", ".join(dict.fromkeys(value_label(settings.get(key)) for settings in group))
-                values[text] = (*values.get(text, ()), variant)
-            alone = bool(set.intersection(*had.values()))  # where all have a value in common, front-ends compare there
+        held = {name: {json.dumps(settings.get(key)) for settings in group} for name, group in flat.items()}
+        if len({frozenset(values) for values in held.values()}) > 1:
+            texts = ((", ".join(dict.fromkeys(value_label(one.get(key)) for one in group)), name) for name, group in flat.items())
+            alone = bool(set.intersection(*held.values()))  # where all have a value in common, front-ends compare there
             why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
-            yield Unequal(f"setting {key}", values, why, breaks=True, asked=alone)
+            yield Unequal(f"setting {key}", _grouped(texts), why, breaks=True, varied=alone)
 
 
 def _finished(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -96,14 +102,10 @@ def _budget(records: Sequence[Record]) -> Iterable[Unequal]:
     tokens = [record.totals.tokens for record in records]
     if max(tokens) > min(tokens) * (1 + TOLERANCE):
         yield from _of(records, TOKENS, lambda r: short(r.totals.tokens), "unequal budgets", breaks=True)
-    arms: dict[tuple[str, str], set[int]] = {}
-    for record, setting in zip(records, told_apart(records), strict=True):
-        arms.setdefault((record.run.variant, setting.label), set()).add(record.run.seed)
-    if len({frozenset(seeds) for seeds in arms.values()}) > 1:
-        values: dict[str, tuple[str, ...]] = {}
-        for (variant, label), seeds in arms.items():
-            text = _seeds(sorted(seeds))
-            values[text] = (*values.get(text, ()), f"{variant} {label}".strip())
+    shown = arms(records)
+    if len({frozenset(record.run.seed for record in line.records) for line in shown}) > 1:
+        seeds = ((_seeds(sorted({record.run.seed for record in line.records})), line) for line in shown)
+        values = _grouped((text, f"{line.variant} {line.setting.label}".strip()) for text, line in seeds)
         yield Unequal("seeds", values, "means over other seeds are of other documents and draws", breaks=True)
 
 
@@ -113,7 +115,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _order(records: Sequence[Record]) -> Iterable[Unequal]:
-    """Of runs of one seed: the settings that decide it, and what can be seen of it, the counts at every point."""
+    """Of runs of one seed: the settings that decide it, and what shows of it, the counts at every point."""
     for seed in sorted({record.run.seed for record in records}):
         same = [record for record in records if record.run.seed == seed]
         why = "settings that decide which documents come when differ"
@@ -136,14 +138,14 @@ def data_order(record: Record) -> str:
 
 
 def counts_agree(records: Sequence[Record]) -> bool:
-    """Whether runs that reached the same number of tokens had taken as many steps and seen as many images by then."""
-    seen: dict[int, tuple[int, int]] = {}
+    """Whether runs that reached the same number of tokens had taken as many steps and consumed as many images by then."""
+    counts: dict[int, tuple[int, int]] = {}
     for record in records:
         for point in record.points:
-            if seen.setdefault(point.tokens, (point.steps, point.images)) != (point.steps, point.images):
+            if counts.setdefault(point.tokens, (point.steps, point.images)) != (point.steps, point.images):
                 return False
     ends = [record.points[-1].tokens for record in records if record.points]
-    return len(set(ends)) < 2 or max(ends) > min(ends) * (1 + TOLERANCE)  # unequal budgets are told as such
+    return len(set(ends)) < 2 or max(ends) > min(ends) * (1 + TOLERANCE)  # unequal budgets stand in a line of their own
 
 
 def _components(records: Sequence[Record]) -> Iterable[Unequal]:
@@ -170,12 +172,9 @@ def _made(records: Sequence[Record]) -> Iterable[Unequal]:
     """Code, versions and machine."""
     yield from _of(records, "precision", precision, "results differ by more than rounding", breaks=True)
     yield from _of(records, "code", commit, "another revision of the code may compute something else")
-    modified = [record for record in records if record.environment.get("dirty")]
+    modified = [(revision(record), record.run.name) for record in records if record.environment.get("dirty")]
     if modified:
-        values: dict[str, tuple[str, ...]] = {}
-        for record in modified:
-            values[revision(record)] = (*values.get(revision(record), ()), record.run.name)
-        yield Unequal("checkout", values, "what had been modified is not on record", breaks=False)
+        yield Unequal("checkout", _grouped(modified), "what had been modified is not on record", breaks=False)
     for name in dict.fromkeys(name for record in records for name in versions(record)):
         version = lambda record, name=name: versions(record).get(name) or "none"  # noqa: E731
         yield from _of(records, f"version of {name}", version, "rounding, or a changed default")
@@ -210,12 +209,10 @@ def machine(record: Record) -> str:
 
 def _of(records: Sequence[Record], what: str, value: Callable[[Record], str], why: str, breaks: bool = False) -> Iterable[Unequal]:
     """One inequality where ``value`` differs between the runs, none where it does not."""
-    values: dict[str, tuple[str, ...]] = {}
     held = [value(record) for record in records]
-    for one, record in zip(held, records, strict=True):
-        values[one] = (*values.get(one, ()), record.run.name)
-    if len(values) < 2:
+    if len(set(held)) < 2:
         return
-    settings = [setting.label for setting in told_apart(records)]
+    settings = [setting.label for setting in differing_settings(records)]
     follows = len(set(zip(settings, held, strict=True))) == len(set(settings)) > 1
-    yield Unequal(what, values, why, breaks, asked=breaks and follows)
+    values = _grouped(zip(held, (record.run.name for record in records), strict=True))
+    yield Unequal(what, values, why, breaks, varied=breaks and follows)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tunalab.analysis.crossing import Crossing, crossings, passing
-from tunalab.analysis.curves import DURATIONS, Axis, Line, Places, benchmarks
+from tunalab.analysis.curves import DURATIONS, Axis, Line, Places, benchmarks, names_of
 from tunalab.analysis.resampling import Band, Curve, Draws, band, covers, learning_curves
 from tunalab.errors import UserError
 from tunalab.records.labels import Legend, benchmark_label, ordered_benchmarks
@@ -96,19 +96,12 @@ class Style:
 
 def styles(shown: Sequence[Line]) -> dict[Line, Style]:
     """In the variants' colours where each has one setting, else in shades along the settings."""
-    legend = Legend(record for line in shown for record in line.records)
+    legend, names = Legend(record for line in shown for record in line.records), names_of(shown)
     if len(shown) == len(legend.looks):
         palette = [legend.colours()[line.variant] for line in shown]
     else:
         palette = [_shade(i / (len(shown) - 1)) for i in range(len(shown))]
-    return {
-        line: Style(named(legend.label(line.variant), line.setting.label), colour)
-        for line, colour in zip(shown, palette, strict=True)
-    }
-
-
-def named(label: str, setting: str) -> str:
-    return f"{label}, {setting}" if setting else label
+    return {line: Style(names[line], colour) for line, colour in zip(shown, palette, strict=True)}
 
 
 def _shade(share: float) -> str:
@@ -170,14 +163,14 @@ def finish(axes: Axes, benchmark: str, chance: float) -> None:
 
 def caption(figure: Figure, text: str) -> None:
     """Below the panels, for which the figure grows."""
-    told = fill(text, int(14 * figure.get_figwidth()))
-    height, more = figure.get_figheight(), CAPTION_LINE * (told.count("\n") + 1)
+    lines = fill(text, int(14 * figure.get_figwidth()))
+    height, more = figure.get_figheight(), CAPTION_LINE * (lines.count("\n") + 1)
     at = figure.subplotpars
     (legend,) = figure.legends
     figure.set_figheight(height + more)
     figure.subplots_adjust(bottom=(at.bottom * height + more) / (height + more), top=(at.top * height + more) / (height + more))
     legend.set_bbox_to_anchor((0.5, 1 - ABOVE / 2 / (height + more)))
-    figure.text(0.5, BELOW / (height + more), told, ha="center", va="bottom", fontsize=8, color=FAINT)
+    figure.text(0.5, BELOW / (height + more), lines, ha="center", va="bottom", fontsize=8, color=FAINT)
 
 
 def figure6(found: Panels, axis: Axis) -> Figure:

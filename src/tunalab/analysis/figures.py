@@ -1,6 +1,7 @@
 """The figures, drawn from records alone: curves, the mask ratio, the effects of a sweep."""
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from tunalab.analysis.curves import AXES, Line, align_tokens, axis_named, curves, last_common_tokens, lines, moves, short
-from tunalab.analysis.effects import ordered_outcomes, outcome_label, unit
-from tunalab.analysis.figure6 import Style, caption, figure6, finish, grid, learned, named, page
+from tunalab.analysis.curves import (
+    AXES,
+    Line,
+    align_tokens,
+    arms,
+    axis_named,
+    curves,
+    last_common_tokens,
+    lines,
+    moves,
+    named,
+    short,
+)
+from tunalab.analysis.effects import effects_table, ordered_outcomes, outcome_label, unit
+from tunalab.analysis.figure6 import Style, caption, figure6, finish, grid, learned, page
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks, told_apart
+from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks
 from tunalab.records.record import Record, usable
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -33,8 +46,8 @@ def mask_ratio(records: Sequence[Record]) -> Figure:
     table = align_tokens(_table(records))
     tokens = last_common_tokens(table)
     table = table[table["tokens"] == tokens]
-    settings = sorted(set(told_apart(usable(records))), key=lambda setting: setting.place)
-    rest = {setting.label: setting.without(MASK_RATIO).label for setting in settings}
+    settings = [line.setting for line in arms(usable(records))]
+    rest = {setting.label: setting.without(MASK_RATIO).label for setting in sorted(settings, key=lambda setting: setting.place)}
     others = list(dict.fromkeys(rest.values()))
     legend = Legend(records)
     palette = legend.colours()
@@ -109,9 +122,9 @@ def _panel(axes: Axes, part: pd.DataFrame, outcome: str, rows: list[tuple[str, s
     axes.axvline(0, color=FAINT, linewidth=1)
     for row in part.to_dict("records"):
         place = len(rows) - 1 - rows.index((row["factor"], row["level"], row["reference"]))
-        known = not pd.isna(row["low"])
-        colour = CLEAR if known and (row["low"] > 0 or row["high"] < 0) else INK
-        if known:
+        bar = not pd.isna(row["low"])
+        colour = CLEAR if bar and (row["low"] > 0 or row["high"] < 0) else INK
+        if bar:
             axes.plot([scale * row["low"], scale * row["high"]], [place, place], color=colour, linewidth=1.4)
         axes.plot([scale * row["value"]], [place], "o", color=colour, markersize=4.5)
     names = [f"{factor}: {level} - {reference}" for factor, level, reference in reversed(rows)]
@@ -133,15 +146,17 @@ DPI = 160
 def draw(name: str, records: Sequence[Record], folder: Path, command: str, x: str = "tokens") -> list[Path]:
     """Draw a figure of ``FIGURE_NAMES`` into ``folder`` and return its files; the command stands in each of them.
 
-    Curves of several variants, each at several settings, are one file a variant. Figure 6 is also a page that opens from disk.
+    Curves of several variants, each at several settings, are one file per variant. Figure 6 is also a page that opens from disk.
     Raises UserError as :func:`drawn`.
     """
     written = []
-    for stem, figure, found in drawn(name, records, x):
-        written.append(_save(figure, folder / f"{stem}.png", command))
-        if found:
-            write_atomically(folder / f"{stem}.html", page(found, command))
+    for stem, figure, panels in drawn(name, records, x):
+        written.append(folder / f"{stem}.png")
+        folder.mkdir(parents=True, exist_ok=True)
+        save(figure, written[-1], command)
+        if panels:
             written.append(folder / f"{stem}.html")
+            write_atomically(written[-1], page(panels, command))
     return written
 
 
@@ -157,7 +172,7 @@ def drawn(name: str, records: Sequence[Record], x: str = "tokens") -> Iterator[t
     if name in ("mask_ratio", "effects"):
         if x != "tokens":
             raise UserError(f"figure {name} has its own x axis, not {x!r}")
-        yield name, _of_tables(name, records), None
+        yield name, forest(effects_table(records)) if name == "effects" else mask_ratio(records), None
         return
     for variant, shown in _pictures(records).items():
         stem = "-".join(word for word in (name, variant, "" if x == "tokens" else x) if word)
@@ -165,16 +180,6 @@ def drawn(name: str, records: Sequence[Record], x: str = "tokens") -> Iterator[t
         every = [one for one in AXES.values() if moves(shown, one)] if paged else []
         found = learned(shown, list(dict.fromkeys([axis, *every])))
         yield stem, figure6(found, axis), found if paged else None
-
-
-def _of_tables(name: str, records: Sequence[Record]) -> Figure:
-    """Figures of tables import what makes tables, which takes longer than drawing curves."""
-    if name == "effects":
-        from tunalab.analysis.effects import effects_table
-
-        return forest(effects_table(records))
-
-    return mask_ratio(records)
 
 
 def _pictures(records: Sequence[Record]) -> dict[str, list[Line]]:
@@ -186,10 +191,8 @@ def _pictures(records: Sequence[Record]) -> dict[str, list[Line]]:
     return {name: lines([one for line in shown if line.variant == name for one in line.records]) for name in variants}
 
 
-def _save(figure: Figure, path: Path, command: str) -> Path:
-    """Not by `savefig`, which draws a figure with a layout twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(figure: Figure, file: Path | BytesIO, command: str = "") -> None:
+    """As PNG; not by `savefig`, which draws a figure with a layout twice."""
     figure.set_dpi(DPI)
     # No software version in the file: the same records give the same bytes until the picture itself changes.
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None, "Description": f"made by: {command}"})
-    return path
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None, "Description": f"made by: {command}"})

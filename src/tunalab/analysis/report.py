@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from tunalab.analysis import report_sections as asked
-from tunalab.analysis import report_sections as commands
-from tunalab.analysis import report_sections as consumed
-from tunalab.analysis import report_sections as learning
-from tunalab.analysis import report_sections as outcome
+from tunalab.analysis import report_sections as section
 from tunalab.analysis.dynamics import Dynamics
 from tunalab.analysis.evaluations import published_file
 from tunalab.analysis.report_sections import Report, Section, verdict
-from tunalab.records.labels import Legend, told_apart
+from tunalab.records.labels import Legend, differing_settings
 from tunalab.records.record import Record
 from tunalab.records.samples import Samples, png
 
@@ -38,27 +34,27 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     ``draw``: whether figures are drawn, which the Markdown does not hold. Raises UserError: they cannot be.
     """
     sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
-    level, said = verdict(records, beside.planned)
-    moved, why_none = learning.measure(records), outcome.undrawable(records)
+    level, text = verdict(records, beside.planned)
+    moved, why_none = section.measure(records), section.undrawable(records)
     sections = [
         _in_short(records, moved),
-        asked.question(records, sweeps),
-        asked.settings(records),
-        consumed.budget(records),
-        outcome.curves(why_none, outcome.pictures(records, command) if draw and not why_none else []),
-        outcome.accuracies(records),
-        *learning.sections(moved),
-        outcome.effects(records),
-        outcome.claims(records),
-        outcome.held_out(records),
-        outcome.evaluations(records, published_file()),
+        section.question(records, sweeps),
+        section.settings(records),
+        section.budget(records),
+        section.curves(why_none, section.pictures(records) if draw and not why_none else []),
+        section.accuracies(records),
+        *section.sections(moved),
+        section.effects(records),
+        section.claims(records),
+        section.held_out(records),
+        section.evaluations(records, published_file()),
         samples(records, beside.samples),
-        consumed.failures(records, beside.planned),
-        consumed.cost(records),
-        consumed.made(records),
-        commands.reproduce(records, sweeps, folder),
+        section.failures(records, beside.planned),
+        section.cost(records),
+        section.made(records),
+        section.reproduce(records, sweeps, folder),
     ]
-    return Report(_title(records, folder), command, level, said, [section for section in sections if section is not None])
+    return Report(_title(records, folder), command, level, text, [one for one in sections if one is not None])
 
 
 def _title(records: Sequence[Record], folder: Path) -> str:
@@ -70,17 +66,16 @@ def _title(records: Sequence[Record], folder: Path) -> str:
 
 
 def _in_short(records: Sequence[Record], moved: Dynamics | None) -> Section | None:
-    said = [outcome.ahead(records), learning.passes(moved)]
-    lines = [f"- {line}" for line in said if line]
+    lines = [f"- {line}" for line in (section.leaders(records), section.passes(moved)) if line]
     if not lines:
         return None
     return Section("In short", "\n".join([*lines, "- What it means, and what was seen besides, stands in `results/LOG.md`."]))
 
 
-def samples(records: Sequence[Record], known: Mapping[str, Samples]) -> Section:
+def samples(records: Sequence[Record], by_run: Mapping[str, Samples]) -> Section:
     """The runs of the first seed that has samples, side by side, as far as they drew the same prompts."""
     title = "Samples for the same prompts and noise"
-    having = [record for record in records if record.run.name in known]
+    having = [record for record in records if record.run.name in by_run]
     if not having:
         return Section(
             title, "None: neither beside the records nor in run directories (`tunalab publish` puts them beside the records)."
@@ -88,13 +83,13 @@ def samples(records: Sequence[Record], known: Mapping[str, Samples]) -> Section:
     seeds = sorted({record.run.seed for record in having})
     seeds = seeds if len(having) <= MOST_COLUMNS else seeds[:1]
     shown: dict[str, Samples] = {}
-    told = {record.run.name: setting.label for record, setting in zip(records, told_apart(records), strict=True)}
+    settings = {record.run.name: setting.label for record, setting in zip(records, differing_settings(records), strict=True)}
     legend = Legend(having)
     order = legend.ordered(legend.looks)
     chosen = sorted((record for record in having if record.run.seed in seeds), key=lambda record: order.index(record.run.variant))
     for record in chosen[:MOST_COLUMNS]:
-        labels = [told[record.run.name], f"seed {record.run.seed}" if len(seeds) > 1 else ""]
-        shown[", ".join([legend.label(record.run.variant), *filter(None, labels)])] = known[record.run.name]
+        labels = [settings[record.run.name], f"seed {record.run.seed}" if len(seeds) > 1 else ""]
+        shown[", ".join([legend.label(record.run.variant), *filter(None, labels)])] = by_run[record.run.name]
     prompts = [text for text in next(iter(shown.values())).prompts if all(text in one.prompts for one in shown.values())]
     same = {name: _only(one, prompts) for name, one in shown.items()}
     tokens = sorted({one.tokens for one in same.values()})
@@ -119,17 +114,15 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["
 
 
 def to_markdown(report: Report) -> str:
-    return _environment().get_template("report.md.j2").render(report=report)
+    parts = [f"<!-- made by: {report.command} -->", f"# {report.title}", report.verdict]
+    parts += [f"## {section.title}\n\n{section.text}" for section in report.sections]
+    return "\n\n".join(parts) + "\n"
 
 
 def to_html(report: Report) -> str:
-    return _environment().get_template("report.html.j2").render(report=report)
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tunalab.analysis"),
-        autoescape=select_autoescape(["html.j2"]),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -138,4 +131,4 @@ def _environment() -> Environment:
     environment.filters["markdown"] = lambda text: Markup(_MARKDOWN.render(text))
     environment.filters["data_uri"] = lambda content: f"data:image/png;base64,{b64encode(content).decode()}"
     environment.filters["png"] = png
-    return environment
+    return environment.get_template("report.html.j2").render(report=report)

@@ -1,4 +1,4 @@
-"""The sections of a report, before they are Markdown or HTML."""
+"""The sections of a report, before they are Markdown or HTML: the verdict on the comparison, what was asked, what came out."""
 
 import json
 import re
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tunalab.analysis.claims import claims_markdown, papers_variants
 from tunalab.analysis.crossing import Crossing, passing
-from tunalab.analysis.curves import AXES, benchmarks, lines
+from tunalab.analysis.curves import AXES, arms, benchmarks, lines, names_of
 from tunalab.analysis.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
 from tunalab.analysis.effects import effects_markdown, effects_table
 from tunalab.analysis.evaluations import (
@@ -29,23 +29,25 @@ from tunalab.analysis.evaluations import (
     unequal_settings,
 )
 from tunalab.analysis.fairness import TOLERANCE, Unequal, machine, precision, revision, unequal, used_components, versions
-from tunalab.analysis.figures import draw
-from tunalab.analysis.tables import accuracy_markdown, accuracy_table, markdown_row
+from tunalab.analysis.figures import drawn, save
+from tunalab.analysis.tables import accuracy_markdown, accuracy_table
+from tunalab.analysis.written import markdown_table
 from tunalab.errors import UserError
 from tunalab.records.labels import (
     MASK_RATIO,
     Legend,
     benchmark_label,
+    changes_results,
+    differing_settings,
     flat_settings,
     flat_texts,
     key_labels,
-    told_apart,
     value_label,
 )
-from tunalab.records.record import Point, Record, usable
+from tunalab.records.record import Record, usable
 from tunalab.records.samples import Samples
 from tunalab.settings.layers import own_or_shipped
-from tunalab.settings.loading import NOT_IDENTITY, NOT_IDENTITY_INSIDE, config_hash, from_plain, load_config, to_plain
+from tunalab.settings.loading import config_hash, from_plain, load_config, to_plain
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Section:
     text: str
     pictures: Sequence[Picture] = ()
     samples: dict[str, Samples] = field(default_factory=dict)
-    folded: bool = False  # in HTML: shown when asked for
+    folded: bool = False  # in HTML: shown on a click
 
     @property
     def anchor(self) -> str:
@@ -73,7 +75,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """``level`` of the verdict: broken | asked | doubt | equal."""
+    """``level`` of the verdict: broken | varied | doubt | equal."""
 
     title: str
     command: str
@@ -84,37 +86,32 @@ class Report:
 
 def demoted(text: str) -> str:
     """Markdown whose headings of the second level are of the third: to stand inside a section."""
-    return re.sub(r"^## ", "### ", text, flags=re.MULTILINE)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table: the first ``left`` columns to the left, the others, which hold numbers, to the right."""
-    ruler = ["---"] * left + ["---:"] * (len(head) - left)
-    return "\n".join(markdown_row([cell.replace("|", "\\|") for cell in row]) for row in (head, ruler, *rows))
+    return re.sub(r"^## ", "### ", text.rstrip(), flags=re.MULTILINE)
 
 
 SHARED = "tokens, seeds, data order, components, code, versions, precision, machine and threads"
 
 
 def verdict(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | None = None) -> tuple[str, str]:
-    """The level (broken | asked | doubt | equal) and the Markdown that says why. ``planned``: sweep -> names of all its runs."""
-    found = unequal(records)
-    broken = [one for one in found if one.breaks and not one.asked]
-    asked = [one for one in found if one.breaks and one.asked]
-    doubts = [one for one in found if not one.breaks]
+    """The level (broken | varied | doubt | equal) and the Markdown that says why. ``planned``: sweep -> names of all its runs."""
+    differences = unequal(records)
+    kinds: dict[str, list[Unequal]] = {"broken": [], "varied": [], "doubt": []}
+    for one in differences:
+        kinds["doubt" if not one.breaks else "varied" if one.varied else "broken"].append(one)
     part = [share(records, sweep, names) for sweep, names in (planned or {}).items() if missing(records, names)]
-    level = "broken" if broken else "asked" if asked else "doubt" if doubts or part else "equal"
+    level = next((name for name, inside in kinds.items() if inside), "doubt" if part else "equal")
+    count = "one thing" if len(kinds.get(level, ())) == 1 else f"{len(kinds.get(level, ()))} things"
     head = {
-        "broken": f"**NOT EQUAL: {_count(broken)} that results depend on differ between runs.** Differences below may be theirs.",
-        "asked": f"**{_count(asked).capitalize()} change with the settings that are varied**: part of the question, or not?",
+        "broken": f"**NOT EQUAL: {count} that results depend on differ between runs.** Differences below may be theirs.",
+        "varied": f"**{count.capitalize()} change with the settings that are varied**: part of the question, or not?",
         "doubt": "**Equal in all that decides a result, but not beyond doubt.**",
         "equal": f"**Equal**: all runs share {SHARED}.",
     }[level]
-    rows = [["**breaks**", *_row(one, records)] for one in broken]
-    rows += [["varied", *_row(one, records)] for one in asked] + [["doubt", *_row(one, records)] for one in doubts]
-    told = f"\n\n{table(['', 'what', 'which runs have what', 'why it matters'], rows, left=4)}" if rows else ""
+    marks = {"broken": "**breaks**", "varied": "varied", "doubt": "doubt"}
+    rows = [[marks[kind], one.what, one.text(records), one.why] for kind, inside in kinds.items() for one in inside]
+    table = f"\n\n{markdown_table(['', 'what', 'which runs have what', 'why it matters'], rows, left=4)}" if rows else ""
     incomplete = f"**INCOMPLETE: {'; '.join(part)}.** The others may change what is said here.\n\n" if part else ""
-    return level, f"{incomplete}{head}{told}\n\n{_by_front_end(records)}"
+    return level, f"{incomplete}{head}{table}\n\n{_by_front_end(records)}"
 
 
 def missing(records: Sequence[Record], planned: Sequence[str]) -> list[str]:
@@ -127,27 +124,17 @@ def share(records: Sequence[Record], sweep: str, planned: Sequence[str]) -> str:
     return f"{len(planned) - len(missing(records, planned))} of {len(planned)} runs of the sweep {sweep}"
 
 
-def _count(found: Sequence[Unequal]) -> str:
-    return "one thing" if len(found) == 1 else f"{len(found)} things"
-
-
-def _row(one: Unequal, records: Sequence[Record]) -> list[str]:
-    return [one.what, one.told(records), one.why]
-
-
 def _by_front_end(records: Sequence[Record]) -> str:
-    """What equal tokens do not equalise: said always, as no table of accuracies shows it."""
+    """What equal tokens do not equalise, always: no table of accuracies shows it."""
     parts = []
     for words, of in (
         ("training FLOPs", lambda r: r.totals.flops / max(1, r.totals.tokens)),
         ("trained parameters", lambda r: float(r.parameters.get("trainable", 0))),
         ("minutes", lambda r: r.totals.seconds),
     ):
-        values = [of(record) for record in records]
-        if min(values) > 0 and max(values) > 1.02 * min(values):
-            parts.append(
-                f"{words} up to {max(values) / min(values):.2f} times the least" + (" (a token)" if "FLOPs" in words else "")
-            )
+        least, most = min(map(of, records)), max(map(of, records))
+        if least > 0 and most > 1.02 * least:
+            parts.append(f"{words} up to {most / least:.2f} times the least" + (" (a token)" if "FLOPs" in words else ""))
     return f"Runs are compared at equal tokens. Not equal at equal tokens: {', '.join(parts)}." if parts else ""
 
 
@@ -163,11 +150,10 @@ def question(records: Sequence[Record], sweeps: Sequence[str]) -> Section:
     )
     found = {name: file for name in [*of_sweeps, *of_experiments] if (file := own_or_shipped(name))}
     files = [name for name in of_sweeps if name in found] or [name for name in of_experiments if name in found][:1]
-    if files:
-        told = [f"{header(found[name])}\n\nFrom the header of `{name}`." for name in files]
-        return Section("Question", "\n\n".join(told))
-    looked = ", ".join(f"`{name}`" for name in [*of_sweeps, *of_experiments])
-    return Section("Question", f"No file says it (looked for: {looked}).")
+    if not files:
+        tried = ", ".join(f"`{name}`" for name in [*of_sweeps, *of_experiments])
+        return Section("Question", f"No file says it (looked for: {tried}).")
+    return Section("Question", "\n\n".join(f"{header(found[name])}\n\nFrom the header of `{name}`." for name in files))
 
 
 def header(file: Path) -> str:
@@ -199,40 +185,39 @@ def _pasted(command: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Brackets and stars of a comment are no Markdown; what stands between backticks and our own bold stays."""
+    """Brackets of a comment are no Markdown; what stands between backticks and our own bold stays."""
     return text.replace("<", "\\<").replace("[", "\\[")
 
 
 def settings(records: Sequence[Record]) -> Section:
-    """Arms with what they are told apart by; the front-ends' own settings; how many settings are equal."""
-    legend = Legend(records)
-    order = legend.ordered(legend.looks)
-    records = sorted(records, key=lambda record: order.index(record.run.variant))
-    told = told_apart(records)
-    seeds: dict[tuple[str, tuple[tuple[str, object], ...]], list[int]] = {}
-    for record, setting in zip(records, told, strict=True):
-        seeds.setdefault((record.run.variant, setting.items), []).append(record.run.seed)
-    keys = [key for key, _ in told[0].items]
+    """The arms with the settings that set them apart; the front-ends' own settings; how many settings are equal."""
+    legend, shown = Legend(records), arms(records)
+    keys = [key for key, _ in shown[0].setting.items]
     rows = [
-        [legend.label(variant), *(value_label(value) for _, value in items), ", ".join(map(str, sorted(had)))]
-        for (variant, items), had in seeds.items()
+        [
+            legend.label(line.variant),
+            *(value_label(value) for _, value in line.setting.items),
+            ", ".join(str(record.run.seed) for record in line.records),
+        ]
+        for line in shown
     ]
-    parts = [table(["front-end", *(f"`{key}`" for key in keys), "seeds"], rows, left=len(keys) + 2)]
-    flat = {record.run.variant: flat_settings(record) for record in records}
-    own = [key for key in dict.fromkeys(key for held in flat.values() for key in held) if key.startswith("frontend.")]
-    differ = [key for key in own if len({held.get(key) for held in flat.values()}) > 1]
+    parts = [markdown_table(["front-end", *(f"`{key}`" for key in keys), "seeds"], rows, left=len(keys) + 2)]
+    flats = [flat_settings(record) for record in records]
+    by_variant = {line.variant: flat_settings(line.records[-1]) for line in shown}
+    own = dict.fromkeys(key for flat in by_variant.values() for key in flat if key.startswith("frontend."))
+    differ = [key for key in own if _several(key, by_variant.values())]
     if differ:
-        rows = [[legend.label(name), *(_shown(held.get(key)) for key in differ)] for name, held in flat.items()]
+        cells = {name: [value_label(flat.get(key)) or "-" for key in differ] for name, flat in by_variant.items()}
+        rows = [[legend.label(name), *values] for name, values in cells.items()]
         parts.append("What the variants set of the front-end:")
-        parts.append(table(["front-end", *(f"`{key}`" for key in differ)], rows, left=len(differ) + 1))
-    every = {key for held in map(flat_settings, records) for key in held}
-    same = [key for key in every if len({value_label(flat_settings(record).get(key)) for record in records}) == 1]
+        parts.append(markdown_table(["front-end", *(f"`{key}`" for key in differ)], rows, left=len(differ) + 1))
+    same = [key for key in {key for flat in flats for key in flat} if not _several(key, flats)]
     parts.append(f"{len(same)} settings are equal in all {len(records)} runs; every record holds them all.")
     return Section("Settings that differ", "\n\n".join(parts))
 
 
-def _shown(value: object) -> str:
-    return value_label(value) if value != "" else "-"
+def _several(key: str, flats: Iterable[Mapping[str, object]]) -> bool:
+    return len({value_label(flat.get(key)) for flat in flats}) > 1
 
 
 def reproduce(records: Sequence[Record], sweeps: Sequence[str], folder: Path) -> Section:
@@ -266,9 +251,9 @@ def run_command(record: Record) -> str:
     named = own_or_shipped(f"experiments/{run.experiment}.yaml"), own_or_shipped(f"variants/{run.variant}.yaml")
     files = named[0] or Path(), named[1] or Path()  # no file: refused below
     try:
-        wanted = from_plain(record.config)
-        words = _settings(to_plain(load_config(*files, [])), to_plain(wanted))
-        if config_hash(load_config(*files, words)) == config_hash(wanted):
+        config = from_plain(record.config)
+        words = _settings(to_plain(load_config(*files, [])), to_plain(config))
+        if config_hash(load_config(*files, words)) == config_hash(config):
             call = ["tunalab", "train", "--experiment", run.experiment, "--variant", run.variant, *words]
             return " ".join(shlex.quote(word) for word in call)
     except UserError as error:
@@ -276,11 +261,10 @@ def run_command(record: Record) -> str:
     return f"# {run.name}: no settings over {run.experiment} and {run.variant} give its configuration, which its record holds"
 
 
-def _settings(base: dict[str, object], wanted: dict[str, object]) -> list[str]:
+def _settings(base: dict[str, object], config: dict[str, object]) -> list[str]:
     """``key=value`` for all in which two configurations differ, the seed always; what changes no result is left out."""
-    old, new = flat_texts(base), flat_texts(wanted)
-    left_out = {*NOT_IDENTITY_INSIDE, "seed"}
-    differ = [key for key in new if new[key] != old.get(key) and key.split(".")[0] not in NOT_IDENTITY and key not in left_out]
+    old, new = flat_texts(base), flat_texts(config)
+    differ = [key for key in new if new[key] != old.get(key) and changes_results(key) and key != "seed"]
     return [*(f"{key}={_written(new[key])}" for key in differ), f"seed={new['seed']}"]
 
 
@@ -291,12 +275,7 @@ def _written(value: object) -> str:
 
 def budget(records: Sequence[Record]) -> Section:
     """A row a line, means over seeds; shares of the least where lines differ, so that nobody has to divide."""
-    finished = usable(records)
-    arms: dict[tuple[str, str], list[Record]] = {}
-    for record, setting in zip(finished, told_apart(finished), strict=True):
-        arms.setdefault((record.run.variant, setting.label), []).append(record)
-    legend = Legend(finished)
-    order = legend.ordered(variant for variant, _ in arms)
+    shown = arms(usable(records))
     columns: dict[str, Callable[[Record], float]] = {
         "tokens": lambda r: r.totals.tokens,
         "steps": lambda r: r.totals.steps,
@@ -305,23 +284,18 @@ def budget(records: Sequence[Record]) -> Section:
         "trainable parameters": lambda r: r.parameters.get("trainable", 0),
         "all parameters": lambda r: sum(count for part, count in r.parameters.items() if part != "trainable"),
     }
-    held = {name: {arm: _mean([of(record) for record in group]) for arm, group in arms.items()} for name, of in columns.items()}
-    rows = []
-    for arm in sorted(arms, key=lambda arm: order.index(arm[0])):
-        name = f"{legend.label(arm[0])}{f', {arm[1]}' if arm[1] else ''}"
-        rows.append([name, str(len(arms[arm])), *(_beside_least(values[arm], values.values()) for values in held.values())])
+    means = {name: [sum(map(of, line.records)) / len(line.records) for line in shown] for name, of in columns.items()}
+    rows = [
+        [name, str(len(line.records)), *(_beside_least(values[number], min(values)) for values in means.values())]
+        for number, (line, name) in enumerate(names_of(shown).items())
+    ]
     note = "Means over seeds of finished runs; in brackets: times the least. Padding is no token; all parameters: with frozen ones."
-    return Section("Budget", f"{table(['', 'seeds', *columns], rows)}\n\n{note}")
+    return Section("Budget", f"{markdown_table(['', 'seeds', *columns], rows)}\n\n{note}")
 
 
-def _beside_least(value: float, values: Iterable[float]) -> str:
-    least = min(values)
+def _beside_least(value: float, least: float) -> str:
     shown = f"{value:.2e}" if value >= 1e12 else f"{value:,.0f}"
     return f"{shown} (x {value / least:.2f})" if least and value > 1.005 * least else shown
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def cost(records: Sequence[Record]) -> Section:
@@ -330,31 +304,17 @@ def cost(records: Sequence[Record]) -> Section:
     rows: list[list[str]] = []
     sums: dict[str, list[float]] = {}
     for record in records:
-        totals, units = record.totals, _units(record)
+        totals, units, on = record.totals, _units(record), machine(record)
         minutes = totals.seconds / 60
-        held = sums.setdefault(machine(record), [0.0, 0.0, 0.0])
-        for index, value in enumerate((totals.flops, minutes, minutes * units)):
-            held[index] += value
-        rate = (
-            [f"{totals.tokens / totals.seconds:,.0f}", f"{totals.flops / totals.seconds / 1e9:,.1f}"]
-            if totals.seconds
-            else ["", ""]
-        )
-        rows.append(
-            [
-                record.run.name,
-                f"{units} x {machine(record)}",
-                f"{totals.flops:.2e}",
-                f"{minutes:.1f}",
-                f"{minutes * units:.1f}",
-                *rate,
-            ]
-            + [f"{totals.peak_memory_bytes / 1e9:.2f}"]
-        )
+        sums[on] = [a + b for a, b in zip(sums.get(on, [0, 0, 0]), (totals.flops, minutes, minutes * units), strict=True)]
+        rates = (totals.tokens / totals.seconds, totals.flops / totals.seconds / 1e9) if totals.seconds else ()
+        rate = [f"{rates[0]:,.0f}", f"{rates[1]:,.1f}"] if rates else ["", ""]
+        consumed = [f"{totals.flops:.2e}", f"{minutes:.1f}", f"{minutes * units:.1f}"]
+        rows.append([record.run.name, f"{units} x {on}", *consumed, *rate, f"{totals.peak_memory_bytes / 1e9:.2f}"])
     for name, (flops, minutes, together) in sums.items():
         rows.append([f"**all on {name}**", "", f"{flops:.2e}", f"{minutes:.1f}", f"{together:.1f}", "", "", ""])
     note = "Training alone, without evaluation; seconds add up over interruptions. FLOPs are the model's, without recomputation."
-    return Section("Cost", f"{table(head, rows, left=2)}\n\n{note}")
+    return Section("Cost", f"{markdown_table(head, rows, left=2)}\n\n{note}")
 
 
 def _units(record: Record) -> int:
@@ -379,44 +339,40 @@ def failures(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | N
     if unfinished:
         lines.append("**Not finished, and left out of means and curves:**")
         lines.append("\n".join(f"- {record.run.name}: stands at {record.totals.tokens:,} tokens" for record in unfinished))
-    known = [record for record in records if record.attempts]
-    again = [record for record in known if record.attempts.get("starts", 1) > 1 or len(record.attempts) > 1]
+    recorded = [record for record in records if record.attempts]
+    again = [record for record in recorded if record.attempts.get("starts", 1) > 1 or len(record.attempts) > 1]
     if again:
         kinds = list(dict.fromkeys(kind for record in again for kind in record.attempts))
         rows = [[record.run.name, *(str(record.attempts.get(kind, 0)) for kind in kinds)] for record in again]
-        lines.append(table(["run", *kinds], rows))
-    if known and not again:
-        lines.append(f"{len(known)} of {len(records)} runs were started once and went through.")
-    if len(known) < len(records):
-        lines.append(f"No history of starts is on record for {len(records) - len(known)} of {len(records)} runs.")
+        lines.append(markdown_table(["run", *kinds], rows))
+    if recorded and not again:
+        lines.append(f"{len(recorded)} of {len(records)} runs were started once and went through.")
+    if len(recorded) < len(records):
+        lines.append(f"No history of starts is on record for {len(records) - len(recorded)} of {len(records)} runs.")
     return Section("Failures and interruptions", "\n\n".join(lines))
 
 
 def made(records: Sequence[Record]) -> Section:
     """Code, versions, machines and components, a row for each that occurs."""
-    rows: dict[tuple[str, str], list[str]] = {}
-
-    def note(what: str, value: str, record: Record) -> None:
-        rows.setdefault((what, value), []).append(record.run.name)
-
+    runs: dict[tuple[str, str], list[str]] = {}
     for record in records:
         environment = record.environment
-        note("code", revision(record), record)
-        note("settings revision", str(record.config.get("revision", 1)), record)
-        note("versions", ", ".join(f"{name} {version}" for name, version in versions(record).items()), record)
-        note("machine", f"{machine(record)}, {environment.get('cores')} cores seen, {environment.get('threads')} thread(s)", record)
-        note("precision", precision(record), record)
-        for part, folder in used_components(record).items():
-            note(f"component {part}", f"{folder}{_quality(record.components[part])}", record)
+        rows = {
+            "code": revision(record),
+            "settings revision": str(record.config.get("revision", 1)),
+            "versions": ", ".join(f"{name} {version}" for name, version in versions(record).items()),
+            "machine": f"{machine(record)}, {environment.get('cores')} cores seen, {environment.get('threads')} thread(s)",
+            "precision": precision(record),
+        }
+        parts = used_components(record)
+        rows |= {f"component {part}": f"{folder}{_quality(record.components[part])}" for part, folder in parts.items()}
+        for row in rows.items():
+            runs.setdefault(row, []).append(record.run.name)
     shown = [
-        [
-            what,
-            value,
-            "all" if len(names) == len(records) else f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}",
-        ]
-        for (what, value), names in rows.items()
+        [*row, "all" if len(names) == len(records) else f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"]
+        for row, names in runs.items()
     ]
-    return Section("Versions", table(["what", "which", "runs"], shown, left=3), folded=True)
+    return Section("Versions", markdown_table(["what", "which", "runs"], shown, left=3), folded=True)
 
 
 def _quality(component: Mapping[str, Any]) -> str:
@@ -434,11 +390,12 @@ def measure(records: Sequence[Record]) -> Dynamics | None:
         return None
 
 
-def passes(found: Dynamics | None) -> str:
+def passes(moved: Dynamics | None) -> str:
     """The crossings that are seen, in one sentence; empty where no two front-ends were compared."""
-    every = [] if found is None else found.crossings["tokens"]
-    said = [_sentence(one) for one in every if one.seen]
-    return f"Crossings that are seen, {len(said)} of {len(every)} pairs of curves: {'; '.join(said) or 'none'}." if every else ""
+    every = moved.crossings["tokens"] if moved else []
+    sentences = [_sentence(one) for one in every if one.seen]
+    text = "; ".join(sentences) or "none"
+    return f"Crossings that are seen, {len(sentences)} of {len(every)} pairs of curves: {text}." if every else ""
 
 
 def sections(found: Dynamics | None) -> list[Section]:
@@ -449,9 +406,7 @@ def sections(found: Dynamics | None) -> list[Section]:
         "Areas under the curves": areas_markdown(found),
         "Power laws": laws_markdown(found) if found.laws else "",
     }
-    return [
-        Section(title, demoted(text).rstrip(), folded=title != "Areas under the curves") for title, text in texts.items() if text
-    ]
+    return [Section(title, demoted(text), folded=title != "Areas under the curves") for title, text in texts.items() if text]
 
 
 def _sentence(one: Crossing) -> str:
@@ -462,12 +417,13 @@ def _sentence(one: Crossing) -> str:
 
 
 COLOURS = 256  # of an embedded figure: flat areas and thin lines need no more, and the file has a third of the size
+NO_QUESTIONS = "these runs asked no questions while they trained"
 
 
 def undrawable(records: Sequence[Record]) -> str:
     """Why there are no curves of these records, empty where there are."""
     if not benchmarks(records):
-        return "these runs asked no questions while they trained"
+        return NO_QUESTIONS
     try:
         lines(records)
     except UserError as error:
@@ -480,35 +436,33 @@ def curves(why_none: str, drawn: Sequence[Picture]) -> Section:
     return Section("Curves", f"None: {why_none}." if why_none else what, drawn)
 
 
-def pictures(records: Sequence[Record], command: str) -> list[Picture]:
+def pictures(records: Sequence[Record]) -> list[Picture]:
     """The curves, and accuracy by mask ratio where the runs vary that alone, as the program draws them."""
-    varied = {key for setting in told_apart(usable(records)) for key, _ in setting.items}
-    with TemporaryDirectory() as folder:
-        names = ["curves", *(["mask_ratio"] if varied == {MASK_RATIO} else [])]
-        drawn = [path for name in names for path in draw(name, records, Path(folder), command) if path.suffix == ".png"]
-        return [Picture(path.stem, _smaller(path)) for path in drawn]
+    varied = {key for setting in differing_settings(usable(records)) for key, _ in setting.items}
+    names = ["curves", *(["mask_ratio"] if varied == {MASK_RATIO} else [])]
+    return [Picture(stem, _png(figure)) for name in names for stem, figure, _ in drawn(name, records)]
 
 
-def _smaller(path: Path) -> bytes:
-    buffer = BytesIO()
-    with Image.open(path) as figure:
-        palette = figure.convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        palette.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+def _png(figure: Figure) -> bytes:
+    buffer, smaller = BytesIO(), BytesIO()
+    save(figure, buffer)
+    palette = Image.open(buffer).convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(smaller, "PNG", optimize=True)
+    return smaller.getvalue()
 
 
 def accuracies(records: Sequence[Record]) -> Section:
+    title = "Final accuracies"
     if not benchmarks(records):
-        return Section("Final accuracies", "None: these runs asked no questions while they trained.")
-    finished = usable(records)
+        return Section(title, f"None: {NO_QUESTIONS}.")
     try:
         final = accuracy_table(records)
     except UserError as error:
-        return Section("Final accuracies", f"None: {error}.")
-    return Section("Final accuracies", accuracy_markdown(final, Legend(records), len(records) - len(finished)).rstrip())
+        return Section(title, f"None: {error}.")
+    return Section(title, accuracy_markdown(final, Legend(records), len(records) - len(usable(records))).rstrip())
 
 
-def ahead(records: Sequence[Record]) -> str:
+def leaders(records: Sequence[Record]) -> str:
     """Who is ahead at the end by a difference whose interval excludes 0, in one sentence; empty where no two front-ends compare."""
     try:
         final = accuracy_table(records) if benchmarks(records) else None
@@ -517,52 +471,40 @@ def ahead(records: Sequence[Record]) -> str:
     if final is None or final["variant"].nunique() < 2:
         return ""
     keys = list(final.columns[1 : final.columns.get_loc("variant")])
-    said, legend = [], Legend(records)
+    ahead, legend = [], Legend(records)
     for row in final[final["leads"].astype(bool)].to_dict("records"):
         setting = ", ".join(f"{name} {value_label(row[key])}" for key, name in key_labels(keys).items())
-        said.append(f"{legend.label(row['variant'])} on {benchmark_label(row['benchmark'])}{f' ({setting})' if setting else ''}")
-    return f"Ahead of the next best at the end, 0 excluded: {'; '.join(said) or 'nobody on any benchmark'}."
+        ahead.append(f"{legend.label(row['variant'])} on {benchmark_label(row['benchmark'])}{f' ({setting})' if setting else ''}")
+    return f"Ahead of the next best at the end, 0 excluded: {'; '.join(ahead) or 'nobody on any benchmark'}."
 
 
 def effects(records: Sequence[Record]) -> Section | None:
     """Main effects and interactions of what the runs vary, None where no two of them differ in one thing alone."""
-    found = effects_table(records)
-    return None if found.empty else Section("Effects", demoted(effects_markdown(found).rstrip()))
+    table = effects_table(records)
+    return None if table.empty else Section("Effects", demoted(effects_markdown(table)))
 
 
 def held_out(records: Sequence[Record]) -> Section:
     """Losses and one-step PSNR at the last point that all finished runs share: means over seeds, with the least and the most."""
-    finished = usable(records)
-    arms: dict[tuple[str, str], list[Point]] = {}
+    title, finished = "Held-out losses and PSNR", usable(records)
     last = min(record.points[-1].tokens for record in finished if record.points)
-    for record, setting in zip(finished, told_apart(finished), strict=True):
-        near = [point for point in record.points if abs(point.tokens - last) <= TOLERANCE * last]
-        if near:
-            arms.setdefault((record.run.variant, setting.label), []).append(near[-1])
-    legend = Legend(finished)
-    order = legend.ordered(variant for variant, _ in arms)
-    ordered = sorted(arms, key=lambda arm: order.index(arm[0]))
+    names, columns = names_of(shown := arms(finished)), {}
+    for line in shown:
+        near = [[p for p in record.points if abs(p.tokens - last) <= TOLERANCE * last] for record in line.records]
+        if points := [point[-1] for point in near if point]:
+            columns[names[line]] = points
     rows = []
-    for name, values in (
-        *((f"loss {key}", [[p.losses.get(key) for p in arms[arm]] for arm in ordered]) for key in _keys(arms.values(), "losses")),
-        *(
-            (f"one-step PSNR at t = {key}, dB", [[p.one_step_psnr.get(key) for p in arms[arm]] for arm in ordered])
-            for key in _keys(arms.values(), "one_step_psnr")
-        ),
-    ):
-        rows.append([name, *(_spread([value for value in of_arm if value is not None]) for of_arm in values)])
+    for field_name, form in (("losses", "loss {}"), ("one_step_psnr", "one-step PSNR at t = {}, dB")):
+        held = {name: [getattr(point, field_name) for point in points] for name, points in columns.items()}
+        for key in dict.fromkeys(key for values in held.values() for one in values for key in one):
+            rows.append([form.format(key), *(_spread([one[key] for one in values if key in one]) for values in held.values())])
     if not rows:
-        return Section("Held-out losses and PSNR", "None on record.", folded=True)
-    head = ["", *(f"{legend.label(variant)}{f', {label}' if label else ''}" for variant, label in ordered)]
+        return Section(title, "None on record.", folded=True)
     note = (
         f"At {last:,} tokens, mean over seeds [least, most]. Flow losses of pixels and of latents do not compare; PSNR is measured "
         "in pixels and does."
     )
-    return Section("Held-out losses and PSNR", f"{table(head, rows)}\n\n{note}", folded=True)
-
-
-def _keys(arms: Iterable[Sequence[Point]], name: str) -> list[str]:
-    return list(dict.fromkeys(key for points in arms for point in points for key in getattr(point, name)))
+    return Section(title, f"{markdown_table(['', *columns], rows)}\n\n{note}", folded=True)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -574,22 +516,20 @@ def _spread(values: Sequence[float]) -> str:
 
 def evaluations(records: Sequence[Record], published: Path) -> Section | None:
     """What `tunalab evaluate` measured of the finished models beside what was published; None where nothing was."""
-    found = evaluated(records)
-    if not found:
+    title, measured = "Evaluations of the finished models", evaluated(records)
+    if not measured:
         return None
     try:
-        compared = {key: held for key, held in sides(found).items() if counterpart(*key)}
+        compared = {key: by_variant for key, by_variant in sides(measured).items() if counterpart(*key)}
         means, differences = means_table(compared), differences_table(compared)
-        text = evaluation_markdown(means, differences, read_published(published), Legend(found), unequal_settings(found))
+        text = evaluation_markdown(means, differences, read_published(published), Legend(measured), unequal_settings(measured))
     except UserError as error:
-        return Section("Evaluations of the finished models", f"Cannot be compared: {error}.")
+        return Section(title, f"Cannot be compared: {error}.")
     what = "What has a published counterpart; all that was measured stands in the tables of `tunalab table`."
-    return Section("Evaluations of the finished models", f"{what}\n\n{demoted(text).rstrip()}", folded=True)
+    return Section(title, f"{what}\n\n{demoted(text)}", folded=True)
 
 
 def claims(records: Sequence[Record]) -> Section | None:
     """The paper's claims with the differences that could show them, where its three front-ends were evaluated."""
-    found = evaluated(records)
-    if not papers_variants(found):
-        return None
-    return Section("Claims of the paper", claims_markdown(found).rstrip())
+    measured = evaluated(records)
+    return Section("Claims of the paper", claims_markdown(measured).rstrip()) if papers_variants(measured) else None

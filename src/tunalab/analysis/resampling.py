@@ -155,7 +155,7 @@ class Draws:
 
 def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list[Curve]:
     """The curves of one benchmark, of the lines that were asked it."""
-    asked = [(line, places) for line in shown if (places := line.asked(benchmark)).runs]
+    asked = [(line, places) for line in shown if (places := line.places(benchmark)).runs]
     scores = [
         {seed: [point.benchmarks[benchmark] for point in points] for seed, (_, points) in places.runs.items()}
         for _, places in asked

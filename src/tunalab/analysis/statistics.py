@@ -87,16 +87,14 @@ class Difference:
 def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds, a row per (variant, setting, benchmark, tokens) of a table from ``align_tokens``.
 
-    Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``wilson_low`` and
-    ``wilson_high`` of the pooled counts: how well the questions asked determine the accuracy of these runs; ``seed_low``
-    and ``seed_high``, the worst and the best seed; ``low`` and ``high``, the interval to shade: the Wilson half-widths and
-    Student's half-width of the mean over seeds, added in squares, with the scatter of all variants and settings at that point
-    (:mod:`scatter`). With one seed nothing is known about other seeds and it is Wilson's alone. Seeds answer the same questions,
-    so pooled counts are less independent than Wilson assumes; the seed term counts some of the questions' noise twice. The two
-    err in opposite directions.
+    Columns: ``accuracy`` (mean over seeds), ``seeds``, ``n`` (questions, all seeds together), ``chance``; ``low`` and ``high``,
+    the interval to shade: the half-widths of Wilson's interval of the pooled counts and Student's half-width of the mean over
+    seeds, added in squares, with the scatter of all variants and settings at that point. With one seed nothing says how seeds
+    scatter, and it is Wilson's alone. Seeds answer the same questions, so pooled counts are less independent than Wilson
+    assumes; the seed term counts some of the questions' noise twice. The two err in opposite directions.
 
     Raises:
-        ValueError: rows to be averaged differ in more than the seed (tables of several ``curves`` put together).
+        ValueError: a seed occurs twice in what is to be averaged (tables of several ``curves`` put together).
     """
     rows = []
     keys = ["variant", "setting", "benchmark", "tokens"]
@@ -105,23 +103,16 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
         for place, part in aligned.groupby(["benchmark", "tokens"])
     }
     for key, part in aligned.groupby(keys, sort=True):
-        if part["identity"].nunique() > 1 or part["seed"].duplicated().any():
+        if part["seed"].duplicated().any():
             raise ValueError(f"a mean over {', '.join(part['run'])} would mix runs that differ in more than the seed")
         accuracy = part["accuracy"].to_numpy(dtype=float)
-        correct, n = int(part["correct"].sum()), int(part["n"].sum())
-        mean = float(accuracy.mean())
-        wilson_low, wilson_high = wilson(correct, n)
-        share = correct / n
+        correct, n, mean = int(part["correct"].sum()), int(part["n"].sum()), float(accuracy.mean())
+        bounds = wilson(correct, n)
         scatter = scatters[key[2:]]  # type: ignore[index]
         error = scatter.half_width(len(accuracy)) if scatter is not None and len(accuracy) > 1 else 0.0
-        low = max(0.0, mean - float(np.hypot(share - wilson_low, error)))
-        high = min(1.0, mean + float(np.hypot(wilson_high - share, error)))
-        chance = float(part["chance"].mean())
-        rows.append(
-            (*key, mean, low, high, wilson_low, wilson_high, accuracy.min(), accuracy.max(), len(accuracy), n, chance)  # type: ignore[misc]
-        )
-    bounds = ["low", "high", "wilson_low", "wilson_high", "seed_low", "seed_high"]
-    return pd.DataFrame(rows, columns=[*keys, "accuracy", *bounds, "seeds", "n", "chance"])
+        below, above = (float(np.hypot(correct / n - bound, error)) for bound in bounds)
+        rows.append((*key, mean, max(0.0, mean - below), min(1.0, mean + above), len(accuracy), n, float(part["chance"].mean())))  # type: ignore[misc]
+    return pd.DataFrame(rows, columns=[*keys, "accuracy", "low", "high", "seeds", "n", "chance"])
 
 
 def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
@@ -137,15 +128,14 @@ def paired_difference(
     tokens: int,
     among: Sequence[Sequence[Record]] = (),
     resamples: int = 2000,
-    seed: int = 0,
 ) -> Difference | None:
     """Accuracy of ``a`` minus that of ``b`` at equal tokens with a 95% interval; None without a common seed.
 
     Runs of the two variants are paired by seed (same data order, noise, masks). Questions are drawn with replacement, the same
     draw for both variants and all seeds; to each draw is added Student's t of the scatter between seeds, estimated from all cells
-    ``among`` which the two stand (:mod:`scatter`), by default these two alone. With one seed only questions are resampled, and
-    the interval says nothing about other seeds. Simulated, three variants of equal ability, two seeds, 200 questions: zero is
-    excluded 0, 1, 5 and 8 times in 100 where seeds scatter not at all, as much as, three and ten times as much as questions do.
+    ``among`` which the two stand, by default these two alone. With one seed only questions are resampled, and the interval says
+    nothing about other seeds. Simulated, three variants of equal ability, two seeds, 200 questions: zero is excluded 0, 1, 5 and
+    8 times in 100 where seeds scatter not at all, as much as, three and ten times as much as questions do.
 
     Where records hold no outcomes per question, each run's accuracy is drawn from its own Beta(correct + 1/2, wrong + 1/2)
     instead: correct, but wider, as the pairing by question is lost.
@@ -156,37 +146,33 @@ def paired_difference(
     for side in (a, b):
         if len({identity(record) for record in side}) > 1 or len({record.run.seed for record in side}) < len(side):
             raise ValueError(f"{', '.join(record.run.name for record in side)}: these runs differ in more than the seed")
-    by_seed_a = {record.run.seed: score_at(record, benchmark, tokens) for record in a}
-    by_seed_b = {record.run.seed: score_at(record, benchmark, tokens) for record in b}
-    pairs = []
-    for number in sorted(set(by_seed_a) & set(by_seed_b)):
-        first, second = by_seed_a[number], by_seed_b[number]
-        if first is not None and second is not None:
-            pairs.append((first, second))
+    by_seed = [{record.run.seed: score_at(record, benchmark, tokens) for record in side} for side in (a, b)]
+    both = ((by_seed[0][number], by_seed[1][number]) for number in sorted(by_seed[0].keys() & by_seed[1].keys()))
+    pairs = [(first, second) for first, second in both if first is not None and second is not None]
     if not pairs:
         return None
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     gap_SI = _item_gaps(pairs)
     if gap_SI is not None:
         gap_RS = _resample_items(generator, gap_SI, resamples)
     else:
-        gap_RS = np.stack([_beta(generator, first, resamples) - _beta(generator, second, resamples) for first, second in pairs], 1)
-    numbers = [first.accuracy - second.accuracy for first, second in pairs]
-    scatter = _scatter_among(among, benchmark, tokens) or scatter_of_means([np.array(numbers) / np.sqrt(2)])
+        beta = (tuple(generator.beta(one.correct + 0.5, one.n - one.correct + 0.5, resamples) for one in pair) for pair in pairs)
+        gap_RS = np.stack([first_R - second_R for first_R, second_R in beta], axis=1)
+    gaps = [first.accuracy - second.accuracy for first, second in pairs]
+    scatter = _scatter_among(among, benchmark, tokens) or scatter_of_means([np.array(gaps) / np.sqrt(2)])
     low, high = _interval(gap_RS, scatter, 2.0, generator)
-    mean = float(np.mean(numbers))
-    return Difference(mean, low, high, len(pairs), pairs[0][0].n, gap_SI is not None)
+    return Difference(float(np.mean(gaps)), low, high, len(pairs), pairs[0][0].n, gap_SI is not None)
 
 
 def joint_interval(
-    values_SI: Sequence[np.ndarray], scatter: Scatter | None, squares: float, resamples: int = 2000, seed: int = 0
+    values_SI: Sequence[np.ndarray], scatter: Scatter | None, squares: float, resamples: int = 2000
 ) -> tuple[float, float]:
     """95% interval of the mean of values by seed and item, over one or several benchmarks, each with items of its own.
 
     The values: sum_c w_c y_c over the cells of a contrast, ``squares`` = sum_c w_c^2; ``scatter`` of one cell's mean between
     seeds, None where nothing is known of it. Resampled as in :func:`paired_difference`.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     mean_RS = np.mean([_resample_items(generator, value_SI, resamples) for value_SI in values_SI], axis=0)
     return _interval(mean_RS, scatter, squares, generator)
 
@@ -202,19 +188,10 @@ def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]
 
 def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
     """a - b per seed and question, shape (S, I); None unless every run answered the same number of questions on record."""
-    if len({score.n for pair in pairs for score in pair}) != 1:
+    items = [(first.items(), second.items()) for first, second in pairs]
+    if len({score.n for pair in pairs for score in pair}) != 1 or any(one is None for pair in items for one in pair):
         return None
-    rows = []
-    for first, second in pairs:
-        right, other = first.items(), second.items()
-        if right is None or other is None:
-            return None
-        rows.append(right.astype(float) - other.astype(float))
-    return np.stack(rows)
-
-
-def _beta(generator: np.random.Generator, score: Score, resamples: int) -> np.ndarray:
-    return generator.beta(score.correct + 0.5, score.n - score.correct + 0.5, size=resamples)
+    return np.array([np.subtract(first, second, dtype=float) for first, second in items])
 
 
 def _resample_items(generator: np.random.Generator, value_SI: np.ndarray, resamples: int) -> np.ndarray:

@@ -1,44 +1,39 @@
-"""The tables, made from records alone: accuracy by benchmark and variant, and what each run cost.
+"""The tables of a folder of records: accuracy by benchmark and variant, what each run cost, the numbers of the README."""
 
-Markdown to read, CSV to compute with.
-"""
-
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
+from tunalab.analysis.curves import Line, align_tokens, arms, curves, last_common_tokens
 from tunalab.analysis.effects import write_effects
 from tunalab.analysis.fairness import flagged
 from tunalab.analysis.statistics import paired_difference, pooled
+from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels, ordered_benchmarks, told_apart, value_label
+from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels, ordered_benchmarks, value_label
 from tunalab.records.record import Record, usable
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``accuracy.md`` and ``accuracy.csv`` (where questions were asked), ``cost.md`` and ``cost.csv``, and ``effects.md`` and
-    ``effects.csv`` (where runs differ in one choice alone); the first line of each names ``command``.
+    """Write ``accuracy`` (where questions were asked), ``cost`` and ``effects`` (where runs differ in one choice alone), each as
+    ``.md`` and ``.csv``.
 
     Raises:
         UserError: the records share no point at equal tokens, or hold the same run twice.
     """
-    texts = {}
-    if not usable(records) or any(point.benchmarks for record in usable(records) for point in record.points):
-        accuracy, left_out = accuracy_table(records), len(records) - len(usable(records))
-        unequal = flagged(usable(records))
-        texts["accuracy.md"] = f"<!-- made by: {command} -->\n\n" + accuracy_markdown(accuracy, Legend(records), left_out, unequal)
-        texts["accuracy.csv"] = f"# made by: {command}\n" + accuracy.to_csv(index=False, float_format="%.6g")
+    finished, legend = usable(records), Legend(records)
+    tables: dict[str, str | pd.DataFrame] = {}
+    if not finished or any(point.benchmarks for record in finished for point in record.points):
+        accuracy, left_out = accuracy_table(records), len(records) - len(finished)
+        tables["accuracy.md"] = accuracy_markdown(accuracy, legend, left_out, flagged(finished))
+        tables["accuracy.csv"] = accuracy
     cost = cost_table(records)
-    texts["cost.md"] = f"<!-- made by: {command} -->\n\n" + cost_markdown(cost, Legend(records))
-    texts["cost.csv"] = f"# made by: {command}\n" + cost.to_csv(index=False, float_format="%.6g")
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    return [folder / name for name in texts] + write_effects(records, folder, command)
+    tables |= {"cost.md": cost_markdown(cost, legend), "cost.csv": cost}
+    return write_tables_to(folder, command, tables) + write_effects(records, folder, command)
 
 
 def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -55,8 +50,9 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
     aligned = align_tokens(curves(finished))
     tokens = last_common_tokens(aligned)
     means = pooled(aligned[aligned["tokens"] == tokens])
-    groups, legend = _groups(finished), Legend(finished)
-    settings = _settings(groups)
+    lines, legend = arms(finished), Legend(finished)
+    runs = {(line.variant, line.setting): line.records for line in lines}
+    settings = _settings(lines)
     rows = []
     for benchmark, setting in product(ordered_benchmarks(means["benchmark"]), settings):
         part = means[(means["benchmark"] == benchmark) & (means["setting"] == setting.label)]
@@ -65,26 +61,23 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
             row |= dict(setting.items)
             row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
         if len(ranked) > 1:
-            best, second, *others = (groups[str(row["variant"]), setting] for row in ranked)
+            best, second, *others = (runs[str(row["variant"]), setting] for row in ranked)
             gap = paired_difference(best, second, benchmark, tokens, [best, second, *others])
             if gap is not None:
                 # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
                 ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
         rows += sorted(ranked, key=lambda row: legend.ordered(part["variant"]).index(str(row["variant"])))
-    columns = ["benchmark", *_keys(settings), "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
+    keys = [key for key, _ in settings[0].items]
+    columns = ["benchmark", *keys, "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
     return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
 
 
 def cost_table(records: Sequence[Record]) -> pd.DataFrame:
     """A row per variant and setting: means over seeds of what a run consumed, and its parameters."""
-    groups, legend = _groups(usable(records)), Legend(usable(records))
-    settings = _settings(groups)
     rows: list[dict[str, Any]] = []
-    for variant, setting in product(legend.ordered(legend.looks), settings):
-        group = groups.get((variant, setting))
-        if group is None:
-            continue
-        row = {"variant": variant, **dict(setting.items), "seeds": len(group)}
+    for line in arms(usable(records)):
+        group = line.records
+        row = {"variant": line.variant, **dict(line.setting.items), "seeds": len(group)}
         for name in ("tokens", "steps", "images", "flops"):
             row[name] = sum(getattr(record.totals, name) for record in group) / len(group)
         row["minutes"] = sum(record.totals.seconds for record in group) / len(group) / 60
@@ -102,28 +95,30 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
     variants = legend.ordered(table["variant"])
     keys = list(table.columns[1 : table.columns.get_loc("variant")])
     names = key_labels(keys)
-    head = ["benchmark", *(names[key] for key in keys), *(legend.label(name) for name in variants), "chance", "n"]
-    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+    rows = []
     for _, part in table.groupby(["benchmark", *keys], sort=False, dropna=False):
         by_variant = {str(row["variant"]): row for row in part.to_dict("records")}
         first = part.iloc[0]
-        cells = [_accuracy(by_variant[name]) if name in by_variant else "" for name in variants]
+        cells = [
+            with_interval([row[name] for name in ("accuracy", "low", "high")], percent, row["leads"]) if row else ""
+            for row in map(by_variant.get, variants)
+        ]
         n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
         labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
-        lines.append(markdown_row([*labels, *cells, _percent(part["chance"].mean()), n]))
+        rows.append([*labels, *cells, percent(part["chance"].mean()), n])
     seeds = sorted(set(table["seeds"].tolist()))
-    tokens = int(table["tokens"].iloc[0])
     note = (
-        f"Accuracy in percent at {tokens:,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with its 95% interval; "
-        "n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% interval, "
-        "paired by seed and (where recorded) by question, excludes 0: a bootstrap over questions, and Student's t of the scatter "
-        "between seeds, which all columns estimate together."
+        f"Accuracy in percent at {int(table['tokens'].iloc[0]):,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with "
+        "its 95% interval; n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% "
+        "interval, paired by seed and (where recorded) by question, excludes 0: a bootstrap over questions, and Student's t of "
+        "the scatter between seeds, which all columns estimate together."
     )
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
     if unequal:
         note += f" **Not an equal comparison:** {'; '.join(unequal)}."
-    return "\n".join(lines) + "\n\n" + note + "\n"
+    head = ["benchmark", *(names[key] for key in keys), *(legend.label(name) for name in variants), "chance", "n"]
+    return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
 def cost_markdown(table: pd.DataFrame, legend: Legend) -> str:
@@ -133,49 +128,28 @@ def cost_markdown(table: pd.DataFrame, legend: Legend) -> str:
     names = key_labels(keys)
     head = ["variant", *(names[key] for key in keys), "seeds", "tokens", "steps", "images", "training FLOPs", "minutes"]
     head += ["peak memory, GB", *(name.removesuffix("_parameters") + " parameters" for name in parts)]
-    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
-    for row in table.to_dict("records"):
-        counts = [f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")]
-        costs = [f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"]
-        sizes = ["" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts]
-        told = [_value(row[key]) for key in keys]
-        lines.append(markdown_row([legend.label(row["variant"]), *told, str(row["seeds"]), *counts, *costs, *sizes]))
-    return "\n".join(lines) + "\n\nMeans over seeds; minutes add up over interruptions, on the machine named in the records.\n"
+    rows = [
+        [
+            *(legend.label(row["variant"]), *(_value(row[key]) for key in keys), str(row["seeds"])),
+            *(f"{row[name]:,.0f}" for name in ("tokens", "steps", "images")),
+            *(f"{row['flops']:.2e}", f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.2f}"),
+            *("" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in parts),
+        ]
+        for row in table.to_dict("records")
+    ]
+    note = "Means over seeds; minutes add up over interruptions, on the machine named in the records."
+    return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
-def _groups(records: Sequence[Record]) -> dict[tuple[str, Setting], list[Record]]:
-    """Records that differ in the seed alone."""
-    groups: dict[tuple[str, Setting], list[Record]] = {}
-    for record, setting in zip(records, told_apart(records), strict=True):
-        groups.setdefault((record.run.variant, setting), []).append(record)
-    return groups
-
-
-def _settings(groups: Iterable[tuple[str, Setting]]) -> list[Setting]:
-    return sorted({setting for _, setting in groups}, key=lambda setting: setting.place)
-
-
-def _keys(settings: Sequence[Setting]) -> list[str]:
-    return [key for key, _ in settings[0].items]
+def _settings(lines: Sequence[Line]) -> list[Setting]:
+    return sorted({line.setting for line in lines}, key=lambda setting: setting.place)
 
 
 def _value(value: Any) -> str:
     return "" if pd.isna(value) else value_label(value)
 
 
-def _accuracy(row: dict[Hashable, Any]) -> str:
-    mean, low, high = (_percent(row[name]) for name in ("accuracy", "low", "high"))
-    return f"**{mean}** [{low}, {high}]" if row["leads"] else f"{mean} [{low}, {high}]"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
+# The part of the README that holds numbers, between these lines.
 BEGIN, END = "<!-- figure6: made by `make table` -->", "<!-- end of figure6 -->"
 
 
@@ -184,11 +158,13 @@ def readme_block(records: Sequence[Record]) -> str:
     seeds = sorted({record.run.seed for record in records})
     table = accuracy_table(records)
     easy = table[~table["benchmark"].str.contains("@")]
+    counts = [record.totals.tokens for record in records]  # runs of another seed see other documents, and end some tokens apart
+    tokens = f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,} (by seed)"
     return "\n".join(
         [
             "![Accuracy against tokens consumed, a panel a benchmark, a line a front-end](results/figure6.png)",
             "",
-            f"{len(records)} runs, {len(seeds)} seeds, {_tokens(records)} tokens a run. {_time(records)} "
+            f"{len(records)} runs, {len(seeds)} seeds, {tokens} tokens a run. {_time(records)} "
             "`make figure6 table` draws it from `results/figure6/`; what was "
             "seen, also against the paper: [results/LOG.md](results/LOG.md). The harder levels: "
             "[results/figure6/accuracy.md](results/figure6/accuracy.md).",
@@ -196,12 +172,6 @@ def readme_block(records: Sequence[Record]) -> str:
             accuracy_markdown(easy, Legend(records)).rstrip(),
         ]
     )
-
-
-def _tokens(records: Sequence[Record]) -> str:
-    """Runs of one seed see the same documents; those of another seed end some tokens apart."""
-    counts = [record.totals.tokens for record in records]
-    return f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,} (by seed)"
 
 
 def _time(records: Sequence[Record]) -> str:
@@ -240,8 +210,7 @@ def update_readme(readme: Path, records: Sequence[Record]) -> bool:
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UserError(f"{readme}: the lines '{BEGIN}' and '{END}' must stand there once, in this order")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     new = f"{before}{BEGIN}\n{readme_block(records)}\n{END}{after}"
     if new != text:
         write_atomically(readme, new)

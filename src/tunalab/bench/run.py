@@ -20,7 +20,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.score import Score
 from tunalab.files import write_atomically
 from tunalab.records.environment import environment
-from tunalab.records.labels import told_apart
+from tunalab.records.labels import differing_settings
 from tunalab.records.log import Status, write_status
 from tunalab.records.record import Record, read_records
 from tunalab.settings.layers import run_files, shipped
@@ -151,7 +151,7 @@ def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, 
     parallel = min(len(runs), *(_at_a_time(record.environment) for record in runs))
     minutes = sum(record.totals.seconds for record in runs) / 60
     reached = above_chance(align_tokens(curves(runs)))
-    settings = sorted(set(told_apart(runs)), key=lambda setting: setting.place)
+    settings = sorted(set(differing_settings(runs)), key=lambda setting: setting.place)
     above = {
         setting.label: sorted(name for name, above in reached[variant, setting.label].items() if above and "@" not in name)
         for setting in settings

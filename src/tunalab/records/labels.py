@@ -1,4 +1,8 @@
-"""What variants and benchmarks are called and coloured, the same in every figure and table."""
+"""In which settings records differ, and what settings, variants and benchmarks are called and coloured, everywhere the same.
+
+Settings come from the configurations inside the records, so that a sweep over any setting, or a folder that holds two sweeps, has
+its lines and columns without anybody naming them.
+"""
 
 import json
 from collections import Counter
@@ -9,32 +13,129 @@ from functools import cache
 from typing import Any
 
 from tunalab.frontends.looks import Look
-from tunalab.records.record import Mismatch, Record, build
+from tunalab.records.record import Record, build
 from tunalab.settings.layers import leaves
-from tunalab.settings.loading import NOT_IDENTITY, digest
+from tunalab.settings.loading import NOT_IDENTITY, NOT_IDENTITY_INSIDE, digest
 from tunalab.settings.schema import RunConfig
 
 # Names of the figures that exist; analysis/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
 FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
 MASK_RATIO = "objective.masking.ratio"
+START = "start.checkpoint"
+OF_VARIANT = ("frontend.", "components.")
+Value = str | int | float | bool | None
 
 # For variants that state no colour.
 _SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#4D4D4D")
 
 
-def benchmark_label(name: str) -> str:
-    """``count (CountBench)``, ``count, level 3 (CountBench)``; a benchmark without a counterpart keeps its name."""
-    kind, _, level = name.partition("@")
-    published = _published()
-    label = f"{kind}, level {level}" if level else kind
-    return f"{label} ({published[kind]})" if kind in published else label
+@dataclass(frozen=True)
+class Setting:
+    """What sets a record apart from the others of a comparison: (dotted key, value), in the order of the configuration.
+
+    ``usual``: keys whose value here is that of most of the others. A name leaves them out, and settings stay distinct.
+    """
+
+    items: tuple[tuple[str, Value], ...] = ()
+    usual: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def label(self) -> str:
+        """``mask ratio 0.25, lr 0.001``; empty where nothing differs, or nothing from most."""
+        names = key_labels([key for key, _ in self.items])
+        return ", ".join(f"{names[key]} {value_label(value)}" for key, value in self.items if key not in self.usual)
+
+    @property
+    def place(self) -> tuple[tuple[bool, float, str], ...]:
+        """Sorts numbers by size and before words."""
+        return tuple(
+            (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value)) for _, value in self.items
+        )
+
+    def without(self, key: str) -> "Setting":
+        return Setting(tuple(item for item in self.items if item[0] != key), self.usual)
 
 
-def _published() -> dict[str, str]:
-    from tunalab.data.scenes.vocabulary import BENCHMARKS
+def changes_results(key: str) -> bool:
+    """Whether a setting belongs to the identity of a run: where it reports and how it is scheduled does not."""
+    return key.split(".")[0] not in NOT_IDENTITY and key not in NOT_IDENTITY_INSIDE
 
-    return BENCHMARKS
+
+def differing_settings(records: Sequence[Record]) -> list[Setting]:
+    """The setting of each record: all that differs between the records except seed, variant and what changes no result.
+
+    Settings and components of the front-end are part of what a variant is, and count only where they differ within one. Of
+    settings that change together (one learning rate in three stages, all that another experiment file changes) the first counts.
+    """
+    described = [(record.run.variant, flat_settings(record)) for record in records]
+    runs = [json.dumps(one) for one in described]
+    kinds = dict(zip(runs, described, strict=True))  # a thousand records are of a few kinds, and differ in the seed
+    variants, flats = [variant for variant, _ in kinds.values()], [flat for _, flat in kinds.values()]
+    sizes = Counter(runs)
+    keys: list[str] = []
+    before: list[object] = [()] * len(kinds)
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        column = [json.dumps(flat.get(key)) for flat in flats]
+        if not _follows(column, before) and not (key.startswith(OF_VARIANT) and _follows(column, variants)):
+            keys.append(key)
+            before = list(zip(before, column, strict=True))
+    common: dict[str, Value] = {}
+    for key in keys:
+        counts: Counter[Value] = Counter()
+        for kind, (_, flat) in kinds.items():
+            counts[flat.get(key)] += sizes[kind]
+        value, most = counts.most_common(1)[0]
+        if 2 * most > len(runs):
+            common[key] = value
+    settings = {
+        kind: Setting(
+            tuple((key, flat.get(key)) for key in keys),
+            frozenset(key for key in common if flat.get(key) == common[key]),
+        )
+        for kind, (_, flat) in kinds.items()
+    }
+    return [settings[kind] for kind in runs]
+
+
+def identity(record: Record) -> str:
+    """Twelve hex digits of everything but the seed that decides what a run computes: equal for runs that differ in luck alone."""
+    return digest([record.run.variant, flat_settings(record)])
+
+
+def flat_settings(record: Record) -> dict[str, Value]:
+    """Dotted key -> value of what decides the results of a record, as today's code reads it, without seed and variant. Lists are
+    one value, written as JSON.
+
+    Beside the settings: the order of the stages, and the folders of the components (their names are hashes of how they were made).
+    """
+    flat = _flat(json.dumps({key: value for key, value in record.config.items() if key not in NOT_IDENTITY}))
+    if flat.get(START):  # a checkpoint of the run's own variant and seed, by one pattern for all
+        own = f"{record.run.variant}-seed{record.run.seed}"
+        flat = flat | {START: str(flat[START]).replace(own, "${variant}-seed${seed}")}
+    folders = {name: part.get("folder") for name, part in record.components.items() if isinstance(part, dict)}
+    return flat | {f"components.{name}": folder for name, folder in folders.items()}
+
+
+@cache
+def _flat(config: str) -> dict[str, Value]:
+    plain = {"revision": 1} | json.loads(config)
+    with suppress(
+        ValueError
+    ):  # of an earlier revision, whose settings are others: its revision sets it apart, a result all the same
+        plain = asdict(build(RunConfig, json.dumps(plain)))
+    flat = {key: value for key, value in flat_texts(plain).items() if changes_results(key) and key not in ("seed", "variant")}
+    return flat | {"stages": " ".join(plain.get("stages", {}))}
+
+
+def _follows(column: Sequence[object], from_: Sequence[object]) -> bool:
+    """Whether ``column`` is a function of ``from_``."""
+    return len(set(zip(from_, column, strict=True))) == len(set(from_))
+
+
+def flat_texts(plain: dict[str, Any]) -> dict[str, Value]:
+    """Dotted key -> value of nested settings; lists as JSON, without mappings that hold nothing."""
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in leaves(plain) if value != {}}
 
 
 def last_words(keys: Iterable[str]) -> dict[str, str]:
@@ -76,13 +177,21 @@ class Legend:
 
     def colours(self) -> dict[str, str]:
         """A colour per variant: its own, whatever else is in the picture, or one that no other has."""
-        found: dict[str, str] = {}
+        taken: dict[str, str] = {}
         for name in self.ordered(self.looks):
-            if (own := self.looks[name].colour) and own not in found.values():
-                found[name] = own
-        free = [colour for colour in _SPARE if colour not in found.values()] or list(_SPARE)
-        others = [name for name in self.ordered(self.looks) if name not in found]
-        return found | {name: free[index % len(free)] for index, name in enumerate(others)}
+            if (own := self.looks[name].colour) and own not in taken.values():
+                taken[name] = own
+        free = [colour for colour in _SPARE if colour not in taken.values()] or list(_SPARE)
+        others = [name for name in self.ordered(self.looks) if name not in taken]
+        return taken | {name: free[index % len(free)] for index, name in enumerate(others)}
+
+
+def benchmark_label(name: str) -> str:
+    """``count (CountBench)``, ``count, level 3 (CountBench)``; a benchmark without a counterpart keeps its name."""
+    kind, _, level = name.partition("@")
+    published = _published()
+    label = f"{kind}, level {level}" if level else kind
+    return f"{label} ({published[kind]})" if kind in published else label
 
 
 def ordered_benchmarks(names: Iterable[str]) -> list[str]:
@@ -96,110 +205,7 @@ def ordered_benchmarks(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=place)
 
 
-# Means are taken over seeds; a variant has a place of its own in every table; the others change no result.
-_NOT_TOLD = ("seed", "variant", *NOT_IDENTITY)
-_START = "start.checkpoint"
-OF_VARIANT = ("frontend.", "components.")
-Value = str | int | float | bool | None
+def _published() -> dict[str, str]:
+    from tunalab.data.scenes.vocabulary import BENCHMARKS
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What tells a record from the others of a comparison: (dotted key, value), in the order of the configuration.
-
-    ``usual``: keys whose value here is that of most of the others. A name need not say them, and tells settings apart all the same.
-    """
-
-    items: tuple[tuple[str, Value], ...] = ()
-    usual: frozenset[str] = field(default=frozenset(), compare=False)
-
-    @property
-    def label(self) -> str:
-        """``mask ratio 0.25, lr 0.001``; empty where nothing differs, or nothing from most."""
-        names = key_labels([key for key, _ in self.items])
-        return ", ".join(f"{names[key]} {value_label(value)}" for key, value in self.items if key not in self.usual)
-
-    @property
-    def place(self) -> tuple[tuple[bool, float, str], ...]:
-        """Sorts numbers by size and before words."""
-        return tuple(
-            (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value)) for _, value in self.items
-        )
-
-    def without(self, key: str) -> "Setting":
-        return Setting(tuple(item for item in self.items if item[0] != key), self.usual)
-
-
-def told_apart(records: Sequence[Record]) -> list[Setting]:
-    """The setting of each record: all that differs between the records except seed, front-end and where a run reports.
-
-    Settings and components of the front-end are part of what a variant is, and told only where they differ within one. Of
-    settings that change together (one learning rate in three stages, all that another experiment file changes) the first is told.
-    """
-    described = [(record.run.variant, flat_settings(record)) for record in records]
-    runs = [json.dumps(one) for one in described]
-    kinds = dict(zip(runs, described, strict=True))  # a thousand records are of a few kinds, and differ in the seed
-    variants, flats = [variant for variant, _ in kinds.values()], [flat for _, flat in kinds.values()]
-    sizes = Counter(runs)
-    told: list[str] = []
-    seen: list[object] = [()] * len(kinds)
-    for key in dict.fromkeys(key for flat in flats for key in flat):
-        column = [json.dumps(flat.get(key)) for flat in flats]
-        if _follows(column, seen) or (key.startswith(OF_VARIANT) and _follows(column, variants)):
-            continue
-        told.append(key)
-        seen = list(zip(seen, column, strict=True))
-    common: dict[str, Value] = {}
-    for key in told:
-        counts: Counter[Value] = Counter()
-        for kind, (_, flat) in kinds.items():
-            counts[flat.get(key)] += sizes[kind]
-        value, most = counts.most_common(1)[0]
-        if 2 * most > len(runs):
-            common[key] = value
-    settings = {
-        kind: Setting(
-            tuple((key, flat.get(key)) for key in told),
-            frozenset(key for key in common if flat.get(key) == common[key]),
-        )
-        for kind, (_, flat) in kinds.items()
-    }
-    return [settings[kind] for kind in runs]
-
-
-def identity(record: Record) -> str:
-    """Twelve hex digits of everything but the seed that decides what a run computes: equal for runs that differ in luck alone."""
-    return digest([record.run.variant, flat_settings(record)])
-
-
-def flat_settings(record: Record) -> dict[str, Value]:
-    """Dotted key -> value of a record's configuration, as today's code reads it. Lists are one value, written as JSON.
-
-    Beside the settings: the order of the stages, and the folders of the components (their names are hashes of how they were made).
-    """
-    flat = _flat(json.dumps({key: value for key, value in record.config.items() if key not in _NOT_TOLD}))
-    if flat.get(_START):  # a checkpoint of the run's own variant and seed, by one pattern for all
-        own = f"{record.run.variant}-seed{record.run.seed}"
-        flat = flat | {_START: str(flat[_START]).replace(own, "${variant}-seed${seed}")}
-    folders = {name: part.get("folder") for name, part in record.components.items() if isinstance(part, dict)}
-    return flat | {f"components.{name}": folder for name, folder in folders.items()}
-
-
-@cache
-def _flat(config: str) -> dict[str, Value]:
-    plain = {"revision": 1} | json.loads(config)
-    with suppress(Mismatch):  # of an earlier revision, whose settings are others: told apart by its revision, a result all the same
-        plain = asdict(build(RunConfig, plain))
-    return flat_texts({key: value for key, value in plain.items() if key not in _NOT_TOLD}) | {
-        "stages": " ".join(plain.get("stages", {}))
-    }
-
-
-def _follows(column: Sequence[object], from_: Sequence[object]) -> bool:
-    """Whether ``column`` is a function of ``from_``."""
-    return len(set(zip(from_, column, strict=True))) == len(set(from_))
-
-
-def flat_texts(plain: dict[str, Any]) -> dict[str, Value]:
-    """Dotted key -> value of nested settings; lists as JSON, without mappings that hold nothing."""
-    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in leaves(plain) if value != {}}
+    return BENCHMARKS

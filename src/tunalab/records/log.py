@@ -13,7 +13,6 @@ from typing import Any
 
 from tunalab.errors import UserError
 from tunalab.files import append_line, appended_lines, json_line, write_atomically
-from tunalab.records.record import Mismatch, build
 
 STATUS_FILE = "status.json"
 
@@ -40,10 +39,11 @@ def write_status(run_dir: Path, status: Status) -> None:
 def read_status(run_dir: Path) -> Status | None:
     """The status of a run, None where there is none to be had: it only decorates a progress bar, and must never stop one."""
     try:
-        plain: Any = json.loads((run_dir / STATUS_FILE).read_text(encoding="utf-8"))
-        return build(Status, plain)
-    except (OSError, ValueError, Mismatch):
+        status = Status(**json.loads((run_dir / STATUS_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
+    numbers = (status.tokens, status.total_tokens, status.tokens_per_second, status.time, status.seconds_left or 0)
+    return status if isinstance(status.phase, str) and all(isinstance(number, int | float) for number in numbers) else None
 
 
 TRAINING_LOG = "metrics.jsonl"  # of a run directory

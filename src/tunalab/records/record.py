@@ -3,25 +3,17 @@
 A record is rewritten, whole, after every evaluation, so an interrupted run leaves a valid record
 with ``finished`` false. Quantities that do not exist for a run (a loss without targets) are left
 out, never NaN: JSON has no NaN, and a curve with a hole is honest where a zero is not.
-
-Plain JSON values become dataclasses, every field checked by its type hint and named when it is
-wrong. A hint becomes a function once, not at every value: a thousand records hold a million of them.
-Where a value stands is put together on the way out of a mismatch, so that right values cost no
-names.
 """
 
-import dataclasses
 import json
 import math
 import os
-import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
-from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
@@ -31,137 +23,61 @@ from tunalab.files import listed, locked, write_atomically
 from tunalab.frontends.looks import Look, resolved_look
 from tunalab.redaction import redacted_settings
 
-T = TypeVar("T")
-Convert = Callable[[Any], Any]  # a plain value into one of a hint; raises Mismatch
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
-_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+T = TypeVar("T")
 
 
 class Mismatch(ValueError):
     """A field whose value is not what it has to be."""
 
     def __init__(self, where: str, expected: str, value: Any) -> None:
-        super().__init__(where, expected, value)
-        self.where, self.expected, self.value = where, expected, value
-
-    def __str__(self) -> str:
-        return f"field {self.where or '(top level)'} must be {self.expected}, got {self.value!r}"[:300]
-
-    def inside(self, outer: str) -> None:
-        """Say further out where the value stands: in which field, or at which place of a list (``[3]``)."""
-        between = "." if self.where and not self.where.startswith("[") else ""
-        self.where = f"{outer}{between}{self.where}"
+        super().__init__(f"field {where or '(top level)'} must be {expected}, got {value!r}"[:300])
 
 
-def build(cls: type[T], plain: Any) -> T:
-    """An instance of the dataclass ``cls`` from a dictionary, recursively. Fields with a default may be absent.
+def build(cls: type[T], text: str | bytes) -> T:
+    """An instance of the dataclass ``cls`` from JSON, its fields checked by their types. Fields with a default may be absent.
 
     Raises:
         Mismatch: a field is unknown, missing, of another type or not finite.
+        ValueError: the text is no JSON, or a class refuses its values.
     """
-    return cast(T, _converter(cast(Any, cls))(plain))
+    from pydantic import ValidationError  # here, not above: who only looks which runs are finished waits for no import
+
+    # A dataclass has the settings of what it stands in, so it stands in a list.
+    try:
+        (made,) = _adapter(cls).validate_json(b"[" + (text.encode() if isinstance(text, str) else text) + b"]")
+    except ValidationError as error:
+        first = error.errors()[0]
+        kind, where = first["type"], first["loc"][1:]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
+        if kind == "json_invalid":
+            json.loads(text)  # says where
+        if kind == "value_error":
+            raise ValueError(str(first["ctx"]["error"])) from error
+        value = "nothing" if kind == "missing" else where[-1] if kind == "unexpected_keyword_argument" else first["input"]
+        if kind == "unexpected_keyword_argument" and len(where) == 1:
+            raise Mismatch(place, f"one of {', '.join(one.name for one in fields(cls))}", value) from error  # type: ignore[arg-type]
+        raise Mismatch(place, _EXPECTED.get(kind, first["msg"].removeprefix("Input should be ")), value) from error
+    return made
+
+
+_EXPECTED = {"missing": "present", "unexpected_keyword_argument": "a field that this version has", "int_type": "an integer"}
+_EXPECTED |= {"float_type": "a number", "string_type": "a text", "bool_type": "true or false", "list_type": "a list"}
 
 
 @cache
-def _converter(hint: Any) -> Convert:
-    origin = get_origin(hint)
-    if hint is Any:
-        return lambda value: value
-    if origin in (Union, types.UnionType):
-        (inner,) = [choice for choice in get_args(hint) if choice is not type(None)]
-        convert = _converter(inner)
-        return lambda value: None if value is None else convert(value)
-    if origin is list:
-        return _list(_converter(get_args(hint)[0]))
-    if origin is dict:
-        return _dict(_converter(get_args(hint)[1]))
-    if dataclasses.is_dataclass(hint):
-        return _dataclass(hint)
-    return _scalar(hint)
+def _adapter(cls: type[T]) -> "TypeAdapter[list[T]]":
+    from pydantic import ConfigDict, TypeAdapter
 
-
-def _dataclass(cls: Any) -> Convert:
-    missing, hints = dataclasses.MISSING, get_type_hints(cls)
-    entries = [
-        (entry.name, _converter(hints[entry.name]), entry.default is missing and entry.default_factory is missing)
-        for entry in dataclasses.fields(cls)
-    ]
-
-    def convert(plain: Any) -> Any:
-        if not isinstance(plain, dict):
-            raise Mismatch("", "an object", plain)
-        if not plain.keys() <= hints.keys():
-            unknown = next(name for name in plain if name not in hints)
-            raise Mismatch(str(unknown), f"one of {', '.join(hints)}", unknown)
-        values = {}
-        for name, inner, required in entries:
-            if name in plain:
-                try:
-                    values[name] = inner(plain[name])
-                except Mismatch as error:
-                    error.inside(name)
-                    raise
-            elif required:
-                raise Mismatch(name, "present", "nothing")
-        return cls(**values)
-
-    return convert
-
-
-def _list(inner: Convert) -> Convert:
-    def convert(plain: Any) -> Any:
-        if not isinstance(plain, list):
-            raise Mismatch("", "a list", plain)
-        items: list[Any] = []
-        try:
-            for item in plain:
-                items.append(inner(item))
-        except Mismatch as error:
-            error.inside(f"[{len(items)}]")
-            raise
-        return items
-
-    return convert
-
-
-def _dict(inner: Convert) -> Convert:
-    def convert(plain: Any) -> Any:
-        if not isinstance(plain, dict) or not all(isinstance(name, str) for name in plain):
-            raise Mismatch("", "an object", plain)
-        items = {}
-        for name, item in plain.items():
-            try:
-                items[name] = inner(item)
-            except Mismatch as error:
-                error.inside(name)
-                raise
-        return items
-
-    return convert
-
-
-def _scalar(hint: Any) -> Convert:
-    def convert(value: Any) -> Any:
-        if type(value) is hint and (hint is not float or isfinite(value)):  # nearly all are
-            return value
-        # bool is an int to Python, and must not pass for a count.
-        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-            if not isfinite(value):
-                raise Mismatch("", "a finite number", value)
-            return float(value)
-        if hint is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if hint in (str, bool) and isinstance(value, hint):
-            return value
-        raise Mismatch("", _NAMES.get(hint, str(hint)), value)
-
-    return convert
+    return TypeAdapter(list[cls], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
 
 
 SCHEMA = 1
 RECORD_FILE, CONFIG_FILE = "record.json", "config.yaml"  # of a run directory
 _EVALUATION = ',\n "evaluation": [\n'  # where write_record puts it: last, and by far the largest
-_QUOTED = {"run", "config", "environment", "components"}  # free of credentials, in the records of earlier versions too
+_QUOTED = ("config", "environment", "components")  # free of credentials, in the records of earlier versions too
 _BLOCK = 65_536  # bytes; most records are in one without their evaluation
 
 
@@ -240,16 +156,19 @@ def write_record(path: Path, record: Record) -> None:
             if score["outcomes"] is None:
                 del score["outcomes"]
     for name in ("attempts", "data", "frontend"):
-        if not plain[name]:  # not known
+        if not plain[name]:  # not on record
             del plain[name]
-    _parse(path, plain)
     evaluation = plain.pop("evaluation")
     ordered = {"schema": plain.pop("schema"), **plain}
+    for part in ("run", *_QUOTED):
+        ordered[part] = redacted_settings(ordered[part])
     try:
-        text = json.dumps(ordered, indent=1, allow_nan=False)
+        text = json.dumps(ordered, indent=1)
         if evaluation:  # a line a measure: the values of its items are many
             parts = ",\n".join(" " + to_text(result).strip() for result in record.evaluation)
             text = f"{text[:-2]}{_EVALUATION}{parts}\n ]\n}}"
+        _parse(path, text)
+        json.dumps(ordered, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: record cannot be written as JSON: {error}") from error
     write_atomically(path, text + "\n")
@@ -258,37 +177,30 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path, evaluation: bool = True) -> Record:
     """Read and check a record. Without its ``evaluation``, which curves do not need, it takes a tenth of the time.
 
-    Chance is what ``chance_of`` knows today, whatever the record says: earlier versions wrote that of guessing among the options.
+    Chance is what ``chance_of`` says today, whatever the record says: earlier versions wrote that of guessing among the options.
 
     Raises:
         UserError: the file is missing, not JSON, of another schema, or a field is wrong; names file and field.
     """
     try:
-        plain = json.loads(path.read_bytes() if evaluation else _without_evaluation(path))
+        text = path.read_bytes() if evaluation else _without_evaluation(path)
     except OSError as error:
         raise UserError(f"{path}: record cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSON errors and wrong encoding alike
-        raise UserError(f"{path}: record is damaged, not JSON: {error}") from error
-    return _with_known_chance(_parse(path, plain))
+    return _with_todays_chance(_parse(path, text))
 
 
-def _with_known_chance(record: Record) -> Record:
-    points = [
-        replace(point, benchmarks={name: _of_points(name, score) for name, score in point.benchmarks.items()})
-        for point in record.points
-    ]
-    evaluation = [replace(result, measures=[_of_part(measure) for measure in result.measures]) for result in record.evaluation]
+def _with_todays_chance(record: Record) -> Record:
+    def of_score(name: str, score: Score) -> Score:
+        chance = chance_of(name, score.n)
+        return score if chance is None else replace(score, chance=chance)
+
+    def of_measure(measure: Measure) -> Measure:
+        chance = chance_of(measure.benchmark, measure.n, measure.split)
+        return measure if chance is None or measure.kind != "understanding" else replace(measure, chance=chance)
+
+    points = [replace(p, benchmarks={name: of_score(name, score) for name, score in p.benchmarks.items()}) for p in record.points]
+    evaluation = [replace(result, measures=[of_measure(measure) for measure in result.measures]) for result in record.evaluation]
     return replace(record, points=points, evaluation=evaluation)
-
-
-def _of_points(name: str, score: Score) -> Score:
-    known = chance_of(name, score.n)
-    return score if known is None else replace(score, chance=known)
-
-
-def _of_part(measure: Measure) -> Measure:
-    known = chance_of(measure.benchmark, measure.n, measure.split)
-    return measure if known is None or measure.kind != "understanding" else replace(measure, chance=known)
 
 
 def _without_evaluation(path: Path) -> bytes:
@@ -314,11 +226,8 @@ def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
     with locked(path.parent):
         record = read_record(path)
         parts = [result.part for result in results]
-        kept = [
-            old
-            for old in record.evaluation
-            if old.part not in parts and any(same_state(old.origin, result.origin) for result in results)
-        ]
+        current = (old for old in record.evaluation if any(same_state(old.origin, result.origin) for result in results))
+        kept = [old for old in current if old.part not in parts]
         write_record(path, replace(record, evaluation=[*kept, *results]))
 
 
@@ -352,18 +261,18 @@ def usable(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.run.finished] or list(records)
 
 
-def _parse(path: Path, plain: Any) -> Record:
-    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
-        found = plain.get("schema", "none") if isinstance(plain, dict) else type(plain).__name__
-        raise UserError(f"{path}: schema is {found!r}, this version reads {SCHEMA}")
-    for part in _QUOTED & plain.keys():
-        plain[part] = redacted_settings(plain[part])
+def _parse(path: Path, text: str | bytes) -> Record:
     try:
-        record = build(Record, plain)
+        record = build(Record, text)
+        if record.schema != SCHEMA:
+            raise UserError(f"{path}: schema is {record.schema!r}, this version reads {SCHEMA}")
         _check(record)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: record is damaged, not JSON: {error}") from error
     except ValueError as error:  # a mismatch, or a class of the record refuses its values
         raise UserError(f"{path}: {error}") from error
-    return record
+    run = RunInfo(**redacted_settings(asdict(record.run)))
+    return replace(record, run=run, **{part: redacted_settings(getattr(record, part)) for part in _QUOTED})
 
 
 def _check(record: Record) -> None:
@@ -374,54 +283,44 @@ def _check(record: Record) -> None:
             raise Mismatch(f"points[{index}].tokens", f"above the {before} of the point before it", point.tokens)
         before = point.tokens
         for name, score in point.benchmarks.items():
-            try:
-                _check_score(score)
-            except Mismatch as error:
-                error.inside(f"points[{index}].benchmarks.{name}")
-                raise
+            _check_score(f"points[{index}].benchmarks.{name}", score)
     for result in record.evaluation:
         for index, measure in enumerate(result.measures):
-            try:
-                _check_measure(measure)
-            except Mismatch as error:
-                error.inside(f"evaluation.{result.part}.measures[{index}]")
-                raise
+            _check_measure(f"evaluation.{result.part}.measures[{index}]", measure)
 
 
-def _check_measure(measure: Measure) -> None:
+def _check_measure(where: str, measure: Measure) -> None:
     if measure.n <= 0:
-        raise Mismatch("n", "positive", measure.n)
+        raise Mismatch(f"{where}.n", "positive", measure.n)
     if len(measure.items) not in (0, measure.n):
-        raise Mismatch("items", f"none or n={measure.n}", len(measure.items))
-    if (measure.low is None) != (measure.high is None):
-        raise Mismatch("low/high", "both there or neither", (measure.low, measure.high))
-    if measure.low is not None and measure.high is not None and measure.low > measure.high:
-        raise Mismatch("low/high", "an interval", (measure.low, measure.high))
+        raise Mismatch(f"{where}.items", f"none or n={measure.n}", len(measure.items))
+    bounds = measure.low, measure.high
+    if (bounds[0] is None) != (bounds[1] is None):
+        raise Mismatch(f"{where}.low/high", "both there or neither", bounds)
+    if bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
+        raise Mismatch(f"{where}.low/high", "an interval", bounds)
 
 
-def _check_score(score: Score) -> None:
+def _check_score(where: str, score: Score) -> None:
     if score.n <= 0:
-        raise Mismatch("n", "positive", score.n)
+        raise Mismatch(f"{where}.n", "positive", score.n)
     if not 0 <= score.correct <= score.n:
-        raise Mismatch("correct", f"between 0 and n={score.n}", score.correct)
+        raise Mismatch(f"{where}.correct", f"between 0 and n={score.n}", score.correct)
     if not math.isclose(score.accuracy, score.correct / score.n, abs_tol=1e-6):
-        raise Mismatch("accuracy", f"correct / n = {score.correct / score.n:.6f}", score.accuracy)
+        raise Mismatch(f"{where}.accuracy", f"correct / n = {score.correct / score.n:.6f}", score.accuracy)
     if not 0 <= score.chance <= 1:
-        raise Mismatch("chance", "between 0 and 1", score.chance)
+        raise Mismatch(f"{where}.chance", "between 0 and 1", score.chance)
     if not 0 <= score.low <= score.accuracy + 1e-9 <= score.high + 2e-9 <= 1 + 3e-9:
-        raise Mismatch("low/high", f"an interval around {score.accuracy}", (score.low, score.high))
+        raise Mismatch(f"{where}.low/high", f"an interval around {score.accuracy}", (score.low, score.high))
     if score.outcomes is not None:
         try:
             packed = bytes.fromhex(score.outcomes)
         except ValueError as error:
-            raise Mismatch("outcomes", "hexadecimal digits", score.outcomes[:20]) from error
+            raise Mismatch(f"{where}.outcomes", "hexadecimal digits", score.outcomes[:20]) from error
         # As score.items(), a hundred thousand times: ones among the first n bits.
-        if 2 * len(packed) != len(score.outcomes) or len(packed) != (score.n + 7) // 8 or _ones(packed, score.n) != score.correct:
-            raise Mismatch("outcomes", f"{score.n} outcomes of which {score.correct} right", score.outcomes[:20])
-
-
-def _ones(packed: bytes, n: int) -> int:
-    return (int.from_bytes(packed, "big") >> 8 * len(packed) - n).bit_count()
+        ones = (int.from_bytes(packed, "big") >> max(0, 8 * len(packed) - score.n)).bit_count()
+        if 2 * len(packed) != len(score.outcomes) or len(packed) != (score.n + 7) // 8 or ones != score.correct:
+            raise Mismatch(f"{where}.outcomes", f"{score.n} outcomes of which {score.correct} right", score.outcomes[:20])
 
 
 _HEAD, _TAIL = 4096, 16  # bytes; `run` stands first in a record, and is short
@@ -468,22 +367,22 @@ def find_record(name: str, committed: Path = COMMITTED) -> tuple[str, Record]:
         return f"{path.resolve().parent.name}/{path.resolve().name}", read_record(path / RECORD_FILE)
     if path.is_file():
         return f"{path.resolve().parent.name}/{path.stem}", read_record(path)
-    known = {file.relative_to(committed).with_suffix("").as_posix(): file for file in listed(committed, "**/*-seed*.json")}
+    files = {file.relative_to(committed).with_suffix("").as_posix(): file for file in listed(committed, "**/*-seed*.json")}
     word = name.removeprefix(f"{committed}/").removesuffix(".json")
-    found = [full for full in known if f"/{full}".endswith(f"/{word}")] if word else []
-    if len(found) > 1:
-        raise UserError(f"{name} is the name of {len(found)} records: {', '.join(found)}")
-    if not found:
+    matches = [full for full in files if f"/{full}".endswith(f"/{word}")] if word else []
+    if len(matches) > 1:
+        raise UserError(f"{name} is the name of {len(matches)} records: {', '.join(matches)}")
+    if not matches:
         missing = f"there is no run directory or record {name!r}" if word else "the name of a run is empty"
-        raise UserError(f"{missing}; committed records: {', '.join(_choices(word, list(known))) or 'none'}")
-    return found[0], read_record(known[found[0]])
+        raise UserError(f"{missing}; committed records: {', '.join(_choices(word, list(files))) or 'none'}")
+    return matches[0], read_record(files[matches[0]])
 
 
-def _choices(word: str, known: list[str]) -> list[str]:
+def _choices(word: str, names: list[str]) -> list[str]:
     """Names that look like ``word``, else those of the folder it names, else the first of every folder: six at most."""
     folder, _, name = word.rpartition("/")
-    last = {full.rpartition("/")[2]: full for full in known}
-    near = [*get_close_matches(word, known, 3), *(last[one] for one in get_close_matches(name, last, 3))]
-    inside = [full for full in known if folder and f"/{full}".rpartition("/")[0].endswith(f"/{folder}")]
-    firsts = {full.rpartition("/")[0]: full for full in reversed(known)}
+    last = {full.rpartition("/")[2]: full for full in names}
+    near = [*get_close_matches(word, names, 3), *(last[one] for one in get_close_matches(name, last, 3))]
+    inside = [full for full in names if folder and f"/{full}".rpartition("/")[0].endswith(f"/{folder}")]
+    firsts = {full.rpartition("/")[0]: full for full in reversed(names)}
     return list(dict.fromkeys(near or inside or sorted(firsts.values())))[:6]

@@ -8,6 +8,7 @@ for, and writes the history of each attempt (cells.py): ``begin`` when it starts
 it ended. Whether an attempt may be repeated, the history decides.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def read_launch(path: Path) -> Launch:
         raise UserError(f"{path}: key 'launcher' is missing, choices: {', '.join(LAUNCHERS)}, {FORMS}")
     found = find(f"{path}: launcher", str(plain.pop("launcher")), GROUP, LAUNCHERS)
     try:
-        launch = build(found, plain)
+        launch = build(found, json.dumps(plain, default=str))
     except ValueError as error:  # a mismatch, or the class refuses its values
         raise UserError(f"{path}: {error}") from error
     if not isinstance(launch, SHIPPED):

@@ -1,4 +1,4 @@
-"""A connection to MLflow that is quiet, quick to give up, and made safely when several processes start at once."""
+"""A connection to MLflow that is quiet, gives up quickly, and is made safely when several processes start at once."""
 
 import logging
 import os
@@ -109,24 +109,24 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    wanted, number = name, 1
-    while (found := client.get_experiment_by_name(name)) is not None:
-        if found.lifecycle_stage == ACTIVE:
-            return str(found.experiment_id)
+    first, number = name, 1
+    while (there := client.get_experiment_by_name(name)) is not None:
+        if there.lifecycle_stage == ACTIVE:
+            return str(there.experiment_id)
         number += 1
-        name = f"{wanted} ({number})"
-        restore = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings the deleted one back"
-        say_once(f"{uri} {name}", f"experiment {wanted!r} is deleted in MLflow: runs go to {name!r}; {restore}")
+        name = f"{first} ({number})"
+        restore = f"`mlflow experiments restore --experiment-id {there.experiment_id}` brings the deleted one back"
+        warn_once(f"{uri} {name}", f"experiment {first!r} is deleted in MLflow: runs go to {name!r}; {restore}")
     database = database_path(uri)
     # Beside the database: MLflow's default is the working folder of whichever process came first.
     location = (database.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if database else None
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException:  # no lock reaches other machines: somebody there was first
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        there = client.get_experiment_by_name(name)
+        if there is None:
             raise
-        return str(found.experiment_id)
+        return str(there.experiment_id)
 
 
 def existing(client: "MlflowClient", run_id: str) -> "Run | None":
@@ -173,13 +173,16 @@ def survive(uri: str, action: Callable[[], T]) -> tuple[bool, T | None]:
     try:
         return True, action()
     except Exception as error:  # noqa: BLE001
-        if uri not in _warned:
-            where, kept = without_password(uri), "run directories keep everything"
-            say_once(uri, f"MLflow at {where} failed ({reason_of(error, uri)}); going on without it, {kept}")
+        warn_failed(uri, error)
         return False, None
 
 
-def say_once(about: str, text: str) -> None:
+def warn_failed(uri: str, error: Exception) -> None:
+    where = without_password(uri)
+    warn_once(uri, f"MLflow at {where} failed ({reason_of(error, uri)}); going on without it, run directories keep everything")
+
+
+def warn_once(about: str, text: str) -> None:
     """A warning, one for each thing that it is about."""
     if about not in _warned:
         _warned.add(about)
@@ -197,8 +200,8 @@ def reason_of(error: BaseException, uri: str) -> str:
 
 
 def _knock(uri: str) -> None:
-    """As MLflow's client asks: with its certificates, passwords, tokens and proxies. An unkind answer is one, too: a proxy may not
-    pass /health on.
+    """As MLflow's client connects: with its certificates, passwords, tokens and proxies. An answer with an error is an answer: a
+    proxy may not pass /health on.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
@@ -207,15 +210,11 @@ def _knock(uri: str) -> None:
     try:
         http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False)
     except MlflowException as error:
-        first = _first_cause(error)
+        first: BaseException = error
+        while (before := first.__cause__ or first.__context__) is not None:
+            first = before
         advice = "; MLFLOW_TRACKING_SERVER_CERT_PATH names a certificate to trust" if isinstance(first, SSLError) else ""
         raise OSError(f"{reason_of(first, uri)}{advice}") from error
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
 
 
 PARAMETER_LIMIT = 500  # characters; MLflow's limit differs by store, and the whole configuration lies in the run directory
@@ -234,7 +233,3 @@ def legal_name(name: str) -> str:
     """A name that MLflow accepts: other characters become underscores, and a path may not leave its folder."""
     clean = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
     return re.sub(r"/+", "/", clean.replace("..", "__")).strip("/")[:250] or "_"
-
-
-def plain_tags(tags: Mapping[str, object]) -> dict[str, str]:
-    return {name: "" if value is None else str(value) for name, value in tags.items()}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from tunalab.errors import UserError, stop_signals_heeded
-from tunalab.settings.loading import NOT_IDENTITY
+from tunalab.records.labels import changes_results
 from tunalab.tracking.client import connect, database_path, legal_name, quiet_environment, survive, without_password
 from tunalab.tracking.sync import ACCURACY, check_answer
 
@@ -37,7 +37,6 @@ ACCURACIES, HARDER = "Accuracy against tokens (step), mean and range over seeds"
 HARD = re.compile(r"_\d+$")  # level of a benchmark (relations@3) as MLflow writes it
 PAGE_RUNS = 1000  # a request
 REPEAT = "repeat"  # tag of runs that are there more than once
-NOT_TOLD = {*NOT_IDENTITY, "seed", "start"}  # of parameters; the checkpoint to start from is a seed's own
 
 
 @dataclass(frozen=True)
@@ -73,22 +72,23 @@ def _runs(client: "MlflowClient", experiment_id: str) -> "Iterator[Run]":
 
 def _set_up(client: "MlflowClient", experiment_id: str, sweep: str, runs: "Sequence[Run]") -> View:
     key = f"tunalab-{legal_name(sweep).replace('/', '-').replace(' ', '-')}" if sweep else "tunalab"
-    group = group_tag([run.data.tags for run in runs])
+    # Runs of one group differ in their seed alone: an arm is the variant where nothing else varies. Earlier versions had no arms.
+    group = "arm" if all("arm" in run.data.tags for run in runs) else "variant"
     metrics = sorted({name for run in runs for name in run.data.metrics if name.startswith(ACCURACY)})
-    varied = (
-        "variant" if len({run.data.tags.get(group) for run in runs}) <= len({run.data.tags["variant"] for run in runs}) else group
-    )
-    told = told_apart([run.data.tags.get(group, "") for run in runs], [run.data.params for run in runs])
-    again = number_repeats(client, group, told, runs)
-    by = ", ".join([varied, *told, *([REPEAT] if again else [])])
+    groups = [run.data.tags.get(group, "") for run in runs]
+    varied = "variant" if len(set(groups)) <= len({run.data.tags["variant"] for run in runs}) else group
+    params = differing_params(groups, [run.data.params for run in runs])
+    again = number_repeats(client, group, params, runs)
+    by = ", ".join([varied, *params, *([REPEAT] if again else [])])
     name, now = f"{sweep or 'all runs'}: accuracy against tokens, by {by}", int(time.time() * 1000)
-    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics, told, again)
-    value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed(state)})
+    state = view_state(f"tags.sweep = '{sweep}'" if sweep else "tags.variant LIKE '%'", group, metrics, params, again)
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    value = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": packed})
     client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
     return View(name, f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART")
 
 
-def number_repeats(client: "MlflowClient", group: str, told: Sequence[str], runs: "Sequence[Run]") -> bool:
+def number_repeats(client: "MlflowClient", group: str, params: Sequence[str], runs: "Sequence[Run]") -> bool:
     """Whether there are runs that differ in nothing, seed included: a directory was deleted, and its run trained again.
 
     Their mean would count a seed twice. So each run gets a number as a tag, the first that began 1.
@@ -96,8 +96,8 @@ def number_repeats(client: "MlflowClient", group: str, told: Sequence[str], runs
     counts: Counter[tuple[str, ...]] = Counter()
     numbers: dict[str, str] = {}
     for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
-        tags, params = run.data.tags, run.data.params
-        key = (tags.get(group, ""), tags.get("seed", params.get("seed", "")), *(params.get(name, "") for name in told))
+        tags, values = run.data.tags, run.data.params
+        key = (tags.get(group, ""), tags.get("seed", values.get("seed", "")), *(values.get(name, "") for name in params))
         counts[key] += 1
         numbers[run.info.run_id] = str(counts[key])
     if not any(count > 1 for count in counts.values()):
@@ -108,34 +108,22 @@ def number_repeats(client: "MlflowClient", group: str, told: Sequence[str], runs
     return True
 
 
-def group_tag(tags: Sequence[dict[str, str]]) -> str:
-    """The tag whose groups are runs that differ in their seed alone: the arm, which is the variant where nothing else varies.
-
-    Runs of earlier versions have no such tag.
-    """
-    return "arm" if all("arm" in one for one in tags) else "variant"
-
-
-def told_apart(groups: Sequence[str], params: Sequence[Mapping[str, str]]) -> list[str]:
-    """The parameters in which runs of one group differ beside their seed, as few as tell them all apart; mostly none.
+def differing_params(groups: Sequence[str], params: Sequence[Mapping[str, str]]) -> list[str]:
+    """The parameters in which runs of one group differ beside their seed, as few as set them all apart; mostly none.
 
     An edited sweep trains its arms again under their names, and a mean of both configurations would be of neither. A parameter that
-    a run lacks is no difference: earlier versions did not have it.
+    a run lacks is no difference: earlier versions did not have it. The checkpoint to start from is a seed's own.
     """
-    names = {name for one in params for name in one if name.split(".")[0] not in NOT_TOLD}
-    told: list[str] = []
-    seen: list[tuple[str | None, ...]] = [(group,) for group in groups]
+    names = {name for one in params for name in one if changes_results(name) and name.split(".")[0] not in ("seed", "start")}
+    differing: list[str] = []
+    before: list[tuple[str | None, ...]] = [(group,) for group in groups]
     for name in sorted(names, key=lambda name: (name.count("."), name)):
         column = [one.get(name) for one in params]
-        pairs = {(before, value) for before, value in zip(seen, column, strict=True) if value is not None}
-        if len(pairs) > len({before for before, _ in pairs}):
-            told.append(name)
-            seen = [(*before, value) for before, value in zip(seen, column, strict=True)]
-    return told
-
-
-def packed(state: dict[str, Any]) -> str:
-    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+        pairs = {(values, value) for values, value in zip(before, column, strict=True) if value is not None}
+        if len(pairs) > len({values for values, _ in pairs}):
+            differing.append(name)
+            before = [(*values, value) for values, value in zip(before, column, strict=True)]
+    return differing
 
 
 def view_state(
@@ -167,17 +155,17 @@ def view_state(
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
         "useGroupedValuesInCharts": True,
         "groupsExpanded": {},
-        "compareRunSections": [_section(title) for title, names in sections if names],
+        "compareRunSections": [
+            {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for title, names in sections
+            if names
+        ],
         "compareRunCharts": [chart for title, names in sections for chart in _charts(title, names)],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
         "chartsSearchFilter": f"^{ACCURACY}",
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
-
-
-def _section(title: str) -> dict[str, Any]:
-    return {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
 
 
 def _charts(title: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -236,7 +224,7 @@ def serve(uri: str, port: int = 5000, host: str = LOOPBACK) -> int:
     # Before there is a server: a signal at any moment ends it as well.
     before = {number: signal.signal(number, signal.default_int_handler) for number in stop_signals_heeded()}
     # A session of its own: the server is several processes, and ends as a whole.
-    environment = quiet_environment(os.environ) | {STORE: _absolute(uri)}
+    environment = quiet_environment(os.environ) | {STORE: uri if database is None else f"sqlite:///{database}"}
     server = subprocess.Popen(server_command(port, host), env=environment, start_new_session=True)
     try:
         _wait_until_it_answers(server, near, port)
@@ -280,23 +268,18 @@ def _check_port(port: int, host: str) -> None:
 
 
 def server_command(port: int, host: str = LOOPBACK) -> list[str]:
-    """The command line of the server: this Python's MLflow, one worker. Its store, which may hold a password, is told by the
-    environment: everybody sees a command line.
+    """This Python's MLflow, one worker. Its store, which may hold a password, stands in the environment: everybody sees a command
+    line.
     """
     return [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), "--workers", "1"]
 
 
-def _absolute(uri: str) -> str:
-    database = database_path(uri)
-    return f"sqlite:///{database}" if database is not None else uri
-
-
 def _wait_until_it_answers(server: "subprocess.Popen[bytes]", host: str, port: int) -> None:
-    """Asked of the machine itself, whatever proxy is set for other addresses. Raises UserError."""
+    """A request without the proxy that is set for other addresses. Raises UserError."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise UserError(f"the MLflow server ended with exit code {server.returncode}; what it said stands above")
+            raise UserError(f"the MLflow server ended with exit code {server.returncode}; its own messages stand above")
         connection = HTTPConnection(host, port, timeout=2)
         try:
             connection.request("GET", "/health")

@@ -1,8 +1,7 @@
 """Into MLflow, afterwards: all that a run would have logged, and what `tunalab evaluate` measured.
 
-So a run that logs as it trains and a record that is brought there later look the same.
-
-What the store holds is left as it is, so that a second time adds nothing.
+A run that logs as it trains and a record that is brought there later look the same. What the store holds is left as it is, so
+that a second time adds nothing.
 """
 
 import re
@@ -18,9 +17,9 @@ from tunalab.errors import UserError
 from tunalab.evaluation.along import evaluation_tokens
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed
-from tunalab.frontends.looks import Look, resolved_look
+from tunalab.frontends.looks import Look
 from tunalab.records.log import Row, read_rows
-from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, read_record
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, read_record
 from tunalab.settings.loading import config_hash, read_config, to_plain
 from tunalab.settings.schema import EvaluationConfig
 from tunalab.tracking.client import (
@@ -33,7 +32,7 @@ from tunalab.tracking.client import (
     survive,
     without_password,
 )
-from tunalab.tracking.tracker import METRICS_A_BATCH, RUN_ID, Source, Tracker, sweep_parent
+from tunalab.tracking.tracker import METRICS_A_BATCH, RUN_ID, Tracker, sweep_parent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +44,7 @@ ACCURACY = "accuracy/"  # metrics at planned token counts, which runs of all see
 def run_tags(
     name: str, config: Mapping[str, Any], config_hash: str, environment: Mapping[str, Any], look: Look
 ) -> dict[str, object]:
-    """What runs are found, grouped and told apart by: sweep, variant, arm (all but the seed) and so on; code and packages.
+    """What runs are found and grouped by: sweep, variant, arm (all but the seed) and so on; code and packages.
 
     ``config``: plain.
     """
@@ -67,11 +66,6 @@ def run_tags(
         tags |= {"mlflow.source.git.commit": environment["commit"], "code.modified": environment.get("dirty")}
     tags |= {name: environment[name] for name in ("python", "cpu", "accelerator") if environment.get(name)}
     return tags | {f"package.{name}": version for name, version in environment.get("packages", {}).items() if version}
-
-
-def data_sources(environment: Mapping[str, Any]) -> list[Source]:
-    """What the run read, as its environment says."""
-    return [Source(name, digest) for name, digest in environment.get("data", {}).items()]
 
 
 def point_metrics(points: Sequence[Point], config: Mapping[str, Any]) -> Iterator[tuple[Point, int, dict[str, float]]]:
@@ -101,11 +95,6 @@ def planned_tokens(tokens: Sequence[int], config: Mapping[str, Any]) -> list[int
     return planned
 
 
-def evaluation_folder(part: str) -> str:
-    """The artifact folder of the pictures of a part."""
-    return f"evaluation/{part}"
-
-
 def log_evaluation(
     uri: str,
     run_id: str,
@@ -117,8 +106,8 @@ def log_evaluation(
 ) -> bool:
     """Every measure of a part as a metric ``evaluation/<kind>/<benchmark>/<split>/<metric>`` of a run that has ended.
 
-    Its record is logged anew, its pictures go to its :func:`evaluation_folder`. A result that is logged already, as the tag
-    ``evaluation.<part>`` knows, is left alone. ``at``: Unix seconds (now). Returns whether something was logged.
+    Its record is logged anew, its pictures go to its folder of artifacts. A result that is logged already, by the
+    tag ``evaluation.<part>``, is left alone. ``at``: Unix seconds (now). Returns whether something was logged.
     """
 
     def log() -> bool:
@@ -138,7 +127,7 @@ def log_evaluation(
         for first in range(0, len(metrics), METRICS_A_BATCH):
             client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH])
         for path in pictures:
-            client.log_artifact(run_id, str(path), evaluation_folder(result.part))
+            client.log_artifact(run_id, str(path), f"evaluation/{result.part}")
         if record is not None:
             client.log_artifact(run_id, str(record))
         client.set_tag(run_id, tag, stamp)  # last: an interrupted one is logged again
@@ -149,26 +138,19 @@ def log_evaluation(
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a run. ``config``: plain; ``files``: artifacts and the folders they go to."""
+    """What is kept of a run. ``files``: artifacts and the folders they go to; ``id_file``: of the id of its run in MLflow."""
 
     name: str
-    config: Mapping[str, Any]
-    config_hash: str
-    environment: Mapping[str, Any]
-    look: Look
-    seconds: float
-    finished: bool
-    points: Sequence[Point]
-    rows: Sequence[Row]
-    evaluation: Sequence[Evaluated]
-    files: Sequence[tuple[Path, str | None]]
-    id_file: Path | None
+    record: Record
+    rows: Sequence[Row] = ()
+    files: Sequence[tuple[Path, str | None]] = ()
+    id_file: Path | None = None
 
     @classmethod
     def of_record(cls, path: Path) -> "Kept":
         """Raises UserError: the record is missing or damaged."""
         record = read_record(path)
-        return cls._of(record.run.name, record, (), [(path, None)], None)
+        return cls(record.run.name, record, files=[(path, None)])
 
     @classmethod
     def of_run_dir(cls, run_dir: Path) -> "Kept":
@@ -178,33 +160,16 @@ class Kept:
         """
         path, rows, files = run_dir / RECORD_FILE, read_rows(run_dir), list(_files(run_dir))
         if path.exists():
-            return cls._of(run_dir.name, read_record(path), rows, files, run_dir / RUN_ID)
+            return cls(run_dir.name, read_record(path), rows, files, run_dir / RUN_ID)
         if not (run_dir / CONFIG_FILE).exists():
             raise UserError(f"{run_dir} is no run directory: it has neither {RECORD_FILE} nor {CONFIG_FILE}")
         config = read_config(run_dir / CONFIG_FILE)
-        plain = to_plain(config)
-        look = resolved_look(plain)
-        return cls(run_dir.name, plain, config_hash(config), {}, look, 0.0, False, (), rows, (), files, run_dir / RUN_ID)
-
-    @classmethod
-    def _of(
-        cls, name: str, record: Record, rows: Sequence[Row], files: Sequence[tuple[Path, str | None]], id_file: Path | None
-    ) -> "Kept":
-        run = record.run
-        return cls(
-            name,
-            record.config,
-            run.config_hash,
-            record.environment,
-            record.look,
-            record.totals.seconds,
-            run.finished,
-            record.points,
-            rows,
-            record.evaluation,
-            files,
-            id_file,
+        ratio, sweep = config.objective.masking.ratio, config.tracking.sweep
+        info = RunInfo(
+            run_dir.name, config.experiment, config.variant, config.seed, ratio, sweep or None, config_hash(config), False
         )
+        record = Record(info, to_plain(config), {}, {}, {}, Totals(0, 0, 0, 0.0, 0.0, 0), [])
+        return cls(run_dir.name, record, rows, files, run_dir / RUN_ID)
 
 
 def run_directories(folder: Path) -> list[Path]:
@@ -228,12 +193,12 @@ def sync(uri: str, experiment: str | None, kept: Kept) -> int:
         UserError: MLflow does not answer, or refuses something.
     """
     with _in_one_line(uri):
-        return _sync(uri, experiment or kept.config["tracking"]["experiment"], kept)
+        return _sync(uri, experiment or kept.record.config["tracking"]["experiment"], kept)
 
 
 @contextmanager
 def _in_one_line(uri: str) -> Iterator[None]:
-    """A failure of the store becomes a UserError. Every exception is meant: client.survive says of what kinds they are."""
+    """A failure of the store becomes a UserError. Every exception is meant: client.survive says why."""
     try:
         yield
     except UserError:
@@ -243,34 +208,35 @@ def _in_one_line(uri: str) -> Iterator[None]:
 
 
 def _sync(uri: str, experiment: str, kept: Kept) -> int:
-    sweep = kept.config["tracking"]["sweep"]
+    record = kept.record
+    sweep = record.config["tracking"]["sweep"]
     parent = sweep_parent(uri, experiment, sweep) if sweep else None
-    client = connect(uri)
+    client, seconds = connect(uri), record.totals.seconds
     tracker = Tracker(
         uri,
         experiment,
         kept.name,
-        run_tags(kept.name, kept.config, kept.config_hash, kept.environment, kept.look),
+        run_tags(kept.name, record.config, record.run.config_hash, record.environment, record.look),
         id_file=kept.id_file,
         run_id=_find(client, uri, experiment, kept),
         parent_run_id=parent,
-        sources=data_sources(kept.environment),
+        sources=record.environment.get("data"),
         reopen=False,
-        start_time=kept.rows[0].time if kept.rows else time.time() - kept.seconds,
+        start_time=kept.rows[0].time if kept.rows else time.time() - seconds,
     )
-    tracker.log_params(kept.config)
+    tracker.log_params(record.config)
     for row in kept.rows:
         tracker.log_metrics(row.metrics, row.tokens, row.time)
-    for point, tokens, metrics in point_metrics(kept.points, kept.config):
+    for point, tokens, metrics in point_metrics(record.points, record.config):
         tracker.log_metrics(metrics, tokens, tracker.start_time + point.seconds)
-    end = tracker.start_time + kept.seconds
-    tracker.finish("FINISHED" if kept.finished else "KILLED", end)
+    end = tracker.start_time + seconds
+    tracker.finish("FINISHED" if record.run.finished else "KILLED", end)
     if not tracker.active or tracker.run_id is None:
         raise UserError(f"{kept.name} did not reach MLflow at {without_password(uri)} whole: try again when it answers")
     added = tracker.added + _add_files(client, tracker.run_id, kept.files)
-    tokens = kept.points[-1].tokens if kept.points else 0
-    for result in kept.evaluation:
-        at = int(result.origin.get("tokens") or tokens)
+    last = record.points[-1].tokens if record.points else 0
+    for result in record.evaluation:
+        at = int(result.origin.get("tokens") or last)
         added += log_evaluation(uri, tracker.run_id, result, at, None, at=end)
     return added
 
@@ -278,14 +244,14 @@ def _sync(uri: str, experiment: str, kept: Kept) -> int:
 def _find(client: "MlflowClient", uri: str, experiment: str, kept: Kept) -> str | None:
     """The id of the run in this store."""
     if kept.id_file is not None and kept.id_file.exists():
-        known = kept.id_file.read_text(encoding="utf-8").strip()
-        if existing(client, known) is not None:
-            return known
+        run_id = kept.id_file.read_text(encoding="utf-8").strip()
+        if existing(client, run_id) is not None:
+            return run_id
     with creation_lock(uri):
         number = experiment_id(client, uri, experiment)
-    same = f"tags.config_hash = '{kept.config_hash}'"
+    same = f"tags.config_hash = '{kept.record.run.config_hash}'"
     for run in client.search_runs([number], same, order_by=["attributes.start_time DESC"]):
-        if run.info.run_name == kept.name and run.data.tags.get("sweep", "") == kept.config["tracking"]["sweep"]:
+        if run.info.run_name == kept.name and run.data.tags.get("sweep", "") == kept.record.config["tracking"]["sweep"]:
             return str(run.info.run_id)
     return None
 
@@ -298,7 +264,7 @@ def _files(run_dir: Path) -> Iterator[tuple[Path, str | None]]:
     yield from ((path, "samples") for path in listed(run_dir / "samples", "*.png"))
     for folder in listed(run_dir / "evaluation", "*-*"):
         part = folder.name.rpartition("-")[0]
-        yield from ((path, evaluation_folder(part)) for path in listed(folder, "*.png"))
+        yield from ((path, f"evaluation/{part}") for path in listed(folder, "*.png"))
 
 
 def _add_files(client: "MlflowClient", run_id: str, files: Sequence[tuple[Path, str | None]]) -> int:

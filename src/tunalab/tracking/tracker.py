@@ -23,9 +23,9 @@ from tunalab.tracking.client import (
     is_refused,
     legal_name,
     parameters,
-    plain_tags,
-    say_once,
     survive,
+    warn_failed,
+    warn_once,
 )
 
 if TYPE_CHECKING:
@@ -137,12 +137,10 @@ def log_files(uri: str, run_id: str | None, paths: Sequence[Path], folder: str |
 
 
 class Number(NamedTuple):
-    """``time``: Unix seconds."""
-
     name: str
     value: float
     tokens: int
-    time: float
+    time: float  # Unix seconds
 
 
 class Parameter(NamedTuple):
@@ -156,20 +154,11 @@ class Artifact(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """``time``: Unix seconds."""
-
     status: End
-    time: float | None
+    time: float | None  # Unix seconds
 
 
 Entry = Number | Parameter | Artifact | Closing
-
-
-class Source(NamedTuple):
-    """What a run reads: ``digest`` changes when its content does."""
-
-    name: str
-    digest: str
 
 
 class Tracker:
@@ -189,7 +178,7 @@ class Tracker:
         id_file: Path | None = None,
         run_id: str | None = None,
         parent_run_id: str | None = None,
-        sources: Sequence[Source] = (),
+        sources: Mapping[str, str] | None = None,
         system_metrics: bool = False,
         reopen: bool = True,
         start_time: float | None = None,
@@ -197,11 +186,13 @@ class Tracker:
         """Start a run, or go on with that of ``run_id`` (else of the id in ``id_file``).
 
         An id that the store does not know (a new database), or whose run was deleted there, becomes a new run, now or while this
-        one is logged; ``id_file`` always gets the id. ``tags`` should hold
-        sweep, experiment, variant, mask_ratio and seed: nested runs are hidden in charts until expanded, tags can always be
-        grouped by. ``reopen``: the status of a run that goes on returns to RUNNING. ``start_time``: of a new run, Unix seconds.
+        one is logged; ``id_file`` always gets the id. ``tags`` should hold sweep, experiment, variant, mask_ratio and seed:
+        nested runs are hidden in charts until expanded, tags can always be grouped by. ``sources``: what the run reads -> a digest
+        that changes with its content. ``reopen``: the status of a run that goes on returns to RUNNING. ``start_time``: of a new
+        run, Unix seconds.
         """
-        self.uri, self.experiment, self.name, self.tags = uri, experiment, name, plain_tags(tags)
+        self.uri, self.experiment, self.name = uri, experiment, name
+        self.tags = {key: "" if value is None else str(value) for key, value in tags.items()}
         self.id_file = id_file
         self.run_id = run_id or (id_file.read_text(encoding="utf-8").strip() if id_file is not None and id_file.exists() else None)
         self.sources, self.system_metrics, self.reopen = sources, system_metrics, reopen
@@ -258,15 +249,15 @@ class Tracker:
         with creation_lock(self.uri):
             client = connect(self.uri)
             number = experiment_id(client, self.uri, self.experiment)
-        known = None if self.run_id is None else existing(client, self.run_id)
-        if known is None:
-            known = client.create_run(number, int(self.start_time * 1000), tags=self.tags, run_name=self.name)
+        run = None if self.run_id is None else existing(client, self.run_id)
+        if run is None:
+            run = client.create_run(number, int(self.start_time * 1000), tags=self.tags, run_name=self.name)
         else:
-            self._take_up(client, known)
-        self.run_id = run_id = str(known.info.run_id)
+            self._take_up(client, run)
+        self.run_id = run_id = str(run.info.run_id)
         if self.id_file is not None:
             write_atomically(self.id_file, run_id + "\n")
-        if self.sources and not (known.inputs and known.inputs.dataset_inputs):
+        if self.sources and not (run.inputs and run.inputs.dataset_inputs):
             client.log_inputs(run_id, _inputs(self.sources))
         if self.system_metrics:
             self._monitor = _monitor(self.uri, run_id)
@@ -304,14 +295,14 @@ class Tracker:
                 if existing(client, str(self.run_id)) is None:
                     client = self._begin_again(unsent)
                     continue
-                survive(self.uri, lambda error=error: _raise(error))  # type: ignore[misc]
+                warn_failed(self.uri, error)
                 self.lost += len(batch)
             self._delivered += batch
             del unsent[: len(batch)]
 
     def _begin_again(self, unsent: list[Entry]) -> "MlflowClient":
         """A new run in place of one that was deleted, which gets all of it: put before what is to be delivered."""
-        say_once(
+        warn_once(
             f"{self.uri} {self.run_id}",
             f"run {self.name} was deleted in MLflow and is logged as a new one; `mlflow runs restore --run-id {self.run_id}` "
             "brings the deleted one back",
@@ -358,15 +349,11 @@ def _batch(unsent: list[Entry]) -> list[Entry]:
     return unsent[:alike]
 
 
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _inputs(sources: Sequence[Source]) -> list[Any]:
+def _inputs(sources: Mapping[str, str]) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     tags = [InputTag("mlflow.data.context", "training")]
-    return [DatasetInput(Dataset(one.name, one.digest[:36], "tunalab", one.name), tags) for one in sources]
+    return [DatasetInput(Dataset(name, digest[:36], "tunalab", name), tags) for name, digest in sources.items()]
 
 
 def _monitor(uri: str, run_id: str) -> "SystemMetricsMonitor":

@@ -42,7 +42,7 @@ from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunI
 from tunalab.settings.loading import budget, config_hash, to_plain
 from tunalab.settings.schema import FrontEndConfig, RunConfig
 from tunalab.tracking.client import full_uri
-from tunalab.tracking.sync import data_sources, point_metrics, run_tags
+from tunalab.tracking.sync import point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker
 from tunalab.training.callbacks import Checkpointing, Evaluating, Reporting, Resuming, StopSignal, Telling, what_was_read
 from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
@@ -323,7 +323,7 @@ class Run:
             run_tags(self.run_dir.name, self.plain, self.hash, self.environment, look_of(self.config)),
             id_file=self.run_dir / RUN_ID,
             parent_run_id=tracking.parent_run or None,
-            sources=data_sources(self.environment),
+            sources=self.environment.get("data"),
             system_metrics=tracking.system_metrics,
         )
         tracker.log_params(self.plain)

@@ -51,7 +51,6 @@ def verify(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def markdown(table: Table) -> str:
-    from tunalab.analysis.tables import markdown_row
+    from tunalab.analysis.written import markdown_table
 
-    lines = [f"## {table.title}", "", table.about, "", markdown_row(table.columns), markdown_row(["---"] * len(table.columns))]
-    return "\n".join([*lines, *map(markdown_row, table.rows)]) + "\n"
+    return f"## {table.title}\n\n{table.about}\n\n{markdown_table(table.columns, table.rows, left=len(table.columns))}\n"

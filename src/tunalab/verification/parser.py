@@ -8,7 +8,7 @@ Shapes: N images, H W C pixels.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, product, repeat
@@ -63,9 +63,9 @@ LEAST_RADIUS = {"hexagon": 4.0, "astroid": 4.0, _SPOT: 1.0}
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image (H, W, 3) uint8 of ``drawn``, judged as an answer to ``asked``; of a prompt of a GenEval ``category`` or of none."""
+    """An image (H, W, 3) uint8 of ``drawn``, judged as an answer to ``prompt``, one of a GenEval ``category`` or of none."""
 
-    asked: Scene
+    prompt: Scene
     category: str
     drawn: Scene
     image_HWC: np.ndarray
@@ -73,32 +73,7 @@ class Picture:
 
 # A change of a scene's things: the changed ones, or None where the scene has no place for it.
 Change = Callable[[Random, Scene], Scene | None]
-
-
-def _with(scene: Scene, items: list[Item], ordered: bool = True) -> Scene:
-    return replace(scene, items=tuple(sorted(items) if ordered else items))
-
-
-def _shapes(scene: Scene) -> list[int]:
-    return [number for number, item in enumerate(scene.items) if item.shape in SHAPES]
-
-
-def _thing(rng: Random, x: int, y: int, size: str, shape: str = "", colour: str = "") -> Item:
-    radius = RADIUS[size]
-    x, y = (min(max(c, radius), UNITS - radius) for c in (x, y))
-    return Item(shape or rng.choice(SHAPES), colour or rng.choice(COLOURS), x, y, radius, radius, "", size, "")
-
-
-def _near_colour(rng: Random, scene: Scene) -> Scene | None:
-    number = rng.choice(_shapes(scene))
-    item = scene.items[number]
-    by_nearness = sorted((name for name in COLOURS if name != item.colour), key=lambda name: distance(name, item.colour))
-    items = list(scene.items)
-    items[number] = item._replace(colour=rng.choice(by_nearness[:2]))
-    return _with(scene, items)
-
-
-_SIMILAR = {
+SIMILAR = {
     "circle": ("diamond", "ring", "square"),
     "square": ("circle", "diamond"),
     "triangle": ("diamond", "square"),
@@ -108,16 +83,26 @@ _SIMILAR = {
 }
 
 
-def _similar_shape(rng: Random, scene: Scene) -> Scene | None:
-    number = rng.choice(_shapes(scene))
-    items = list(scene.items)
-    items[number] = items[number]._replace(shape=rng.choice(_SIMILAR[items[number].shape]))
-    return _with(scene, items)
+def _with(scene: Scene, items: Iterable[Item], on_top: bool = False) -> Scene:
+    """In the order of drawing of scenes, or the last thing ``on_top``."""
+    return replace(scene, items=tuple(items) if on_top else tuple(sorted(items)))
 
 
-def _one_less(rng: Random, scene: Scene) -> Scene | None:
-    number = rng.choice(_shapes(scene))
-    return _with(scene, [*scene.items[:number], *scene.items[number + 1 :]])
+def _one_changed(change: Callable[[Random, Item], dict[str, Any] | None]) -> Change:
+    """Fields of one shape are replaced; where ``change`` gives None, the shape is left out."""
+
+    def changed(rng: Random, scene: Scene) -> Scene:
+        number = rng.choice([number for number, item in enumerate(scene.items) if item.shape in SHAPES])
+        items, new = list(scene.items), change(rng, scene.items[number])
+        items[number : number + 1] = [] if new is None else [items[number]._replace(**new)]
+        return _with(scene, items)
+
+    return changed
+
+
+def _near_colour(rng: Random, item: Item) -> dict[str, Any]:
+    by_nearness = sorted((name for name in COLOURS if name != item.colour), key=lambda name: distance(name, item.colour))
+    return {"colour": rng.choice(by_nearness[:2])}
 
 
 def _apart(one: Item, other: Item) -> int:
@@ -125,13 +110,10 @@ def _apart(one: Item, other: Item) -> int:
     return max(abs(one.x - other.x) - one.rx - other.rx, abs(one.y - other.y) - one.ry - other.ry)
 
 
-def _one_more(rng: Random, scene: Scene, apart: range, size: str, on_top: bool, colour_of: bool = False) -> Scene | None:
-    for _ in range(_TRIES):
-        near = scene.items[rng.choice(_shapes(scene))]
-        new = _thing(rng, rng.randrange(UNITS), rng.randrange(UNITS), size, colour=near.colour if colour_of else "")
-        if _apart(new, near) in apart and all(_apart(new, item) >= 0 or item is near for item in scene.items):
-            return _with(scene, [*scene.items, new], ordered=not on_top)
-    return None
+def _thing(rng: Random, x: int, y: int, size: str, colour: str = "") -> Item:
+    radius = RADIUS[size]
+    x, y = (min(max(c, radius), UNITS - radius) for c in (x, y))
+    return Item(rng.choice(SHAPES), colour or rng.choice(COLOURS), x, y, radius, radius, "", size, "")
 
 
 def _size(rng: Random) -> str:
@@ -146,12 +128,18 @@ def _far(rng: Random, scene: Scene) -> Scene | None:
     return None
 
 
+def _one_more(rng: Random, scene: Scene, apart: range, size: str, on_top: bool = False, same_colour: bool = False) -> Scene | None:
+    """``apart`` from one shape, over no other thing."""
+    for _ in range(_TRIES):
+        near = rng.choice([item for item in scene.items if item.shape in SHAPES])
+        new = _thing(rng, rng.randrange(UNITS), rng.randrange(UNITS), size, near.colour if same_colour else "")
+        if _apart(new, near) in apart and all(_apart(new, item) >= 0 or item is near for item in scene.items):
+            return _with(scene, [*scene.items, new], on_top)
+    return None
+
+
 def _overlapping(rng: Random, scene: Scene) -> Scene | None:
     return _one_more(rng, scene, range(-8, -1), rng.choice(("small", "tiny", "large")), rng.random() < 0.5)
-
-
-def _touching(rng: Random, scene: Scene) -> Scene | None:
-    return _one_more(rng, scene, range(-1, 2), _size(rng), False, colour_of=True)
 
 
 def _small_on_large(rng: Random, scene: Scene) -> Scene | None:
@@ -161,7 +149,7 @@ def _small_on_large(rng: Random, scene: Scene) -> Scene | None:
     on = rng.choice(large)
     reach = RADIUS["large"] - RADIUS["small"]
     new = _thing(rng, on.x + rng.randint(-reach, reach), on.y + rng.randint(-reach, reach), _size(rng))
-    return None if new.colour == on.colour else _with(scene, [*scene.items, new], ordered=False)
+    return None if new.colour == on.colour else _with(scene, [*scene.items, new], on_top=True)
 
 
 def _background(rng: Random, scene: Scene) -> Scene | None:
@@ -169,42 +157,40 @@ def _background(rng: Random, scene: Scene) -> Scene | None:
 
 
 def _moved(rng: Random, scene: Scene) -> Scene | None:
-    number = rng.choice(_shapes(scene))
-    item = scene.items[number]
+    item = rng.choice([item for item in scene.items if item.shape in SHAPES])
     x, y = SLOTS[item.slot]
     dx, dy = rng.choice(((0, CELL), (0, -CELL), (CELL, 0), (-CELL, 0)))
     slots = {place: name for name, place in (QUADRANTS if item.slot in QUADRANTS else CELLS).items()}
-    radius = item.rx
-    if not (radius <= x + dx <= UNITS - radius and radius <= y + dy <= UNITS - radius):
+    if not all(item.rx <= c <= UNITS - item.rx for c in (x + dx, y + dy)):
         return None
     moved = item._replace(x=item.x + dx, y=item.y + dy, slot=slots.get((x + dx, y + dy), ""))
-    if any(_apart(moved, other) < -6 for other in scene.items if other is not item):
-        return None
-    return _with(scene, [*scene.items[:number], *scene.items[number + 1 :], moved])
+    others = [other for other in scene.items if other is not item]
+    return None if any(_apart(moved, other) < -6 for other in others) else _with(scene, [*others, moved])
 
 
 def _mirrored(rng: Random, scene: Scene) -> Scene | None:
     slots = {place: name for slot_set in (QUADRANTS, CELLS) for name, place in slot_set.items()}
     across = rng.random() < 0.5
+
+    def mirrored(x: int, y: int) -> tuple[int, int]:
+        return (UNITS - x, y) if across else (x, UNITS - y)
+
     items = []
     for item in scene.items:
-        x, y = SLOTS[item.slot]
-        at = (UNITS - x, y) if across else (x, UNITS - y)
-        x, y = (UNITS - item.x, item.y) if across else (item.x, UNITS - item.y)
-        items.append(item._replace(slot=slots[at], x=x, y=y))
+        x, y = mirrored(item.x, item.y)
+        items.append(item._replace(slot=slots[mirrored(*SLOTS[item.slot])], x=x, y=y))
     return _with(scene, items)
 
 
-def _blob(rng: Random, scene: Scene) -> Scene | None:
-    radius = rng.choice((3, 4, 5, 6))
-    x, y = (rng.randint(radius, UNITS - radius) for _ in range(2))
-    return _with(scene, [*scene.items, Item(_BLOB, rng.choice(COLOURS), x, y, radius, radius)], ordered=False)
+def _mark(form: str, radii: tuple[int, ...], grid: int) -> Change:
+    """A mark of another ``form`` than scenes have, on top; its place on every ``grid``-th unit."""
 
+    def change(rng: Random, scene: Scene) -> Scene:
+        radius = rng.choice(radii)
+        x, y = (radius + grid * rng.randrange((UNITS - 2 * radius) // grid + 1) for _ in range(2))
+        return _with(scene, [*scene.items, Item(form, rng.choice(COLOURS), x, y, radius, radius)], on_top=True)
 
-def _spot(rng: Random, scene: Scene) -> Scene | None:
-    radius = rng.choice((1, 2))
-    x, y = (radius + 2 * rng.randrange(UNITS // 2 - radius + 1) for _ in range(2))  # on whole pixels
-    return _with(scene, [*scene.items, Item(_SPOT, rng.choice(COLOURS), x, y, radius, radius)], ordered=False)
+    return change
 
 
 def _like(form: str) -> Change:
@@ -217,24 +203,24 @@ def _like(form: str) -> Change:
             return None
         chosen = rng.choice(free)
         others = [item for item in scene.items if item is not chosen]
-        return _with(scene, [*others, chosen._replace(shape=form)], ordered=False)
+        return _with(scene, [*others, chosen._replace(shape=form)], on_top=True)
 
     return change
 
 
 CHANGES: dict[str, Change] = {
-    "near colour": _near_colour,
-    "similar shape": _similar_shape,
-    "one thing less": _one_less,
+    "near colour": _one_changed(_near_colour),
+    "similar shape": _one_changed(lambda rng, item: {"shape": rng.choice(SIMILAR[item.shape])}),
+    "one thing less": _one_changed(lambda rng, item: None),
     "one more far away": _far,
     "one more overlapping": _overlapping,
-    "one more touching, same colour": _touching,
+    "one more touching, same colour": lambda rng, scene: _one_more(rng, scene, range(-1, 2), _size(rng), same_colour=True),
     "small one on a large one": _small_on_large,
     "another background": _background,
     "moved by one cell": _moved,
     "mirrored relation": _mirrored,
-    "extra blob": _blob,
-    "extra square spot of 2 to 4 px": _spot,
+    "extra blob": _mark(_BLOB, (3, 4, 5, 6), 1),
+    "extra square spot of 2 to 4 px": _mark(_SPOT, (1, 2), 2),  # on whole pixels
     "hexagon for a circle": _like("hexagon"),
     "astroid for a diamond": _like("astroid"),
 }
@@ -285,8 +271,8 @@ def scenes(seed: str) -> Iterator[tuple[Scene, str]]:
 
 def verdicts(picture: Picture, parsed: Parsed) -> list[bool]:
     """Whether an image shows its caption, no more and no less; and what its prompt's category asks for, where it has one."""
-    given = [is_exact(parsed, picture.asked)]
-    return [*given, right(picture.category, picture.asked, parsed)] if picture.category else given
+    given = [is_exact(parsed, picture.prompt)]
+    return [*given, right(picture.category, picture.prompt, parsed)] if picture.category else given
 
 
 def truth(picture: Picture) -> list[bool]:
@@ -322,7 +308,7 @@ def _can_be_told(picture: Picture) -> bool:
 def energy(picture: Picture) -> float:
     """By how much the image differs from the right one that it was made from, as of 32-px images."""
     size = len(picture.image_HWC)
-    difference_HWC = (picture.image_HWC - render(picture.asked, size).astype(np.float32)) / 255
+    difference_HWC = (picture.image_HWC - render(picture.prompt, size).astype(np.float32)) / 255
     return float(np.square(difference_HWC).sum()) * (32 / size) ** 2
 
 
