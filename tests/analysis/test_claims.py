@@ -29,14 +29,14 @@ def row(text: str, claim: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_a_claim_is_seen_opposite_or_neither(records):
-    seen = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8}))
-    assert row(seen, "Understanding ends Tuna-2 > Tuna-R")[1:3] == ["seen", "level 1: Tuna-2 - Tuna-R"]
-    assert row(seen, "Understanding ends Tuna-2 > Tuna-R")[3].startswith("**+0.200 [")
+def test_a_claim_is_shown_opposite_or_neither(records):
+    shown = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8}))
+    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[1:3] == ["shown", "level 1: Tuna-2 - Tuna-R"]
+    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[3].startswith("**+0.200 [")
     opposite = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.8, "tuna2": 0.6}))
     assert row(opposite, "Understanding ends Tuna-2 > Tuna-R")[1] == "opposite"
     level = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}))
-    assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "not seen"
+    assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "not shown"
 
 
 def test_what_was_not_measured_says_so(records):
@@ -48,8 +48,8 @@ def test_what_was_not_measured_says_so(records):
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [
-        ([(0.1, 0.2), (0.1, 0.3)], "seen"),
-        ([(0.1, 0.2), (-0.1, 0.3)], "not seen"),
+        ([(0.1, 0.2), (0.1, 0.3)], "shown"),
+        ([(0.1, 0.2), (-0.1, 0.3)], "not shown"),
         ([(0.1, 0.2), (-0.3, -0.1)], "opposite"),
         ([], "not measured"),
     ],

@@ -54,15 +54,15 @@ def rising(start, end):
 def test_intervals_of_a_known_crossing_cover_it(seeds, luck, often):
     generator, draws = np.random.default_rng(1), Draws(resamples=400)
     truth = exp(log(TOKENS[0]) + 0.5 * log(TOKENS[-1] / TOKENS[0]))  # .35 -> .65 against .2 -> .8: in the middle
-    inside, seen = [], []
+    inside, passed = [], []
     for _ in range(60):
         sides = [
             answered(generator, rising(*ends), seeds, luck, variant=name) for name, *ends in (("a", 0.35, 0.65), ("b", 0.2, 0.8))
         ]
         found = crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
         inside.append(found.low <= truth <= found.high)
-        seen.append(found.seen and found.leader.variant == "b" and abs(log(found.at / truth)) < 1.5)
-    assert np.mean(inside) >= 0.9 and np.mean(seen) > often
+        passed.append(found.clear and found.leader.variant == "b" and abs(log(found.at / truth)) < 1.5)
+    assert np.mean(inside) >= 0.9 and np.mean(passed) > often
 
 
 def test_equal_curves_are_hardly_ever_seen_to_cross():
@@ -74,14 +74,14 @@ def test_equal_curves_are_hardly_ever_seen_to_cross():
         for _ in range(60)
     ]
     assert np.mean([one.changes > 0 for one in found]) > 0.4  # by chance they touch often
-    assert np.mean([one.seen for one in found]) <= 0.05
+    assert np.mean([one.clear for one in found]) <= 0.05
 
 
 def test_never_crossing_says_up_to_where_and_who_leads():
     generator, draws = np.random.default_rng(3), Draws(resamples=400)
     sides = [answered(generator, rising(*ends), 3, variant=name) for name, *ends in (("a", 0.2, 0.4), ("b", 0.5, 0.8))]
     found = crossing(*curves_of(draws, *sides), TOKENS_AXIS, draws)
-    assert found.leader.variant == "b" and found.at is None and not found.seen and found.changes == 0
+    assert found.leader.variant == "b" and found.at is None and not found.clear and found.changes == 0
     assert found.before == found.ahead == 1 and found.low == -inf and passing(found, TOKENS_AXIS) == "none up to 8M"
 
 

@@ -115,7 +115,7 @@ def test_the_x_axis_is_a_choice(tmp_path, records):
         draw("mask_ratio", made, tmp_path, "", x="flops")
 
 
-def test_a_crossing_that_is_seen_is_marked():
+def test_a_clear_crossing_is_marked():
     def made(shares):
         order = np.random.default_rng(0).permutation(400)
         return {at: order < 400 * share for at, share in zip((1000, 2000, 4000, 8000), shares, strict=True)}

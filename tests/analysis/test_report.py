@@ -10,7 +10,7 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 from tests.synthetic import synthetic_record, synthetic_records
 
-from tunalab.analysis import report_sections
+from tunalab.analysis import power_law, report_sections
 from tunalab.analysis.dynamics import write_dynamics
 from tunalab.analysis.report import Beside, build, samples, to_html, to_markdown
 from tunalab.analysis.report_sections import (
@@ -38,6 +38,12 @@ REPORTS = sorted((ROOT / "results").rglob("report.md"))
 def sampled(tokens: int = 4_000_000, prompts: tuple[str, ...] = ("a red ring", "two <b> & blue")) -> Samples:
     generator = np.random.default_rng(tokens)
     return Samples(tokens, prompts, tuple(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8) for _ in prompts))
+
+
+@pytest.fixture(autouse=True)
+def few_fits(request, monkeypatch):
+    if "committed" not in request.node.name:
+        monkeypatch.setattr(power_law, "RESAMPLES", 40)  # what they find is tests/analysis/test_power_law.py's
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +236,7 @@ def test_versions_stand_by_run_where_they_differ():
 
 def test_crossings_and_areas_are_between_front_ends_of_one_setting():
     found = measure(synthetic_records(kinds=1))
-    assert passes(found).startswith("Crossings that are seen, ") and "of 3 pairs of curves" in passes(found)
+    assert passes(found).startswith("Clear crossings, ") and "of 3 pairs of curves" in passes(found)
     assert [section.title for section in sections(found)] == ["Crossings", "Areas under the curves", "Power laws"]
     alone = measure(synthetic_records(("tuna2",), 2, (0.0, 0.5), kinds=1))
     assert passes(alone) == "" and [section.title for section in sections(alone)] == ["Areas under the curves", "Power laws"]
@@ -245,9 +251,15 @@ def test_runs_without_questions_have_a_report_too():
     assert report_sections.evaluations(records, ROOT / "results/published.csv") is None
 
 
-@pytest.mark.parametrize("variants", [("tuna2",), ("tuna2", "tuna_r")])
-@pytest.mark.parametrize("ratios", [(0.25,), (0.0, 0.5)])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(
+    ("variants", "ratios", "seeds"),
+    [
+        (("tuna2",), (0.25,), 1),
+        (("tuna2",), (0.0, 0.5), 2),
+        (("tuna2", "tuna_r"), (0.25,), 2),
+        (("tuna2", "tuna_r"), (0.0, 0.5), 1),
+    ],
+)
 def test_every_shape_of_a_sweep_has_a_report(variants, ratios, seeds):
     report = build(synthetic_records(variants, seeds, ratios, kinds=1), Path("results/x"), "x", Beside(), draw=False)
     titles = [section.title for section in report.sections]

@@ -23,7 +23,7 @@ from tunalab.evaluation.settings import SCENE_SPLITS
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.record import read_record, write_record
 from tunalab.verification import markdown
-from tunalab.verification.chance import ASKED, Asked, Measured, by_template, by_words, of_easy_vqa, of_scenes, share, table
+from tunalab.verification.chance import GROUPS, Measured, Question, by_template, by_words, of_easy_vqa, of_scenes, share, table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "results" / "verification" / "chance.md"
@@ -44,7 +44,7 @@ ROWS = {(row.benchmark, row.split, row.groups): row for row in committed()}
 @pytest.mark.parametrize("cell", [("count", 1), ("search", 1), ("charts", 1), ("pattern", 2), ("pairs", 1)], ids=str)
 def test_measured_again_it_is_what_is_committed(cell: tuple[str, int], split: str) -> None:
     row = ROWS[benchmark_name(*cell), split, 400]
-    again = of_scenes(*cell, split, 400, known=1500, asked=800)
+    again = of_scenes(*cell, split, 400, lessons=1500, groups=800)
     for guess in ("uniform", "template", "words", "own_words"):
         expected = getattr(row, guess)
         # Three standard errors, twice as wide: fewer scenes teach as well.
@@ -62,7 +62,7 @@ def test_easy_vqa_measured_again_is_what_is_committed() -> None:
 def test_no_wording_gives_more_away_than_chance_says(row: Measured) -> None:
     chance = chance_of(row.benchmark, row.groups, row.split)
     assert chance == max(row.uniform, row.template, row.words, row.own_words)
-    whole = row.n < ASKED  # every scene that there is was asked about
+    whole = row.n < GROUPS  # every scene that there is was asked about
     assert chance == row.uniform or whole or sqrt(chance * (1 - chance) / row.n) < 0.01, "a standard error below a point"
     if row.benchmark.startswith("pairs"):
         assert (row.uniform, row.template, row.words, row.own_words) == (0.25, 0, 0, 0)
@@ -116,13 +116,13 @@ def test_the_chance_of_other_measures_stays_what_was_written(tmp_path: Path) -> 
 
 
 def test_guesses_know_what_they_learned_and_no_more() -> None:
-    def group(*turns: tuple[str, str]) -> list[Asked]:
-        return [Asked(prompt, answer, prompt.split()[0], 2) for prompt, answer in turns]
+    def group(*turns: tuple[str, str]) -> list[Question]:
+        return [Question(prompt, answer, prompt.split()[0], 2) for prompt, answer in turns]
 
     learned = [group(("how many rings?", answer)) for answer in "1123"] + [group(("how many cups?", "3")) for _ in range(3)]
     learned += [group(("what now?", "go"))]
     template, words = by_template(learned), by_words(learned)
     rings, cups = group(("how many rings?", "1"), ("how many cups?", "3"))
     assert (template(rings), template(cups)) == ("3", "3") and (words(rings), words(cups)) == ("1", "3")
-    assert template(Asked("who?", "", "who?", 2)) is None
+    assert template(Question("who?", "", "who?", 2)) is None
     assert share(words, [[rings], [cups], [rings, cups], [rings, rings._replace(answer="2")]]) == 0.75

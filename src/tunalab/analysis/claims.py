@@ -3,8 +3,8 @@
 Which claims, and by which differences, stands in claims.yaml. Its front-ends are levels of factors: a record is one of them by
 what it states of its front-end, under whatever name it was trained.
 
-Seen: every difference that the claim names has its sign and excludes zero. Opposite: some difference excludes zero with the other
-sign. Not seen: anything else, which is no refutation: intervals of few seeds are wide.
+Shown: every difference that the claim names has its sign and excludes zero. Opposite: some difference excludes zero with the other
+sign. Not shown: anything else, which is no refutation: intervals of few seeds are wide.
 
 Shapes: S seeds, I items.
 """
@@ -91,8 +91,8 @@ def claims_markdown(records: Sequence[Record]) -> str:
     note = (
         f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals from a bootstrap over items "
         "and Student's t of the scatter between seeds, which all front-ends estimate together; bold: 0 is excluded. No correction "
-        "for their number. Not seen is no refutation. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md; < "
-        "and > are open intervals, and a crossing counts as seen if both leads exclude zero."
+        "for their number. Not shown is no refutation. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md; < "
+        "and > are open intervals, and a crossing is clear if both leads exclude zero."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -102,7 +102,9 @@ def claims_markdown(records: Sequence[Record]) -> str:
 
 def verdict(gaps: Sequence[Gap]) -> str:
     signs = [gap.sign for gap in gaps]
-    return "not measured" if not signs else "seen" if all(sign > 0 for sign in signs) else "opposite" if -1 in signs else "not seen"
+    return (
+        "not measured" if not signs else "shown" if all(sign > 0 for sign in signs) else "opposite" if -1 in signs else "not shown"
+    )
 
 
 def _gaps(
@@ -162,6 +164,6 @@ def _crossings(records: Sequence[Record], pair: tuple[str, str], kinds: Sequence
             leader, other = (legend.label(line.variant) for line in (found.leader, found.other))
             if found.low is None:
                 continue
-            how = f"{found.within:.0%} of resamples; {'seen' if found.seen else 'not seen'}"
+            how = f"{found.within:.0%} of resamples; {'clear' if found.clear else 'not clear'}"
             how = how if found.at else f"ahead at the end in {found.ahead:.0%} of resamples"
             yield f"{benchmark_label(kind)}, crossing: {leader} passes {other}", f"{passing(found, tokens)} ({how})"

@@ -34,9 +34,9 @@ class Crossing:
 
     Shares of the resamples: the leader leads throughout (``before``), passes inside (``within``), is behind at the end
     (``after``), both are level throughout (the rest). ``ahead`` and ``behind``: who is ahead at the very end, ties left out.
-    ``seen``: the interval is closed (a leader who is behind at the end of more than 2.5% of the resamples has not passed), and at
+    ``clear``: the interval is closed (a leader who is behind at the end of more than 2.5% of the resamples has not passed), and at
     some place the other's lead, at a later one the leader's, is outside a band that holds the whole difference curve in 95% of
-    resamples. A crossing that is not seen may be two curves that touch by chance.
+    resamples. Another crossing may be two curves that touch by chance.
     """
 
     benchmark: str
@@ -51,7 +51,7 @@ class Crossing:
     ahead: float
     behind: float
     changes: int
-    seen: bool
+    clear: bool
     first: float
     last: float
     seeds: int
@@ -123,7 +123,7 @@ def crossing(a: Curve, b: Curve, axis: Axis, draws: Draws) -> Crossing | None:
         float((end_R > 0).mean()),
         float((end_R < 0).mean()),
         int(here.count_R[0]),
-        _closed(low, high) and _seen(gap_G * sign, gap_RG * sign, np.log(first.x_G) < place),
+        _closed(low, high) and _clear(gap_G * sign, gap_RG * sign, np.log(first.x_G) < place),
         float(first.x_G[0]),
         float(first.x_G[-1]),
         first.seeds,
@@ -170,7 +170,7 @@ def _closed(low: float | None, high: float | None) -> bool:
     return low is not None and high is not None and not isinf(low) and not isinf(high)
 
 
-def _seen(gap_G: np.ndarray, gap_RG: np.ndarray, before_G: np.ndarray) -> bool:
+def _clear(gap_G: np.ndarray, gap_RG: np.ndarray, before_G: np.ndarray) -> bool:
     """Whether the gap is below zero before the crossing and above zero after it, outside a band for all places at once."""
     error_G = gap_RG.std(axis=0)
     spread_RG = np.divide(np.abs(gap_RG - gap_G), error_G, out=np.zeros_like(gap_RG), where=error_G > _TIE)

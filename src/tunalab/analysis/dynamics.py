@@ -37,7 +37,7 @@ class Dynamics:
 
 
 def dynamics(records: Sequence[Record]) -> Dynamics | None:
-    """None where nothing was asked."""
+    """None where the runs answered no questions."""
     shown, draws = lines(records), Draws()
     on = [axis for axis in AXES.values() if moves(shown, axis)]
     found = Dynamics(
@@ -57,7 +57,7 @@ def dynamics(records: Sequence[Record]) -> Dynamics | None:
 def write_dynamics(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
     """Write ``crossings``, ``areas`` and ``power_laws``, as ``.md`` and ``.csv``.
 
-    Nothing where nothing was asked, and no crossings of one variant alone.
+    Nothing where the runs answered no questions, and no crossings of one variant alone.
     """
     found = dynamics(records)
     tables: dict[str, str | pd.DataFrame] = {}
@@ -90,9 +90,9 @@ def crossings_markdown(found: Dynamics) -> str:
         ahead = f"{one.ahead:.2f}" + (f" + {level:.2f}" if level >= 0.005 else "")
         there = [_elsewhere(found, one, on, axis) for on, axis in zip(elsewhere, others, strict=True)]
         rows.append([label, leader, other, _passing(one, _TOKENS), f"{one.within:.2f}", ahead, *there])
-    count = sum(one.seen for one in found.crossings["tokens"])
+    count = sum(one.clear for one in found.crossings["tokens"])
     note = (
-        f"Of {len(found.crossings['tokens'])} pairs of curves {count} cross in a way that is seen (bold): the interval is closed, "
+        f"Of {len(found.crossings['tokens'])} pairs of curves {count} cross clearly (bold): the interval is closed, "
         "the earlier lead and the later one are both outside a band that holds the whole difference curve in 95% of resamples. "
         "Any other crossing may be two curves that touch by chance, most of all where both are near chance. Leader: ahead at the "
         "end. At tokens: where its "
@@ -107,7 +107,7 @@ def crossings_markdown(found: Dynamics) -> str:
 
 def crossings_table(found: Dynamics) -> pd.DataFrame:
     """A row an axis, benchmark and pair. ``low`` is -inf and ``high`` is inf where the interval is open."""
-    same = ("at", "low", "high"), ("ahead", "behind", "changes", "seen", "first", "last", "seeds", "n", "by_item")
+    same = ("at", "low", "high"), ("ahead", "behind", "changes", "clear", "first", "last", "seeds", "n", "by_item")
     rows = [
         {"axis": name, "benchmark": one.benchmark, **dict(one.leader.setting.items)}
         | {"leader": one.leader.variant, "other": one.other.variant, **{key: getattr(one, key) for key in same[0]}}
@@ -220,7 +220,7 @@ def _elsewhere(found: Dynamics, here: Crossing, on: dict[tuple[str, frozenset[Li
 
 
 def _passing(one: Crossing, axis: Axis) -> str:
-    return f"**{passing(one, axis)}**" if one.seen else passing(one, axis)
+    return f"**{passing(one, axis)}**" if one.clear else passing(one, axis)
 
 
 def _column(one: Area) -> str:

@@ -110,9 +110,9 @@ def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cel
     keys = dict.fromkeys(("frontend.name", *others))
     labels = dict(zip((flat.get("frontend.name") for flat in flats), (look.label for look in looks), strict=True))
     for key in keys:
-        seen = [tuple(factor.level(flat) for factor in factors) for flat in flats]
+        before = [tuple(factor.level(flat) for factor in factors) for flat in flats]
         values = [flat.get(key) for flat in flats]
-        if len(set(zip(seen, values, strict=True))) > len(set(seen)):
+        if len(set(zip(before, values, strict=True))) > len(set(before)):
             if key == "frontend.name":
                 factors.append(Factor("front-end", lambda flat: labels[flat.get("frontend.name")], (key,)))
             else:

@@ -275,14 +275,14 @@ def evaluation_markdown(
 ) -> str:
     """A section a kind; columns: the variants as measured here, then the published result of the paper's variants.
 
-    Published benchmarks without a measure of ours have rows of their own: what is not measured should be seen.
+    Published benchmarks without a measure of ours have rows of their own: what is not measured should show.
     """
     variants = legend.ordered(means["variant"])
     main = published[published["setting"] == MAIN_SETTING]
     kinds = list(dict.fromkeys([*means["kind"], *main["kind"]]))
     head = ["benchmark", *(legend.label(name) for name in variants), "chance", "ceiling", "n"]
     head += ["published benchmark", *(f"{name}, published" for name in PAPERS.values())]
-    text = []
+    text, leaders = [], _leaders(differences)
     for kind in kinds:
         of_kind = means[means["kind"] == kind]
         brief = of_kind[of_kind["benchmark"] == ALL] if kind in BRIEF else of_kind
@@ -290,10 +290,10 @@ def evaluation_markdown(
         for key, part in brief.groupby(KEY, sort=False):
             theirs = counterpart(*map(str, key))
             counterparts.add(theirs)
-            ahead = _ahead(differences, key) if kind in HIGHER_IS_BETTER and key[-1] not in NO_DIRECTION else set()
+            ahead = leaders.get(key) if kind in HIGHER_IS_BETTER and key[-1] not in NO_DIRECTION else None
             by_variant = {row["variant"]: row for row in part.to_dict("records")}
             cells = [
-                with_interval([row[name] for name in ("value", "low", "high")], _number, row["variant"] in ahead) if row else ""
+                with_interval([row[name] for name in ("value", "low", "high")], _number, row["variant"] == ahead) if row else ""
                 for row in map(by_variant.get, variants)
             ]
             counts = [_of_each(part, "chance"), _of_each(part, "ceiling"), _counts(part)]
@@ -327,17 +327,18 @@ def _of_each(part: pd.DataFrame, column: str) -> str:
     return values[0] if len(set(values)) == 1 else " / ".join(value or "-" for value in values)
 
 
-def _ahead(differences: pd.DataFrame, key: Any) -> set[str]:
-    """The variant with a higher value than each other one, every interval excluding zero."""
-    rows = differences
-    for name, word in zip(KEY, key, strict=True):
-        rows = rows[rows[name] == word]
-    names = set(rows["a"]) | set(rows["b"])
-    beaten: dict[str, set[str]] = {name: set() for name in names}
-    for row in rows[rows["apart"]].to_dict("records"):
-        winner, loser = (row["a"], row["b"]) if row["difference"] > 0 else (row["b"], row["a"])
-        beaten[winner].add(loser)
-    return {name for name, others in beaten.items() if others and others == names - {name}}
+def _leaders(differences: pd.DataFrame) -> dict[Any, str]:
+    """Of each measure the variant with a higher value than each other one, every interval excluding zero."""
+    leaders = {}
+    for key, rows in differences.groupby(KEY, sort=False):
+        beaten: dict[str, set[str]] = {name: set() for name in {*rows["a"], *rows["b"]}}
+        for row in rows[rows["apart"]].to_dict("records"):
+            winner, loser = (row["a"], row["b"]) if row["difference"] > 0 else (row["b"], row["a"])
+            beaten[winner].add(loser)
+        for name, others in beaten.items():
+            if len(others) == len(beaten) - 1:
+                leaders[key] = name
+    return leaders
 
 
 def _published(main: pd.DataFrame, kind: str, theirs: Any) -> list[str]:

@@ -191,7 +191,7 @@ def figure6(found: Panels, axis: Axis) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         for crossing in panel.crossings[axis.name]:
-            if crossing.seen and crossing.at is not None:
+            if crossing.clear and crossing.at is not None:
                 _draw_crossing(axes, crossing, crossing.at, looks)
                 passed = True
     mark = (
@@ -312,7 +312,7 @@ def _crossing(found: Crossing, axis: Axis, index: dict[Line, int]) -> dict[str, 
         "ahead": _round(found.ahead),
         "behind": _round(found.behind),
         "changes": found.changes,
-        "seen": found.seen,
+        "clear": found.clear,
     }
 
 

@@ -2,7 +2,7 @@
 
 Written with the place s where the law leaves chance: accuracy(x) = a - (a - chance) (x / s)^-c for x > s, chance before, so that
 b = (a - chance) s^c. The asymptote a lies between chance and 1, c is positive. A curve that bends upwards over log x and has not
-bent back yet (a take-off) has no such law: that is said instead of a number.
+bent back yet (a take-off) has no such law: the table says so instead of a number.
 
     R  resamples    P  places    K  tried exponents    S  stretches between places    C  candidates
 """

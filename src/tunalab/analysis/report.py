@@ -10,7 +10,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from tunalab.analysis import report_sections as section
-from tunalab.analysis.dynamics import Dynamics
 from tunalab.analysis.evaluations import published_file
 from tunalab.analysis.report_sections import Report, Section, verdict
 from tunalab.records.labels import Legend, differing_settings
@@ -36,13 +35,14 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
     level, text = verdict(records, beside.planned)
     moved, why_none = section.measure(records), section.undrawable(records)
+    final = section.final(records)
     sections = [
-        _in_short(records, moved),
+        _in_short(section.leaders(final, records), section.passes(moved)),
         section.question(records, sweeps),
         section.settings(records),
         section.budget(records),
         section.curves(why_none, section.pictures(records) if draw and not why_none else []),
-        section.accuracies(records),
+        section.accuracies(final, records),
         *section.sections(moved),
         section.effects(records),
         section.claims(records),
@@ -65,11 +65,11 @@ def _title(records: Sequence[Record], folder: Path) -> str:
     return f"{folder.name}: {variants}; {runs}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def _in_short(records: Sequence[Record], moved: Dynamics | None) -> Section | None:
-    lines = [f"- {line}" for line in (section.leaders(records), section.passes(moved)) if line]
+def _in_short(*sentences: str) -> Section | None:
+    lines = [f"- {line}" for line in sentences if line]
     if not lines:
         return None
-    return Section("In short", "\n".join([*lines, "- What it means, and what was seen besides, stands in `results/LOG.md`."]))
+    return Section("In short", "\n".join([*lines, "- What it means, and what else was observed, stands in `results/LOG.md`."]))
 
 
 def samples(records: Sequence[Record], by_run: Mapping[str, Samples]) -> Section:

@@ -1,4 +1,4 @@
-"""The sections of a report, before they are Markdown or HTML: the verdict on the comparison, what was asked, what came out."""
+"""The sections of a report, before they are Markdown or HTML: the verdict on the comparison, the question, what came out."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -110,7 +111,7 @@ def verdict(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | No
     marks = {"broken": "**breaks**", "varied": "varied", "doubt": "doubt"}
     rows = [[marks[kind], one.what, one.text(records), one.why] for kind, inside in kinds.items() for one in inside]
     table = f"\n\n{markdown_table(['', 'what', 'which runs have what', 'why it matters'], rows, left=4)}" if rows else ""
-    incomplete = f"**INCOMPLETE: {'; '.join(part)}.** The others may change what is said here.\n\n" if part else ""
+    incomplete = f"**INCOMPLETE: {'; '.join(part)}.** The others may change the results below.\n\n" if part else ""
     return level, f"{incomplete}{head}{table}\n\n{_by_front_end(records)}"
 
 
@@ -361,7 +362,7 @@ def made(records: Sequence[Record]) -> Section:
             "code": revision(record),
             "settings revision": str(record.config.get("revision", 1)),
             "versions": ", ".join(f"{name} {version}" for name, version in versions(record).items()),
-            "machine": f"{machine(record)}, {environment.get('cores')} cores seen, {environment.get('threads')} thread(s)",
+            "machine": f"{machine(record)}, {environment.get('cores')} cores, {environment.get('threads')} thread(s)",
             "precision": precision(record),
         }
         parts = used_components(record)
@@ -391,11 +392,11 @@ def measure(records: Sequence[Record]) -> Dynamics | None:
 
 
 def passes(moved: Dynamics | None) -> str:
-    """The crossings that are seen, in one sentence; empty where no two front-ends were compared."""
+    """The clear crossings, in one sentence; empty where no two front-ends were compared."""
     every = moved.crossings["tokens"] if moved else []
-    sentences = [_sentence(one) for one in every if one.seen]
+    sentences = [_sentence(one) for one in every if one.clear]
     text = "; ".join(sentences) or "none"
-    return f"Crossings that are seen, {len(sentences)} of {len(every)} pairs of curves: {text}." if every else ""
+    return f"Clear crossings, {len(sentences)} of {len(every)} pairs of curves: {text}." if every else ""
 
 
 def sections(found: Dynamics | None) -> list[Section]:
@@ -451,29 +452,29 @@ def _png(figure: Figure) -> bytes:
     return smaller.getvalue()
 
 
-def accuracies(records: Sequence[Record]) -> Section:
-    title = "Final accuracies"
-    if not benchmarks(records):
-        return Section(title, f"None: {NO_QUESTIONS}.")
+def final(records: Sequence[Record]) -> pd.DataFrame | str:
+    """The table of final accuracies, or why there is none."""
     try:
-        final = accuracy_table(records)
+        return accuracy_table(records) if benchmarks(records) else NO_QUESTIONS
     except UserError as error:
-        return Section(title, f"None: {error}.")
-    return Section(title, accuracy_markdown(final, Legend(records), len(records) - len(usable(records))).rstrip())
+        return str(error)
 
 
-def leaders(records: Sequence[Record]) -> str:
+def accuracies(table: pd.DataFrame | str, records: Sequence[Record]) -> Section:
+    if isinstance(table, str):
+        return Section("Final accuracies", f"None: {table}.")
+    left_out = len(records) - len(usable(records))
+    return Section("Final accuracies", accuracy_markdown(table, Legend(records), left_out).rstrip())
+
+
+def leaders(table: pd.DataFrame | str, records: Sequence[Record]) -> str:
     """Who is ahead at the end by a difference whose interval excludes 0, in one sentence; empty where no two front-ends compare."""
-    try:
-        final = accuracy_table(records) if benchmarks(records) else None
-    except UserError:
+    if isinstance(table, str) or table["variant"].nunique() < 2:
         return ""
-    if final is None or final["variant"].nunique() < 2:
-        return ""
-    keys = list(final.columns[1 : final.columns.get_loc("variant")])
-    ahead, legend = [], Legend(records)
-    for row in final[final["leads"].astype(bool)].to_dict("records"):
-        setting = ", ".join(f"{name} {value_label(row[key])}" for key, name in key_labels(keys).items())
+    names, legend = key_labels(table.columns[1 : table.columns.get_loc("variant")]), Legend(records)
+    ahead = []
+    for row in table[table["leads"].astype(bool)].to_dict("records"):
+        setting = ", ".join(f"{name} {value_label(row[key])}" for key, name in names.items())
         ahead.append(f"{legend.label(row['variant'])} on {benchmark_label(row['benchmark'])}{f' ({setting})' if setting else ''}")
     return f"Ahead of the next best at the end, 0 excluded: {'; '.join(ahead) or 'nobody on any benchmark'}."
 

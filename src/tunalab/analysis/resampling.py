@@ -154,16 +154,16 @@ class Draws:
 
 
 def learning_curves(shown: Sequence[Line], benchmark: str, draws: Draws) -> list[Curve]:
-    """The curves of one benchmark, of the lines that were asked it."""
-    asked = [(line, places) for line in shown if (places := line.places(benchmark)).runs]
+    """The curves of one benchmark, of the lines that have it."""
+    having = [(line, places) for line in shown if (places := line.places(benchmark)).runs]
     scores = [
         {seed: [point.benchmarks[benchmark] for point in points] for seed, (_, points) in places.runs.items()}
-        for _, places in asked
+        for _, places in having
     ]
     every = [score for runs in scores for own in runs.values() for score in own]
     by_item = len({score.n for score in every}) == 1 and all(score.outcomes is not None for score in every)
     curves, start = [], 0
-    for (line, places), runs in zip(asked, scores, strict=True):
+    for (line, places), runs in zip(having, scores, strict=True):
         own = [score for run in runs.values() for score in run]
         right_KR = _answers(own, draws) if by_item else np.stack([draws.counts(one, [start + k]) for k, one in enumerate(own)])
         start += len(own)

@@ -10,6 +10,8 @@ any analysis of variance, and their residuals estimate it together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -151,11 +153,11 @@ def paired_difference(
     pairs = [(first, second) for first, second in both if first is not None and second is not None]
     if not pairs:
         return None
-    generator = np.random.default_rng(0)
     gap_SI = _item_gaps(pairs)
     if gap_SI is not None:
-        gap_RS = _resample_items(generator, gap_SI, resamples)
+        (gap_RS,), generator = _resampled([gap_SI], resamples)
     else:
+        generator = np.random.default_rng(0)
         beta = (tuple(generator.beta(one.correct + 0.5, one.n - one.correct + 0.5, resamples) for one in pair) for pair in pairs)
         gap_RS = np.stack([first_R - second_R for first_R, second_R in beta], axis=1)
     gaps = [first.accuracy - second.accuracy for first, second in pairs]
@@ -170,11 +172,10 @@ def joint_interval(
     """95% interval of the mean of values by seed and item, over one or several benchmarks, each with items of its own.
 
     The values: sum_c w_c y_c over the cells of a contrast, ``squares`` = sum_c w_c^2; ``scatter`` of one cell's mean between
-    seeds, None where nothing is known of it. Resampled as in :func:`paired_difference`.
+    seeds, None where there is no estimate of it. Resampled as in :func:`paired_difference`.
     """
-    generator = np.random.default_rng(0)
-    mean_RS = np.mean([_resample_items(generator, value_SI, resamples) for value_SI in values_SI], axis=0)
-    return _interval(mean_RS, scatter, squares, generator)
+    value_KRS, generator = _resampled(values_SI, resamples)
+    return _interval(np.mean(value_KRS, axis=0), scatter, squares, generator)
 
 
 def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
@@ -194,13 +195,20 @@ def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
     return np.array([np.subtract(first, second, dtype=float) for first, second in items])
 
 
-def _resample_items(generator: np.random.Generator, value_SI: np.ndarray, resamples: int) -> np.ndarray:
-    """Mean of each resample over items drawn with replacement, shape (R, S)."""
-    items = value_SI.shape[1]
-    # How often each item is drawn, instead of the draws themselves: one matrix product for all resamples.
-    share_RI = generator.multinomial(items, np.full(items, 1 / items), size=resamples) / items
-    mean_RS: np.ndarray = share_RI @ value_SI.T
-    return mean_RS
+def _resampled(values_SI: Sequence[np.ndarray], resamples: int) -> tuple[list[np.ndarray], np.random.Generator]:
+    """Means of each resample over items drawn with replacement, (R, S) of each, and the generator for further draws."""
+    shares, state = _shares(tuple(value_SI.shape[1] for value_SI in values_SI), resamples)
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = state
+    return [share_RI @ value_SI.T for share_RI, value_SI in zip(shares, values_SI, strict=True)], generator
+
+
+@lru_cache(maxsize=16)
+def _shares(counts: tuple[int, ...], resamples: int) -> tuple[list[np.ndarray], Any]:
+    """How often each item is drawn, as shares (R, I), instead of the draws themselves: one matrix product for all resamples."""
+    generator = np.random.default_rng(0)
+    shares = [generator.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in counts]
+    return shares, generator.bit_generator.state
 
 
 def _interval(value_RS: np.ndarray, scatter: Scatter | None, squares: float, generator: np.random.Generator) -> tuple[float, float]:

@@ -185,9 +185,9 @@ def describe(part: str, found: dict[str, Any]) -> str:
         total = sum(kernel["ms"] for kernel in found["kernels"])
         longest = "; ".join(f"{kernel['ms']:.1f} ms {kernel['name'][:48]}" for kernel in found["kernels"][:3])
         return f"profile: the {len(found['kernels'])} longest kernels take {total:.0f} ms of a step: {longest}; ..."
-    asked = f" (at least {REQUIRED_UTILISATION:.0%}: {verdict})" if part == "step" else ""
+    required = f" (at least {REQUIRED_UTILISATION:.0%}: {verdict})" if part == "step" else ""
     return (
-        f"{part}: {found['utilisation']:.1%} of {found['matrix_flops_per_second'] / 1e12:.0f} TFLOP/s{asked}; "
+        f"{part}: {found['utilisation']:.1%} of {found['matrix_flops_per_second'] / 1e12:.0f} TFLOP/s{required}; "
         f"{found['step_seconds'] * 1e3:.0f} ms a step, {found['tokens_per_second']:,.0f} tokens/s, "
         f"{found['peak_memory_gb']:.1f} GB, compiled in {found['compile_seconds']:.0f} s"
     )

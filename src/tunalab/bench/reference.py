@@ -52,7 +52,7 @@ class AssumedCorpus:
         rng = np.random.default_rng([*self.name.encode(), index])
         shape = ASSUMED[self.kind]
         # Not counted in a text of so many tokens: bos, and the eos that is predicted or closes a document without answer.
-        asked = shape.text - 1 - (shape.labels or 1)
+        question = shape.text - 1 - (shape.labels or 1)
 
         def image(generate: bool = False) -> Image:
             height, width = self.sizes[rng.integers(len(self.sizes))]
@@ -62,7 +62,7 @@ class AssumedCorpus:
             digits = round(tokens * rng.uniform(0.5, 1.5))  # each is one token (data/tokenizer.py)
             return [Text("".join(map(str, rng.integers(0, 10, digits))), target)] if digits else []
 
-        segments = [image() for _ in range(shape.looked_at)] + text(asked)
+        segments = [image() for _ in range(shape.looked_at)] + text(question)
         segments += text(shape.labels - 1, target=True) if shape.labels else []
         return Document(self.kind, (*segments, *(image(generate=True) for _ in range(shape.generated))))
 
@@ -104,10 +104,10 @@ def dense_losses(
     text = F.cross_entropy(logits.flatten(0, 1).float(), label_DL.flatten(), ignore_index=-100, reduction="sum")
     rotary = rotary_tables(position_DL, span_DL >= 0, patch_DL, columns_DL, model.head.head_dim)
     h = model.head(h, time_NW, span_DL, rotary, backend).flatten(0, 1)
-    known = (batch.by_group(values) for values in (batch.generate_N, time_NW))
+    by_group = (batch.by_group(values) for values in (batch.generate_N, time_NW))
     prediction = [
         model.to_image(model.head.predict(h[at_n1T[generate_n, 1:]], time_nW[generate_n]), model.grid(x))
-        for at_n1T, x, generate_n, time_nW in zip(slots_n1T, x_t, *known, strict=True)
+        for at_n1T, x, generate_n, time_nW in zip(slots_n1T, x_t, *by_group, strict=True)
     ]
     return {
         "text": SumCount(text, len(batch.label_K)),

@@ -165,7 +165,7 @@ class Tracker:
     """One run in MLflow. Nothing here waits for a server: a thread carries entries there and tries again after a failure.
 
     What never arrives costs a warning line, and `tunalab mlflow-sync` makes up for it from the run directory. What the run in the
-    store holds already is not logged again: numbers are known by name and step. Use it from one process of a run only (rank 0).
+    store holds already is not logged again: numbers go by name and step. Use it from one process of a run only (rank 0).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What guessing without the image reaches on each benchmark, and the file of it that evaluations and tables read.
 
-Guesses never know the questions they are asked: uniform among the answers that a question leaves open, the commonest training
+Guesses are made of the text of a question alone: uniform among the answers that a question leaves open, the commonest training
 answer to its template, and a multinomial logistic regression on its words, learned on training and on the split itself. A pair
 counts where both of its questions are right.
 """
@@ -32,14 +32,14 @@ from tunalab.files import write_atomically
 from tunalab.terminal import progress_bar
 from tunalab.verification import Table
 
-KNOWN = 8000  # training scenes that guesses learn from
-ASKED = 8000  # groups a row, of as many benchmarks as it takes: a standard error of at most 0.6 points
-TWINS = 800  # of pairs, whose two images share the question: a learned guess is never right twice, however many are asked
+LESSONS = 8000  # training scenes that guesses learn from
+GROUPS = 8000  # groups a row, of as many benchmarks as it takes: a standard error of at most 0.6 points
+TWINS = 800  # of pairs, whose two images share the question: a learned guess is never right twice, however many there are
 SIZES = {1: (USUAL, 1000, 4000), 2: (USUAL,), 3: (USUAL,)}  # groups of a benchmark; levels 2 and 3 have far more scenes
 _SEED = 11  # of the training scenes
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question without its image; ``options``: answers that it leaves open."""
 
     prompt: str
@@ -48,8 +48,8 @@ class Asked(NamedTuple):
     options: int
 
 
-Group = Sequence[Asked]
-Guess = Callable[[Asked], str | None]
+Group = Sequence[Question]
+Guess = Callable[[Question], str | None]
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ def _measured(cell: tuple[str, int, str, int]) -> Measured:
     return of_scenes(*cell)
 
 
-def of_scenes(kind: str, level: int, split: str, size: int, known: int = KNOWN, asked: int = ASKED) -> Measured:
-    """Measured on at least ``asked`` groups (where benchmarks have ``size``), with what ``known`` training scenes teach.
+def of_scenes(kind: str, level: int, split: str, size: int, lessons: int = LESSONS, groups: int = GROUPS) -> Measured:
+    """Measured on at least ``groups`` groups (where benchmarks have ``size``), with what ``lessons`` training scenes teach.
 
     Benchmarks of other seeds than evaluations ask are drawn in the same way; in small ones the same scenes come again.
     """
     if kind == "pairs":
-        asked = min(asked, TWINS)
-    learned = [questions(draw_scene("train", _SEED, index, kind, level)) for index in range(known)]
+        groups = min(groups, TWINS)
+    learned = [questions(draw_scene("train", _SEED, index, kind, level)) for index in range(lessons)]
     every = [
-        scene for seed in range(math.ceil(asked / size)) for scene in benchmark_scenes(kind, level, split, seed, size, fewer=True)
+        scene for seed in range(math.ceil(groups / size)) for scene in benchmark_scenes(kind, level, split, seed, size, fewer=True)
     ]
     # No scene is in both halves, the one that teaches the split's own words and the one that is asked.
     halves: list[list[Group]] = [[], []]
@@ -113,16 +113,16 @@ def of_scenes(kind: str, level: int, split: str, size: int, known: int = KNOWN, 
 
 def of_easy_vqa() -> Measured:
     """All of its test split. Each wording is a template of its own. Raises UserError: it is not installed."""
-    learned, asked = (
-        [[Asked(prompt, answer, prompt, 0)] for prompt, answer in worded_questions(split)] for split in EASY_VQA_SPLITS
+    learned, groups = (
+        [[Question(prompt, answer, prompt, 0)] for prompt, answer in worded_questions(split)] for split in EASY_VQA_SPLITS
     )
     # Which answers a wording leaves open: those that it has in training.
     open_answers = defaultdict(set)
     for (one,) in learned:
         open_answers[one.prompt].add(one.answer)
-    asked = [[one._replace(options=len(open_answers[one.prompt]))] for (one,) in asked]
-    own = _of_halves(asked[::2], asked[1::2])
-    return _of(EASY_VQA, SPLIT, len(asked), learned, asked, own)
+    groups = [[one._replace(options=len(open_answers[one.prompt]))] for (one,) in groups]
+    own = _of_halves(groups[::2], groups[1::2])
+    return _of(EASY_VQA, SPLIT, len(groups), learned, groups, own)
 
 
 def _of_halves(one: Sequence[Group], other: Sequence[Group]) -> float:
@@ -130,21 +130,21 @@ def _of_halves(one: Sequence[Group], other: Sequence[Group]) -> float:
     return (share(by_words(one), other) + share(by_words(other), one)) / 2
 
 
-def _of(name: str, split: str, size: int, learned: Sequence[Group], asked: Sequence[Group], own: float) -> Measured:
-    uniform = sum(math.prod(1 / one.options for one in group) for group in asked) / len(asked)
-    template, words = (share(guess(learned), asked) for guess in (by_template, by_words))
-    return Measured(name, split, size, len(asked), uniform, template, words, own)
+def _of(name: str, split: str, size: int, learned: Sequence[Group], groups: Sequence[Group], own: float) -> Measured:
+    uniform = sum(math.prod(1 / one.options for one in group) for group in groups) / len(groups)
+    template, words = (share(guess(learned), groups) for guess in (by_template, by_words))
+    return Measured(name, split, size, len(groups), uniform, template, words, own)
 
 
 def questions(scene: Scene) -> Group:
     """Of a scene, and of its twin if it has one."""
     views = [scene] if scene.twin is None else [scene, scene.twin]
-    return [Asked(view.prompt, view.answer, view.template, view.options) for view in views]
+    return [Question(view.prompt, view.answer, view.template, view.options) for view in views]
 
 
-def share(guess: Guess, asked: Sequence[Group]) -> float:
+def share(guess: Guess, groups: Sequence[Group]) -> float:
     """Of groups with every answer right."""
-    return sum(all(guess(one) == one.answer for one in group) for group in asked) / len(asked)
+    return sum(all(guess(one) == one.answer for one in group) for group in groups) / len(groups)
 
 
 def by_template(learned: Iterable[Group]) -> Guess:
@@ -171,7 +171,7 @@ def by_words(learned: Sequence[Group]) -> Guess:
     model.fit(features, [answer for _, answer in counted], sample_weight=list(counted.values()))
     answers: dict[str, str] = {}
 
-    def guess(one: Asked) -> str:
+    def guess(one: Question) -> str:
         if one.prompt not in answers:
             answers[one.prompt] = str(model.predict(words.transform([one.prompt]))[0])
         return answers[one.prompt]
@@ -205,7 +205,7 @@ ABOUT = f"""\
 Percent of groups that guessing without the image gets right; a group is a question, of pairs both.
 Uniform: among the answers that the question leaves open. Template: the commonest training answer to
 this form of question. Words: a multinomial logistic regression on the words of the question. Both
-learn from {KNOWN:,} training scenes of the kind and level (easy-VQA: its training questions) and are
+learn from {LESSONS:,} training scenes of the kind and level (easy-VQA: its training questions) and are
 asked n groups of the split, from benchmarks of so many groups. Own words: the same regression,
 learned from other scenes of the split itself. **Chance is the best of the four. It is what
 evaluations, tables and figures show.** Where guesses are equally good, taking the best one adds

@@ -380,12 +380,12 @@ def limits(form: str, samples: int, radius: float, count: int = 12) -> tuple[flo
 
 
 def tables(count: int = COUNT) -> list[Table]:
-    asked = [(name, size) for name in (*CHANGES, RECALL) for size in SIZES]
+    cells = [(name, size) for name in (*CHANGES, RECALL) for size in SIZES]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as processes:
         measured = progress_bar(
-            processes.map(_row, *zip(*asked, strict=True), repeat(count)), False, desc="parser", total=len(asked)
+            processes.map(_row, *zip(*cells, strict=True), repeat(count)), False, desc="parser", total=len(cells)
         )
-        of = dict(zip(asked, measured, strict=True))
+        of = dict(zip(cells, measured, strict=True))
     wrong_rows = []
     for name in CHANGES:
         of_sizes = [of[name, size] for size in SIZES]
