@@ -37,6 +37,7 @@ ORDER = [
     "bench",
     "verification",
     "library",
+    "driver",
     "cli",
     "wheel",
     "__main__",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 import tunalab
 from tests.training.conftest import MIX, quick_components, quick_config, use_quick_components
+from tests.training.test_resume import assert_same
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
@@ -26,7 +28,7 @@ from tunalab.inference.images import read_input
 from tunalab.library import LOCK_HELD, as_texts
 from tunalab.settings.loading import to_plain
 from tunalab.settings.schema import REVISION, RunConfig
-from tunalab.training.checkpoints import learnt_weights
+from tunalab.training.checkpoints import learnt_weights, read_saved, read_whole
 
 __all__ = ["quick_components", "use_quick_components"]
 ROOT = Path(__file__).parents[1]
@@ -280,7 +282,7 @@ def test_a_sweep_returns_its_records(study: Path, monkeypatch: pytest.MonkeyPatc
 
     stand_in = SimpleNamespace(Popen=InProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess", stand_in)
-    monkeypatch.setattr("tunalab.library.build_components", lambda seeds: None)
+    monkeypatch.setattr("tunalab.driver.build_components", lambda seeds: None)
     monkeypatch.chdir(study)
     Path("sweeps").mkdir(exist_ok=True)
     sweep = {"experiment": "small", "variants": ["mine"], "seeds": [3], "factors": {"objective.masking.ratio": [0.0, 0.5]}}
@@ -328,6 +330,40 @@ def test_max_steps_and_lightnings_own_checkpoint(quick: RunConfig, tmp_path: Pat
     other = tunalab.Harness(quick)
     own_trainer(tmp_path, max_steps=3).fit(other, tunalab.DataModule(quick), ckpt_path=tmp_path / "two.ckpt")
     assert other.progress.steps == 3 and other.ema.updates == 3
+
+
+def test_callbacks_make_a_run_of_a_trainer_of_ones_own(quick: RunConfig, tmp_path: Path) -> None:
+    """Stopped by a signal and made anew, it ends bit for bit as `tunalab train` does, with the same curve in its record."""
+    from tunalab.training.run import train
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = replace(quick, evaluation=replace(quick.evaluation, points=2, loss_documents=2))
+    assert train(config, tmp_path / "run") == 0
+    folder, handler = tmp_path / "mine", signal.getsignal(signal.SIGTERM)
+    for extra in ([Stop()], []):
+        trainer = own_trainer(tmp_path, max_epochs=1, callbacks=[*extra, *tunalab.callbacks(config, folder)])
+        module = tunalab.Harness(config)
+        trainer.fit(module, tunalab.DataModule(config))
+        assert (module.progress.steps == 2) == bool(extra) and signal.getsignal(signal.SIGTERM) is handler
+    ours, theirs = (sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("run", "mine"))
+    assert_same(*({**read_whole(place, ""), "saved": read_saved(place).lanes} for place in (ours, theirs)))
+    records = [tunalab.records(tmp_path / name)[0] for name in ("run", "mine")]
+    one, other = ([replace(point, seconds=0.0) for point in record.points] for record in records)
+    assert one == other and len(one) == 2 and all(record.run.finished for record in records)
+    assert replace(records[0].totals, seconds=0, peak_memory=0) == replace(records[1].totals, seconds=0, peak_memory=0)
+    kept = [step.name for step in (folder / "checkpoints").iterdir()]
+    first = tunalab.load(f"{folder}@{read_saved(folder / 'checkpoints' / min(kept)).progress['tokens']}")
+    assert 0 < first.origin["steps"] < tunalab.load(folder).origin["steps"] == records[1].totals.steps
+    with pytest.raises(UserError, match=r"mine keeps no checkpoint at 1 tokens \(kept: mine@\d+, mine@\d+\)"):
+        tunalab.load(f"{folder}@1")
+    with pytest.raises(UserError, match="holds a run with other settings .*seed"):
+        other_config = replace(config, seed=config.seed + 1)
+        trainer = own_trainer(tmp_path, callbacks=tunalab.callbacks(other_config, folder))
+        trainer.fit(tunalab.Harness(other_config), tunalab.DataModule(other_config))
 
 
 def test_several_processes_need_ranks(quick: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

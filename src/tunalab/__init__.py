@@ -1,8 +1,9 @@
-"""tunalab: what does the visual front-end of a unified multimodal model buy?
+"""tunalab: what does the visual front-end of a unified multimodal model contribute?
 
 A trained model:
 
     model = tunalab.load("runs/x")                       # a run directory or an exported folder
+    model = tunalab.load("runs/x@500000")                # a run at a checkpoint that it keeps
     model.ask(image, "what is it?")                      # path, PIL image, array or tensor; lists too
     model.generate("a red circle", n=4, seed=0)          # PIL images
     model.edit(image, "make it blue", seed=0)
@@ -13,17 +14,19 @@ Runs and their records:
 
     record = tunalab.train("smoke", "tuna2", {"seed": 1})
     records = tunalab.sweep("mask_ratio", variant="tuna2", parallel=2)
+    tunalab.plan("smoke", "tuna2")                       # what a run costs
+    tunalab.evaluate("runs/x")                           # into the run's record
     records = tunalab.records("results/figure6")
     records.frame(), records.figure("figure6"), records.table("effects")
 
-Training by a Trainer of one's own:
+Training with your own Trainer:
 
     config = tunalab.load_config("smoke", "tuna2", {"seed": 1})
-    module, data = tunalab.Harness(config), tunalab.DataModule(config)
-    lightning.Trainer(max_steps=20).fit(module, data)
+    trainer = lightning.Trainer(max_epochs=1, callbacks=tunalab.callbacks(config, "runs/mine"))
+    trainer.fit(tunalab.Harness(config), tunalab.DataModule(config))
 
-A mistake is a tunalab.UserError of one line, which names the thing and the choices. Nothing heavy is
-imported before a name is used.
+The callbacks are optional: exact resume, signals, curve and record. A mistake is a tunalab.UserError of
+one line, which names the thing and the choices. Nothing heavy is imported before a name is used.
 """
 
 import os
@@ -32,14 +35,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunalab.collection import Records, records
+    from tunalab.driver import sweep
     from tunalab.errors import UserError
     from tunalab.inference.requests import GenerationRequest
-    from tunalab.library import load_config, sweep, train
+    from tunalab.library import load_config, plan, train
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig
+    from tunalab.trained.evaluation import evaluate
     from tunalab.trained.model import Model, load
     from tunalab.training.joint import DataModule
     from tunalab.training.module import Harness
+    from tunalab.training.own import callbacks
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,8 +57,11 @@ __all__ = [
     "Records",
     "RunConfig",
     "UserError",
+    "callbacks",
+    "evaluate",
     "load",
     "load_config",
+    "plan",
     "records",
     "sweep",
     "train",
@@ -66,10 +75,13 @@ _MODULES = {
     "Records": "collection",
     "RunConfig": "settings.schema",
     "UserError": "errors",
+    "callbacks": "training.own",
+    "evaluate": "trained.evaluation",
     "load": "trained.model",
     "load_config": "library",
+    "plan": "library",
     "records": "records",  # the folder itself, which is callable: its name is taken once it is imported
-    "sweep": "library",
+    "sweep": "driver",
     "train": "library",
 }
 

@@ -59,7 +59,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr("tunalab.training.run.train", train)
     monkeypatch.setattr("tunalab.analysis.figures.draw", draw)  # what it draws is tests/analysis/test_figures.py's
-    monkeypatch.setattr("tunalab.library.build_components", lambda seeds: None)
+    monkeypatch.setattr("tunalab.driver.build_components", lambda seeds: None)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess.Popen", InProcess)
     return done
 

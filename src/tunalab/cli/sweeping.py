@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.cli.common import add_command, add_settings
+from tunalab.driver import check_counts, plan_sweep, read_launch_named, run_sweep
+from tunalab.driver import publish as publish_records
 from tunalab.errors import UserError
-from tunalab.library import check_counts, plan_sweep, read_launch_named, run_sweep
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -17,21 +18,23 @@ IDLE = {"status": ("dry_run", "launch", "parallel", "retry"), "dry_run": ("retri
 
 
 def add(commands: "Commands") -> None:
-    sub = add_command(commands, sweep, "train every run of a sweep that is not finished, then draw its figure")
+    sub = add_command(commands, sweep, "train every run of a sweep that is not finished, then draw its figures")
     sub.add_argument("sweep", nargs="?", help="a file of sweeps/")
-    sub.add_argument("--variant", help="only this front-end")
-    sub.add_argument("--launch", help="where it runs: a file of sweeps/launch/ (default: processes of this machine)")
-    sub.add_argument("--parallel", type=int, help="runs at a time; default: the launch file's, or as many as there are cores")
+    sub.add_argument("--variant", help="runs of this variant only")
+    sub.add_argument("--launch", help="where it runs: a file of sweeps/launch/ (default: processes on this machine)")
+    sub.add_argument("--parallel", type=int, help="runs at a time (default: as the launch file says, or one per core)")
     sub.add_argument("--dry-run", action="store_true", help="print every run with its cost and train nothing")
-    sub.add_argument("--status", action="store_true", help="how far every run is, from the disk alone; on a terminal until Ctrl-C")
+    sub.add_argument(
+        "--status", action="store_true", help="print the state of every run, from the disk alone; on a terminal until Ctrl-C"
+    )
     sub.add_argument("--once", action="store_true", help="with --status: print it once, also on a terminal")
-    sub.add_argument("--retries", type=int, help="starts again of a run that was killed without getting further (3)")
-    sub.add_argument("--retry", action="store_true", help="start runs again that have failed as often as they may")
+    sub.add_argument("--retries", type=int, help="restarts of a run that was killed without progress (default: 3)")
+    sub.add_argument("--retry", action="store_true", help="start runs again that have used up their restarts")
     add_settings(sub)
     sub = add_command(commands, publish, "copy the records of a sweep's finished runs to the folder that is committed")
     sub.add_argument("sweep", nargs="?", help="a file of sweeps/")
-    sub.add_argument("--variant")
-    sub.add_argument("--records", type=Path)
+    sub.add_argument("--variant", help="runs of this variant only")
+    sub.add_argument("--records", type=Path, help="folder (default: the sweep's, in results/)")
     add_settings(sub)
 
 
@@ -63,11 +66,8 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def publish(arguments: argparse.Namespace) -> int:
-    from tunalab.sweeps.cells import publish as publish_cells
-
     _take_name(arguments)
-    plan = plan_sweep(arguments.sweep, arguments.variant, arguments.settings)
-    written = publish_cells(plan.cells, plan.hash, arguments.records or plan.sweep.records or Path("results") / plan.sweep.name)
+    written = publish_records(arguments.sweep, arguments.variant, arguments.settings, arguments.records)
     print("\n".join(f"wrote {path}" for path in written) or "no finished run to publish")
     return 0 if written else 1
 

@@ -135,6 +135,8 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.config = config
         self.folder = folder
+        self.resume: dict[int, dict[str, Any]] = {}  # where the stream begins, as of TrainingStream
+        self.next_lane = 0
 
     def train_dataloader(self) -> JointSteps:
         config = self.config
@@ -143,4 +145,5 @@ class DataModule(LightningDataModule):
             model = build_model(config, None, tokenizer.vocabulary)
         folder = Path(self.folder or (self.trainer.default_root_dir if self.trainer else "."))
         costs = model_costs(model, image_sizes(config.data))
-        return read_steps(config, tokenizer, model.frontend.space.token_pixels, costs, folder / "rejects.jsonl")
+        where = {"resume": self.resume, "next_lane": self.next_lane, "accept_changed": config.start.accept_changed_data}
+        return read_steps(config, tokenizer, model.frontend.space.token_pixels, costs, folder / "rejects.jsonl", **where)

@@ -360,34 +360,16 @@ class Run:
 
     def _write_record(self, finished: bool) -> None:
         self._check_held()
-        self.module.note_memory()
-        p, config = self.module.progress, self.config
-        record = Record(
-            run=RunInfo(
-                name=self.run_dir.name,
-                experiment=config.experiment,
-                variant=config.variant,
-                seed=config.seed,
-                mask_ratio=config.objective.masking.ratio,
-                sweep=config.tracking.sweep or None,
-                config_hash=self.hash,
-                finished=finished,
-            ),
-            config=self.plain,
-            environment=self.environment,
-            parameters=self.parameters,
-            components=self.described,
-            totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
-            points=[_point(point) for point in p.points],
-            attempts=self.attempts,
-            data={
-                **what_was_read(p, config.stages),
-                **({"accepted_changes": changed} if (changed := self.seen.accepted) else {}),
-                **({"outside": sources} if (sources := outside_sources(config)) else {}),
-            },
-            frontend=look_of(config),
+        write_run_record(
+            self.run_dir,
+            self.module,
+            self.environment,
+            self.described,
+            self.parameters,
+            self.seen.accepted,
+            finished,
+            self.attempts,
         )
-        write_record(self.run_dir / RECORD_FILE, record)
 
     def _check_held(self) -> None:
         if self.holding is not None:
@@ -403,6 +385,48 @@ class Run:
             if held and (self.run_dir / RECORD_FILE).exists():
                 self.tracker.log_artifact(self.run_dir / RECORD_FILE)
             self.tracker.finish(status)
+
+
+def write_run_record(
+    run_dir: Path,
+    module: Harness,
+    environment: dict[str, Any],
+    components: dict[str, Any],
+    parameters: dict[str, int],
+    accepted: list[dict[str, Any]],
+    finished: bool,
+    attempts: Mapping[str, int] | None = None,
+) -> None:
+    """``record.json`` of a run as far as it is. ``accepted``: changes of its data that it went on with."""
+    module.note_memory()
+    p, config = module.progress, module.config
+    outside = outside_sources(config)
+    record = Record(
+        run=RunInfo(
+            name=run_dir.name,
+            experiment=config.experiment,
+            variant=config.variant,
+            seed=config.seed,
+            mask_ratio=config.objective.masking.ratio,
+            sweep=config.tracking.sweep or None,
+            config_hash=config_hash(config),
+            finished=finished,
+        ),
+        config=to_plain(config),
+        environment=environment,
+        parameters=parameters,
+        components=components,
+        totals=Totals(p.tokens, p.steps, p.images, p.flops, p.seconds, p.peak_memory),
+        points=[_point(point) for point in p.points],
+        attempts=dict(attempts or {}),
+        data={
+            **what_was_read(p, config.stages),
+            **({"accepted_changes": accepted} if accepted else {}),
+            **({"outside": outside} if outside else {}),
+        },
+        frontend=look_of(config),
+    )
+    write_record(run_dir / RECORD_FILE, record)
 
 
 def _point(plain: dict[str, Any]) -> Point:
