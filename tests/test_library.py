@@ -354,7 +354,7 @@ def test_callbacks_make_a_run_of_a_trainer_of_ones_own(quick: RunConfig, tmp_pat
     records = [tunalab.records(tmp_path / name)[0] for name in ("run", "mine")]
     one, other = ([replace(point, seconds=0.0) for point in record.points] for record in records)
     assert one == other and len(one) == 2 and all(record.run.finished for record in records)
-    assert replace(records[0].totals, seconds=0, peak_memory=0) == replace(records[1].totals, seconds=0, peak_memory=0)
+    assert len({(of.tokens, of.steps, of.images, of.flops) for of in (record.totals for record in records)}) == 1
     kept = [step.name for step in (folder / "checkpoints").iterdir()]
     first = tunalab.load(f"{folder}@{read_saved(folder / 'checkpoints' / min(kept)).progress['tokens']}")
     assert 0 < first.origin["steps"] < tunalab.load(folder).origin["steps"] == records[1].totals.steps
