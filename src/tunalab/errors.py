@@ -65,7 +65,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n)"),
     errno.ENOMEM: "free some memory",
 }
-_OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell the system's error in a text alone
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers give the system's error as text alone
 
 
 def refused_by_system(error: BaseException) -> str | None:
@@ -86,7 +86,7 @@ def refused_by_system(error: BaseException) -> str | None:
 
 
 def _of_place(path: Path, number: int) -> str | None:
-    """What stands there, where that tells more."""
+    """What stands there, where that is more helpful."""
     if number not in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR):
         return None
     for place in (path, *path.parents):

@@ -48,7 +48,7 @@ def whole_file(final: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, final)
     except OSError as error:
-        # Writing names no file, and the rename names ours: nobody has seen the temporary one.
+        # Writing names no file, and the rename names ours: nobody knows the temporary one.
         if error.errno is not None and (error.filename is None or error.filename2 is not None):
             raise OSError(error.errno, error.strerror, str(final)) from error
         raise
@@ -68,7 +68,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed one of the same number left
     temporary.mkdir(parents=True)
     aside = final.parent / f".{final.name}.{get_native_id()}.old"
-    mode = temporary.stat().st_mode & 0o666  # a folder made just now tells the mode of any new file
+    mode = temporary.stat().st_mode & 0o666  # a folder made just now has the mode of any new file
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:

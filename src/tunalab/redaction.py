@@ -80,7 +80,7 @@ def is_incomplete(node: Any) -> bool:
 def hand_over(arguments: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
     """The arguments of a command without credentials; with ``environment`` the command gets them back by :func:`restored`.
 
-    The words of a command are seen by everybody (``ps``), logged, and written into job scripts.
+    The words of a command are visible to everybody (``ps``), logged, and written into job scripts.
     """
     full: list[str] = json.loads(environment.get(FULL, "[]"))
     shown = [_argument(argument) for argument in arguments]
@@ -102,8 +102,8 @@ def hide_credentials() -> None:
         sys.excepthook = _show
         make = logging.getLogRecordFactory()
 
-        def made(*told: Any, **more: Any) -> logging.LogRecord:
-            record = make(*told, **more)
+        def made(*given: Any, **more: Any) -> logging.LogRecord:
+            record = make(*given, **more)
             try:
                 text = record.getMessage()
             except (TypeError, ValueError, KeyError):  # its own mistake, which logging reports

@@ -64,7 +64,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*GENEVAL, "--data", "dpg_bench.csv"], "dpg_bench.csv line 1: not JSON"),
     ([*GENEVAL, "--data", "bench.jsonl"], "00000/metadata.jsonl is of another prompt than line 1"),
     (["score", "clip", "nothing", "--model", "clip", "--out", "x.json"], "nothing: no such folder of images"),
-    (["score", "clip", "dpg", "--model", "clip", "--out", "x.json"], "dpg/a1.png does not tell the prompt it was made of"),
+    (["score", "clip", "dpg", "--model", "clip", "--out", "x.json"], "dpg/a1.png does not say which prompt it was made of"),
     ([*DPG[:4], "more.csv", *DPG[5:]], "dpg/b2.png is missing: dpg lacks 1 of 2 images"),
     (
         ["score", "geneval", "geneval", "--model", "clip", "--out", "x.json", "--data", "meta.jsonl"],

@@ -18,10 +18,10 @@ from tunalab.data.buckets import Buckets
 from tunalab.errors import UserError
 from tunalab.official.layout import (
     detect,
-    known_encoder,
     official_config,
+    published_encoder,
     read_tensors,
-    told_by_shapes,
+    settings_of_shapes,
     without_prefix,
     without_vae,
 )
@@ -127,7 +127,7 @@ def test_the_model_is_told_by_its_names(name: str, published: str) -> None:
 
 def test_sizes_come_from_shapes() -> None:
     tensors = golden_checkpoint("tuna2")
-    assert told_by_shapes(tensors, detect(tensors), heads=4) == {
+    assert settings_of_shapes(tensors, detect(tensors), heads=4) == {
         "decoder.vocabulary": 2004,
         "decoder.width": 256,
         "decoder.layers": 2,
@@ -144,15 +144,15 @@ def test_sizes_come_from_shapes() -> None:
         "frontend.patch": 16,
         "objective.target_layout": "raster",
     }
-    with pytest.raises(UserError, match=r"decoder.heads cannot be told from shapes \(width 256\)"):
-        told_by_shapes(tensors, detect(tensors), heads=None)
+    with pytest.raises(UserError, match=r"decoder.heads does not follow from shapes \(width 256\)"):
+        settings_of_shapes(tensors, detect(tensors), heads=None)
 
 
 def test_published_sizes_need_no_settings() -> None:
     with torch.device("meta"):
         full = {"vision_model.embeddings.position_embedding.weight": torch.empty(1024, 1152)}
-    assert known_encoder(full) == "vit_so400m_patch16_siglip_512.v2_webli"
-    assert known_encoder(golden_checkpoint("tuna_r")) is None
+    assert published_encoder(full) == "vit_so400m_patch16_siglip_512.v2_webli"
+    assert published_encoder(golden_checkpoint("tuna_r")) is None
 
 
 @pytest.mark.parametrize("given", [[], ["data.image_size=64"], ["data.buckets=[64x64, 48x96]"]])
@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], li
         "tuna_r",
         without("vision_model.embeddings"),
         [],
-        "half a checkpoint: .*Tuna-R cannot be told from Tuna",
+        "half a checkpoint: .*Tuna-R looks like Tuna",
     ),
     "half, no decoder": ("tuna2", without("tuna."), [], "half a checkpoint: tuna.model.embed_tokens.weight is missing"),
     "half, no head": ("tuna2", without("diffusion_head_a"), [], r"half a checkpoint: no diffusion_head_a\.\*"),

@@ -151,7 +151,7 @@ def prepare() -> None:
         "cli.sweeping",
         "cli.runs",
         "tracking.tracker",
-        "analysis.figures.draw",
+        "analysis.figures",
         "training.run",
     ):
         import_module(f"tunalab.{module}")

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = refused_by_system(error)
         if line is None:
             raise
-        if code == 0:  # else it was told
-            _tell(f"error: {redacted(line)}")
+        if code == 0:  # else it is printed
+            _print_error(f"error: {redacted(line)}")
             return 2
     return code
 
@@ -50,20 +50,20 @@ def _main(argv: Sequence[str] | None) -> int:
         _take_settings(arguments, rest)
         return int(arguments.run(arguments))
     except UserError as error:
-        _tell(f"error: {error}")
+        _print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _print_error("interrupted")
         return 130
     except Exception as error:  # libraries wrap what the system refused; all else is raised again
         line = refused_by_system(error)
         if line is None:
             raise
-        _tell(f"error: {redacted(line)}")
+        _print_error(f"error: {redacted(line)}")
         return 2
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     """On standard error, if that can be written: the exit code says as much."""
     with suppress(OSError):
         print(line, file=sys.stderr)

@@ -65,7 +65,7 @@ class Unread:
 def nobody_need_read() -> Iterator[None]:
     """Inside, standard output and error are :class:`Unread`; where the caller closed one, what is printed goes nowhere.
 
-    Warnings and errors, also those of libraries, pass without credentials; what a command was asked for passes as it is.
+    Warnings and errors, also those of libraries, pass without credentials; what a command prints as its result passes as it is.
     """
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -106,7 +106,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def check_out(path: Path, folder: bool = False) -> None:
-    """Whether ``--out`` can be a file, or a ``folder``, to be made if it is missing: told before anything is computed.
+    """Whether ``--out`` can be a file, or a ``folder``, to be made if it is missing; checked before anything is computed.
 
     Raises:
         UserError: it is the other kind of thing, lies below a file, or may not be written.

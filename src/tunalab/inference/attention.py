@@ -4,7 +4,7 @@ The decoder's own attention never forms weights. They are computed here from the
 the question is cut behind the word and everything before it encoded once, as for answering; attention is causal there, so what
 follows the word changes nothing.
 
-Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens seen, T visual tokens of the image.
+Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens attended to, T visual tokens of the image.
 """
 
 import re
@@ -83,10 +83,10 @@ def word_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray
 def cut_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray, question: str, tokens: int) -> Prompt:
     """The same, cut behind so many tokens of the question, at least one."""
     prompt = question_prompt(tokenizer, space, pixels_HWC, question)
-    span, asked = prompt.spans[0], tokenizer.encode(question)
+    span, ids = prompt.spans[0], tokenizer.encode(question)
     behind_image = span.offset + span.length + 1
     # Within turns of a chat a line ends between the image and the question.
-    first = next(at for at in range(behind_image, len(prompt.ids_L)) if prompt.ids_L[at : at + len(asked)].tolist() == asked)
+    first = next(at for at in range(behind_image, len(prompt.ids_L)) if prompt.ids_L[at : at + len(ids)].tolist() == ids)
     return replace(prompt, ids_L=prompt.ids_L[: first + tokens])
 
 
@@ -97,9 +97,9 @@ def tokens_through(tokenizer: Tokenizer, question: str, word: str) -> int:
     know the word. Raises UserError, naming the tokens, when the question does not hold the word.
     """
     ids = tokenizer.encode(question)
-    text, wanted = tokenizer.decode(ids), re.escape(word.strip())
-    found = re.search(rf"(?<!\w){wanted}(?!\w)", text) or re.search(wanted, text)
-    if not wanted or found is None:
+    text, pattern = tokenizer.decode(ids), re.escape(word.strip())
+    found = re.search(rf"(?<!\w){pattern}(?!\w)", text) or re.search(pattern, text)
+    if not pattern or found is None:
         pieces = " | ".join(tokenizer.decode([token]) for token in ids)
         raise UserError(f"the word {word!r} does not occur in the question (its tokens: {pieces})")
     read = text[: found.end()]
@@ -162,7 +162,7 @@ def overlay(image_HWC: np.ndarray, map_RK: np.ndarray) -> np.ndarray:
 
 
 def outlined(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-    """The image with the edge of a mask in white, and a black line within it: seen on any colour."""
+    """The image with the edge of a mask in white, and a black line within it: visible on any colour."""
     drawn_HWC = image_HWC.copy()
     inner_HW = binary_erosion(mask_HW, iterations=2)
     drawn_HWC[mask_HW & ~inner_HW] = 255

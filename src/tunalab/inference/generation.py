@@ -1,6 +1,6 @@
 """Solvers of the flow's ODE from noise (t = 0) to an image (t = 1): pure functions of a prediction.
 
-Time is cut into intervals (:func:`times`). Each solver walks all of them, and none asks for a velocity at t = 1.
+Time is cut into intervals (:func:`times`). Each solver walks all of them, and none needs a velocity at t = 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +77,7 @@ SAMPLERS: dict[str, Callable[[Velocity, Tensor, Sequence[float]], Tensor]] = {"e
 
 
 def evaluations(sampling: SamplingConfig) -> int:
-    """How often a solver asks for the velocity."""
+    """How often a solver evaluates the velocity."""
     intervals = len(times(sampling)) - 1
     return {"euler": intervals, "heun": 2 * intervals - 1}[sampling.method]
 
@@ -131,7 +131,7 @@ def sample_batches(
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """As :func:`sample_images`, batch by batch as they are done: numbers of the images, and the images.
 
-    ``progress`` is told how many images every evaluation of the velocity (samplers.py) has brought on.
+    ``progress`` is called after every evaluation of the velocity with the number of its images.
     """
     space = model.frontend.space
     rows, columns = space.grid(*size)

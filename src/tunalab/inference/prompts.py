@@ -45,11 +45,11 @@ def build_prompt(tokenizer: Tokenizer, space: TargetSpace, segments: list[str | 
     ``before_image``: the answer is an image, and the prompt ends with boi. Raises UserError for an image that the space does not
     cut exactly.
     """
-    asked = [Text(segment) if isinstance(segment, str) else Image(segment) for segment in segments]
+    given = [Text(segment) if isinstance(segment, str) else Image(segment) for segment in segments]
     answer = Image(np.empty((0, 0, 3), dtype=np.uint8), generate=True) if before_image else Text("", target=True)
     ids: list[int] = []
     spans = []
-    for piece in laid_out([*asked, answer], tokenizer):
+    for piece in laid_out([*given, answer], tokenizer):
         if isinstance(piece, Image):
             if piece is answer:
                 ids.append(tokenizer.boi)
@@ -86,7 +86,7 @@ def unconditional_prompt(
 ) -> Prompt:
     """What guidance starts from: the negative prompt, of an edit with a guidance of its own behind the source.
 
-    Edits without one start from the prompt of :func:`image_prompt` too, which training has seen when it is empty: no instruction
+    Edits without one start from the prompt of :func:`image_prompt` too, which is in training when it is empty: no instruction
     is ever dropped, and from the source without one, trained models were guided away from the edited image, further with more
     guidance.
     """
@@ -111,7 +111,7 @@ def edit_sampling(sampling: SamplingConfig) -> SamplingConfig:
 
 @dataclass(eq=False)
 class Prefixes:
-    """Encoded prompts. ``head`` is filled only where the flow head was asked to read them too."""
+    """Encoded prompts. ``head`` is filled only where the flow head reads them too."""
 
     decoder: CachedAttention
     head: CachedAttention
@@ -280,18 +280,18 @@ def _answer_batch(model: UnifiedModel, prompts: Sequence[Prompt], max_tokens: in
     answers: list[list[int]] = [[] for _ in prompts]
     prefixes = encode_prefixes(model, prompts, flow_head=False)
     cache, position_B, last_BD = prefixes.decoder, prefixes.length_B, prefixes.last_BD
-    asked = prefixes.prompt_B.tolist()
+    rows = prefixes.prompt_B.tolist()
     for step in range(max_tokens):
         id_B: Tensor = model.decoder.lm_head(last_BD).argmax(dim=-1)
         ids = id_B.tolist()
         going_on = [row for row, token in enumerate(ids) if token != eos]
         for row in going_on:
-            answers[asked[row]].append(ids[row])
+            answers[rows[row]].append(ids[row])
         if not going_on or step == max_tokens - 1:
             break
-        if len(going_on) < len(asked):
+        if len(going_on) < len(rows):
             row_B = torch.tensor(going_on, device=id_B.device)
-            cache, asked = cache.select(going_on), [asked[row] for row in going_on]
+            cache, rows = cache.select(going_on), [rows[row] for row in going_on]
             id_B, position_B = id_B[row_B], position_B[row_B]
         h_B1D = model.decoder.model.embed_tokens(id_B[:, None])
         last_BD = hidden_states(model.decoder, h_B1D, position_B[:, None], cache)[:, 0]

@@ -71,8 +71,8 @@ class Clip:
             raise UserError(f"{what} cannot be read: {one_line(error)}") from error
         self.model.eval()
         if padded:
-            known = open_clip.get_model_preprocess_cfg(self.model)
-            self.preprocess = partial(padded_square, side=to_2tuple(known["size"])[0], mean=known["mean"], std=known["std"])
+            values = open_clip.get_model_preprocess_cfg(self.model)
+            self.preprocess = partial(padded_square, side=to_2tuple(values["size"])[0], mean=values["mean"], std=values["std"])
         self.identity = [architecture, "padded values" if padded else None, stamps(weights)]
         self.device = device
         self.name = f"open_clip {weights.resolve().name if weights.is_dir() else architecture}"
@@ -118,19 +118,19 @@ class ZeroShotColours:
     def __init__(self, clip: Clip) -> None:
         self.clip = clip
         self.name = f"zero-shot by {clip.name}"
-        self._known: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] = {}
 
-    def colours(self, pixels_HWC: np.ndarray, seen: Sequence[Detection]) -> list[str]:
-        crops = [cut_out(pixels_HWC, one) for one in seen]
-        (thing,) = {one.thing for one in seen}
+    def colours(self, pixels_HWC: np.ndarray, detections: Sequence[Detection]) -> list[str]:
+        crops = [cut_out(pixels_HWC, one) for one in detections]
+        (thing,) = {one.thing for one in detections}
         best = (self.clip.images(crops) @ self._colours_TD(thing).T).argmax(dim=1)
         return [COLOURS[number] for number in best.tolist()]
 
     def _colours_TD(self, thing: str) -> Tensor:
-        if thing not in self._known:
+        if thing not in self._features:
             means = [self.clip.texts([wording(colour, thing) for wording in WORDINGS]).mean(dim=0) for colour in COLOURS]
-            self._known[thing] = normalize(torch.stack(means), dim=1)
-        return self._known[thing]
+            self._features[thing] = normalize(torch.stack(means), dim=1)
+        return self._features[thing]
 
 
 def cut_out(pixels_HWC: np.ndarray, one: Detection) -> np.ndarray:
@@ -149,7 +149,7 @@ SCALES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Prompted:
-    """An image file, the prompt that it was made of (None: it is damaged and cannot tell), and how many samples it shows."""
+    """An image file, the prompt that it was made of (None: it is damaged), and how many samples it shows."""
 
     path: Path
     prompt: str | None
@@ -170,8 +170,8 @@ def score_fit(benchmark: str, images: Sequence[Prompted], clip: Clip, outcomes: 
         if image.prompt is None:
             failures += 1
             continue
-        asked = [image.prompt, image.count, prefixes]
-        found = outcomes.of(image.path, asked, partial(find, image, image.prompt))
+        question = [image.prompt, image.count, prefixes]
+        found = outcomes.of(image.path, question, partial(find, image, image.prompt))
         failures += found is None
         for metric, by_prompt in values.items():
             by_prompt.setdefault(image.prompt, []).extend([] if found is None else map(SCALES[metric], found[metric]))
@@ -182,9 +182,9 @@ def score_fit(benchmark: str, images: Sequence[Prompted], clip: Clip, outcomes: 
 
 
 def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:
-    """``data``: JSON lines of image (a path below the folder) and prompt; None: the images tell, as all that tunalab makes.
+    """``data``: JSON lines of image (a path below the folder) and prompt; None: the images' own settings.
 
-    Raises UserError: there are no images, one does not tell its prompt, is an edit, or is missing.
+    Raises UserError: there are no images, one has no prompt, is an edit, or is missing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images")
@@ -196,20 +196,20 @@ def prompted_images(folder: Path, data: Path | None) -> list[Prompted]:
         if missing := [one.path for one in listed if not one.path.is_file()]:
             raise UserError(f"{missing[0]} is missing, which {data} names")
         return listed
-    told = [one for path in files.listed(folder, "**/*.png") if (one := _told(path)) is not None]
-    if all(one.prompt is None for one in told):
-        raise UserError(f"{folder} holds no PNG that tells the prompt it was made of")
-    return told
+    found = [one for path in files.listed(folder, "**/*.png") if (one := _prompted(path)) is not None]
+    if all(one.prompt is None for one in found):
+        raise UserError(f"{folder} holds no PNG that says which prompt it was made of")
+    return found
 
 
-def _told(path: Path) -> Prompted | None:
+def _prompted(path: Path) -> Prompted | None:
     """None of pictures that are no samples: overviews, sources of edits."""
     try:
         settings = read_settings(path)
     except UserError:
         return Prompted(path, None)
     if settings is None:
-        raise UserError(f"{path} does not tell the prompt it was made of: give --data, JSON lines of image and prompt")
+        raise UserError(f"{path} does not say which prompt it was made of: give --data, JSON lines of image and prompt")
     if "prompt" not in settings:
         return None
     if "source" in settings:

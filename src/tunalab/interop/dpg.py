@@ -150,8 +150,8 @@ def item_score(
     return ItemScore(sum(shares) / len(shares), plain)
 
 
-def _share(questions: Sequence[Question], said_yes: Sequence[bool]) -> float:
-    counted = {question.number: yes for question, yes in zip(questions, said_yes, strict=True)}
+def _share(questions: Sequence[Question], right: Sequence[bool]) -> float:
+    counted = {question.number: yes for question, yes in zip(questions, right, strict=True)}
     for question in questions:  # in order: a parent that fell through its own parent takes its children along
         if not all(counted[parent] for parent in question.parents):
             counted[question.number] = False
@@ -168,7 +168,7 @@ class VQA(Protocol):
     name: str
     identity: Any
 
-    def answers(self, asked: Sequence[tuple[np.ndarray, str]]) -> list[str]:
+    def answers(self, questions: Sequence[tuple[np.ndarray, str]]) -> list[str]:
         """To every (image (H, W, 3) uint8, question)."""
 
 
@@ -187,10 +187,10 @@ class TransformersVQA:
         self.identity: Any = stamps(folder)
 
     @torch.no_grad()
-    def answers(self, asked: Sequence[tuple[np.ndarray, str]]) -> list[str]:
+    def answers(self, questions: Sequence[tuple[np.ndarray, str]]) -> list[str]:
         given: list[str] = []
-        for first in range(0, len(asked), BATCH):
-            batch = asked[first : first + BATCH]
+        for first in range(0, len(questions), BATCH):
+            batch = questions[first : first + BATCH]
             images, texts = [Image.fromarray(image) for image, _ in batch], [text for _, text in batch]
             inputs = self.processor(images=images, text=texts, padding=True, truncation=True, return_tensors="pt")
             inputs = inputs.to(self.model.device)
@@ -212,9 +212,9 @@ class OwnVQA:
         self.name = f"tunalab {identity['name']}, not official"
         self.identity: Any = identity
 
-    def answers(self, asked: Sequence[tuple[np.ndarray, str]]) -> list[str]:
-        shown = {id(image): fit(Image.fromarray(image), self.buckets) for image, _ in asked}
-        return self.subject.answers([(shown[id(image)], text) for image, text in asked], LONGEST)
+    def answers(self, questions: Sequence[tuple[np.ndarray, str]]) -> list[str]:
+        shown = {id(image): fit(Image.fromarray(image), self.buckets) for image, _ in questions}
+        return self.subject.answers([(shown[id(image)], text) for image, text in questions], LONGEST)
 
 
 BENCHMARK = "DPG-Bench"
@@ -232,15 +232,15 @@ def score_dpg(folder: Path, questions: Mapping[str, Sequence[Question]], count: 
         try:
             parts = cells(pixels_HWC, count)
         except ValueError as error:
-            raise UserError(f"{paths[item]}: {error}: of single samples say --cells 1") from error
+            raise UserError(f"{paths[item]}: {error}: single samples need --cells 1") from error
         texts = [question.text for question in questions[item]]
         given = vqa.answers([(part, text) for part in parts for text in texts])
         return {"answers": [given[first : first + len(texts)] for first in range(0, len(given), len(texts))]}
 
     answers: dict[str, list[list[str]] | None] = {}
     for item, path in progress_bar(list(paths.items()), desc=BENCHMARK):
-        asked = [count, [question.text for question in questions[item]]]
-        found = outcomes.of(path, asked, lambda pixels, item=item: find(item, pixels))  # type: ignore[misc]
+        question = [count, [question.text for question in questions[item]]]
+        found = outcomes.of(path, question, lambda pixels, item=item: find(item, pixels))  # type: ignore[misc]
         answers[item] = None if found is None else found["answers"]
     return [one for rule in RULES for one in dpg_measures(questions, answers, rule, f"{vqa.name}; {count} samples an item")]
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that looks at images: asked with retries, every answer kept on disk, tokens counted."""
+"""An OpenAI-compatible endpoint that reads images: requests with retries, answers kept on disk, tokens counted."""
 
 import base64
 import hashlib
@@ -51,10 +51,10 @@ def _warn(line: str) -> None:
 
 @dataclass(eq=False)
 class Endpoint:
-    """``kept``: folder of answers, by hash of what was asked and how; the same question is never paid for twice.
+    """``kept``: folder of answers, by hash of the question and how it was put; no question is paid for twice.
 
-    Asked with ``temperature`` and with a limit of ``max_tokens`` tokens. Where an endpoint takes a parameter under another name, or
-    not at all, it is asked so from then on; ``say`` says it, once, and ``refused`` holds why by the name of the parameter.
+    Requests have a ``temperature`` and a limit of ``max_tokens`` tokens. Where an endpoint takes a parameter under another name, or
+    not at all, later requests do so too; ``warn`` reports it once, and ``refused`` holds why by the name of the parameter.
     Safe to use from several threads.
     """
 
@@ -66,7 +66,7 @@ class Endpoint:
     retries: int = 4  # after the first try, with growing pauses (of the openai client)
     temperature: float = 0.0
     max_tokens: int = 4096  # thoughts of a judge that reasons count
-    say: Callable[[str], None] = _warn
+    warn: Callable[[str], None] = _warn
     usage: dict[str, int] = field(default_factory=lambda: {"asked": 0, "kept": 0, "prompt_tokens": 0, "completion_tokens": 0})
 
     def __post_init__(self) -> None:
@@ -74,9 +74,9 @@ class Endpoint:
         self._works, self._refusal = False, ""
         self.refused: dict[str, str] = {}
         self._parameters: dict[str, float] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        asked = DefaultHttpxClient(event_hooks={"response": [_no_retries_of_a_used_up_quota]})
+        client = DefaultHttpxClient(event_hooks={"response": [_no_retries_of_a_used_up_quota]})
         self._client = OpenAI(
-            base_url=self.url, api_key=self.key, timeout=self.timeout, max_retries=self.retries, http_client=asked
+            base_url=self.url, api_key=self.key, timeout=self.timeout, max_retries=self.retries, http_client=client
         )
 
     @classmethod
@@ -99,14 +99,14 @@ class Endpoint:
         return cls(*of, kept, timeout, retries, temperature, max_tokens)
 
     @property
-    def asked_with(self) -> dict[str, float]:
+    def parameters(self) -> dict[str, float]:
         """The parameters that the endpoint takes."""
         with self._lock:
             return dict(self._parameters)
 
     @property
     def described(self) -> str:
-        """The model, and what it could not be asked with."""
+        """The model, and the parameters that it does not take."""
         without = [name for name in ("temperature", "max_completion_tokens") if name in self.refused]
         return f"{self.model} without {' and '.join(without)}, which it does not take" if without else self.model
 
@@ -132,8 +132,8 @@ class Endpoint:
             if not answer:
                 raise NoAnswer(reason)
             self.kept.mkdir(parents=True, exist_ok=True)
-            told = {"model": self.model, "question": text, "answer": answer, "cut": cut, **self.asked_with, **tokens}
-            write_atomically(path, json.dumps(told, ensure_ascii=False) + "\n")
+            plain = {"model": self.model, "question": text, "answer": answer, "cut": cut, **self.parameters, **tokens}
+            write_atomically(path, json.dumps(plain, ensure_ascii=False) + "\n")
         if cut and whole:
             raise NoAnswer(f"cut off at the limit of tokens ({self.max_tokens}): {' '.join(answer.split())[-40:]!r}")
         return answer
@@ -162,7 +162,7 @@ class Endpoint:
             url = "data:image/png;base64," + base64.b64encode(png).decode()
             content += [{"type": "text", "text": caption}, {"type": "image_url", "image_url": {"url": url}}]
         while True:
-            parameters = self.asked_with
+            parameters = self.parameters
             try:
                 answered = self._client.chat.completions.with_raw_response.create(
                     model=self.model,
@@ -194,28 +194,28 @@ class Endpoint:
             if instead
             else "without it" + ("; its answers may differ from time to time" * (name == "temperature"))
         )
-        self.say(f"the judge {self.model} does not take {name} ({why}): asked {how}")
+        self.warn(f"the judge {self.model} does not take {name} ({why}): asked {how}")
         return True
 
     def _failure(self, error: OpenAIError) -> Exception:
         """What becomes of an error: of this question alone, or of all."""
-        said = self._shown(str(error))
+        message = self._shown(str(error))
         used_up = isinstance(error, RateLimitError) and _is_used_up(error.response.text)
         if isinstance(error, APITimeoutError):
             return NoAnswer(f"no answer within {self.timeout:g} s")
         if isinstance(error, _PASSING) and not used_up:
-            return NoAnswer(said)
+            return NoAnswer(message)
         if isinstance(error, APIStatusError) and error.status_code in _THIS_QUESTION:
-            return NoAnswer(said)
-        reason = f"its quota is used up: {said}" if used_up else said
+            return NoAnswer(message)
+        reason = f"its quota is used up: {message}" if used_up else message
         return UserError(
             f"the judge {self.model} at {redacted_settings(self.url)} cannot be asked: {reason}; answers so far are kept in "
             f"{self.kept}"
         )
 
-    def _shown(self, said: str) -> str:
-        """What a server said, in one line, without the key that it may quote."""
-        shown = redacted(" ".join(said.split()), self.url)
+    def _shown(self, message: str) -> str:
+        """A message of a server in one line, without the key that it may quote."""
+        shown = redacted(" ".join(message.split()), self.url)
         return (shown.replace(self.key, MARK) if len(self.key) > 3 else shown)[:200]
 
     def _count(self, **counts: int) -> None:
@@ -229,10 +229,10 @@ Answer = tuple[str, str, dict[str, int], bool]  # text, why there is none, token
 
 def _refused_parameter(error: APIStatusError, parameters: Mapping[str, float]) -> str | None:
     """Which of the parameters of a request its refusal is about, by name; None where it is about something else."""
-    said = error.response.text
-    if _TOO_LARGE.search(said):
+    message = error.response.text
+    if _TOO_LARGE.search(message):
         return None
-    named = [name for name in parameters if re.search(rf"\b{name}\b", said)]
+    named = [name for name in parameters if re.search(rf"\b{name}\b", message)]
     return named[0] if named else None
 
 
@@ -248,7 +248,7 @@ def _is_used_up(body: str) -> bool:
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """An answer that is kept; None where there is none, or a damaged one, which is asked for again."""
+    """An answer that is kept; None where there is none, or a damaged one, which is requested again."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return kept if {"answer", "prompt_tokens", "completion_tokens"} <= kept.keys() else None

@@ -54,7 +54,7 @@ class GenEvalPrompt:
 
 
 def read_prompts(path: Path) -> list[GenEvalPrompt]:
-    """Raises UserError, one line: the file cannot be read, a line lacks a key or asks for what GenEval does not know."""
+    """Raises UserError, one line: the file cannot be read, a line lacks a key or holds what GenEval does not know."""
     return [_prompt(where, line) for where, line in read_lines(path, "GenEval's metadata")]
 
 
@@ -77,7 +77,7 @@ def _prompt(where: str, line: dict[str, Any]) -> GenEvalPrompt:
     text = text_of(where, line, "prompt")
     include, exclude = (_clauses(where, line, key) for key in ("include", "exclude"))
     if not include and not exclude:
-        raise UserError(f"{where}: neither 'include' nor 'exclude' says what is to be seen")
+        raise UserError(f"{where}: neither 'include' nor 'exclude' describes the image")
     return GenEvalPrompt(tag, text, include, exclude, line)
 
 
@@ -108,7 +108,7 @@ def _position(where: str, given: Any, before: int) -> tuple[str | None, int]:
     return given[0], given[1]
 
 
-THRESHOLD = 0.3  # a thing counts as seen above this score,
+THRESHOLD = 0.3  # a thing counts as found above this score,
 COUNTING_THRESHOLD = 0.9  # where things are counted above this one
 MOST = 16  # things of a class that are looked at, those of the highest scores
 POSITION_THRESHOLD = 0.1  # share of both sizes by which centres must differ to be apart
@@ -138,7 +138,7 @@ class Detector(Protocol):
 class ColourClassifier(Protocol):
     name: str
 
-    def colours(self, pixels_HWC: np.ndarray, seen: Sequence[Detection]) -> list[str]:
+    def colours(self, pixels_HWC: np.ndarray, detections: Sequence[Detection]) -> list[str]:
         """The colour of each, one of geneval.COLOURS."""
 
 
@@ -155,35 +155,35 @@ def judge(
 ) -> Verdict:
     """Right: every clause of ``include`` holds and none of ``exclude``.
 
-    Raises ValueError: a colour is asked for, and there is no classifier.
+    Raises ValueError: a colour is needed, and there is no classifier.
     """
-    seen = strongest(detections, COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD)
+    by_thing = strongest(detections, COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD)
     reasons = []
     held: list[Sequence[Detection] | None] = []
     for clause in prompt.include:
-        found = seen.get(clause.thing, [])[: clause.count]
+        found = by_thing.get(clause.thing, [])[: clause.count]
         reason = _wrong(clause, found, held, pixels_HWC, classifier)
         held.append(found if reason is None else None)
         if reason is not None:
             reasons.append(reason)
     for clause in prompt.exclude:
-        if (count := len(seen.get(clause.thing, []))) >= clause.count:
-            reasons.append(f"{clause.thing}: {count} seen, fewer than {clause.count} wanted")
+        if (count := len(by_thing.get(clause.thing, []))) >= clause.count:
+            reasons.append(f"{clause.thing}: {count} found, fewer than {clause.count} expected")
     return Verdict(not reasons, tuple(reasons))
 
 
 def strongest(detections: Sequence[Detection], threshold: float) -> Mapping[str, list[Detection]]:
     """Per class the detections above ``threshold``, those of the highest scores first, at most :data:`MOST`."""
-    seen: dict[str, list[Detection]] = {}
+    by_thing: dict[str, list[Detection]] = {}
     for one in sorted(detections, key=lambda one: -one.score):
-        same = seen.setdefault(one.thing, [])
+        same = by_thing.setdefault(one.thing, [])
         if one.score > threshold and len(same) < MOST:
             same.append(one)
-    return seen
+    return by_thing
 
 
 def relations(one: Detection, other: Detection) -> set[str]:
-    """Where ``one`` is, seen from ``other``: centres count as apart by what exceeds a share of both sizes."""
+    """Where ``one`` is relative to ``other``: centres count as apart by what exceeds a share of both sizes."""
     (left, top, right, bottom), (left_, top_, right_, bottom_) = one.box, other.box
     offset = np.array([left + right - left_ - right_, top + bottom - top_ - bottom_]) / 2
     sizes = np.array([abs(right - left) + abs(right_ - left_), abs(bottom - top) + abs(bottom_ - top_)])
@@ -204,22 +204,24 @@ def _wrong(
 ) -> str | None:
     """Why the clause does not hold; None where it does. Position is looked at only where number and colour are right."""
     if len(found) < clause.count:
-        return f"{clause.thing}: {len(found)} seen, {clause.count} wanted"
+        return f"{clause.thing}: {len(found)} found, {clause.count} expected"
     if clause.colour is not None:
         if classifier is None:
             raise ValueError(f"{clause.thing} is to be {clause.colour}, and there is no colour classifier")
         colours = classifier.colours(pixels_HWC, found)
         if colours.count(clause.colour) < clause.count:
-            return f"{clause.thing}: {', '.join(colours)} seen, {clause.colour} wanted"
+            return f"{clause.thing}: {', '.join(colours)} found, {clause.colour} expected"
     if clause.relation is None:
         return None
     others = held[clause.target]
     if others is None:
         return f"{clause.thing}: nothing there to be {clause.relation}"
-    seen = [relations(one, other) for one in found for other in others]
-    if all(clause.relation in each for each in seen):
+    found_relations = [relations(one, other) for one in found for other in others]
+    if all(clause.relation in each for each in found_relations):
         return None
-    return f"{clause.thing}: {clause.relation} wanted, {' and '.join(sorted(set().union(*seen))) or 'no relation'} seen"
+    return (
+        f"{clause.thing}: {clause.relation} expected, {' and '.join(sorted(set().union(*found_relations))) or 'no relation'} found"
+    )
 
 
 # Other names of classes -> GenEval's: it renamed three of COCO's, and checkpoints write some as VOC does.
@@ -286,11 +288,11 @@ def score_geneval(
     Raises UserError, before anything is detected: images are missing or of other prompts, a class that the detector does not know,
     a colour without classifier. Later: of a tag no image can be read.
     """
-    asked = {clause.thing for prompt in prompts for clause in (*prompt.include, *prompt.exclude)}
-    if unknown := sorted(asked - detector.things):
+    things = {clause.thing for prompt in prompts for clause in (*prompt.include, *prompt.exclude)}
+    if unknown := sorted(things - detector.things):
         raise UserError(f"{detector.name} does not know {', '.join(unknown[:6])}{', ...' if len(unknown) > 6 else ''}")
     if classifier is None and any(prompt.needs_colour for prompt in prompts):
-        raise UserError("GenEval asks for colours: name the CLIP that tells them (--clip)")
+        raise UserError("GenEval has questions about colours: name a CLIP for them (--clip)")
     samples = find_samples(folder, prompts)
 
     def find(prompt: GenEvalPrompt, pixels_HWC: np.ndarray) -> dict[str, Any]:
@@ -322,7 +324,7 @@ def find_samples(folder: Path, prompts: Sequence[GenEvalPrompt]) -> list[list[Pa
             raise UserError(f"{metadata} is of another prompt than line {number + 1} of the data")
         found = sorted(path for path in (place / "samples").glob("*.png") if path.stem.isdecimal())
         if len(found) != len(samples[0] if samples else found) or not found:
-            wanted = len(samples[0]) if samples else "some"
-            raise UserError(f"{place / 'samples'} holds {len(found)} images (0000.png, ...), {wanted} are needed")
+            expected = len(samples[0]) if samples else "some"
+            raise UserError(f"{place / 'samples'} holds {len(found)} images (0000.png, ...), {expected} are needed")
         samples.append(found)
     return samples

@@ -67,8 +67,8 @@ def judge(
     ``prompts`` held-out captions first. ``pairwise``: every two of them by themselves, else the best of all at once. ``threads``:
     questions at a time. Results are printed, written to ``out``/QUESTION.json and to the records of run directories.
 
-    Raises UserError: too few or too many candidates, candidates of one name, images that cannot be compared, the judge cannot be
-    asked.
+    Raises UserError: too few or too many candidates, candidates of one name, images that cannot be compared, the judge does
+    not answer.
     """
     paths = [Path(path) for path in candidates]
     runs = [path.resolve().name for path in paths]
@@ -93,7 +93,7 @@ def judge(
         used = {name: count - before[name] for name, count in endpoint.usage.items()}
         plain = {
             **{"question": question, "settings": settings, "runs": runs, "usage": used},
-            **{"asked_with": endpoint.asked_with, "refused": endpoint.refused, "places": places, "votes": votes},
+            **{"asked_with": endpoint.parameters, "refused": endpoint.refused, "places": places, "votes": votes},
             "rates": {name: [asdict(rate) for rate in measures] for name, measures in rates.items()},
         }
         write_atomically(out / f"{question}.json", json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
@@ -155,7 +155,7 @@ def _vote(
 
 
 def read_folder(folder: Path) -> dict[str, list[Path]]:
-    """Prompt -> the files of its images, both by file name. Raises UserError: no such folder, or no image that tells its prompt."""
+    """Prompt -> the files of its images, both by file name. Raises UserError: no such folder, or no image with its prompt."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images")
     found: dict[str, list[Path]] = {}
@@ -241,7 +241,7 @@ class Ballot:
     order: tuple[int, ...]
 
     def text(self, question: str) -> str:
-        """What the judge is asked; the images follow, a picture a letter."""
+        """The question to the judge; the images follow, one picture per letter."""
         letters = LETTERS[: len(self.order)]
         return (
             f"{len(self.order)} candidates ({', '.join(letters)}) each made images of the same prompt. One picture a candidate "
@@ -389,28 +389,28 @@ def compare(
 ) -> Outcome:
     """Put one ballot a prompt to the judge. ``images(candidate, prompt)``: all images that it made of it, uint8 (N, H, W, 3).
 
-    A win counts 1 and a tie 1 / candidates for each. ``tries``: how often an unreadable answer is asked for. ``watch`` is called
-    after each ballot.
+    A win counts 1 and a tie 1 / candidates for each. ``tries``: of a question whose answer cannot be read. ``watch`` is
+    called after each ballot.
 
-    Raises UserError: the judge cannot be asked, or gave no readable answer at all.
+    Raises UserError: the judge does not answer, or gave no readable answer at all.
     """
     ballots = deal(prompts, len(names), seed)
 
     def vote(number: int) -> Vote:
         ballot = ballots[number]
         shown = [(f"Candidate {LETTERS[place]}:", picture(images(who, number))) for place, who in enumerate(ballot.order)]
-        winner, reason = _ask(endpoint, ballot, question, shown, tries)
+        winner, reason = _winner(endpoint, ballot, question, shown, tries)
         watch()
         return Vote(ballot, winner, reason)
 
     with ThreadPoolExecutor(threads) as pool:
-        asked = [pool.submit(vote, number) for number in range(len(ballots))]
+        votes = [pool.submit(vote, number) for number in range(len(ballots))]
         try:
-            votes = [future.result() for future in asked]
+            results = [future.result() for future in votes]
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # what is asked already is answered and kept, the rest is not begun
+            pool.shutdown(wait=True, cancel_futures=True)  # questions already put are answered and kept, the rest is not begun
             raise
-    return tally(votes, question, names, endpoint.described)
+    return tally(results, question, names, endpoint.described)
 
 
 def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str) -> Outcome:
@@ -423,7 +423,7 @@ def tally(votes: Sequence[Vote], question: str, names: Sequence[str], judge: str
     places = [[_place(votes, candidate, place) for place in range(len(names))] for candidate in range(len(names))]
     rates = []
     for candidate in range(len(names)):
-        # Of two, the other one says what was measured; of more, the best of all is asked for, which is one measure for all of them.
+        # Of two, the other one is part of the measure; of more, the best of all is one measure for all of them.
         split = f"against {names[1 - candidate]}" if len(names) == 2 else ""
         values = [chance if vote.winner == -1 else float(vote.winner == candidate) for vote in counted]
         note = f"judge {judge}: a win counts 1, a tie {chance:.2f}; {ties} ties"
@@ -462,7 +462,9 @@ def reasons(votes: Sequence[Vote], most: int = 3) -> str:
     return "; ".join([*shown, *([f"and {len(counts) - most} other reasons"] if len(counts) > most else [])])
 
 
-def _ask(endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[str, bytes]], tries: int) -> tuple[int | None, str]:
+def _winner(
+    endpoint: Endpoint, ballot: Ballot, question: str, shown: list[tuple[str, bytes]], tries: int
+) -> tuple[int | None, str]:
     """The winner, or None and why."""
     text, answer = ballot.text(question), ""
     for attempt in range(tries):

@@ -116,7 +116,7 @@ Outcome = Mapping[str, Any]  # plain: what JSON holds
 
 
 class Outcomes:
-    """``path``: the file. ``scorer``, plain: what, besides the image and what is asked of it, an outcome hangs on.
+    """``path``: the file. ``scorer``, plain: what an outcome depends on besides image and question.
 
     Raises UserError: the file is there and holds something else.
     """
@@ -125,42 +125,42 @@ class Outcomes:
         self.path = path
         self.scorer = scorer
         self.unreadable: list[str] = []
-        self._known: dict[str, Outcome] = {}
+        self._kept: dict[str, Outcome] = {}
         self._read()
 
-    def of(self, image: Path, asked: Any, find: Callable[[np.ndarray], Outcome]) -> Outcome | None:
+    def of(self, image: Path, question: Any, find: Callable[[np.ndarray], Outcome]) -> Outcome | None:
         """What ``find`` makes of the image (H, W, 3) uint8, or made of the same one before. None: it cannot be read.
 
-        ``asked``, plain: what of the image is wanted.
+        ``question``, plain.
         """
         try:
             data = image.read_bytes()
         except OSError as error:
             self.unreadable.append(f"{image}: {error.strerror}")
             return None
-        about = json.dumps([self.scorer, asked], sort_keys=True).encode()
+        about = json.dumps([self.scorer, question], sort_keys=True).encode()
         key = hashlib.sha256(hashlib.sha256(data).digest() + about).hexdigest()[:32]
-        if key not in self._known:
+        if key not in self._kept:
             try:
                 pixels_HWC = decode_image(data, str(image), OwnSize())
             except Reject as reject:
                 self.unreadable.append(str(reject))
                 return None
             self._keep(key, image, find(pixels_HWC))
-        return self._known[key]
+        return self._kept[key]
 
     def _keep(self, key: str, image: Path, outcome: Outcome) -> None:
         try:
             append_line(self.path, {"key": key, "image": str(image), "outcome": outcome})
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._known[key] = outcome
+        self._kept[key] = outcome
 
     def _read(self) -> None:
         try:
             for line in appended_lines(self.path, torn="cut"):
                 plain = json.loads(line)
-                self._known[plain["key"]] = plain["outcome"]
+                self._kept[plain["key"]] = plain["outcome"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is there and holds no outcomes of scoring: choose another --out, or remove it") from error
 
@@ -175,12 +175,12 @@ def item_measure(benchmark: str, metric: str, values: Sequence[float | None], fa
 
     ``failures`` counts images. Raises UserError when no item has a value.
     """
-    known = [value for value in values if value is not None]
-    if not known:
+    scored = [value for value in values if value is not None]
+    if not scored:
         raise UserError(f"{benchmark} {metric}: none of {failures} images can be read")
     counted = f"{note}; failures are images that cannot be read" if failures else note
-    measure = mean(KIND, benchmark, known, metric=metric, failures=failures, note=counted)
-    return measure if len(known) == len(values) else replace(measure, items=[])
+    measure = mean(KIND, benchmark, scored, metric=metric, failures=failures, note=counted)
+    return measure if len(scored) == len(values) else replace(measure, items=[])
 
 
 def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int] | None], note: str) -> Measure:
@@ -189,12 +189,12 @@ def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int]
     None: of an item whose image cannot be read. The interval resamples items, as questions of one image are not independent.
     The items are weighted, so that their mean is the value. Raises ValueError when no question is left.
     """
-    known_I2 = np.array([one for one in counts if one is not None], dtype=np.int64).reshape(-1, 2)
-    right, total = known_I2.sum(axis=0).tolist()
+    counts_I2 = np.array([one for one in counts if one is not None], dtype=np.int64).reshape(-1, 2)
+    right, total = counts_I2.sum(axis=0).tolist()
     if not total:
         raise ValueError(f"{benchmark} {metric}: no question is left")
-    drawn_RI = np.random.default_rng(SEED).integers(len(known_I2), size=(RESAMPLES, len(known_I2)))
-    right_R, of_R = known_I2[drawn_RI].sum(axis=1).T
+    drawn_RI = np.random.default_rng(SEED).integers(len(counts_I2), size=(RESAMPLES, len(counts_I2)))
+    right_R, of_R = counts_I2[drawn_RI].sum(axis=1).T
     low, high = (float(bound) for bound in np.quantile(right_R / np.maximum(of_R, 1), [0.025, 0.975]))
     failures = counts.count(None)
     return Measure(
@@ -202,12 +202,12 @@ def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int]
         benchmark,
         metric,
         right / total,
-        len(known_I2),
+        len(counts_I2),
         low=low if low < high else None,
         high=high if low < high else None,
         failures=failures,
         note=f"{note}; {total} questions pooled" + ("; failures are images that cannot be read" if failures else ""),
-        items=[] if failures else [round(one * len(known_I2) / total, 6) for one in known_I2[:, 0].tolist()],
+        items=[] if failures else [round(one * len(counts_I2) / total, 6) for one in counts_I2[:, 0].tolist()],
     )
 
 
@@ -220,19 +220,19 @@ def group_measures(
     value. Raises UserError when of a group no item has a value.
     """
     parts = [item_measure(benchmark, name, values, failures[name], note) for name, values in groups.items() if values]
-    known = [np.array([value for value in values if value is not None]) for values in groups.values() if values]
-    total = sum(map(len, known))
+    scored = [np.array([value for value in values if value is not None]) for values in groups.values() if values]
+    total = sum(map(len, scored))
     random = np.random.default_rng(SEED)
     means_R = np.mean(
-        [values_I[random.integers(len(values_I), size=(RESAMPLES, len(values_I)))].mean(axis=1) for values_I in known], axis=0
+        [values_I[random.integers(len(values_I), size=(RESAMPLES, len(values_I)))].mean(axis=1) for values_I in scored], axis=0
     )
     low, high = (float(bound) for bound in np.quantile(means_R, [0.025, 0.975]))
-    weighted = [round(float(value) * total / (len(known) * len(values_I)), 6) for values_I in known for value in values_I]
+    weighted = [round(float(value) * total / (len(scored) * len(values_I)), 6) for values_I in scored for value in values_I]
     overall = Measure(
         KIND,
         benchmark,
         "overall",
-        float(np.mean([values_I.mean() for values_I in known])),
+        float(np.mean([values_I.mean() for values_I in scored])),
         total,
         low=low if low < high else None,
         high=high if low < high else None,

@@ -246,13 +246,13 @@ SAMPLES = {"geneval": 4, "dpg": CELLS, "imgedit": 1, "gedit": 1}  # of a prompt,
 
 
 def read_layout(benchmark: str, data: Path, seeds: Sequence[int], images: Path | None) -> list[Item]:
-    """All files of a benchmark. Raises UserError: its data is missing or not of its form, or asks for one file twice."""
+    """All files of a benchmark. Raises UserError: its data is missing or not of its form, or has one file twice."""
     items = LAYOUTS[benchmark](data, seeds, images)
-    seen: set[str] = set()
+    names: set[str] = set()
     for item in items:
-        if item.name in seen:
+        if item.name in names:
             raise UserError(f"{data}: two samples would be {item.name}")
-        seen.add(item.name)
+        names.add(item.name)
     return items
 
 

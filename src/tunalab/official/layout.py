@@ -1,4 +1,4 @@
-"""Which official model a set of tensors is, and the sizes that its shapes tell."""
+"""Which official model a set of tensors is, and the settings that its shapes determine."""
 
 import math
 import pickle
@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path, "checkpoint")
     if path.suffix in PICKLED:
         return _read_pickled(path)
-    raise UserError(f"{path} is no checkpoint (known endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
+    raise UserError(f"{path} is no checkpoint (endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
 
 
 def _choose(path: Path) -> Path:
@@ -93,7 +93,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        # The library's own message tells how to load it all the same, which is no good advice.
+        # The library's own message advises loading it all the same.
         raise UserError(f"checkpoint {path} is damaged, or holds more than tensors and plain values: it is not loaded") from error
     except LOAD_ERRORS as error:
         raise UserError(f"checkpoint {path} cannot be read: {one_line(error)}") from error
@@ -177,9 +177,9 @@ TUNA = OfficialModel(
     usual={**_LATENTS, "sampling.method": "euler", "sampling.guidance": 7.5, "sampling.edit_guidance": 7.5},
 )
 MODELS = (TUNA_2, TUNA_R, TUNA)
-# Where nothing else is said: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
+# By default: the published image size and the law by which Qwen2.5 starts weights that a checkpoint lacks.
 USUAL = {"data.image_size": 512, "data.bucket_rule": "official", "decoder.init_std": 0.02}
-# And the shapes of images that are asked about, where no other size is given; whatever must be cropped or enlarged.
+# And the shapes of images in questions, where no other size is given, whatever is cropped or enlarged.
 USUAL_SHAPES = {
     "data.buckets": ["512x512", "448x576", "576x448", "384x672", "672x384"],
     "data.max_crop": 1.0,
@@ -193,7 +193,7 @@ def target_layout(patch: int) -> str:
 
 
 def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
-    """Told by the names of the visual part; Tuna-R and Tuna by the channels they patch. Raises UserError, one line."""
+    """By the names of the visual part; Tuna-R and Tuna by the channels they patch. Raises UserError, one line."""
     if any(name.startswith("vision_encoder.") for name in tensors):
         return TUNA_2
     if not any(name.startswith("vision_model.") for name in tensors):
@@ -202,7 +202,7 @@ def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
             f"{len(tensors)} names: {shorten(sorted(tensors))}"
         )
     if ENCODER_PATCHES not in tensors:
-        raise UserError(f"half a checkpoint: without {ENCODER_PATCHES} Tuna-R cannot be told from Tuna")
+        raise UserError(f"half a checkpoint: without {ENCODER_PATCHES} Tuna-R looks like Tuna")
     return TUNA_R if tensors[ENCODER_PATCHES].shape[1] == RGB else TUNA
 
 
@@ -212,12 +212,12 @@ def without_vae(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
     return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
 
 
-def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: int | None) -> dict[str, Any]:
+def settings_of_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: int | None) -> dict[str, Any]:
     """Settings (dotted keys) that the shapes, and whether the two tables are equal, leave no choice about.
 
-    ``heads`` of the decoder, where the user gave them; the shapes only tell heads times head dimension.
+    ``heads`` of the decoder, where the user gave them: shapes hold heads times head dimension.
 
-    Raises UserError: a tensor that is needed is missing, or the decoder's heads are neither given nor known.
+    Raises UserError: a tensor that is needed is missing, or the decoder's heads are neither given nor published.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -234,7 +234,7 @@ def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: i
     layer, block = f"tuna.model.layers.{layers[0]}", f"diffusion_head_a.{blocks[0]}"
     heads = heads or DECODER_HEADS.get(width)
     if heads is None:
-        raise UserError(f"decoder.heads cannot be told from shapes (width {width}): give decoder.heads=N, or --experiment NAME")
+        raise UserError(f"decoder.heads does not follow from shapes (width {width}): give decoder.heads=N, or --experiment NAME")
     key_rows = shape(f"{layer}.self_attn.k_proj.weight")[0]
     (head_dim,) = shape(f"{block}.self_attn.q_norm.weight")
     patches = shape(PATCHES if model is TUNA_2 else ENCODER_PATCHES)
@@ -257,7 +257,7 @@ def told_by_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: i
     }
 
 
-def known_encoder(tensors: Mapping[str, Tensor]) -> str | None:
+def published_encoder(tensors: Mapping[str, Tensor]) -> str | None:
     """timm's name of the published encoder, when it is that one: So400M at the image size of the position grid."""
     if POSITIONS not in tensors:
         return None
@@ -284,17 +284,17 @@ MORE_ALLOWED = ("decoder.layers", "head.blocks")  # of these a checkpoint may la
 def official_config(
     tensors: Mapping[str, Tensor], model: OfficialModel, experiment: Path | None, variant: Path | None, settings: Sequence[str]
 ) -> RunConfig:
-    """What the shapes tell, laid under experiment, variant and settings; how the model is usually used lies below it all.
+    """The settings of the shapes under those of experiment, variant and command line; how the model is usually used lies below all.
 
     Raises UserError: a file or a setting is wrong, or contradicts the shapes or what the weights mean (both sides named).
     """
     layers = [typed_layer(layer, RunConfig) for layer in settings_layers(experiment, variant, settings)]
     heads = next((heads for layer in reversed(layers) if (heads := _heads(layer)) is not None), None)
-    told = {**told_by_shapes(tensors, model, heads), **model.computes}
+    fixed = {**settings_of_shapes(tensors, model, heads), **model.computes}
     sized = any({"image_size", "buckets"} & dict(layer.settings.get("data") or {}).keys() for layer in layers)
     usual = {**USUAL, **({} if sized else USUAL_SHAPES), **model.usual, "variant": model.variant, "experiment": "official"}
-    encoder = known_encoder(tensors)
-    merged = _nested({**usual, **told, **({} if encoder is None else {"frontend.encoder": encoder})})
+    encoder = published_encoder(tensors)
+    merged = _nested({**usual, **fixed, **({} if encoder is None else {"frontend.encoder": encoder})})
     for layer in layers:
         for place in replaced_mappings(layer, RunConfig):
             OmegaConf.update(merged, ".".join(place), {}, merge=False)
@@ -304,29 +304,29 @@ def official_config(
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
     config = from_plain({"revision": REVISION, "stages": NO_STAGE, **plain}, references=True)
-    refuse_contradictions(told, config)
+    refuse_contradictions(fixed, config)
     return config
 
 
-def refuse_contradictions(told: Mapping[str, Any], config: RunConfig) -> None:
-    """Raises UserError, one line with both sides, where a configuration differs from what is known (dotted keys) of weights."""
+def refuse_contradictions(fixed: Mapping[str, Any], config: RunConfig) -> None:
+    """Raises UserError, one line with both sides, where a configuration differs from what weights determine (dotted keys)."""
     wrong = [
         f"{key} is {value} in the checkpoint, {setting(config, key)} in the configuration"
-        for key, value in told.items()
+        for key, value in fixed.items()
         if contradicts(key, value, setting(config, key))
     ]
     if wrong:
         raise UserError(f"the checkpoint does not fit: {'; '.join(wrong)}")
 
 
-def contradicts(key: str, told: Any, here: Any) -> bool:
+def contradicts(key: str, there: Any, here: Any) -> bool:
     if key in MORE_ALLOWED:
-        return bool(here < told)
+        return bool(here < there)
     if key == "decoder.vocabulary":  # 0: as many as the tokenizer has
-        return bool(here not in (0, told))
+        return bool(here not in (0, there))
     if key == "decoder.tie_embeddings":  # two equal tables may be two
-        return bool(here and not told)
-    return bool(here != told)
+        return bool(here and not there)
+    return bool(here != there)
 
 
 def setting(config: Any, key: str) -> Any:

@@ -223,6 +223,6 @@ def to_official(weights: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
 
 
 def _refuse(what: str, sides: Mapping[str, list[str]]) -> None:
-    told = "; ".join(f"{len(names)} {title}: {shorten(names)}" for title, names in sides.items() if names)
-    if told:
-        raise UserError(f"{what} does not fit: {told}")
+    wrong = "; ".join(f"{len(names)} {title}: {shorten(names)}" for title, names in sides.items() if names)
+    if wrong:
+        raise UserError(f"{what} does not fit: {wrong}")

@@ -42,26 +42,26 @@ def convert_to_tunalab(
     experiment: Path | None,
     variant: Path | None,
     settings: Sequence[str],
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Write the official checkpoint ``source`` into ``folder``, in the layout of an export.
 
-    Sizes are those of the shapes; experiment, variant and settings say the rest, and must not contradict them. What the settings
-    ``start.allow_missing`` let the checkpoint lack, and a mask token, start from scratch. ``say`` is told
-    which model it is and what was left out or initialised.
+    Sizes are those of the shapes; experiment, variant and settings give the rest, and must not contradict them. What the settings
+    ``start.allow_missing`` let the checkpoint lack, and a mask token, start from scratch. ``report`` gets
+    lines on the model and on what was left out or initialised.
 
     Raises UserError, one line: not a checkpoint, no official layout, names missing or unexpected, sizes that contradict.
     """
     tensors, frozen = without_vae(without_prefix(read_tensors(source)))
     official = detect(tensors)
-    say(f"{source}: official {official.name}, {len(tensors)} tensors")
+    report(f"{source}: official {official.name}, {len(tensors)} tensors")
     config = official_config(tensors, official, experiment, variant, settings)
     parts = RunParts(ComponentSettings.seeded(config.components_seed))
     parts.prepare(config)
     vocabulary = config.decoder.vocabulary
     tokenizer = parts.own_tokenizer(config.decoder)
     if tokenizer is None:
-        say("no tokenizer: give decoder.tokenizer=FOLDER for a folder that can be used, not only trained from")
+        report("no tokenizer: give decoder.tokenizer=FOLDER for a folder that can be used, not only trained from")
     else:
         check_tokenizer(tokenizer, vocabulary, f"decoder.tokenizer={config.decoder.tokenizer or config.decoder.pretrained}")
     with init_empty_weights(include_buffers=False):
@@ -69,11 +69,11 @@ def convert_to_tunalab(
     converted = to_ours(
         tensors, learnt_state(model), config.decoder.tie_embeddings, config.start.allow_missing, f"checkpoint {source}"
     )
-    say(f"all {len(tensors)} names mapped to {len(converted.weights)} of ours")
+    report(f"all {len(tensors)} names mapped to {len(converted.weights)} of ours")
     if frozen:
-        say(f"left out: {len(frozen)} tensors of the frozen VAE, which comes from frontend.vae={redacted(config.frontend.vae)}")
+        report(f"left out: {len(frozen)} tensors of the frozen VAE, which comes from frontend.vae={redacted(config.frontend.vae)}")
     if converted.missing:
-        say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
+        report(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
     dtype = converted.weights["decoder.model.embed_tokens.weight"].dtype
     started = {name: tensor.to(dtype) for name, tensor in initial_weights(config, parts, vocabulary, converted.missing).items()}
     # What the folder holds is complete: whoever trains from it has nothing to allow.
@@ -87,14 +87,14 @@ def convert_to_tunalab(
     )
     weights = stored_once(config, {**converted.weights, **started})
     write_export(folder, about, config, weights, tokenizer, lambda fresh: write_parts(fresh, config, model.frontend))
-    say(f"wrote {folder}")
+    report(f"wrote {folder}")
 
 
-def convert_to_official(source: Path, target: Path, say: Callable[[str], None] = print) -> None:
+def convert_to_official(source: Path, target: Path, report: Callable[[str], None] = print) -> None:
     """Write the model of an exported folder or a run (its averaged weights) in the official layout.
 
     ``target``: a `.pt` or `.safetensors` file, or a folder of safetensors. What the folder only has because it was started from
-    scratch, and a mask token where the official model has none, is left out; ``say`` is told.
+    scratch, and a mask token where the official model has none, is left out, and reported.
 
     Raises UserError: ``target`` is there, the model differs from every official one, or some of its names have no place there.
     """
@@ -116,9 +116,9 @@ def convert_to_official(source: Path, target: Path, say: Callable[[str], None] =
     kept = {name: tensor for name, tensor in weights.items() if name not in left_out}
     tensors = to_official(kept, config.decoder.tie_embeddings)
     if left_out:
-        say(f"left out, as it was never in an official {official.name}: {shorten(left_out)}")
+        report(f"left out, as it was never in an official {official.name}: {shorten(left_out)}")
     write_official(target, tensors)
-    say(f"wrote {target}: official {official.name}, {len(tensors)} tensors")
+    report(f"wrote {target}: official {official.name}, {len(tensors)} tensors")
 
 
 def write_official(target: Path, tensors: dict[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from tunalab.official.layout import (
     read_tensors,
     refuse_contradictions,
     setting,
-    told_by_shapes,
+    settings_of_shapes,
     without_prefix,
     without_vae,
 )
@@ -142,5 +142,5 @@ def _ours(path: Path, config: RunConfig, own: dict[str, Tensor], components: Com
 def _official(path: Path, config: RunConfig, own: dict[str, Tensor]) -> Converted:
     tensors, _ = without_vae(without_prefix(read_tensors(path)))
     official = detect(tensors)
-    refuse_contradictions({**told_by_shapes(tensors, official, config.decoder.heads), **official.computes}, config)
+    refuse_contradictions({**settings_of_shapes(tensors, official, config.decoder.heads), **official.computes}, config)
     return to_ours(tensors, own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}")

@@ -174,7 +174,7 @@ def test_the_score_of_a_folder(items, tmp_path: Path):
 def test_images_that_are_missing_or_no_grids(items, tmp_path: Path):
     Image.new("RGB", (7, 8)).save(tmp_path / "b2.png")
     outcomes = Outcomes(tmp_path / "out.jsonl", "a")
-    with pytest.raises(UserError, match="b2.png: 7x8 is no 2x2 grid: of single samples say --cells 1"):
+    with pytest.raises(UserError, match="b2.png: 7x8 is no 2x2 grid: single samples need --cells 1"):
         score_dpg(tmp_path, items, 4, Colour(), outcomes)
     assert {one.value for one in score_dpg(tmp_path, items, 1, Colour(), outcomes)} == {0}
     (tmp_path / "b2.png").unlink()

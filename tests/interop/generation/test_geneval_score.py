@@ -96,7 +96,7 @@ def test_what_is_missing_is_one_line_before_anything_is_detected(folder: Path, p
         assert not detector.calls and "\n" not in str(caught.value)
 
     told("brightness does not know dog", names=frozenset({"cat"}))
-    told("asks for colours: name the CLIP", classifier=None)
+    told("has questions about colours: name a CLIP", classifier=None)
     (folder / "00003/samples/0001.png").unlink()
     told("00003/samples holds 1 images .*, 2 are needed")
     (folder / "00003/metadata.jsonl").write_text(json.dumps(LINES[0]))

@@ -241,11 +241,14 @@ def test_fit_of_prompts_and_images(clip_folder: Path, tmp_path: Path):
 
 
 def test_images_that_do_not_tell_their_prompt(tmp_path: Path):
-    for folder, words in {tmp_path / "nothing": "no such folder of images", tmp_path: "holds no PNG that tells the prompt"}.items():
+    for folder, words in {
+        tmp_path / "nothing": "no such folder of images",
+        tmp_path: "holds no PNG that says which prompt",
+    }.items():
         with pytest.raises(UserError, match=words):
             prompted_images(folder, None)
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="a.png does not tell the prompt .* give --data"):
+    with pytest.raises(UserError, match="a.png does not say which prompt .* give --data"):
         prompted_images(tmp_path, None)
     (tmp_path / "data.jsonl").write_text('{"image": "a.png", "prompt": "a dog"}\n')
     assert prompted_images(tmp_path, tmp_path / "data.jsonl")[0].prompt == "a dog"

@@ -244,7 +244,7 @@ def test_what_an_endpoint_does_not_take_is_said_once_and_left_out(server, endpoi
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" does not take ")[1].split(" ")[0] for line in lines] == said
     assert all(line.startswith("warning: the judge judge-1 does not take") for line in lines)
-    assert list(endpoint.refused) == said and endpoint.asked_with == then
+    assert list(endpoint.refused) == said and endpoint.parameters == then
     assert ("without temperature" in outcome.rates[0].note) == ("temperature" in said)
 
 

@@ -10,15 +10,15 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.subject import Subject
 from tunalab.interop.lmms import asking
-from tunalab.interop.lmms.asking import DELIMITER, MAX_TOKENS, Asked, fit, reply
+from tunalab.interop.lmms.asking import DELIMITER, MAX_TOKENS, Request, fit, reply
 
 PAPER = Buckets((((384, 672), (448, 576), (512, 512), (576, 448), (672, 384)),), max_crop=0.1, max_upscale=1.5)
 
 
-def asked(item: int, text: str = "What is it?", limit: int = 40, image: Image.Image | None = None, stop: str = "") -> Asked:
+def asked(item: int, text: str = "What is it?", limit: int = 40, image: Image.Image | None = None, stop: str = "") -> Request:
     until = [DELIMITER, *([stop] if stop else [])]
     pictures = [] if image is None else [image]
-    return Asked.of("gqa", item, text, lambda: pictures, {"max_new_tokens": limit, "until": until})
+    return Request.of("gqa", item, text, lambda: pictures, {"max_new_tokens": limit, "until": until})
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_an_image_goes_whole_into_the_nearest_bucket(width, height, size):
 
 
 def test_settings_of_a_request():
-    assert Asked.of("gqa", 0, "?", list, {}).max_tokens == MAX_TOKENS
-    assert Asked.of("gqa", 0, "?", list, {"max_new_tokens": 16, "until": "END"}).stops == ("END",)
-    one = Asked.of("gqa", 0, "?", list, {"until": ["ASSISTANT:", DELIMITER], "temperature": 0.7, "do_sample": True})
+    assert Request.of("gqa", 0, "?", list, {}).max_tokens == MAX_TOKENS
+    assert Request.of("gqa", 0, "?", list, {"max_new_tokens": 16, "until": "END"}).stops == ("END",)
+    one = Request.of("gqa", 0, "?", list, {"until": ["ASSISTANT:", DELIMITER], "temperature": 0.7, "do_sample": True})
     assert one.stops == ("ASSISTANT:",)  # the separator of examples stands in the midst of long replies
-    assert Asked.of("gqa", 0, "?", list, {"until": None}).stops == ()
+    assert Request.of("gqa", 0, "?", list, {"until": None}).stops == ()
 
 
 def test_replies_are_those_of_one_at_a_time(subject: Subject):
@@ -107,7 +107,7 @@ def damaged() -> list[Image.Image]:
 
 def test_an_image_that_cannot_be_read_is_one_line(subject: Subject):
     with pytest.raises(UserError, match=r"^gqa, item 7: unreadable image: image file is truncated \(3 bytes not processed\)$"):
-        reply(subject, [Asked("gqa", 7, "?", damaged)], 100)
+        reply(subject, [Request("gqa", 7, "?", damaged)], 100)
 
 
 def test_of_several_images_the_first_is_shown(subject, monkeypatch):
@@ -122,5 +122,5 @@ def test_of_several_images_the_first_is_shown(subject, monkeypatch):
     monkeypatch.setattr(asking, "answer_ids", look)
     white, black = (Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for shade in (255, 0))
     images: list[Callable[[], list[Image.Image]]] = [lambda: [white, black], lambda: []]
-    reply(subject, [Asked("mmmu_val", number, "?", one) for number, one in enumerate(images)], 100)
+    reply(subject, [Request("mmmu_val", number, "?", one) for number, one in enumerate(images)], 100)
     assert shown[0] is not None and shown[0].min() == 255 and shown[1] is None

@@ -10,7 +10,7 @@ from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.published import BENCHMARKS, RULED, RULES, metric
 from tunalab.evaluation.subject import Subject
 from tunalab.inference.prompts import answer_prompts, question_prompt
-from tunalab.interop.lmms.asking import Asked, reply
+from tunalab.interop.lmms.asking import Request, reply
 from tunalab.interop.lmms.scores import measures
 from tunalab.records.labels import Legend
 from tunalab.verification.scorers import by_published_rule, golden_replies
@@ -45,8 +45,8 @@ def test_further_replies(task, doc, text, right):
 
 
 def test_a_reply_under_a_smaller_limit_is_the_beginning_of_one_under_a_larger(subject: Subject):
-    def asked(item: int, limit: int) -> Asked:
-        return Asked("mmmu_val", item, "what is it? " * (1 + item), list, limit)
+    def asked(item: int, limit: int) -> Request:
+        return Request("mmmu_val", item, "what is it? " * (1 + item), list, limit)
 
     limits = (2, 8, 20)
     apart = [[reply(subject, [asked(item, limit)], 100)[0] for limit in limits] for item in range(4)]
@@ -76,7 +76,7 @@ def test_the_model_is_run_once_for_all_limits_and_an_answer_that_ends_earlier_is
         return [list(range(10, 10 + 4 * (number + 1))) for number in range(len(questions))]
 
     monkeypatch.setattr("tunalab.interop.lmms.asking.answer_ids", answer_ids)
-    both = [Asked("mmmu_val", item, "?", list, limit) for limit in (128, 6) for item in (0, 1)]
+    both = [Request("mmmu_val", item, "?", list, limit) for limit in (128, 6) for item in (0, 1)]
     decode = subject.tokenizer.decode
     expected = [decode(range(10, 14)), decode(range(10, 18)), decode(range(10, 14)), decode(range(10, 16))]
     kept_at = subject.folder / "replies.jsonl"

@@ -100,7 +100,7 @@ def test_totals_alone():
     assert found.value == 0.5 and found.n == 2 and found.low is None and found.items == [] and "not logged" in found.note
     for task in ("mmvet", "ocrbench"):
         plain = results(task, scored(1.0), 1.0) | {"samples": {}}
-        with pytest.raises(UserError, match=f"^{task}: its total alone does not tell what was right"):
+        with pytest.raises(UserError, match=f"^{task}: its total alone does not show what was right"):
             measures(plain)
 
 

@@ -28,7 +28,7 @@ DELIMITER = "\n\n"  # lmms-eval's separator of examples: its stop of every task 
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Request:
     """One request. ``task`` and ``item`` say which; ``images`` decodes its images when they are needed."""
 
     task: str
@@ -41,8 +41,8 @@ class Asked:
     @classmethod
     def of(
         cls, task: str, item: int, text: str, images: Callable[[], Sequence[Image.Image]], generation: Mapping[str, Any]
-    ) -> "Asked":
-        """With the limit and the stops of lmms-eval's ``generation_kwargs``; decoding is greedy whatever else these say."""
+    ) -> "Request":
+        """With the limit and the stops of lmms-eval's ``generation_kwargs``; decoding is greedy whatever else these hold."""
         until = generation.get("until") or ()
         stops = (until,) if isinstance(until, str) else tuple(until)
         limit = int(generation.get("max_new_tokens", MAX_TOKENS))
@@ -60,15 +60,15 @@ class Asked:
         return f"{self.task}/{self.item}/{text_digest(about)}"
 
 
-def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: Path | None = None) -> list[str]:
+def reply(subject: Subject, requests: Sequence[Request], batch_tokens: int, kept_at: Path | None = None) -> list[str]:
     """The reply to every request. ``batch_tokens`` bounds the prompt tokens of a batch; replies do not depend on it.
 
     Requests that differ in their limit alone are answered once, under the largest.
     """
     # The request whose line an interrupted write cut off is answered again.
     replies: dict[str, str] = {} if kept_at is None else dict(map(json.loads, appended_lines(kept_at, torn="cut")))
-    missing: dict[tuple[str, int, str, tuple[str, ...]], list[Asked]] = {}
-    for one in asked:
+    missing: dict[tuple[str, int, str, tuple[str, ...]], list[Request]] = {}
+    for one in requests:
         if one.key not in replies:
             missing.setdefault(one.question, []).append(one)
     questions = list(missing.values())
@@ -79,23 +79,23 @@ def reply(subject: Subject, asked: Sequence[Asked], batch_tokens: int, kept_at: 
         if kept_at is not None:
             for pair in new.items():
                 append_line(kept_at, pair)
-    return [replies[one.key] for one in asked]
+    return [replies[one.key] for one in requests]
 
 
 def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
     """All of the image in the bucket nearest to its shape, (H, W, 3) uint8.
 
-    As in the official evaluation it is stretched. In training it is cropped; here what is asked about might be cropped away.
+    As in the official evaluation it is stretched. In training it is cropped; here the object of the question might be cropped away.
     """
     size = buckets.unbounded().choose("image", image.height, image.width)
     return stretch(image.convert("RGB"), size, buckets.rule)
 
 
-def _answer(subject: Subject, questions: Sequence[list[Asked]], batch_tokens: int) -> Iterator[tuple[str, str]]:
+def _answer(subject: Subject, questions: Sequence[list[Request]], batch_tokens: int) -> Iterator[tuple[str, str]]:
     """Keys and replies; ``questions``: of each its requests, which differ in their limit."""
     buckets = Buckets.of(subject.config.data)
 
-    def limit(same: list[Asked]) -> int:
+    def limit(same: list[Request]) -> int:
         return max(one.max_tokens for one in same)
 
     for max_tokens, equal in groupby(sorted(questions, key=limit), key=limit):
@@ -108,7 +108,7 @@ def _answer(subject: Subject, questions: Sequence[list[Asked]], batch_tokens: in
                 yield one.key, _cut(subject.tokenizer.decode(ids[: one.max_tokens]), one.stops)
 
 
-def _shown(one: Asked, buckets: Buckets) -> np.ndarray | None:
+def _shown(one: Request, buckets: Buckets) -> np.ndarray | None:
     """One image, as in the official evaluation and in all that the models are trained on: further ones are not shown."""
     try:
         images = one.images()

@@ -9,7 +9,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from tunalab.evaluation.subject import Subject
-from tunalab.interop.lmms.asking import Asked, reply
+from tunalab.interop.lmms.asking import Request, reply
 from tunalab.trained.model import load
 
 
@@ -30,14 +30,14 @@ class Answerer(lmms):
         self.cut: dict[tuple[str, int], str] = {}
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        asked = [self._asked(request) for request in requests]
-        shorter = [replace(one, max_tokens=min(one.max_tokens, self.cut_at or one.max_tokens)) for one in asked]
-        replies = reply(self.subject, [*asked, *shorter], self.batch_tokens, self.kept_at)
-        self.cut |= {(one.task, one.item): text for one, text in zip(asked, replies[len(asked) :], strict=True)}
-        return replies[: len(asked)]
+        own = [self._request(request) for request in requests]
+        shorter = [replace(one, max_tokens=min(one.max_tokens, self.cut_at or one.max_tokens)) for one in own]
+        replies = reply(self.subject, [*own, *shorter], self.batch_tokens, self.kept_at)
+        self.cut |= {(one.task, one.item): text for one, text in zip(own, replies[len(own) :], strict=True)}
+        return replies[: len(own)]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("the model generates answers (none of the paper's benchmarks asks for likelihoods)")
+        raise NotImplementedError("the model generates answers (none of the paper's benchmarks needs likelihoods)")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise NotImplementedError("the model answers one question at a time")
@@ -45,9 +45,9 @@ class Answerer(lmms):
     def clean(self) -> None:
         """Nothing: lmms-eval makes room for a local judge here, and the model has more to do."""
 
-    def _asked(self, request: Instance) -> Asked:
+    def _request(self, request: Instance) -> Request:
         text, generation, visual, item, task, split = request.args
-        return Asked.of(task, item, text, lambda: visual(self.task_dict[task][split][item]), generation)
+        return Request.of(task, item, text, lambda: visual(self.task_dict[task][split][item]), generation)
 
 
 class TrainedModel(Answerer):

@@ -1,6 +1,6 @@
 """Published understanding benchmarks of the paper, through lmms-eval on local copies of their data (extra ``lmms``).
 
-While lmms-eval runs no hub is asked for anything; what it changes in other libraries is undone.
+While lmms-eval runs, nothing is read from a hub; what it changes in other libraries is undone.
 
 One image a question, stretched to the nearest image size of the run; greedy answers. Accuracy is
 each benchmark's own; MMVet's is the mean score of a judge (interop/endpoint.py says how one is
@@ -47,15 +47,15 @@ _VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
-    "API_TYPE": "dummy",  # the judge of the stock MMVet, never asked, wants a key as soon as its task is read
+    "API_TYPE": "dummy",  # the judge of the stock MMVet, never used, needs a key as soon as its task is read
 }
 
 
 @contextmanager
 def offline(snapshot: Path) -> Iterator[None]:
-    """``snapshot``: the folder that a task gets which asks for that of its data set when it is read (VisuLogic's does)."""
+    """``snapshot``: the folder for a task that requests its data set when it is read (VisuLogic's does)."""
     variables = {name: os.environ.get(name) for name in _VARIABLES}
-    known, fetch = constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download
+    before, fetch = constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download
     truncated, state = ImageFile.LOAD_TRUNCATED_IMAGES, random.getstate()
     os.environ.update(_VARIABLES)
     constants.HF_HUB_OFFLINE = True  # the variable was read when the library was imported
@@ -64,7 +64,7 @@ def offline(snapshot: Path) -> Iterator[None]:
         with warnings.catch_warnings():  # it silences all of them
             yield
     finally:
-        constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download = known, fetch
+        constants.HF_HUB_OFFLINE, huggingface_hub.snapshot_download = before, fetch
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated  # its import lets damaged images pass everywhere
         random.setstate(state)
         for name, value in variables.items():

@@ -27,7 +27,7 @@ def mmmu(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
 def mmvet(endpoint: Endpoint) -> Score:
     """The judge's ``score`` of one reply by the stock prompt, which is left out when it gives none.
 
-    The stock task makes 0 of that, and asks for ever where the judge answers a number out of range.
+    The stock task makes 0 of that, and repeats the question for ever where the judge answers a number out of range.
     """
 
     def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def mmvet(endpoint: Endpoint) -> Score:
 
 
 def ask_score(endpoint: Endpoint, text: str) -> float | None:
-    """The number between 0 and 1 that the judge's answer begins with, cut off or not; one that does not is asked for once more.
+    """The number between 0 and 1 that the judge's answer begins with, cut off or not; else the question is put once more.
 
     Raises UserError: the judge will not answer any question.
     """
@@ -117,13 +117,13 @@ def _of_items(task: str, benchmark: Published, totals: Mapping[str, Any], sample
             f"{task}: lmms-eval's total is {total:.4f} and the mean of its items {sum(scored) / len(scored):.4f}: "
             "this version of the task counts in another way"
         )
-    told = partial(share, KIND, benchmark.title)
+    measure = partial(share, KIND, benchmark.title)
     named = _metric(task)
-    of_questions = told([outcome == 1 for outcome in scored], metric=named, chance=benchmark.chance, note=benchmark.note)
+    of_questions = measure([outcome == 1 for outcome in scored], metric=named, chance=benchmark.chance, note=benchmark.note)
     if task != "mmvp":
         return [of_questions]
     pairs = _pairs(values)
-    of_pairs = [told(pairs, metric="pair accuracy", chance=0.25, note="both questions of a pair right")] if pairs else []
+    of_pairs = [measure(pairs, metric="pair accuracy", chance=0.25, note="both questions of a pair right")] if pairs else []
     return [of_questions, *of_pairs]
 
 
@@ -151,7 +151,7 @@ def _metric(task: str) -> str:
 def _of_total(task: str, benchmark: Published, totals: Mapping[str, Any], n: int) -> Measure:
     total = _total(benchmark, totals)
     if total is None or benchmark.judged:
-        raise UserError(f"{task}: its total alone does not tell what was right (run lmms-eval with --log_samples)")
+        raise UserError(f"{task}: its total alone does not show what was right (run lmms-eval with --log_samples)")
     note = "; ".join(filter(None, [benchmark.note, "no interval: items were not logged"]))
     return Measure(KIND, benchmark.title, _metric(task), total, n, chance=benchmark.chance, note=note)
 
