@@ -18,12 +18,15 @@ from tunalab.inference.attention import (
     min_max,
     softmax_weights,
     tokens_through,
-    word_prompt,
 )
 from tunalab.inference.prompts import question_prompt
 from tunalab.model.attention import CachedAttention, Layout, may_attend
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # of float64
+
+
+def word_prompt(tokenizer, space, image, question, word):
+    return cut_prompt(tokenizer, space, image, question, tokens_through(tokenizer, question, word))
 
 
 class EagerAttention:

@@ -1,4 +1,4 @@
-"""Output that nobody reads any more ends nothing: a closed terminal (EIO), or a pipe into something that has ended (EPIPE)."""
+"""What commands share: output, registering a command, options of models and of images."""
 
 import argparse
 import errno
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Unread:
-    """A text stream that is thrown away from the moment that its terminal or pipe has no reader. Other errors are errors.
+    """A text stream that is thrown away once its terminal (EIO) or pipe (EPIPE) has no reader. Other errors are errors.
 
     ``clean``: what becomes of each text on its way.
     """
@@ -90,9 +90,6 @@ def _end(stream: Unread, errors: AbstractContextManager[None]) -> None:
             raise
 
 
-# What families of commands share: registering a command, its settings, and the configuration they resolve to.
-
-
 def add_command(commands: "Commands", run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     """A sub-command named after the function that carries it out, underscores as dashes."""
     sub = commands.add_parser(run.__name__.replace("_", "-"), help=text, description=text)
@@ -119,9 +116,6 @@ def check_out(path: Path, folder: bool = False) -> None:
     if not os.access(nearest, os.W_OK):
         raise UserError(f"--out {path} cannot be written: {nearest} is not writable")
 
-
-# What commands that make images share: options of the model, of its sampler and of where images go, and what they come
-# to.
 
 MODEL_HELP = "run directory (RUN@TOKENS: at a checkpoint that it keeps) or exported folder"
 RAW_HELP = "use the raw weights of training, not their moving averages"

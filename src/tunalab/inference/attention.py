@@ -4,7 +4,8 @@ The decoder's own attention never forms weights. They are computed here from the
 the question is cut behind the word and everything before it encoded once, as for answering; attention is causal there, so what
 follows the word changes nothing.
 
-Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens attended to, T visual tokens of the image.
+Shapes: B rows, Y layers, H query heads, G key-value heads, d head dimension, S tokens attended to, T visual tokens of the image,
+R K rows and columns of their grid; H W C image pixels and channels.
 """
 
 import re
@@ -72,16 +73,11 @@ def last_rows(model: UnifiedModel, prompts: Sequence[Prompt], batch_tokens: int 
                 yield next(of_rows), weights_YHS
 
 
-def word_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray, question: str, word: str) -> Prompt:
-    """``bos boi [time][patches] eoi question``, cut behind the word's token (:func:`tokens_through`).
-
-    Raises UserError: the word is not in the question, the space does not cut the image exactly.
-    """
-    return cut_prompt(tokenizer, space, pixels_HWC, question, tokens_through(tokenizer, question, word))
-
-
 def cut_prompt(tokenizer: Tokenizer, space: TargetSpace, pixels_HWC: np.ndarray, question: str, tokens: int) -> Prompt:
-    """The same, cut behind so many tokens of the question, at least one."""
+    """``bos boi [time][patches] eoi question``, cut behind so many tokens of the question, at least one.
+
+    Raises UserError: the space does not cut the image exactly.
+    """
     prompt = question_prompt(tokenizer, space, pixels_HWC, question)
     span, ids = prompt.spans[0], tokenizer.encode(question)
     behind_image = span.offset + span.length + 1
@@ -133,9 +129,7 @@ def min_max(map_T: np.ndarray) -> np.ndarray:
     return np.zeros_like(map_T) if high == low else (map_T - low) / (high - low)
 
 
-# Maps over visual tokens, drawn over the image that they belong to.
-#
-# Shapes: H W image pixels, C 3 channels; T visual tokens, R K rows and columns of their grid.
+# Maps, drawn over the image that they belong to.
 
 SIDE = 192  # pixels that small images are enlarged to, or nearly: an overlay of 32 pixels shows nothing
 STRENGTH = 0.5  # of the map; the rest is the image

@@ -1,6 +1,9 @@
-"""Solvers of the flow's ODE from noise (t = 0) to an image (t = 1): pure functions of a prediction.
+"""Images from prompts: solvers of the flow's ODE from noise (t = 0) to an image (t = 1), pure functions of a prediction.
 
 Time is cut into intervals (:func:`times`). Each solver walks all of them, and none needs a velocity at t = 1.
+
+Shapes: N images, C h w of the target space, R rows (an image in one branch of guidance), L = 1 + T slots of an image (its time
+token, its visual tokens), D width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -82,10 +85,7 @@ def evaluations(sampling: SamplingConfig) -> int:
     return {"euler": intervals, "heun": 2 * intervals - 1}[sampling.method]
 
 
-# Generating images: the prompts are encoded once, then only the tokens of the image run at every step.
-#
-# Shapes: N images, C h w of the target space, R rows (an image in one branch of guidance), L = 1 + T slots of an image
-# (its time token, its visual tokens), D width.
+# Images: the prompts are encoded once, then only the tokens of the image run at every step.
 
 
 def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Prompts: the part of a document that stands before what the model has to produce. Layouts: see data/sequence.py.
+"""Prompts, and answers to them. A prompt is the part of a document before what the model has to produce (data/sequence.py).
 
-Shapes: L tokens, H W C image pixels and channels.
+Shapes: B rows, L tokens of a prompt, N images, T visual tokens, D width; H W C image pixels and channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,18 +100,14 @@ def edit_sampling(sampling: SamplingConfig) -> SamplingConfig:
     return replace(sampling, guidance=sampling.edit_guidance or sampling.guidance)
 
 
-# Encoding prompts once: what is kept of them is the keys and values of every layer, and the last hidden state.
-#
-# Prompts of one layout share a forward pass and prompts of one content a row of it, so there is neither padding nor
-# repetition. The rows of a :class:`Prefixes` are therefore not in the order of the prompts: ``prompt_B`` says which
-# prompt a row belongs to.
-#
-# Shapes: B rows, L tokens of a prompt, N images, D width.
-
-
 @dataclass(eq=False)
 class Prefixes:
-    """Encoded prompts. ``head`` is filled only where the flow head reads them too."""
+    """Encoded prompts: the keys and values of every layer, and the last hidden state.
+
+    Prompts of one layout share a forward pass and prompts of one content a row of it, so there is neither padding nor repetition.
+    The rows are not in the order of the prompts: ``prompt_B`` says which prompt a row belongs to. ``head`` is filled only where the
+    flow head reads them too.
+    """
 
     decoder: CachedAttention
     head: CachedAttention
@@ -212,9 +208,7 @@ def visual_tokens(model: UnifiedModel, images: Sequence[np.ndarray]) -> tuple[Te
     return model.visual(x_NChw, mask_NT), columns
 
 
-# Answering questions: greedy, batched, with a cache of keys and values, and without any noise.
-#
-# Shapes: B rows, D width, V vocabulary.
+# Answers: greedy, batched, with a cache of keys and values, without any noise.
 
 
 def answer(

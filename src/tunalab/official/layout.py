@@ -1,4 +1,8 @@
-"""Which official model a set of tensors is, and the settings that its shapes determine."""
+"""Official checkpoints: their tensors on disk, which model they are, and the configuration under which it is one of ours.
+
+A checkpoint is a `.pt`, a `.safetensors`, or a folder of shards with their index, whoever wrote it. Nothing in it is executed
+(``weights_only``), and nothing is guessed: what is not whole, or holds more than tensors, is refused.
+"""
 
 import math
 import pickle
@@ -20,10 +24,6 @@ from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safet
 from tunalab.settings.layers import Layer, replaced_mappings, settings_layers, typed_layer
 from tunalab.settings.loading import from_plain
 from tunalab.settings.schema import REVISION, RunConfig
-
-# Tensors by name from a checkpoint on disk, whoever wrote it: `.pt`, `.safetensors`, or a folder of shards with their index.
-#
-# Nothing is executed (``weights_only``), and nothing is guessed: what is not whole, or holds more than tensors, is refused.
 
 WRAPPERS = ("state_dict", "model")  # keys under which a `.pt` may hold its tensors
 PREFIXES = ("module.", "model.", "tuna_model.")  # what data-parallel and trainer classes put before every name
@@ -273,8 +273,6 @@ def numbers(names: Iterable[str], prefix: str) -> list[int]:
     found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in names)
     return sorted({int(match[1]) for match in found if match})
 
-
-# The configuration under which an official checkpoint is a model of ours.
 
 # A configuration names at least one stage. What the checkpoint was trained with is not in it: nothing is claimed.
 NO_STAGE = {"none": {"tokens": 1, "mix": {"scenes/text": 1.0}}}

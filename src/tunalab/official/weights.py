@@ -101,9 +101,6 @@ def counterpart(ours: str) -> Counterpart | None:
     return None
 
 
-# What a checkpoint lacks starts as in a model from scratch, wherever that model's pretrained parts would come from.
-
-
 def architecture_config(config: RunConfig) -> RunConfig:
     """The same model, nothing of it read from where its pretrained parts once came from."""
     return replace(
@@ -128,10 +125,8 @@ def initial_weights(config: RunConfig, components: Components, vocabulary: int, 
     return {name: state[name].clone() for name in names}
 
 
-# Weights by official names to weights by ours and back: every tensor has its place, or the call is refused.
-#
-# ``own`` is what our model of the same sizes holds, by name: shapes are all that is looked at, so it may be on the meta
-# device.
+# Every tensor has its place, or the call is refused. ``own`` is what our model of the same sizes holds, by name, also on
+# the meta device: only shapes are compared.
 
 MASK_TOKEN = "mask_token.token_D"  # the released Tuna-R and Tuna have none
 TIED = "decoder.lm_head.weight"  # with tied embeddings a second name of the input table

@@ -1,10 +1,10 @@
-"""The layout of an exported folder: whole or not there, and every file of it known by its hash.
+"""An exported folder, whole or not there, every file of it known by its hash; and the model put together from its parts.
 
 - model.safetensors: learnt weights by our names (above 5 GB shards, and model.safetensors.index.json)
 - config.yaml: the configuration
 - tokenizer/: as transformers saves it, with the names of the image tokens
 - frozen/vae/: the frozen VAE, where the front-end has one
-- encoder/config.json: the encoder's architecture, where its name alone does not say it
+- encoder/config.json: the encoder's architecture, where it does not follow from its name
 - manifest.json: where it all comes from, and the size and hash of every other file
 """
 
@@ -130,9 +130,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / name)
 
 
-# The parts of a model that is read back: frozen ones with their weights, of the trained ones the architecture alone; and the model
-# put together from them, its configuration and its learnt weights, without any random start.
-
 FROZEN_VAE, ENCODER = "frozen/vae", "encoder"
 
 
@@ -217,7 +214,7 @@ def write_parts(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> No
 
 
 def write_frozen(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
-    """Raises UserError: a front-end with a frozen part that is no VAE, for which nobody has said how it is stored."""
+    """Raises UserError: a front-end with a frozen part that is no VAE, for which there is no way to store."""
     for part in frontend.frozen_parts:
         codec = frontend.get_submodule(part)
         if not isinstance(codec, LatentCodec):
@@ -231,7 +228,7 @@ def write_frozen(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> N
 
 
 def write_encoder_config(folder: Path, config: RunConfig) -> None:
-    """What the encoder's architecture is read from, where its name alone does not say it."""
+    """The encoder's architecture, where it does not follow from its name."""
     name = config.frontend.encoder
     if name.startswith(TRANSFORMERS):
         source = locate(name.removeprefix(TRANSFORMERS), "frontend.encoder", TRANSFORMERS)
@@ -248,19 +245,19 @@ def settings_from_plain(plain: dict[str, Any]) -> ComponentSettings:
     return ComponentSettings(tokenizer=tokenizer, vae=VaeConfig(**plain["vae"]), encoder=encoder)
 
 
-# Parameters are made without storage and replaced by the loaded tensors: at full scale a start that is thrown away would cost as
-# much memory as the model. Buffers are computed as always.
-
 # With tied embeddings the output table is another name of the input table, stored once.
 TIED, TABLE = "decoder.lm_head.weight", "decoder.model.embed_tokens.weight"
 
 
 def assemble(config: RunConfig, parts: RunParts, vocabulary: int, weights: Mapping[str, Tensor], what: str) -> UnifiedModel:
-    """The model in evaluation mode, on the CPU, in float32. ``weights``: what is learnt, by our names; a tied table once or twice.
+    """The model put together from its parts, in evaluation mode, on the CPU, in float32.
 
-    Raises UserError when a name or a shape does not fit, listing both sides; ``what`` names where the weights come from.
+    ``weights``: what is learnt, by our names; a tied table once or twice. ``what`` names where they come from.
+
+    Raises UserError when a name or a shape does not fit, listing both sides.
     """
     parts.prepare(config)
+    # Without storage: at full scale a random start that is thrown away would cost as much memory as the model.
     with init_empty_weights(include_buffers=False):
         model = build_model(architecture_config(config), parts, vocabulary)
     own, learnt = model.state_dict(), learnt_state(model)
