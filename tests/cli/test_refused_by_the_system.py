@@ -231,7 +231,7 @@ def commit_of(monkeypatch: pytest.MonkeyPatch, file: Path) -> tuple[str | None, 
 
 
 @pytest.mark.parametrize("kept", ["loose", "packed", "detached", "worktree"])
-def test_the_commit_of_another_users_checkout_is_read_from_files(
+def test_the_commit_of_another_users_checkout_is_read(
     kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkout = tmp_path / "house"

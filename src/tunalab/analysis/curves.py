@@ -20,6 +20,8 @@ from tunalab.records.labels import Legend, Setting, differing_settings
 from tunalab.records.record import Point, Record, usable
 from tunalab.terminal import duration
 
+TOLERANCE = 0.02  # of tokens: an evaluation waits for the end of a batch, and runs of different seeds end some documents apart
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -176,7 +178,7 @@ def _placed(record: Record, points: Sequence[Point], axis: Axis) -> np.ndarray:
     return x_P
 
 
-def joined(values: Iterable[T], tolerance: float = 0.02) -> dict[T, T]:
+def joined(values: Iterable[T], tolerance: float = TOLERANCE) -> dict[T, T]:
     """Each value -> the largest of those that count as one place with it: within ``tolerance`` above the smallest of them."""
     groups: list[list[T]] = []
     for value in sorted(set(values)):
@@ -296,7 +298,7 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def align_tokens(frame: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:
+def align_tokens(frame: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The same table with token counts that differ by less than ``tolerance`` set to their largest.
 
     An evaluation happens at the end of the batch that reaches its threshold, and batches hold different numbers of tokens,

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tunalab.analysis.curves import TOLERANCE
 from tunalab.analysis.fairness import (
-    TOLERANCE,
     Unequal,
     counts_agree,
     data_order,

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from tunalab.analysis.curves import TOLERANCE
 from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, scatter_of_means
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
@@ -31,7 +32,6 @@ from tunalab.records.labels import OF_VARIANT, Legend, flat_settings, identity
 from tunalab.records.record import Record
 from tunalab.settings.layers import own_or_shipped
 
-TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 Key = tuple[str, str, str, str]  # kind, benchmark, split, metric
 Side = dict[int, Measure]  # of one variant, by seed
 

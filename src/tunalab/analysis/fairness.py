@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunalab.analysis.curves import arms, short
+from tunalab.analysis.curves import TOLERANCE, arms, short
 from tunalab.records.labels import OF_VARIANT, differing_settings, flat_settings, value_label
 from tunalab.records.record import Record, usable
 from tunalab.settings.loading import digest
 
-TOLERANCE = 0.02  # of tokens: runs of different seeds end some documents apart
 TINY = "tiny"
 TOKENS = "tokens"
 FEW = 3  # runs that are named one by one

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tunalab.analysis.claims import claims_markdown, papers_variants
 from tunalab.analysis.crossing import Crossing, passing
-from tunalab.analysis.curves import AXES, arms, benchmarks, lines, names_of
+from tunalab.analysis.curves import AXES, TOLERANCE, arms, benchmarks, lines, names_of
 from tunalab.analysis.dynamics import Dynamics, areas_markdown, crossings_markdown, dynamics, laws_markdown
 from tunalab.analysis.effects import effects_markdown, effects_table
 from tunalab.analysis.evaluations import (
@@ -29,7 +29,7 @@ from tunalab.analysis.evaluations import (
     sides,
     unequal_settings,
 )
-from tunalab.analysis.fairness import TOLERANCE, Unequal, machine, precision, revision, unequal, used_components, versions
+from tunalab.analysis.fairness import Unequal, machine, precision, revision, unequal, used_components, versions
 from tunalab.analysis.figures import drawn, save
 from tunalab.analysis.tables import accuracy_markdown, accuracy_table
 from tunalab.analysis.written import markdown_table

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from tunalab.analysis.curves import TOLERANCE
 from tunalab.evaluation.score import Score, wilson
 from tunalab.records.labels import identity
 from tunalab.records.record import Record
@@ -117,9 +118,9 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "accuracy", "low", "high", "seeds", "n", "chance"])
 
 
-def score_at(record: Record, benchmark: str, tokens: int, tolerance: float = 0.02) -> Score | None:
-    """The score at ``tokens`` (the nearest evaluation within ``tolerance``), None where the run has none."""
-    near = [point for point in record.points if abs(point.tokens - tokens) <= tolerance * tokens and benchmark in point.benchmarks]
+def score_at(record: Record, benchmark: str, tokens: int) -> Score | None:
+    """The score at ``tokens`` (the nearest evaluation within ``TOLERANCE``), None where the run has none."""
+    near = [point for point in record.points if abs(point.tokens - tokens) <= TOLERANCE * tokens and benchmark in point.benchmarks]
     return min(near, key=lambda point: abs(point.tokens - tokens)).benchmarks[benchmark] if near else None
 
 

@@ -1,7 +1,9 @@
 """`tunalab bench --gpu`: a training step at full scale on a CUDA device, and whether it computes what the CPU does.
 
-Each part runs in a process of its own: one that fails or takes too long leaves the others, and no
-part finds memory or kernels of another. What is measured is written after every part.
+The step is the one that runs train with: their module, optimiser, averages and precision, on rows
+that their stream packs. Measured is what share of the device's own rate of matrix products the
+model's FLOPs reach. Each part runs in a process of its own: one that fails or takes too long leaves
+the others, and no part finds memory or kernels of another.
 """
 
 import json
@@ -18,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor
@@ -25,8 +28,9 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from tunalab.bench import GPU_PARTS
-from tunalab.bench.reference import AssumedCorpus, randomise_zero_layers
-from tunalab.data.buckets import Buckets
+from tunalab.bench.reference import randomise_zero_layers
+from tunalab.data.buckets import Buckets, Size
+from tunalab.data.documents import Document, Image, Kind, Text
 from tunalab.data.packing import PackedBatch
 from tunalab.data.scenes import text_sample
 from tunalab.data.sources import kind_of
@@ -37,6 +41,7 @@ from tunalab.files import write_atomically
 from tunalab.model.flops import flop_costs
 from tunalab.model.objective import Draws, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.planning.workload import ASSUMED, kind_of
 from tunalab.records.environment import environment
 from tunalab.settings.layers import run_files
 from tunalab.settings.loading import load_config
@@ -45,51 +50,6 @@ from tunalab.training.blocks import prepare_blocks
 from tunalab.training.joint import JointStep, JointSteps
 from tunalab.training.module import Harness
 from tunalab.training.run import build_trainer
-
-
-def bench_agreement(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """Relative differences of each loss, and of all gradients together, on one batch with the same weights and draws.
-
-    ``config`` says how the fast path computes: attention, precision, recomputed and compiled blocks.
-    """
-    tokenizer = small_tokenizer()
-    model = build_model(config, None, tokenizer.vocabulary)
-    randomise_zero_layers(model)
-    model.train()
-    step = assumed_steps(config, tokenizer, 1, model.frontend.space.token_pixels)[0]
-    batch = step.mine.batches[0]
-    draws = draw(batch, config.objective, config.seed, model.frontend.space, masking=True)
-    model.attention = "dense"
-    expected, expected_gradient = _run(model, batch, draws, config, bf16=False)
-    model.attention = config.attention
-    model.to(device)
-    prepare_blocks(model, config.activation_checkpointing, config.compile_blocks)
-    found, gradient = _run(model, batch.to(device), moved(draws, device), config, config.precision == "bf16")
-    return {
-        "relative_loss_difference": {name: abs(found[name] / expected[name] - 1) for name in expected},
-        "relative_gradient_difference": ((gradient - expected_gradient).norm() / expected_gradient.norm()).item(),
-        "losses": found,
-        "reference_losses": expected,
-        "tokens": batch.tokens,
-    }
-
-
-def _run(model: UnifiedModel, batch: PackedBatch, draws: Draws, config: RunConfig, bf16: bool) -> tuple[dict[str, float], Tensor]:
-    """Losses a token or visual token, and the gradient of their sum over all parameters, on the CPU."""
-    model.zero_grad(set_to_none=True)
-    with torch.autocast(batch.ids_BL.device.type, torch.bfloat16) if bf16 else nullcontext():
-        means = {name: part.sum / part.count for name, part in losses(model, batch, draws, config.objective).items()}
-        torch.stack(list(means.values())).sum().backward()
-    gradient = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None])
-    return {name: mean.item() for name, mean in means.items()}, gradient
-
-
-def moved(draws: Draws, device: torch.device) -> Draws:
-    """To be the same on every device, draws are made on one: each has a generator of its own."""
-    return Draws(
-        draws.t_N.to(device), [mask.to(device) for mask in draws.mask_nT], [noise.to(device) for noise in draws.noise_nChw]
-    )
-
 
 REQUIRED_UTILISATION, REQUIRED_DIFFERENCE = 0.45, 2e-2
 LIMIT = 200  # seconds of a part
@@ -162,7 +122,7 @@ def _device() -> dict[str, Any]:
 
 
 def good(part: str, found: dict[str, Any]) -> bool:
-    """Whether a part was measured, and what is asked of it was reached."""
+    """Whether a part was measured, and reached what is required of it."""
     if "failed" in found:
         return False
     if part == "agreement":
@@ -350,3 +310,76 @@ def matrix_rate(device: torch.device, side: int, repeats: int = 30) -> float:
         a @ b
     laps.mark()
     return 2 * side**3 / statistics.median(laps.seconds()[repeats // 3 :])  # the first third warms up
+
+
+class AssumedCorpus:
+    """Endless documents of one kind. Text varies by half about the assumed length, images take the ``sizes`` at random."""
+
+    length = None
+
+    def __init__(self, name: str, kind: Kind, sizes: list[Size]) -> None:
+        self.name = name
+        self.kind = kind
+        self.sizes = sizes
+
+    def document(self, index: int) -> Document:
+        rng = np.random.default_rng([*self.name.encode(), index])
+        shape = ASSUMED[self.kind]
+        # Not counted in a text of so many tokens: bos, and the eos that is predicted or closes a document without answer.
+        question = shape.text - 1 - (shape.labels or 1)
+
+        def image(generate: bool = False) -> Image:
+            height, width = self.sizes[rng.integers(len(self.sizes))]
+            return Image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), generate)
+
+        def text(tokens: float, target: bool = False) -> list[Text]:
+            digits = round(tokens * rng.uniform(0.5, 1.5))  # each is one token (data/tokenizer.py)
+            return [Text("".join(map(str, rng.integers(0, 10, digits))), target)] if digits else []
+
+        segments = [image() for _ in range(shape.looked_at)] + text(question)
+        segments += text(shape.labels - 1, target=True) if shape.labels else []
+        return Document(self.kind, (*segments, *(image(generate=True) for _ in range(shape.generated))))
+
+
+def bench_agreement(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Relative differences of each loss, and of all gradients together, on one batch with the same weights and draws.
+
+    ``config`` says how the fast path computes: attention, precision, recomputed and compiled blocks.
+    """
+    tokenizer = small_tokenizer()
+    model = build_model(config, None, tokenizer.vocabulary)
+    randomise_zero_layers(model)
+    model.train()
+    step = assumed_steps(config, tokenizer, 1, model.frontend.space.token_pixels)[0]
+    batch = step.mine.batches[0]
+    draws = draw(batch, config.objective, config.seed, model.frontend.space, masking=True)
+    model.attention = "dense"
+    expected, expected_gradient = _run(model, batch, draws, config, bf16=False)
+    model.attention = config.attention
+    model.to(device)
+    prepare_blocks(model, config.activation_checkpointing, config.compile_blocks)
+    found, gradient = _run(model, batch.to(device), moved(draws, device), config, config.precision == "bf16")
+    return {
+        "relative_loss_difference": {name: abs(found[name] / expected[name] - 1) for name in expected},
+        "relative_gradient_difference": ((gradient - expected_gradient).norm() / expected_gradient.norm()).item(),
+        "losses": found,
+        "reference_losses": expected,
+        "tokens": batch.tokens,
+    }
+
+
+def _run(model: UnifiedModel, batch: PackedBatch, draws: Draws, config: RunConfig, bf16: bool) -> tuple[dict[str, float], Tensor]:
+    """Losses a token or visual token, and the gradient of their sum over all parameters, on the CPU."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(batch.ids_BL.device.type, torch.bfloat16) if bf16 else nullcontext():
+        means = {name: part.sum / part.count for name, part in losses(model, batch, draws, config.objective).items()}
+        torch.stack(list(means.values())).sum().backward()
+    gradient = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None])
+    return {name: mean.item() for name, mean in means.items()}, gradient
+
+
+def moved(draws: Draws, device: torch.device) -> Draws:
+    """To be the same on every device, draws are made on one: each has a generator of its own."""
+    return Draws(
+        draws.t_N.to(device), [mask.to(device) for mask in draws.mask_nT], [noise.to(device) for noise in draws.noise_nChw]
+    )

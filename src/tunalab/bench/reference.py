@@ -1,9 +1,10 @@
-"""Training speed against the dense reference: documents padded to 512 tokens, logits and flow head everywhere.
+"""Speed of training and of generation against slow references that compute the same, in the tests and in `tunalab bench`.
 
-Both run the same weights on the same documents in one process, in turns, so that a noisy machine
-troubles both alike.
+Training: documents padded to 512 tokens, logits and flow head everywhere. Generation: whole padded
+sequences at every step. Both sides run the same weights on the same input in one process, in turns,
+so that a noisy machine troubles both alike.
 
-Shapes: D documents, L padded tokens, n images of one size, T visual tokens, W width.
+    D  documents    B  rows    L  padded tokens    n  images of one size    N  images    T  visual tokens    W  width
 """
 
 import statistics
@@ -20,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.buckets import Size
-from tunalab.data.documents import Document, Image, Kind, Text
+from tunalab.data.documents import Text
 from tunalab.data.packing import PackedBatch
 from tunalab.data.scenes import EXAMPLE_LEVELS, ScenesCorpus, SceneSettings
 from tunalab.data.stream import open_stream
@@ -34,37 +34,7 @@ from tunalab.model.decoder import hidden_states
 from tunalab.model.flow_head import rotary_tables
 from tunalab.model.objective import Draws, SumCount, draw, flow_loss, losses, noised, to_space
 from tunalab.model.unified import UnifiedModel
-from tunalab.planning.workload import ASSUMED
 from tunalab.settings.schema import ObjectiveConfig, RunConfig, SamplingConfig
-
-
-class AssumedCorpus:
-    """Endless documents of one kind. Text varies by half about the assumed length, images take the ``sizes`` at random."""
-
-    length = None
-
-    def __init__(self, name: str, kind: Kind, sizes: list[Size]) -> None:
-        self.name = name
-        self.kind = kind
-        self.sizes = sizes
-
-    def document(self, index: int) -> Document:
-        rng = np.random.default_rng([*self.name.encode(), index])
-        shape = ASSUMED[self.kind]
-        # Not counted in a text of so many tokens: bos, and the eos that is predicted or closes a document without answer.
-        question = shape.text - 1 - (shape.labels or 1)
-
-        def image(generate: bool = False) -> Image:
-            height, width = self.sizes[rng.integers(len(self.sizes))]
-            return Image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), generate)
-
-        def text(tokens: float, target: bool = False) -> list[Text]:
-            digits = round(tokens * rng.uniform(0.5, 1.5))  # each is one token (data/tokenizer.py)
-            return [Text("".join(map(str, rng.integers(0, 10, digits))), target)] if digits else []
-
-        segments = [image() for _ in range(shape.looked_at)] + text(question)
-        segments += text(shape.labels - 1, target=True) if shape.labels else []
-        return Document(self.kind, (*segments, *(image(generate=True) for _ in range(shape.generated))))
 
 
 def dense_losses(
@@ -251,8 +221,8 @@ def _run(
             patch_BL[b, slots] = torch.arange(-1, len(visual_TD))
             columns_BL[b, slots] = columns
     position_BL = torch.arange(padded).expand(B, padded)
-    length = torch.tensor([len(row) for row in rows])
-    backend = DenseAttention(Layout(document_BL, span_BL, torch.arange(B) * padded, length))
+    lengths_B = torch.tensor([len(row) for row in rows])
+    backend = DenseAttention(Layout(document_BL, span_BL, torch.arange(B) * padded, lengths_B))
     h_BLD = hidden_states(model.decoder, h_BLD, position_BL, backend)
     if x_NChw is None:
         return h_BLD

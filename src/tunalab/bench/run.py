@@ -42,19 +42,24 @@ def bench_figure(records: Path = Path("results/figure6"), count: int = 1000) -> 
         made.mkdir()
         for record in again(first, count):
             (made / f"{record.run.name}.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
-        command = [sys.executable, "-m", "tunalab", "figure", "figure6", "--records", str(made), "--out", folder]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds, of_processor = _timed("figure", "figure6", "--records", str(made), "--out", folder)
         written = sorted(path.name for path in Path(folder).glob("figure6*"))
     return {
         "records": count,
         "lines": len(first),
         "written": written,
         f"figure6_{count}_records_seconds": seconds,
-        "processor_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "processor_seconds": of_processor,
         "required_seconds": REQUIRED_SECONDS,
     }
+
+
+def _timed(*words: str, folder: str | None = None) -> tuple[float, float]:
+    """Seconds of a command of ours, and of the processor."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tunalab", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def again(first: Sequence[Record], count: int) -> Iterator[Record]:
@@ -86,18 +91,13 @@ def bench_status(count: int = 1000) -> dict[str, Any]:
     """Seconds of the whole command, from the start of Python, and of the processor; the median of some calls."""
     with TemporaryDirectory() as folder:
         runs = thousand(Path(folder), -(-count // _PER_SEED))
-        command = [sys.executable, "-m", "tunalab", "sweep", "large", "--status", "--once"]
-        seconds = []
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - start)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds, of_processor = zip(
+            *(_timed("sweep", "large", "--status", "--once", folder=folder) for _ in range(_REPEATS)), strict=True
+        )
     return {
         "runs": runs,
         "status_seconds": sorted(seconds)[_REPEATS // 2],
-        "processor_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / _REPEATS,
+        "processor_seconds": sum(of_processor) / _REPEATS,
         "required_seconds": STATUS_REQUIRED_SECONDS,
     }
 
@@ -148,7 +148,9 @@ def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, 
     runs = [record for record in records if record.run.variant == variant and record.run.finished]
     if not runs:
         raise UserError(f"no finished record of {variant}: train the sweep and publish it first")
-    parallel = min(len(runs), *(_at_a_time(record.environment) for record in runs))
+    machines = [record.environment for record in runs]  # by its cores, or one run where it is an accelerator's
+    at_a_time = [1 if one.get("accelerator") else max(1, one["cores"] // one["threads"]) for one in machines]
+    parallel = min(len(runs), *at_a_time)
     minutes = sum(record.totals.seconds for record in runs) / 60
     reached = above_chance(align_tokens(curves(runs)))
     settings = sorted(set(differing_settings(runs)), key=lambda setting: setting.place)
@@ -169,11 +171,6 @@ def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, 
         "fewest_above_chance": min(map(len, above.values())),
         "required_above_chance": REQUIRED_ABOVE,
     }
-
-
-def _at_a_time(environment: dict[str, Any]) -> int:
-    """Runs side by side on the machine of a record: by its cores, or one where it is an accelerator's."""
-    return 1 if environment.get("accelerator") else max(1, environment["cores"] // environment["threads"])
 
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
@@ -221,7 +218,7 @@ def _speed(only: str | None) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> bool:
-    """Print every figure beside what is asked of it; returns whether all are reached."""
+    """Print every figure beside what is required of it; returns whether all are reached."""
     good = True
     if training := results.get("training"):
         reached = training["share_of_token_ratio"] >= training["required_share"]

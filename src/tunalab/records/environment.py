@@ -50,7 +50,7 @@ def _commit(file: Path) -> tuple[str | None, bool | None]:
     """Commit and dirty flag of the checkout that ``file`` is tracked in.
 
     Tracked, because a package installed into a virtual environment lies inside some checkout without belonging to it. In another
-    user's checkout git does nothing, as that user's configuration may run programs: of it the commit alone is read, from files.
+    user's checkout git does nothing, as that user's configuration may run programs: its commit alone is read, which runs none.
     """
     refused = False
 
@@ -66,40 +66,17 @@ def _commit(file: Path) -> tuple[str | None, bool | None]:
         refused = refused or "dubious ownership" in done.stderr
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", file.name) is None:
-        if not refused:
-            return None, None
-        commit = _read_head(file)
-        _say_once(f"warning: git: {file.parent} is another user's; recorded: commit {commit}, not whether it was modified")
-        return commit, None
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD"), None if changed is None else bool(changed)
+    if git("ls-files", "--error-unmatch", file.name) is not None:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD"), None if changed is None else bool(changed)
+    root = next((place for place in file.parents if (place / ".git").exists()), None)
+    if not refused or root is None or not file.is_relative_to(root / "src"):
+        return None, None
+    commit = git("-c", "safe.directory=*", "rev-parse", "HEAD")
+    _warn_once(f"warning: git: {file.parent} is another user's; recorded: commit {commit}, not whether it was modified")
+    return commit, None
 
 
 @cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _read_head(file: Path) -> str | None:
-    """The commit of the checkout whose ``src`` the file is in, without git; None where that cannot be read."""
-    root = next((place for place in file.parents if (place / ".git").exists()), None)
-    if root is None or not file.is_relative_to(root / "src"):
-        return None
-    try:
-        git_dir = root / ".git"
-        if git_dir.is_file():  # of a worktree: "gitdir: PATH"
-            git_dir = root / git_dir.read_text().partition(":")[2].strip()
-        common = git_dir / "commondir"
-        places = [git_dir, git_dir / common.read_text().strip()] if common.is_file() else [git_dir]
-        head = (git_dir / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        for place in places:
-            if (place / name).is_file():
-                return (place / name).read_text().strip()
-        packed = (places[-1] / "packed-refs").read_text().splitlines()
-        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
-    except OSError:
-        return None

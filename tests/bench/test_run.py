@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tests.synthetic import synthetic_record
 
-from tunalab.bench.run import bench, bench_sweep
+from tunalab.bench.run import again, bench, bench_figure, bench_status, bench_sweep, report
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.records.record import Record, write_record
+from tunalab.records.record import Record, read_record, write_record
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 # At the end of these curves all seven lower bounds are above chance.
@@ -81,3 +81,40 @@ def test_too_slow_a_sweep_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixtur
         write_record(tmp_path / f"{record.run.name}.json", replace(record, totals=replace(record.totals, seconds=700.0)))
     assert bench("sweep", None, tmp_path) == 1
     assert "23.3 with 2 at a time" in (text := capsys.readouterr().out) and "(at most 20: MISSED)" in text
+
+
+def test_the_whole_command_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for variant in ("tuna", "tuna2"):
+        write_record(tmp_path / f"{variant}.json", synthetic_record(variant, kinds=1))
+    found = bench_figure(tmp_path, 4)
+    assert found["written"] == ["figure6.html", "figure6.png"] and found["lines"] == 2
+    assert found["figure6_4_records_seconds"] > 0 and found["processor_seconds"] > 0
+    assert report({"figure": {**found, "required_seconds": 1e6}})
+    assert not report({"figure": {**found, "required_seconds": 1e-6}})
+    assert "figure6 of 4 records in" in (text := capsys.readouterr().out) and "MISSED" in text
+
+
+def test_records_of_runs_that_never_happened_are_records(tmp_path: Path) -> None:
+    made = list(again([synthetic_record("tuna", kinds=2), synthetic_record("tuna2", kinds=2)], 5))
+    assert [(record.run.variant, record.run.seed) for record in made] == [
+        ("tuna", 0),
+        ("tuna2", 0),
+        ("tuna", 1),
+        ("tuna2", 1),
+        ("tuna", 2),
+    ]
+    for record in made:
+        write_record(tmp_path / "record.json", record)
+        assert read_record(tmp_path / "record.json") == record
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_whole_status_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    found = bench_status(12)
+    assert found["runs"] == 12 and found["status_seconds"] > 0 and found["processor_seconds"] > 0
+    assert report({"status": {**found, "required_seconds": 1e6}})
+    assert not report({"status": {**found, "required_seconds": 1e-6}})
+    assert "status: of 12 runs in" in (text := capsys.readouterr().out) and "MISSED" in text

@@ -5,11 +5,16 @@ from collections.abc import Callable
 
 import pytest
 from tests.conftest import small_config
+from tests.model.samples import plain_draws, random_batch
+from tests.tolerances import assert_sums_close, model_terms
 
-from tunalab.bench.reference import bench_generation, bench_training
+from tunalab.bench.reference import bench_generation, bench_training, dense_losses
 from tunalab.bench.run import report
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.frontends.registry import FRONTENDS
+from tunalab.model.objective import losses
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.schema import ObjectiveConfig
 
 Model = Callable[..., UnifiedModel]
 
@@ -70,3 +75,20 @@ def test_a_training_figure_that_is_missed_is_said(worse: dict[str, float], capsy
 def test_a_generation_figure_that_is_missed_is_said(worse: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     assert report({"generation": GENERATION | worse}) is not bool(worse)
     assert ("MISSED" in capsys.readouterr().out) is bool(worse)
+
+
+@pytest.mark.parametrize("sizes", [((32, 32),), ((32, 32), (24, 40), (40, 24))], ids=["one size", "several sizes"])
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_every_document_by_itself_gives_the_same_losses(
+    name: str, sizes: tuple[tuple[int, int], ...], tiny_model: Callable[..., UnifiedModel], tokenizer: Tokenizer
+) -> None:
+    model = tiny_model(name)
+    batch = random_batch("cegvtge", 2, tokenizer, sizes=sizes)
+    assert len(batch.groups) == len(sizes)
+    draws = plain_draws(model, batch, masked=0.3)
+    fast = losses(model, batch, draws, ObjectiveConfig())
+    slow = dense_losses(model, batch, draws, ObjectiveConfig(), padded=80, pad=tokenizer.pad)
+    for key, part in fast.items():
+        assert slow[key].count == part.count > 0
+        terms = model_terms(small_config(), batch.ids_BL.shape[1]) + tokenizer.vocabulary + part.count
+        assert_sums_close(slow[key].sum, part.sum, terms)

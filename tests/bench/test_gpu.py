@@ -13,8 +13,7 @@ from tests.conftest import small_config
 
 from tunalab.bench import GPU_PARTS
 from tunalab.bench import gpu as bench
-from tunalab.bench.gpu import assumed_steps, bench_agreement, bench_step, small_tokenizer, step_config
-from tunalab.bench.reference import AssumedCorpus
+from tunalab.bench.gpu import AssumedCorpus, assumed_steps, bench_agreement, bench_step, small_tokenizer, step_config
 from tunalab.cli import main
 from tunalab.data.sequence import to_sequence
 from tunalab.planning.workload import ASSUMED, assumed
