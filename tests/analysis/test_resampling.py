@@ -3,7 +3,7 @@ import pytest
 from tests.curves import TOKENS, answered, curves_of, run_of
 
 from tunalab.analysis.curves import AXES, axis_named, duration, interpolation, lines, moves, power, short
-from tunalab.analysis.resampling import Draws, area, areas, band, covers, learning_curves, linear_weights, log_weights, mean_curves
+from tunalab.analysis.resampling import Draws, area, band, covers, learning_curves, linear_weights, log_weights, mean_curves
 from tunalab.errors import UserError
 from tunalab.evaluation.score import Score, wilson
 
@@ -171,7 +171,7 @@ def test_areas_and_their_differences_are_means_over_the_common_stretch():
         [run_of("a", 0, {100: half, 10_000: all_right})],
         [run_of("b", 0, {10: half, 100: half, 1000: half, 10_000: half})],
     )
-    of_a = {one.scale: one for one in areas([a], TOKENS_AXIS, draws)}
+    of_a = {one.scale: one for one in area(a, TOKENS_AXIS, draws)}
     assert of_a["log"].value == pytest.approx(0.75) and of_a["linear"].value > 0.85
     log, linear = area(a, TOKENS_AXIS, draws, less=b)
     assert log.value == pytest.approx(0.25) and (log.first, log.last) == (100, 10_000)

@@ -178,11 +178,11 @@ def _placed(record: Record, points: Sequence[Point], axis: Axis) -> np.ndarray:
     return x_P
 
 
-def joined(values: Iterable[T], tolerance: float = TOLERANCE) -> dict[T, T]:
-    """Each value -> the largest of those that count as one place with it: within ``tolerance`` above the smallest of them."""
+def joined(values: Iterable[T]) -> dict[T, T]:
+    """Each value -> the largest of those that count as one place with it: within ``TOLERANCE`` above the smallest of them."""
     groups: list[list[T]] = []
     for value in sorted(set(values)):
-        if groups and value <= groups[-1][0] * (1 + tolerance):
+        if groups and value <= groups[-1][0] * (1 + TOLERANCE):
             groups[-1].append(value)
         else:
             groups.append([value])
@@ -298,13 +298,13 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def align_tokens(frame: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
-    """The same table with token counts that differ by less than ``tolerance`` set to their largest.
+def align_tokens(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table with token counts that differ by less than ``TOLERANCE`` set to their largest.
 
     An evaluation happens at the end of the batch that reaches its threshold, and batches hold different numbers of tokens,
     so that seeds reach "the same" point some tokens apart. Of two points of one run that fall together the later stays.
     """
-    where = joined(frame["tokens"].tolist(), tolerance)
+    where = joined(frame["tokens"].tolist())
     order = frame.sort_values("tokens", kind="stable")
     aligned = order.assign(tokens=order["tokens"].map(where))
     aligned = aligned.drop_duplicates([*RUN, "benchmark", "tokens"], keep="last")

@@ -13,7 +13,7 @@ import pandas as pd
 from tunalab.analysis.crossing import Crossing, crossings, pairs, passing
 from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, names_of, short
 from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
-from tunalab.analysis.resampling import SCALES, Area, Draws, area, areas, covers, learning_curves
+from tunalab.analysis.resampling import SCALES, Area, Draws, area, covers, learning_curves
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record
@@ -49,7 +49,7 @@ def dynamics(records: Sequence[Record]) -> Dynamics | None:
         found.laws.extend(power_laws(learning, _TOKENS, draws))
         for axis in on:
             found.crossings[axis.name] += crossings(learning, axis, draws)
-            found.areas[axis.name] += areas(learning, axis, draws)
+            found.areas[axis.name] += [one for curve in learning for one in area(curve, axis, draws)]
             found.differences[axis.name] += [one for b, a in pairs(learning) for one in area(a, axis, draws, less=b)]
     return found if names else None
 

@@ -114,8 +114,6 @@ class Band:
     mean_G: np.ndarray
     low_G: np.ndarray
     high_G: np.ndarray
-    seeds: int
-    n: int
 
 
 @dataclass
@@ -215,7 +213,7 @@ def band(curve: Curve, axis: Axis, draws: Draws) -> Band | None:
     low_G, high_G = mean.sample.bounds
     floor = np.array([wilson(round(value * curve.n), curve.n) for value in np.clip(mean.mean_G, 0, 1)])
     low_G, high_G = np.minimum(low_G, floor[:, 0]), np.maximum(high_G, floor[:, 1])
-    return Band(mean.x_G, mean.mean_G, np.clip(low_G, 0, 1), np.clip(high_G, 0, 1), mean.seeds, curve.n)
+    return Band(mean.x_G, mean.mean_G, np.clip(low_G, 0, 1), np.clip(high_G, 0, 1))
 
 
 def interval(value_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,16 +223,13 @@ def interval(value_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def covers(seeds: Iterable[int]) -> str:
-    """What an interval of curves covers, said for the numbers of seeds behind them."""
+    """What an interval of curves covers, for the numbers of seeds behind them."""
     few = min(seeds, default=0)
     if few <= 1:
         return "questions only: one seed says nothing of another"
-    if few < ENOUGH:
-        missed = {2: "one in four", 3: "one in six"}[few]
-        return (
-            f"questions and seeds; of {few} seeds {missed} leaves out the truth where seeds scatter six times as much as questions"
-        )
-    return "questions and seeds"
+    missed = {2: "one in four", 3: "one in six"}.get(few)
+    note = f"; of {few} seeds {missed} leaves out the truth where seeds scatter six times as much as questions" if missed else ""
+    return f"questions and seeds{note}"
 
 
 @dataclass(frozen=True)
@@ -298,7 +293,3 @@ def area(curve: Curve, axis: Axis, draws: Draws, less: Curve | None = None) -> l
         ends = float(x_G[0]), float(x_G[-1])
         found.append(Area(curve, less, scale, float(mean_G @ weight_G), float(low), float(high), *ends, means[0].seeds))
     return found
-
-
-def areas(curves: Sequence[Curve], axis: Axis, draws: Draws) -> list[Area]:
-    return [one for curve in curves for one in area(curve, axis, draws)]

@@ -220,56 +220,46 @@ def _speed(only: str | None) -> dict[str, Any]:
 def report(results: dict[str, Any]) -> bool:
     """Print every figure beside what is required of it; returns whether all are reached."""
     good = True
-    if training := results.get("training"):
-        reached = training["share_of_token_ratio"] >= training["required_share"]
-        equal = training["largest_relative_loss_difference"] <= 1e-4
-        good &= reached and equal
+
+    def limit(value: float, least: float | None = None, most: float | None = None, unit: str = "") -> str:
+        nonlocal good
+        reached = value >= least if least is not None else most is not None and value <= most
+        good &= reached
+        bound = f"at most {most:g}" if least is None else f"at least {least:g}"
+        return f"({bound}{unit}: {'reached' if reached else 'MISSED'})"
+
+    if of := results.get("training"):
         print(
-            f"training: {training['images_per_second']:.0f} images/s, {training['speedup']:.1f}x the dense reference "
-            f"({training['reference_images_per_second']:.1f}); padded : real {training['padded_to_real_tokens']:.1f}; "
-            f"share {training['share_of_token_ratio']:.2f} (at least {training['required_share']}: {_verdict(reached)}); "
-            f"losses differ by {training['largest_relative_loss_difference']:.1e} (at most 1e-4: {_verdict(equal)})"
+            f"training: {of['images_per_second']:.0f} images/s, {of['speedup']:.1f}x the dense reference "
+            f"({of['reference_images_per_second']:.1f}); padded : real {of['padded_to_real_tokens']:.1f}; "
+            f"share {of['share_of_token_ratio']:.2f} {limit(of['share_of_token_ratio'], least=of['required_share'])}; losses "
+            f"differ by {of['largest_relative_loss_difference']:.1e} {limit(of['largest_relative_loss_difference'], most=1e-4)}"
         )
-    if generation := results.get("generation"):
-        reached = generation["speedup"] >= generation["required_speedup"]
-        equal = generation["largest_pixel_difference"] <= 1e-4
-        good &= reached and equal
+    if of := results.get("generation"):
         print(
-            f"generation: {generation['seconds_per_image'] * 1e3:.0f} ms an image, {generation['speedup']:.1f}x the reference "
-            f"({generation['reference_seconds_per_image'] * 1e3:.0f} ms) (at least {generation['required_speedup']:.0f}x: "
-            f"{_verdict(reached)}); images differ by {generation['largest_pixel_difference']:.1e} (at most 1e-4: {_verdict(equal)})"
+            f"generation: {of['seconds_per_image'] * 1e3:.0f} ms per image, {of['speedup']:.1f}x the reference "
+            f"({of['reference_seconds_per_image'] * 1e3:.0f} ms) {limit(of['speedup'], least=of['required_speedup'], unit='x')}; "
+            f"images differ by {of['largest_pixel_difference']:.1e} {limit(of['largest_pixel_difference'], most=1e-4)}"
         )
-    if sweep := results.get("sweep"):
-        quick = sweep["minutes"] <= sweep["required_minutes"]
-        small = sweep["peak_memory_gb"] <= sweep["required_memory_gb"]
-        able = sweep["fewest_above_chance"] >= sweep["required_above_chance"]
-        good &= quick and small and able
+    if of := results.get("sweep"):
         print(
-            f"sweep: {sweep['runs']} runs of {sweep['variant']}, {sweep['training_minutes_of_all_runs']:.1f} minutes of training, "
-            f"{sweep['minutes']:.1f} with {sweep['parallel']} at a time, starts and evaluations not counted "
-            f"(at most {sweep['required_minutes']:.0f}: {_verdict(quick)}); peak memory {sweep['peak_memory_gb']:.2f} GB a run "
-            f"(at most {sweep['required_memory_gb']:.0f}: {_verdict(small)}); benchmarks whose 95% lower bound is above chance "
-            f"(at least {sweep['required_above_chance']} of them: {_verdict(able)}):"
+            f"sweep: {of['runs']} runs of {of['variant']}, {of['training_minutes_of_all_runs']:.1f} minutes of training, "
+            f"{of['minutes']:.1f} with {of['parallel']} at a time, starts and evaluations not counted "
+            f"{limit(of['minutes'], most=of['required_minutes'])}; peak memory {of['peak_memory_gb']:.2f} GB per run "
+            f"{limit(of['peak_memory_gb'], most=of['required_memory_gb'])}; benchmarks whose 95% lower bound is above chance "
+            f"{limit(of['fewest_above_chance'], least=of['required_above_chance'], unit=' of them')}:"
         )
-        for setting, names in sweep["above_chance"].items():
+        for setting, names in of["above_chance"].items():
             print(f"  {setting or 'all runs'}: {len(names)} ({', '.join(names)})")
-    if figure := results.get("figure"):
-        seconds = figure[f"figure6_{figure['records']}_records_seconds"]
-        quick = seconds <= figure["required_seconds"]
-        good &= quick
+    if of := results.get("figure"):
+        seconds = of[f"figure6_{of['records']}_records_seconds"]
         print(
-            f"figure: figure6 of {figure['records']} records in {seconds:.1f} s, a processor's {figure['processor_seconds']:.1f} s "
-            f"(at most {figure['required_seconds']:.0f}: {_verdict(quick)}); wrote {', '.join(figure['written'])}"
+            f"figure: figure6 of {of['records']} records in {seconds:.1f} s, a processor's {of['processor_seconds']:.1f} s "
+            f"{limit(seconds, most=of['required_seconds'])}; wrote {', '.join(of['written'])}"
         )
-    if status := results.get("status"):
-        quick = status["status_seconds"] <= status["required_seconds"]
-        good &= quick
+    if of := results.get("status"):
         print(
-            f"status: of {status['runs']} runs in {status['status_seconds']:.2f} s, a processor's "
-            f"{status['processor_seconds']:.2f} s (at most {status['required_seconds']:.0f}: {_verdict(quick)})"
+            f"status: of {of['runs']} runs in {of['status_seconds']:.2f} s, a processor's {of['processor_seconds']:.2f} s "
+            f"{limit(of['status_seconds'], most=of['required_seconds'])}"
         )
     return good
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "MISSED"
