@@ -13,7 +13,7 @@ so that none is dropped, and an interval that reaches them is open on that side.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import inf, isinf
+from math import inf, isfinite, isinf
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Crossing:
     (``after``), both are level throughout (the rest). ``ahead`` and ``behind``: who is ahead at the very end, ties left out.
     ``clear``: the interval is closed (a leader who is behind at the end of more than 2.5% of the resamples has not passed), and at
     some place the other's lead, at a later one the leader's, is outside a band that holds the whole difference curve in 95% of
-    resamples. Another crossing may be two curves that touch by chance.
+    resamples. Any other crossing may be two curves that touch by chance.
     """
 
     benchmark: str
@@ -123,7 +123,10 @@ def crossing(a: Curve, b: Curve, axis: Axis, draws: Draws) -> Crossing | None:
         float((end_R > 0).mean()),
         float((end_R < 0).mean()),
         int(here.count_R[0]),
-        _closed(low, high) and _clear(gap_G * sign, gap_RG * sign, np.log(first.x_G) < place),
+        low is not None
+        and high is not None
+        and isfinite(high - low)
+        and _clear(gap_G * sign, gap_RG * sign, np.log(first.x_G) < place),
         float(first.x_G[0]),
         float(first.x_G[-1]),
         first.seeds,
@@ -142,32 +145,17 @@ def pairs(curves: Sequence[Curve]) -> Iterable[tuple[Curve, Curve]]:
     return ((a, b) for a, b in combinations(curves, 2) if a.line.setting == b.line.setting and a.line.variant != b.line.variant)
 
 
-def passing(found: Crossing, axis: Axis) -> str:
+def passing(crossing: Crossing, axis: Axis) -> str:
     """``3.1M [2.2M, 4.5M]``, with ``<`` or ``>`` where an interval is open; ``none up to 9M`` without a crossing."""
-    if found.at is None:
-        return f"none up to {axis.text(found.last)}"
-    return f"{axis.text(found.at)} {passing_interval(found, axis)}"
-
-
-def passing_interval(found: Crossing, axis: Axis) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    ends = [_end(bound, found, axis) for bound in (found.low, found.high)]
-    return f"[{ends[0]}, {ends[1]}]"
-
-
-def _end(bound: float, found: Crossing, axis: Axis) -> str:
-    if isinf(bound):
-        return f"> {axis.text(found.last)}" if bound > 0 else f"< {axis.text(found.first)}"
-    return axis.text(bound)
+    if crossing.at is None:
+        return f"none up to {axis.text(crossing.last)}"
+    ends = {-inf: f"< {axis.text(crossing.first)}", inf: f"> {axis.text(crossing.last)}"}
+    bounds = [ends.get(bound) or axis.text(bound) for bound in (crossing.low, crossing.high) if bound is not None]
+    return f"{axis.text(crossing.at)} " + (f"[{', '.join(bounds)}]" if bounds else "")
 
 
 def _back(log_x: float) -> float:
     return log_x if isinf(log_x) else float(np.exp(log_x))
-
-
-def _closed(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and not isinf(low) and not isinf(high)
 
 
 def _clear(gap_G: np.ndarray, gap_RG: np.ndarray, before_G: np.ndarray) -> bool:

@@ -1,15 +1,17 @@
 """Figure 6: accuracy against what a run consumes, as a picture and as a page that opens from disk.
 
-The page asks nothing of the network, and all of it is ours: `templates/figure6.html.j2` is its text,
-`DATA` the place of the numbers.
+What both show (bands, crossings, names, colours) is worked out once, a benchmark at a time, and no
+resamples are kept: of a thousand runs they are a hundred megabytes per benchmark. The page loads
+nothing from the network; templates/figure6.html.j2 is its text, "DATA" the place of the numbers.
+
+    P  evaluations of a run    G  places of a common grid
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from math import ceil, inf, isinf, log10
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -20,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tunalab.analysis.crossing import Crossing, crossings, passing
-from tunalab.analysis.curves import DURATIONS, Axis, Line, Places, benchmarks, names_of
+from tunalab.analysis.curves import DURATIONS, Axis, Line, benchmarks, names_of
 from tunalab.analysis.resampling import Band, Curve, Draws, band, covers, learning_curves
 from tunalab.errors import UserError
 from tunalab.records.labels import Legend, benchmark_label, ordered_benchmarks
@@ -28,13 +30,9 @@ from tunalab.records.labels import Legend, benchmark_label, ordered_benchmarks
 
 @dataclass(frozen=True)
 class Drawn:
-    """A line in a panel: where and how well its runs did, by seed, and its band on each axis that has one."""
+    """A curve in a panel, without its resamples, and its band on each axis that has one."""
 
-    line: Line
-    n: int
-    chance: float
-    places: Places
-    accuracy_P: dict[int, np.ndarray]
+    curve: Curve
     bands: dict[str, Band | None]
 
 
@@ -48,7 +46,7 @@ class Panel:
 
     @property
     def chance(self) -> float:
-        return max(one.chance for one in self.drawn)
+        return max(one.curve.chance for one in self.drawn)
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,14 @@ def learned(shown: Sequence[Line], axes: Sequence[Axis]) -> Panels:
     names, draws = ordered_benchmarks(benchmarks(record for line in shown for record in line.records)), Draws()
     if not names:
         raise UserError("no evaluated benchmark in these records")
-    return Panels(list(shown), list(axes), [_panel(learning_curves(shown, name, draws), name, axes, draws) for name in names])
-
-
-def _panel(learning: Sequence[Curve], benchmark: str, axes: Sequence[Axis], draws: Draws) -> Panel:
-    drawn = [
-        Drawn(
-            curve.line,
-            curve.n,
-            curve.chance,
-            curve.places,
-            curve.accuracy_P,
-            {axis.name: band(curve, axis, draws) for axis in axes},
-        )
-        for curve in learning
-    ]
-    return Panel(benchmark, drawn, {axis.name: crossings(learning, axis, draws) for axis in axes})
+    panels = []
+    for name in names:
+        curves = learning_curves(shown, name, draws)
+        bands = [{axis.name: band(curve, axis, draws) for axis in axes} for curve in curves]
+        crossed = {axis.name: crossings(curves, axis, draws) for axis in axes}
+        bare = (replace(curve, right_PR={}, _sums={}, _means={}) for curve in curves)
+        panels.append(Panel(name, [Drawn(curve, of) for curve, of in zip(bare, bands, strict=True)], crossed))
+    return Panels(list(shown), list(axes), panels)
 
 
 @dataclass(frozen=True)
@@ -182,11 +172,11 @@ def figure6(found: Panels, axis: Axis) -> Figure:
     for name, axes in panels.items():
         panel = of_panel[name]
         for one in panel.drawn:
-            _draw_curve(axes, one, axis, looks[one.line])
-            numbers.add(len(one.accuracy_P))
+            _draw_curve(axes, one, axis, looks[one.curve.line])
+            numbers.add(len(one.curve.accuracy_P))
         finish(axes, name, panel.chance)
         axes.set_xscale("log")
-        places = np.concatenate([x_P for one in panel.drawn for x_P in one.places.on(axis).values()])
+        places = np.concatenate([x_P for one in panel.drawn for x_P in one.curve.places.on(axis).values()])
         axes.xaxis.set_major_locator(_locator(axis, places.min(), places.max()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -209,7 +199,7 @@ def _draw_curve(axes: Axes, one: Drawn, axis: Axis, look: Style) -> None:
         mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
         axes.plot(found.x_G, found.mean_G, mark + "-", color=look.colour, linewidth=1.8, label=look.label)
     dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
-    dots = [(x_P, one.accuracy_P[seed]) for seed, x_P in one.places.on(axis).items()]
+    dots = [(x_P, one.curve.accuracy_P[seed]) for seed, x_P in one.curve.places.on(axis).items()]
     axes.plot(*(np.concatenate(values) for values in zip(*dots, strict=True)), ".", **dot)
 
 
@@ -235,98 +225,74 @@ def _locator(axis: Axis, low: float, high: float) -> Locator:
     return LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.5 else (1,), numticks=12)
 
 
-_DATA = '"DATA"'
 _DOTS = 20  # seeds of a line: more dots hide the band they scatter about, and are most of the page
 
 
 def page(found: Panels, command: str) -> str:
     """The page as text."""
     text = json.dumps(figure_data(found, command), separators=(",", ":"), allow_nan=False)
+    template = Path(__file__).with_name("templates") / "figure6.html.j2"
     # A name with "</script>" in it would end the script, one with "<!--<script>" would keep it from ending.
-    return _template().replace(_DATA, text.replace("<", "\\u003c"))
-
-
-@cache
-def _template() -> str:
-    return files("tunalab.analysis").joinpath("templates/figure6.html.j2").read_text(encoding="utf-8")
+    return template.read_text(encoding="utf-8").replace('"DATA"', text.replace("<", "\\u003c"))
 
 
 def figure_data(found: Panels, command: str) -> dict[str, Any]:
     """Everything the page shows, as plain values."""
     looks, index = styles(found.lines), {line: number for number, line in enumerate(found.lines)}
-    panels = [
-        {
-            "name": panel.benchmark,
-            "label": benchmark_label(panel.benchmark),
-            "chance": _round(panel.chance),
-            "n": max(one.n for one in panel.drawn),
-            "seeds": [_seeds(index[one.line], one) for one in panel.drawn],
-            "axes": {axis.name: _on(axis, panel, index) for axis in found.axes},
-        }
-        for panel in found.panels
-    ]
     return {
         "command": command,
         "covers": covers({len(line.records) for line in found.lines}),
         "lines": [{"label": looks[line].label, "colour": looks[line].colour} for line in found.lines],
         "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in found.axes],
-        "panels": panels,
+        "panels": [_panel(panel, found.axes, index) for panel in found.panels],
     }
 
 
-def _seeds(index: int, one: Drawn) -> dict[str, Any]:
-    runs = [{"seed": seed, "y": _rounded(one.accuracy_P[seed])} for seed in _dots(one)]
-    return {"line": index, "n": one.n, "count": len(one.accuracy_P), "runs": runs}
-
-
-def _dots(one: Drawn) -> list[int]:
-    return list(one.accuracy_P) if len(one.accuracy_P) <= _DOTS else []
-
-
-def _on(axis: Axis, panel: Panel, index: dict[Line, int]) -> dict[str, Any]:
-    bands = []
-    for one in panel.drawn:
-        found = one.bands[axis.name]
-        if found is not None:
-            values = {"y": found.mean_G, "low": found.low_G, "high": found.high_G}
-            rounded = {name: _rounded(value) for name, value in values.items()}
-            bands.append({"line": index[one.line], "x": _places(found.x_G), **rounded})
-    return {
-        "bands": bands,
-        "places": [_places(one.places.on(axis)[seed]) for one in panel.drawn for seed in _dots(one)],
-        "crossings": [_crossing(one, axis, index) for one in panel.crossings[axis.name]],
-    }
+def _panel(panel: Panel, axes: Sequence[Axis], index: dict[Line, int]) -> dict[str, Any]:
+    curves = [one.curve for one in panel.drawn]
+    dots = [list(curve.accuracy_P) if len(curve.accuracy_P) <= _DOTS else [] for curve in curves]
+    on = {}
+    for axis in axes:
+        bands = [(index[one.curve.line], of) for one in panel.drawn if (of := one.bands[axis.name]) is not None]
+        on[axis.name] = {
+            "bands": [
+                {"line": line, "x": _places(of.x_G), "y": _shares(of.mean_G), "low": _shares(of.low_G), "high": _shares(of.high_G)}
+                for line, of in bands
+            ],
+            "places": [_places(curve.places.on(axis)[seed]) for curve, seeds in zip(curves, dots, strict=True) for seed in seeds],
+            "crossings": [_crossing(one, axis, index) for one in panel.crossings[axis.name]],
+        }
+    seeds = [
+        {
+            "line": index[curve.line],
+            "n": curve.n,
+            "count": len(curve.accuracy_P),
+            "runs": [{"seed": seed, "y": _shares(curve.accuracy_P[seed])} for seed in shown],
+        }
+        for curve, shown in zip(curves, dots, strict=True)
+    ]
+    n, label = max(curve.n for curve in curves), benchmark_label(panel.benchmark)
+    return {"name": panel.benchmark, "label": label, "chance": round(panel.chance, 4), "n": n, "seeds": seeds, "axes": on}
 
 
 def _crossing(found: Crossing, axis: Axis, index: dict[Line, int]) -> dict[str, Any]:
+    ends = {"at": found.at, "low": found.low, "high": found.high, "first": found.first, "last": found.last}
     return {
         "leader": index[found.leader],
         "other": index[found.other],
-        "at": None if found.at is None else _place(found.at),
-        "low": None if found.low is None or isinf(found.low) else _place(found.low),
-        "high": None if found.high is None or isinf(found.high) else _place(found.high),
-        "first": _place(found.first),
-        "last": _place(found.last),
+        **{name: None if end is None or isinf(end) else float(f"{end:.4g}") for name, end in ends.items()},
         "text": passing(found, axis),
-        "shares": [_round(share) for share in (found.before, found.within, found.after)],
-        "ahead": _round(found.ahead),
-        "behind": _round(found.behind),
+        "shares": [round(share, 4) for share in (found.before, found.within, found.after)],
+        "ahead": round(found.ahead, 4),
+        "behind": round(found.behind, 4),
         "changes": found.changes,
         "clear": found.clear,
     }
 
 
-def _place(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
 def _places(x_G: np.ndarray) -> list[float]:
-    return [_place(value) for value in x_G.tolist()]
+    return [float(f"{value:.4g}") for value in x_G.tolist()]
 
 
-def _round(value: float) -> float:
-    return round(value, 4)
-
-
-def _rounded(value_G: np.ndarray) -> list[float]:
-    return [_round(value) for value in value_G.tolist()]
+def _shares(value_G: np.ndarray) -> list[float]:
+    return [round(value, 4) for value in value_G.tolist()]
