@@ -18,8 +18,7 @@ ALLOWED = {
     "analysis/claims.yaml": ("data: models of results/published.csv as it names them", {"tuna", "tuna_r", "tuna2"}),
     "settings/schema.py": ("the defaults of a run without a variant", {"patch_embed", "tuna2"}),
     "cli/runs.py": ("the default of --variant, as in the settings", {"tuna2"}),
-    "cli/evaluation.py": ("an example of a run directory in a message", {"tuna2"}),
-    "cli/reporting.py": ("an example of a record in a help text", {"tuna2"}),
+    "cli/records.py": ("an example of a record in a help text", {"tuna2"}),
     "bench/gpu.py": ("a figure is measured on one variant, which is stated", {"tuna2"}),
     "bench/run.py": ("a figure is measured on one variant, which is stated", {"tuna", "tuna2", "tuna_r"}),
     "verification/encoders.py": (

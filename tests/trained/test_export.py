@@ -13,7 +13,7 @@ from tests.official.golden import Outputs, Picture, run
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.trained.folder import read_about, read_weights, write_export
+from tunalab.trained.folder import read_about, read_weights
 from tunalab.trained.model import Model, load
 from tunalab.training.checkpoints import EMA, MANIFEST, MODEL, TENSORS, CheckpointStore, read_whole
 
@@ -86,16 +86,10 @@ def test_load_takes_either_and_says_what_is_neither(run_dir: Path, exported: Pat
         load(tmp_path)
 
 
-def test_large_weights_are_several_files(exported: Path, tmp_path: Path) -> None:
-    loaded, weights = load(exported), read_weights(exported)
-    about = read_about(exported)
-    frozen = exported / "frozen"
-
-    def copy_frozen(fresh: Path) -> None:
-        if frozen.is_dir():
-            shutil.copytree(frozen, fresh / "frozen")
-
-    write_export(tmp_path / "many", about, loaded.config, weights, loaded.tokenizer, copy_frozen, max_shard="40KB")
+def test_large_weights_are_several_files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(exported)
+    monkeypatch.setattr("tunalab.trained.folder.MAX_SHARD", "40KB")
+    loaded.save_pretrained(tmp_path / "many")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
     assert_same(outputs(load(tmp_path / "many")), outputs(loaded))
 

@@ -19,7 +19,7 @@ from tunalab.frontends.components.store import Components, frozen_origin
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import detect, official_config
 from tunalab.settings.schema import RunConfig, StartConfig
-from tunalab.trained.folder import About, learnt_state, stored_once, write_export, write_parts
+from tunalab.trained.folder import About, RunParts, learnt_state, stored_once, write_export
 from tunalab.training import run as running
 from tunalab.training.run import train
 from tunalab.training.start import load_start
@@ -44,7 +44,7 @@ def write(
     weights = {name: tensor for name, tensor in stored_once(config, learnt_state(model)).items() if drop not in name}
     known = frozen_origin(config, settings, model.frontend) if frozen is None else frozen
     about = About({}, VOCABULARY, asdict(settings), known, [])
-    write_export(folder, about, config, weights, tokenizer, lambda path: write_parts(path, config, model.frontend))
+    write_export(folder, about, config, weights, tokenizer, RunParts(settings), model.frontend)
     return folder
 
 

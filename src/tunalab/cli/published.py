@@ -115,7 +115,9 @@ def judge(arguments: argparse.Namespace) -> int:
     from tunalab.interop.judge import judge as compare
 
     of = arguments
-    endpoint = Endpoint.from_environment(os.environ, of.out / "answers", of.timeout, of.retries, of.temperature, of.max_tokens)
+    endpoint = Endpoint.from_environment(
+        os.environ, of.out / "answers", timeout=of.timeout, retries=of.retries, temperature=of.temperature, max_tokens=of.max_tokens
+    )
     questions = [of.question] if of.question else []
     compare(of.settings, endpoint, of.out, questions, of.prompts, of.n, of.pairwise, of.threads)
     return 0

@@ -17,7 +17,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,16 +162,6 @@ BATCH = 16
 LONGEST = 8  # tokens of an answer: yes or no
 
 
-class VQA(Protocol):
-    """``name``: what notes call it; ``identity``, plain: what its answers hang on."""
-
-    name: str
-    identity: Any
-
-    def answers(self, questions: Sequence[tuple[np.ndarray, str]]) -> list[str]:
-        """To every (image (H, W, 3) uint8, question)."""
-
-
 class TransformersVQA:
     """A model for visual question answering in a folder of transformers' form: ViLT (classes of answers), BLIP (generates).
 
@@ -188,6 +178,7 @@ class TransformersVQA:
 
     @torch.no_grad()
     def answers(self, questions: Sequence[tuple[np.ndarray, str]]) -> list[str]:
+        """To every (image (H, W, 3) uint8, question)."""
         given: list[str] = []
         for first in range(0, len(questions), BATCH):
             batch = questions[first : first + BATCH]
@@ -217,6 +208,7 @@ class OwnVQA:
         return self.subject.answers([(shown[id(image)], text) for image, text in questions], LONGEST)
 
 
+VQA = TransformersVQA | OwnVQA  # ``name`` for notes; ``identity``, plain: what its answers depend on
 BENCHMARK = "DPG-Bench"
 
 

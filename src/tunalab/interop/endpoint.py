@@ -80,23 +80,14 @@ class Endpoint:
         )
 
     @classmethod
-    def from_environment(
-        cls,
-        environment: Mapping[str, str],
-        kept: Path,
-        timeout: float,
-        retries: int,
-        temperature: float = 0.0,
-        max_tokens: int = 4096,
-    ) -> "Endpoint":
-        """Raises UserError naming the variables that are not set."""
+    def from_environment(cls, environment: Mapping[str, str], kept: Path, **how: Any) -> "Endpoint":
+        """``how``: timeout, retries, temperature, max_tokens. Raises UserError naming the variables that are not set."""
         missing = [name for name in (URL, KEY, MODEL) if not environment.get(name)]
         if missing:
             raise UserError(
                 f"the judge is an OpenAI-compatible endpoint, set by {URL}, {KEY} and {MODEL}; not set: {', '.join(missing)}"
             )
-        of = environment[URL], environment[KEY], environment[MODEL]
-        return cls(*of, kept, timeout, retries, temperature, max_tokens)
+        return cls(environment[URL], environment[KEY], environment[MODEL], kept, **how)
 
     @property
     def parameters(self) -> dict[str, float]:

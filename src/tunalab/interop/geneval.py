@@ -125,16 +125,6 @@ class Detection:
     mask_HW: np.ndarray | None = None
 
 
-class Detector(Protocol):
-    """``name``: what notes call it; ``things``: the classes it knows, by GenEval's names."""
-
-    name: str
-    things: frozenset[str]
-
-    def detect(self, pixels_HWC: np.ndarray) -> list[Detection]:
-        """Everything it sees with a score above :data:`THRESHOLD`."""
-
-
 class ColourClassifier(Protocol):
     name: str
 
@@ -258,6 +248,7 @@ class Mask2Former:
 
     @torch.no_grad()
     def detect(self, pixels_HWC: np.ndarray) -> list[Detection]:
+        """Everything with a score above :data:`THRESHOLD`."""
         inputs = self.processor(images=pixels_HWC, return_tensors="pt").to(self.model.device)
         (found,) = self.processor.post_process_instance_segmentation(
             self.model(**inputs), threshold=THRESHOLD, target_sizes=[pixels_HWC.shape[:2]], return_binary_maps=True
@@ -281,7 +272,7 @@ BENCHMARK = "GenEval"
 
 
 def score_geneval(
-    folder: Path, prompts: Sequence[GenEvalPrompt], detector: Detector, classifier: ColourClassifier | None, outcomes: Outcomes
+    folder: Path, prompts: Sequence[GenEvalPrompt], detector: Mask2Former, classifier: ColourClassifier | None, outcomes: Outcomes
 ) -> list[Measure]:
     """The share of right images per tag, items being prompts, and their mean over tags.
 

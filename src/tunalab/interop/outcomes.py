@@ -57,11 +57,6 @@ def text_of(where: str, plain: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def name_of(where: str, plain: Mapping[str, Any], key: str) -> str:
-    """A text that becomes part of a file's name. Raises UserError when it would lead elsewhere."""
-    return checked_name(where, text_of(where, plain, key))
-
-
 def path_of(where: str, plain: Mapping[str, Any], key: str, folder: Path) -> Path:
     """The file that a text names below a folder. Raises UserError when it would lead elsewhere."""
     name = text_of(where, plain, key)
@@ -72,6 +67,7 @@ def path_of(where: str, plain: Mapping[str, Any], key: str, folder: Path) -> Pat
 
 
 def checked_name(where: str, name: str) -> str:
+    """A text that becomes part of a file's name. Raises UserError when it would lead elsewhere."""
     if "/" in name or "\\" in name or name.startswith(".") or below(Path(), name) is None:
         raise UserError(f"{where}: {name!r} cannot be part of a file's name")
     return name
@@ -183,6 +179,12 @@ def item_measure(benchmark: str, metric: str, values: Sequence[float | None], fa
     return measure if len(scored) == len(values) else replace(measure, items=[])
 
 
+def _interval(values_R: np.ndarray) -> dict[str, float | None]:
+    """``low`` and ``high`` of 95% of resampled values, None where they are all equal."""
+    low, high = (float(bound) for bound in np.quantile(values_R, [0.025, 0.975]))
+    return {"low": low, "high": high} if low < high else {"low": None, "high": None}
+
+
 def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int] | None], note: str) -> Measure:
     """The share of right answers over all questions. ``counts``: of every item how many are right, and of how many.
 
@@ -195,7 +197,6 @@ def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int]
         raise ValueError(f"{benchmark} {metric}: no question is left")
     drawn_RI = np.random.default_rng(SEED).integers(len(counts_I2), size=(RESAMPLES, len(counts_I2)))
     right_R, of_R = counts_I2[drawn_RI].sum(axis=1).T
-    low, high = (float(bound) for bound in np.quantile(right_R / np.maximum(of_R, 1), [0.025, 0.975]))
     failures = counts.count(None)
     return Measure(
         KIND,
@@ -203,8 +204,7 @@ def pooled_measure(benchmark: str, metric: str, counts: Sequence[tuple[int, int]
         metric,
         right / total,
         len(counts_I2),
-        low=low if low < high else None,
-        high=high if low < high else None,
+        **_interval(right_R / np.maximum(of_R, 1)),
         failures=failures,
         note=f"{note}; {total} questions pooled" + ("; failures are images that cannot be read" if failures else ""),
         items=[] if failures else [round(one * len(counts_I2) / total, 6) for one in counts_I2[:, 0].tolist()],
@@ -226,7 +226,6 @@ def group_measures(
     means_R = np.mean(
         [values_I[random.integers(len(values_I), size=(RESAMPLES, len(values_I)))].mean(axis=1) for values_I in scored], axis=0
     )
-    low, high = (float(bound) for bound in np.quantile(means_R, [0.025, 0.975]))
     weighted = [round(float(value) * total / (len(scored) * len(values_I)), 6) for values_I in scored for value in values_I]
     overall = Measure(
         KIND,
@@ -234,8 +233,7 @@ def group_measures(
         "overall",
         float(np.mean([values_I.mean() for values_I in scored])),
         total,
-        low=low if low < high else None,
-        high=high if low < high else None,
+        **_interval(means_R),
         failures=sum(part.failures for part in parts),
         note=f"{parts[0].note}; overall is the mean over {len(parts)} tags",
         items=weighted if all(part.items for part in parts) else [],

@@ -32,7 +32,7 @@ from tunalab.frontends.loading import read_json
 from tunalab.inference.images import check_replaceable, check_size, input_buckets, read_settings, save_image
 from tunalab.inference.requests import GenerationRequest, ImageFile, Source, image_bar, made_images
 from tunalab.interop.geneval import folder_of, metadata_of, read_prompts, sample_of
-from tunalab.interop.outcomes import OwnSize, checked_name, name_of, path_of, read_bytes, read_lines, text_of
+from tunalab.interop.outcomes import OwnSize, checked_name, path_of, read_bytes, read_lines, text_of
 from tunalab.trained.model import Model
 
 
@@ -229,7 +229,9 @@ def gedit(data: Path, seeds: Sequence[int], images: Path | None) -> list[Item]:
     """``data``: GEdit-Bench's Parquet, a file or a folder of them, or JSON lines with the images as paths below ``images``."""
     items = []
     for where, plain, picture in read_gedit(data, images):
-        kind, language, key = (name_of(where, plain, name) for name in ("task_type", "instruction_language", "key"))
+        kind, language, key = (
+            checked_name(where, text_of(where, plain, name)) for name in ("task_type", "instruction_language", "key")
+        )
         stem = f"fullset/{kind}/{language}/{key}"
         beside = partial(picture.keep, f"{stem}_SRCIMG.png")
         items.append(Item(f"{stem}.png", text_of(where, plain, "instruction"), _one(seeds), picture, beside))

@@ -1,7 +1,7 @@
 """`tunalab convert`: an official checkpoint as a folder of ours, and a model of ours as an official checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from tunalab.errors import UserError
 from tunalab.files import whole_file
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import frozen_origin
 from tunalab.model.unified import build_model
 from tunalab.official.layout import (
     MODELS,
@@ -29,7 +28,7 @@ from tunalab.official.layout import (
 from tunalab.official.weights import MASK_TOKEN, architecture_config, initial_weights, to_official, to_ours
 from tunalab.redaction import redacted
 from tunalab.settings.schema import StartConfig
-from tunalab.trained.folder import MAX_SHARD, About, RunParts, check_tokenizer, learnt_state, stored_once, write_export, write_parts
+from tunalab.trained.folder import MAX_SHARD, RunParts, check_tokenizer, learnt_state, stored_once, write_export
 from tunalab.trained.model import load_weights
 from tunalab.training.checkpoints import write_whole
 
@@ -78,15 +77,10 @@ def convert_to_tunalab(
     started = {name: tensor.to(dtype) for name, tensor in initial_weights(config, parts, vocabulary, converted.missing).items()}
     # What the folder holds is complete: whoever trains from it has nothing to allow.
     config = replace(config, start=StartConfig())
-    about = About(
-        origin={"checkpoint": source.name, "weights": "official", "model": official.name},
-        vocabulary=vocabulary,
-        components=asdict(parts.settings),
-        frozen=frozen_origin(config, parts.settings, model.frontend),
-        initialised=converted.missing,
-    )
+    origin = {"checkpoint": source.name, "weights": "official", "model": official.name}
+    about = replace(parts.about(config, model, origin), initialised=converted.missing)
     weights = stored_once(config, {**converted.weights, **started})
-    write_export(folder, about, config, weights, tokenizer, lambda fresh: write_parts(fresh, config, model.frontend))
+    write_export(folder, about, config, weights, tokenizer, parts, model.frontend)
     report(f"wrote {folder}")
 
 

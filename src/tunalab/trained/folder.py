@@ -9,7 +9,7 @@
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,10 @@ def write_export(
     config: RunConfig,
     weights: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
-    write_parts: Callable[[Path], None],
-    max_shard: str = MAX_SHARD,
+    parts: "RunParts",
+    frontend: VisualFrontEnd,
 ) -> None:
-    """Write ``folder``, whole or not at all. ``write_parts`` puts what else belongs there under the path it is given.
+    """Write ``folder``, whole or not at all, with what ``parts`` put there of ``frontend``.
 
     Raises UserError when something is there already: an export is never written over.
     """
@@ -86,12 +86,12 @@ def write_export(
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(fresh: Path) -> None:
-        save_torch_state_dict(dict(weights), fresh, max_shard_size=max_shard)
+        save_torch_state_dict(dict(weights), fresh, max_shard_size=MAX_SHARD)
         (fresh / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
             tokenizer.save(fresh / TOKENIZER)
-        write_parts(fresh)
+        parts.write(fresh, config, frontend)
 
     write_whole(folder, write, {"tunalab": redacted_settings(asdict(about))})
 
@@ -175,7 +175,8 @@ class RunParts(Components):
 
     def write(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
         """Put what an export holds besides weights and tokenizer where :class:`ExportedParts` finds it."""
-        write_parts(folder, config, frontend)
+        write_encoder_config(folder, config)
+        write_frozen(folder, config, frontend)
 
 
 class ExportedParts(RunParts):
@@ -202,15 +203,6 @@ class ExportedParts(RunParts):
     def encoder(self, name: str = TINY, pretrained: bool = False) -> "TimmViT":
         own = self.folder / ENCODER
         return super().encoder(str(own) if own.is_dir() else name, pretrained)
-
-
-def write_parts(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
-    """Put the front-end's frozen parts, and what its architecture is read from, where :class:`ExportedParts` finds them.
-
-    Raises UserError as :func:`write_frozen`.
-    """
-    write_encoder_config(folder, config)
-    write_frozen(folder, config, frontend)
 
 
 def write_frozen(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:

@@ -230,14 +230,8 @@ class Model:
         """
         assert self.parts is not None, "of a model that was loaded"
         parts = self.parts
-        write_export(
-            Path(folder),
-            parts.about(self.config, self.model, self.origin),
-            self.config,
-            stored_once(self.config, learnt_state(self.model)),
-            self.tokenizer,
-            lambda fresh: parts.write(fresh, self.config, self.model.frontend),
-        )
+        about, weights = parts.about(self.config, self.model, self.origin), stored_once(self.config, learnt_state(self.model))
+        write_export(Path(folder), about, self.config, weights, self.tokenizer, parts, self.model.frontend)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def _measure(subject: Subject, task: str, settings: PublishedSettings) -> list[M
     check_data(data, task)
     changes: dict[str, Any] = {}
     if task == "mmvet":
-        how = _JUDGE_SECONDS, _JUDGE_RETRIES, _JUDGE_TEMPERATURE, settings.judge_tokens
-        judge = Endpoint.from_environment(os.environ, subject.folder / "judge", *how)
+        how = {"timeout": _JUDGE_SECONDS, "retries": _JUDGE_RETRIES, "temperature": _JUDGE_TEMPERATURE}
+        judge = Endpoint.from_environment(os.environ, subject.folder / "judge", max_tokens=settings.judge_tokens, **how)
         changes["process_results"] = mmvet(judge)
     write_ready(data, task, subject.folder / "tasks")
     results, cut = _results(subject, settings, task, changes)
