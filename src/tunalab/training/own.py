@@ -1,6 +1,6 @@
 """What `tunalab train` adds to Lightning, as callbacks for a Trainer of one's own: exact resume, signals, curve and record.
 
-config = tunalab.load_config("smoke", "tuna2")
+config = tunalab.load_config("smoke")
 trainer = lightning.Trainer(max_epochs=1, callbacks=tunalab.callbacks(config, "runs/mine"))
 trainer.fit(tunalab.Harness(config), tunalab.DataModule(config))
 """
