@@ -127,7 +127,7 @@ def test_a_package_goes_through_sweep_figure_table_report_and_mlflow(folder: Pat
     assert main(["sweep", "study", "--launch", "inside"]) == 0
     made, committed = folder / "runs" / "study", folder / "results" / "study"
     records = read_records(committed)
-    assert [record.look.label for record in records] == ["Convolutions"]
+    assert [(one.look.label, one.look.source) for one in records] == [("Convolutions", f"kit_of_mine.conv:Conv of {KIT}")]
     for record in records:
         scores, read = record.points[-1].benchmarks, record.data["mix"]["only"]["documents"]
         assert set(scores) == {*BENCHMARKS, "corner", "Line directions"}

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.synthetic import synthetic_records
-from tests.training.conftest import quick_components as quick_components
 from tests.training.conftest import quick_config
-from tests.training.conftest import use_quick_components as use_quick_components
 
 from tunalab.analysis.effects import contrasts, effects_table, factors_and_cells
 from tunalab.analysis.figures import draw
@@ -24,7 +22,6 @@ from tunalab.records.record import read_record, write_record
 from tunalab.settings.loading import config_hash, to_plain
 from tunalab.settings.schema import FrontEndConfig
 from tunalab.tracking.sync import run_tags
-from tunalab.training.run import train
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "extend" / "frontend.md").read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -52,16 +49,14 @@ def settings() -> dict[str, object]:
     return dict(yaml.safe_load(next(text for language, text in BLOCKS if language == "yaml"))["frontend"])
 
 
-def test_a_run_figure_and_table_with_its_own_label(outside: Path) -> None:
+def test_figure_and_table_with_its_own_label(outside: Path) -> None:
     config = quick_config(variant="tuna2", frontend=settings())
     config.variant = "convolutions"
-    assert train(config, outside / "run") == 0
-    record = read_record(outside / "run" / "record.json")
-    look = record.look
-    assert record.frontend == look and (look.label, look.colour) == ("Convolutions", "#7F3C8D")
+    look = look_of(config)
+    assert (look.label, look.colour) == ("Convolutions", "#7F3C8D")
     assert look.factors == {"encoder": "none", "VAE": "none", "patch embedding": "convolutions"}
     assert re.fullmatch(r"Conv of conv.py, sha256 [0-9a-f]{12}", look.source)
-    tags = run_tags("a", record.config, "h", {}, look)
+    tags = run_tags("a", to_plain(config), "h", {}, look)
     assert (tags["front_end"], tags["front_end.patch embedding"]) == ("Convolutions", "convolutions")
 
     # Beside shipped ones, as records alone: the class is not at hand.
@@ -69,7 +64,7 @@ def test_a_run_figure_and_table_with_its_own_label(outside: Path) -> None:
     records = []
     for one in synthetic_records(variants=("tuna2", "other"), seeds=2, kinds=2):
         if one.run.variant == "other":
-            plain = {**one.config, "variant": "convolutions", "frontend": record.config["frontend"]}
+            plain = {**one.config, "variant": "convolutions", "frontend": to_plain(config)["frontend"]}
             one = replace(one, run=replace(one.run, variant="convolutions"), config=plain, frontend=look)
         records.append(one)
     folder = outside / "out"

@@ -25,7 +25,7 @@ TRAINED = 1000  # scenes whose answers the guess without the image knows
 _TRIES = 500  # scenes in a row that a kind asks nothing about, or that were asked about before
 
 
-class Asked(NamedTuple):
+class Drawn(NamedTuple):
     scene: Scene
     prompt: str
     answer: str
@@ -37,13 +37,13 @@ class QuestionKind(NamedTuple):
     ask: Callable[[Scene, Random], Any]
     source: str
 
-    def of(self, scene: Scene, rng: Random) -> Asked | None:
+    def of(self, scene: Scene, rng: Random) -> Drawn | None:
         """Raises UserError: what the function returns is neither None nor prompt, answer and options."""
         match self.ask(scene, rng):
             case None:
                 return None
             case (str(prompt), str(answer), int(options)) if prompt and answer and options > 0:
-                return Asked(scene, prompt, answer, options)
+                return Drawn(scene, prompt, answer, options)
             case other:
                 raise UserError(
                     f"data.questions.{self.name}: {str(other)[:80]!r} was returned "
@@ -85,17 +85,17 @@ def questions_of(
     prompt has most often in training.
     """
     check_image_size(image_size)
-    asked = list(_distinct(kind, level, split, seed, groups))
-    questions = [Question(render(one.scene, image_size), one.prompt, one.answer, number) for number, one in enumerate(asked)]
+    drawn = list(_distinct(kind, level, split, seed, groups))
+    questions = [Question(render(one.scene, image_size), one.prompt, one.answer, number) for number, one in enumerate(drawn)]
     trained: dict[str, Counter[str]] = defaultdict(Counter)
     for one in islice(_drawn(kind, level, "train", seed), TRAINED):
         trained[one.prompt][one.answer] += 1
     usual = {prompt: answers.most_common(1)[0][0] for prompt, answers in trained.items()}
-    guesses = (sum(1 / one.options for one in asked), sum(usual.get(one.prompt) == one.answer for one in asked))
-    return questions, max(guesses) / len(asked)
+    guesses = (sum(1 / one.options for one in drawn), sum(usual.get(one.prompt) == one.answer for one in drawn))
+    return questions, max(guesses) / len(drawn)
 
 
-def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int) -> Iterator[Asked]:
+def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int) -> Iterator[Drawn]:
     contents: set[str] = set()
     repeats = 0
     for one in _drawn(kind, level, split, seed):
@@ -107,15 +107,15 @@ def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int
             yield one
 
 
-def _drawn(kind: QuestionKind, level: int, split: str, seed: int) -> Iterator[Asked]:
+def _drawn(kind: QuestionKind, level: int, split: str, seed: int) -> Iterator[Drawn]:
     rng = stream("question benchmark", kind.name, level, split, seed)
     while True:
         yield _draw(kind, rng, split, level)
 
 
-def _draw(kind: QuestionKind, rng: Random, split: str, level: int) -> Asked:
+def _draw(kind: QuestionKind, rng: Random, split: str, level: int) -> Drawn:
     for _ in range(_TRIES):
-        asked = kind.of(draw_scene(rng, split, rng.choice(SCENE_KINDS), level), rng)
-        if asked is not None:
-            return asked
+        drawn = kind.of(draw_scene(rng, split, rng.choice(SCENE_KINDS), level), rng)
+        if drawn is not None:
+            return drawn
     raise UserError(f"data.questions.{kind.name}: it asks nothing about {_TRIES} scenes of level {level}, split {split}")
