@@ -9,7 +9,7 @@ import numpy as np
 from tests.synthetic import synthetic_record
 from tunalab.analysis.curves import Line
 from tunalab.analysis.resampling import Curve, Draws, learning_curves
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Score
 from tunalab.records.labels import Setting
 from tunalab.records.record import Point, Record
 

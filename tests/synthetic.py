@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from tunalab.evaluation.score import Score, chance_of
+from tunalab.evaluation.measure import Score, chance_of
 from tunalab.records.labels import MASK_RATIO
 from tunalab.records.record import Point, Record, RunInfo, Totals
 from tunalab.settings.loading import load_config, to_plain

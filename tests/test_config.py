@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.evaluation.parts import EvaluationSettings
 from tunalab.settings.declaration import Acts, Changes, Setting, settings_of
 from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import NOT_IDENTITY, check, config_hash, from_plain, load_config, plain_hash, to_plain

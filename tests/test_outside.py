@@ -18,7 +18,7 @@ from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.sources import build_source, check_sources, kind_of, probe
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import benchmarks, check_benchmarks, of_kind, outside, score
-from tunalab.evaluation.settings import UnderstandingSettings
+from tunalab.evaluation.parts import UnderstandingSettings
 from tunalab.evaluation.understanding import asked
 from tunalab.records.record import read_records, write_record
 from tunalab.settings.loading import laid_over, to_plain

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tunalab.errors import UserError
-from tunalab.evaluation.settings import load_settings
+from tunalab.evaluation.parts import load_settings
 from tunalab.official.layout import setting as value_of
 from tunalab.settings.layers import read_value, read_yaml
 from tunalab.settings.loading import config_hash, from_plain, load_config, read_config, to_plain

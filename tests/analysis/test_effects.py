@@ -12,7 +12,7 @@ from tests.synthetic import synthetic_record
 from tunalab.analysis.effects import MEAN, PSNR, TEXT_LOSS, effects_table, factors_and_cells, ordered_levels, write_effects
 from tunalab.analysis.figures import CLEAR, forest
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Score
 from tunalab.records.record import Record
 
 N = 400

@@ -20,8 +20,7 @@ from tunalab.analysis.evaluations import (
 from tunalab.analysis.statistics import joint_interval, scatter_of_means
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
-from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, pieces_of
-from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, EvaluationSettings, pieces_of
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.labels import Legend
 

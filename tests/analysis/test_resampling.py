@@ -5,7 +5,7 @@ from tests.curves import TOKENS, answered, curves_of, run_of
 from tunalab.analysis.curves import AXES, axis_named, duration, interpolation, lines, moves, power, short
 from tunalab.analysis.resampling import Draws, area, band, covers, learning_curves, linear_weights, log_weights, mean_curves
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score, wilson
+from tunalab.evaluation.measure import Score, wilson
 
 TOKENS_AXIS = AXES["tokens"]
 

@@ -7,7 +7,7 @@ import pytest
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.analysis.statistics import Scatter, above_chance, paired_difference, pooled, scatter_of_contrasts, scatter_of_means
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score, wilson
+from tunalab.evaluation.measure import Score, wilson
 from tunalab.records.record import Point, usable
 
 

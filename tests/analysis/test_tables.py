@@ -10,7 +10,7 @@ from tunalab.analysis.fairness import flagged, unequal
 from tunalab.analysis.statistics import paired_difference
 from tunalab.analysis.tables import accuracy_table, write_tables
 from tunalab.cli import main
-from tunalab.evaluation.score import wilson
+from tunalab.evaluation.measure import wilson
 from tunalab.records.record import write_record
 
 

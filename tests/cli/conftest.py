@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Score
 from tunalab.library import LOCK_HELD
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.settings.layers import read_yaml

@@ -11,8 +11,7 @@ import pytest
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, share
-from tunalab.evaluation.parts import PARTS
-from tunalab.evaluation.settings import UnderstandingSettings
+from tunalab.evaluation.parts import PARTS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.records.record import read_record
 from tunalab.settings.layers import read_yaml
@@ -48,7 +47,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
     monkeypatch.setattr("tunalab.trained.model.load", made.load)
     monkeypatch.setattr("tunalab.evaluation.side_by_side.default_processes", lambda: 1)  # others would not know the fakes
-    monkeypatch.setattr("tunalab.evaluation.settings.EvaluationSettings.other", UnderstandingSettings(), raising=False)
+    monkeypatch.setattr("tunalab.evaluation.parts.EvaluationSettings.other", UnderstandingSettings(), raising=False)
     for name in list(PARTS):
         monkeypatch.delitem(PARTS, name)
     for name in ("understanding", "other"):

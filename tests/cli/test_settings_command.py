@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunalab.cli import main
-from tunalab.evaluation.settings import EvaluationSettings
+from tunalab.evaluation.parts import EvaluationSettings
 from tunalab.settings.declaration import settings_of
 from tunalab.settings.reference import markdown
 from tunalab.settings.schema import SETTINGS

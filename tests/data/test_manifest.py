@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as PillowImage
 from reading import read
 
-from tunalab.data import lines
+from tunalab.data import manifest
 from tunalab.data.changes import look_at
 from tunalab.data.documents import Document, Image, Reject, Text
 from tunalab.data.manifest import ManifestCorpus
@@ -163,7 +163,7 @@ def test_broken_lines_end_in_the_log(folder: Path) -> None:
 
 def test_too_long_a_line_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder, {"image": "images/red.png", "caption": "a" * 1000}, {"image": "images/red.png", "caption": "a"})
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 500)
+    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 500)
     corpus = ManifestCorpus(path, image_size=16)
     with pytest.raises(Reject, match="line of more than"):
         corpus.document(0)
@@ -183,7 +183,7 @@ def talk_line(answer: str) -> str:
 @pytest.mark.parametrize("separator", ["\n", "\r\n"])
 @pytest.mark.parametrize("scan", [1, 7, 64 * 2**20])
 def test_line_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str, separator: str, scan: int) -> None:
-    monkeypatch.setattr(lines, "_SCAN_BYTES", scan)
+    monkeypatch.setattr(manifest, "_SCAN_BYTES", scan)
     answers = ["a", "ünï\u2028code", "c" * 50]
     path = folder / "data.jsonl"
     path.write_bytes(("\ufeff" + separator.join(map(talk_line, answers)) + end).encode())
@@ -335,7 +335,7 @@ def test_blank_lines_are_nothing(folder: Path, blank: str, monkeypatch: pytest.M
         for last in (text, text[:-1], [*text, ""]):
             (folder / "data.jsonl").write_bytes(mark + "\n".join(last).encode())
             for scan in (3, 5, 64, 2**20):
-                monkeypatch.setattr(lines, "_SCAN_BYTES", scan)
+                monkeypatch.setattr(manifest, "_SCAN_BYTES", scan)
                 corpus = ManifestCorpus(folder / "data.jsonl", image_size=16)
                 assert [shown(corpus.document(number))[-1][0] for number in range(corpus.length)] == list("01234")
 

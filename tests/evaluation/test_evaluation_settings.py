@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.evaluation.parts import DIVIDED, PARTS, describe, find_parts, load_part
-from tunalab.evaluation.settings import EvaluationSettings, load_settings
+from tunalab.evaluation.parts import DIVIDED, PARTS, EvaluationSettings, describe, find_parts, load_part, load_settings
 from tunalab.settings.declaration import settings_of
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tunalab.evaluation.score import wilson
+from tunalab.evaluation.measure import wilson
 
 
 def test_wilson_agrees_with_published_values():

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from tunalab.evaluation.measure import Measure, mean, share
-from tunalab.evaluation.score import wilson
+from tunalab.evaluation.measure import Measure, mean, share, wilson
 
 
 def test_a_share_counts_what_is_right_with_wilsons_interval() -> None:

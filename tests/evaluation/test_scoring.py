@@ -5,7 +5,7 @@ from tunalab.data.documents import Question
 from tunalab.errors import UserError
 from tunalab.evaluation.along import ask
 from tunalab.evaluation.benchmarks import Benchmark, benchmark_name, benchmarks, is_right, right_groups, score
-from tunalab.evaluation.score import wilson
+from tunalab.evaluation.measure import wilson
 from tunalab.settings.schema import RunConfig
 
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Measure, mean, share
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Measure, Score, mean, share
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.environment import environment
 from tunalab.records.log import Status, read_status, write_status

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from tests.variants import FILES
 from tunalab.cli import main
-from tunalab.data.scenes.benchmarks import FEWEST, benchmark_scenes
+from tunalab.data.scenes.questions import FEWEST, benchmark_scenes
 from tunalab.errors import UserError
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig

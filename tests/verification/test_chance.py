@@ -15,11 +15,11 @@ from tunalab.analysis.resampling import Draws, learning_curves
 from tunalab.analysis.statistics import above_chance
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes.vocabulary import LEVELS
-from tunalab.evaluation import score as known_chance
+from tunalab.evaluation import measure as known_chance
 from tunalab.evaluation.benchmarks import benchmark_name, scenes
+from tunalab.evaluation.measure import FILE, chance_of
 from tunalab.evaluation.measure import share as measured_share
-from tunalab.evaluation.score import FILE, chance_of
-from tunalab.evaluation.settings import SCENE_SPLITS
+from tunalab.evaluation.parts import SCENE_SPLITS
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.record import read_record, write_record
 from tunalab.verification import markdown

@@ -11,7 +11,7 @@ from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, RGB, SLOTS
 from tunalab.evaluation.generation.accuracy import is_exact
 from tunalab.evaluation.generation.bank import UNCLEAR, nearest
 from tunalab.evaluation.generation.parser import parse
-from tunalab.evaluation.generation.verdicts import right
+from tunalab.evaluation.generation.prompts import right
 from tunalab.verification import parser as check
 
 CASE = Path(__file__).parents[1] / "data" / "cases" / "evaluation" / "small_on_large.png"

@@ -22,11 +22,10 @@ from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_cont
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import KINDS, Measure
+from tunalab.evaluation.measure import KINDS, Measure, wilson
 from tunalab.evaluation.parts import OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULED, RULES, metric
-from tunalab.evaluation.score import wilson
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.labels import OF_VARIANT, Legend, flat_settings, identity
 from tunalab.records.record import Record

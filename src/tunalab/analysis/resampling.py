@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from tunalab.analysis.curves import Axis, Line, Places, Weights, grid
-from tunalab.evaluation.score import Score, wilson
+from tunalab.evaluation.measure import Score, wilson
 
 RESAMPLES = 1000
 BOUNDS = (0.025, 0.975)

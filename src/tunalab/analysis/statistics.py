@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from tunalab.analysis.curves import TOLERANCE
-from tunalab.evaluation.score import Score, wilson
+from tunalab.evaluation.measure import Score, wilson
 from tunalab.records.labels import identity
 from tunalab.records.record import Record
 

@@ -17,7 +17,7 @@ import numpy as np
 from tunalab.analysis.curves import align_tokens, curves
 from tunalab.analysis.statistics import above_chance
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Score
 from tunalab.files import write_atomically
 from tunalab.records.environment import environment
 from tunalab.records.labels import differing_settings

@@ -27,8 +27,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     settings = [word for word in arguments.settings if "=" in word and not Path(word).is_dir()]
     parts = arguments.parts.split(",") if arguments.parts else None
     if arguments.list:
-        from tunalab.evaluation.parts import describe, find_parts
-        from tunalab.evaluation.settings import load_settings
+        from tunalab.evaluation.parts import describe, find_parts, load_settings
 
         find_parts(parts)
         print(describe(load_settings(settings)))

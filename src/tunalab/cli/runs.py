@@ -100,7 +100,7 @@ def _prepared(
 
 
 def settings(arguments: argparse.Namespace) -> int:
-    from tunalab.evaluation.settings import EvaluationSettings
+    from tunalab.evaluation.parts import EvaluationSettings
     from tunalab.settings.reference import in_force, markdown, matching, table
 
     patterns = [word for word in arguments.settings if "=" not in word]

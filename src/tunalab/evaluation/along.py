@@ -19,7 +19,7 @@ from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
-from tunalab.evaluation.score import Score
+from tunalab.evaluation.measure import Score
 from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
 from tunalab.inference.prompts import answer

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tunalab.data.scenes import Item, Scene, masks, render
-from tunalab.data.scenes.benchmarks import benchmark_scenes
+from tunalab.data.scenes.questions import benchmark_scenes
 from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.scenes.vocabulary import COLOURS, SHAPES
 from tunalab.data.sequence import ImageSpan
@@ -21,8 +21,8 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.evaluation.along import evaluation_mode
 from tunalab.evaluation.benchmarks import QUESTION_SEED, SPLIT, benchmark_name
 from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.parts import AttentionSettings
 from tunalab.evaluation.samples import draw_grid
-from tunalab.evaluation.settings import AttentionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.frontends.contract import TargetSpace
 from tunalab.inference.attention import averaged, cut_prompt, draw_map, enlarged, image_columns, last_rows, outlined, tokens_through

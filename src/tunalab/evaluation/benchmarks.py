@@ -18,7 +18,7 @@ from tunalab.data.scenes import benchmark as scenes_benchmark
 from tunalab.data.scenes.questions import QuestionKind, question_kind, questions_of
 from tunalab.data.sources import check_pixels, corpus_class
 from tunalab.errors import UserError
-from tunalab.evaluation.score import Score, chance_of
+from tunalab.evaluation.measure import Score, chance_of
 from tunalab.plugins import Group, build, find, source_of
 from tunalab.settings.schema import RunConfig
 

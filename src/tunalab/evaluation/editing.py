@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
-from tunalab.data.scenes.edits import EDITS, draw_edit
+from tunalab.data.scenes.corpus import EDITS, draw_edit
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import stream
 from tunalab.evaluation.along import evaluation_mode
 from tunalab.evaluation.generation.parser import Parsed, check_size, parse
 from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.parts import EditingSettings
 from tunalab.evaluation.samples import draw_grid
-from tunalab.evaluation.settings import EditingSettings
 from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.frontends.contract import signed
 from tunalab.inference.generation import to_pixels

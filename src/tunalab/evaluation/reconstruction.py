@@ -26,8 +26,8 @@ from tunalab.evaluation.editing import MOST_DB
 from tunalab.evaluation.generation.accuracy import round_trip
 from tunalab.evaluation.generation.fidelity import LABELS, features, frechet, jackknife
 from tunalab.evaluation.measure import SSIM_INSIDE, Measure, mean
+from tunalab.evaluation.parts import ReconstructionSettings
 from tunalab.evaluation.samples import draw_grid
-from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.files import sha256, write_atomically
 from tunalab.frontends.contract import signed

@@ -28,7 +28,7 @@ from tunalab.data.scenes.questions import question_kind
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import SPLIT, Benchmark, easy_vqa, of_kind, outside, right_groups, scenes
 from tunalab.evaluation.measure import Measure, share
-from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
+from tunalab.evaluation.parts import SCENE_SPLITS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.files import write_atomically
 from tunalab.settings.schema import RunConfig

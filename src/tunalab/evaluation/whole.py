@@ -15,8 +15,7 @@ from tunalab.files import write_atomically
 from tunalab.redaction import redacted_settings
 
 if TYPE_CHECKING:  # records hold what is defined here, and are read without a model, its data or numpy
-    from tunalab.evaluation.parts import Piece
-    from tunalab.evaluation.settings import EvaluationSettings
+    from tunalab.evaluation.parts import EvaluationSettings, Piece
     from tunalab.evaluation.subject import Subject
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import numpy as np
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import Reject
 from tunalab.data.images import MAX_PIXELS, decode_image
-from tunalab.data.lines import parse_line
+from tunalab.data.manifest import parse_line
 from tunalab.data.pretrained import Source, reading
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.score import Score, chance_of
+from tunalab.evaluation.measure import Measure, Score, chance_of
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed, locked, write_atomically
 from tunalab.frontends.looks import Look, resolved_look

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from tunalab.errors import UserError
 from tunalab.evaluation.attention import Captioned, draw_examples, example_questions, shown_attention, shown_questions
-from tunalab.evaluation.parts import find_parts, independent
-from tunalab.evaluation.settings import EvaluationSettings, load_settings, part_of
+from tunalab.evaluation.parts import EvaluationSettings, find_parts, independent, load_settings, part_of
 from tunalab.evaluation.side_by_side import side_by_side
 from tunalab.evaluation.subject import Subject
 from tunalab.evaluation.whole import Evaluated, evaluate_parts

@@ -21,15 +21,15 @@ from tunalab.data.buckets import check_buckets
 from tunalab.data.changes import SeenData, data_versions, keep, seen_again
 from tunalab.data.documents import PREFIX
 from tunalab.data.easy_vqa import check_installed
-from tunalab.data.scenes.benchmarks import check_groups
+from tunalab.data.scenes.questions import check_groups
 from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
+from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
-from tunalab.evaluation.score import Score
 from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace

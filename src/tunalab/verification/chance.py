@@ -26,8 +26,8 @@ from tunalab.data.scenes import scene as draw_scene
 from tunalab.data.scenes.vocabulary import LEVELS
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, benchmark_name
-from tunalab.evaluation.score import FILE, GUESSES, USUAL
-from tunalab.evaluation.settings import SCENE_SPLITS
+from tunalab.evaluation.measure import FILE, GUESSES, USUAL
+from tunalab.evaluation.parts import SCENE_SPLITS
 from tunalab.files import write_atomically
 from tunalab.terminal import progress_bar
 from tunalab.verification import Table

@@ -28,9 +28,8 @@ from tunalab.data.scenes.vocabulary import BACKGROUNDS, CELL, CELLS, COLOURS, QU
 from tunalab.evaluation.generation.accuracy import is_exact
 from tunalab.evaluation.generation.bank import UNCLEAR, distance
 from tunalab.evaluation.generation.parser import Found, Parsed, parse
-from tunalab.evaluation.generation.prompts import CATEGORIES, fits
-from tunalab.evaluation.generation.verdicts import right
-from tunalab.evaluation.score import wilson
+from tunalab.evaluation.generation.prompts import CATEGORIES, fits, right
+from tunalab.evaluation.measure import wilson
 from tunalab.terminal import progress_bar
 from tunalab.verification import Table
 

@@ -19,8 +19,8 @@ from tunalab.data.scenes import (
     scene,
     text_sample,
 )
+from tunalab.data.scenes.graph import belongs
 from tunalab.data.scenes.sampling import stream
-from tunalab.data.scenes.splits import belongs
 from tunalab.data.scenes.vocabulary import SPLITS
 from tunalab.errors import UserError
 

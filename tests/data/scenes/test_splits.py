@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from tunalab.data.scenes import SPLITS, render, scene
-from tunalab.data.scenes.splits import held_out
+from tunalab.data.scenes.graph import held_out
 from tunalab.data.scenes.vocabulary import HELD_BARS, HELD_COUNTS, HELD_PAIRS, held_word
 
 

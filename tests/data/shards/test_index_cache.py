@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tunalab.data.shards.corpus import cache_folder, stored_index
 from tunalab.data.shards.files import ShardFile
-from tunalab.data.shards.index import cache_folder, stored_index
 
 FILE = ShardFile("memory:///a.tar", 100, "mtime=1")
 

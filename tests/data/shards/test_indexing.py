@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunalab.data.shards import index as indexing
+from tunalab.data.shards import corpus as indexing
+from tunalab.data.shards.corpus import Damaged, index_files
 from tunalab.data.shards.files import ShardFile
-from tunalab.data.shards.index import Damaged, index_files
 from tunalab.errors import UserError
 
 FILES = [ShardFile(f"memory:///{number:03}.tar", 100, "mtime=1") for number in range(120)]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tunalab.data.shards.index import BlockOrder
+from tunalab.data.shards.corpus import BlockOrder
 
 SIZES = [5, 0, 7, 1, 12, 0, 3, 9, 4, 0]
 

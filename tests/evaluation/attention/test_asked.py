@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tunalab.data.scenes import Item, Scene, render
-from tunalab.data.scenes.benchmarks import benchmark_scenes
+from tunalab.data.scenes.questions import benchmark_scenes
 from tunalab.data.scenes.vocabulary import COLOURS, RGB
 from tunalab.errors import UserError
 from tunalab.evaluation.attention import KINDS, ROWS, asked_things, cover, named_thing, row_prompt

@@ -8,8 +8,7 @@ from tunalab.data.sequence import ImageSpan
 from tunalab.evaluation import attention as on_object
 from tunalab.evaluation.attention import KINDS, Asked, asked_things, by_column, measure, on_thing
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.parts import find_parts, load_part
-from tunalab.evaluation.settings import AttentionSettings
+from tunalab.evaluation.parts import AttentionSettings, find_parts, load_part
 from tunalab.evaluation.subject import Subject
 
 SETTINGS = AttentionSettings(questions=6, levels=[1, 3])

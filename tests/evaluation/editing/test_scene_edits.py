@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tunalab.data.scenes.edits import EDITS
+from tunalab.data.scenes.corpus import EDITS
 from tunalab.evaluation.editing import MOST_DB, changed, edits, judged, outside_db
 
 COUNT = 6

@@ -10,7 +10,7 @@ from tunalab.evaluation.generation.diversity import mean_distance, vendi
 from tunalab.evaluation.generation.fidelity import LABELS, NETWORKS, features, features_by_prompt, frechet, jackknife, kernel
 from tunalab.evaluation.generation.following import displaced, displaced_renders
 from tunalab.evaluation.generation.prompts import DENSE, prompts
-from tunalab.evaluation.settings import FEATURES
+from tunalab.evaluation.parts import FEATURES
 
 
 def renders(count: int, size: int = 32, first: int = 0) -> np.ndarray:

@@ -16,7 +16,7 @@ from tunalab.evaluation.generation import diversity, fidelity, following
 from tunalab.evaluation.generation import following as images
 from tunalab.evaluation.generation.following import resampled_mean
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.settings import DiversitySettings, FidelitySettings, GenerationSettings, PromptSettings
+from tunalab.evaluation.parts import DiversitySettings, FidelitySettings, GenerationSettings, PromptSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.model.unified import UnifiedModel
 

@@ -8,8 +8,7 @@ from tunalab.data.scenes.vocabulary import COLOURS, RADIUS, SHAPES, SLOTS
 from tunalab.errors import UserError
 from tunalab.evaluation.generation.following import DENSE_PROMPTS, OVERALL, PROMPTS
 from tunalab.evaluation.generation.parser import Found, Parsed
-from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, prompts
-from tunalab.evaluation.generation.verdicts import direction, right, stands
+from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, direction, prompts, right, stands
 
 
 def thing(shape: str, colour: str, slot: str, size: str = "large") -> Item:

@@ -13,6 +13,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.editing import MOST_DB
 from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.parts import ReconstructionSettings
 from tunalab.evaluation.reconstruction import (
     PHOTOGRAPHS,
     SPACE,
@@ -25,7 +26,6 @@ from tunalab.evaluation.reconstruction import (
     ssim_of,
     training_note,
 )
-from tunalab.evaluation.settings import ReconstructionSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.inference.prompts import edit_sampling
 from tunalab.model.unified import UnifiedModel

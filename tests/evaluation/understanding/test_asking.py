@@ -15,7 +15,7 @@ from tunalab.data.scenes import BENCHMARKS, SPLITS, Scene, benchmark_scenes, ren
 from tunalab.errors import UserError
 from tunalab.evaluation.along import evaluate
 from tunalab.evaluation.benchmarks import QUESTION_SEED
-from tunalab.evaluation.settings import SCENE_SPLITS, UnderstandingSettings
+from tunalab.evaluation.parts import SCENE_SPLITS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.evaluation.understanding import measure
 

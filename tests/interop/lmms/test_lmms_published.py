@@ -15,8 +15,8 @@ from tests.interop.lmms.conftest import picture, rows, table
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure
+from tunalab.evaluation.parts import EvaluationSettings, PublishedSettings
 from tunalab.evaluation.published import BENCHMARKS, RULED, RULES, read_letter
-from tunalab.evaluation.settings import EvaluationSettings, PublishedSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.evaluation.whole import evaluate_parts
 from tunalab.interop.endpoint import KEY, MODEL, URL, Endpoint, NoAnswer

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tunalab.errors import UserError
+from tunalab.evaluation.parts import PublishedSettings
 from tunalab.evaluation.published import BENCHMARKS
-from tunalab.evaluation.settings import PublishedSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.interop.lmms import published as ready
 from tunalab.interop.lmms.published import copy_identity, pieces, write_ready

@@ -6,9 +6,9 @@ import pytest
 
 from tunalab.analysis.evaluations import counterpart, read_published
 from tunalab.errors import UserError
+from tunalab.evaluation.measure import wilson
 from tunalab.evaluation.parts import OPTIONAL, PARTS
 from tunalab.evaluation.published import BENCHMARKS, RULED
-from tunalab.evaluation.score import wilson
 from tunalab.interop.lmms.scores import mean_score, measures
 
 

@@ -1,9 +1,8 @@
 """scenes: a procedural corpus of shapes, charts, words and patterns, with its exact scene graph as ground truth."""
 
-from tunalab.data.scenes.benchmarks import benchmark, benchmark_scenes
-from tunalab.data.scenes.corpus import ScenesCorpus, caption_examples, text_sample
-from tunalab.data.scenes.edits import EDITS, draw_edit
+from tunalab.data.scenes.corpus import EDITS, ScenesCorpus, caption_examples, draw_edit, text_sample
 from tunalab.data.scenes.graph import Item, Scene
+from tunalab.data.scenes.questions import benchmark, benchmark_scenes
 from tunalab.data.scenes.render import masks, render
 from tunalab.data.scenes.sampling import EXAMPLE_LEVELS, SceneSettings, scene
 from tunalab.data.scenes.sentences import caption

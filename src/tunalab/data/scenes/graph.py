@@ -1,10 +1,15 @@
-"""The scene graph: the exact truth from which image, caption, questions and edits are all derived."""
+"""The scene graph, the exact truth from which image, caption, questions and edits are derived; and the split it may appear in.
+
+The split is decided by what a scene shows, so that no image is ever in two splits.
+"""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
 
-from tunalab.data.scenes.vocabulary import BACKGROUNDS, RADIUS, SLOTS, UNITS
+from tunalab.data.scenes.vocabulary import BACKGROUNDS, HELD_BARS, HELD_COUNTS, HELD_PAIRS, RADIUS, SLOTS, SPLITS, UNITS, held_word
+from tunalab.errors import UserError
 
 
 class Item(NamedTuple):
@@ -91,3 +96,47 @@ def other(rng: Random, choices: tuple[str, ...], *taken: str) -> str:
 def others(rng: Random, choices: tuple[str, ...], count: int, *taken: str) -> list[str]:
     """``count`` different choices, none of them taken."""
     return rng.sample([choice for choice in choices if choice not in taken], count)
+
+
+HASH_CLASSES = 8
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for a name that is no split."""
+    if split not in SPLITS:
+        raise UserError(f"scenes: unknown split {split!r}; choose from {', '.join(SPLITS)}")
+
+
+def hash_split(content: str) -> str:
+    """The split of some content by its hash: one eighth test, one eighth components, the rest train."""
+    value = int.from_bytes(blake2b(content.encode(), digest_size=4).digest(), "little") % HASH_CLASSES
+    return {0: "test", 1: "components"}.get(value, "train")
+
+
+def held_out(scene: Scene) -> bool:
+    """Whether a scene shows a combination that only the split "composition" may show.
+
+    It looks at the content alone, never at the kind: the same image may come from scenes of two kinds.
+    """
+    for item in scene.items:
+        if (item.colour, item.shape) in HELD_PAIRS:
+            return True
+        if item.shape == "bar" and (item.colour, bar_value(item.ry)) in HELD_BARS:
+            return True
+        if item.shape == "word" and held_word(item.text):
+            return True
+    shapes = [item.shape for item in scene.items]
+    return any((shape, shapes.count(shape)) in HELD_COUNTS for shape in set(shapes))
+
+
+def bar_value(ry: int) -> int:
+    """The value of a bar from its half height: one unit of value is an eighth of the image side."""
+    return ry // 4
+
+
+def belongs(scene: Scene, split: str) -> bool:
+    """Whether a scene, and its twin if it has one, may appear in a split."""
+    scenes = (scene,) if scene.twin is None else (scene, scene.twin)
+    if split == "composition":
+        return all(held_out(one) for one in scenes)
+    return all(hash_split(one.content) == split and not held_out(one) for one in scenes)

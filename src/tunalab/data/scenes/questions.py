@@ -1,24 +1,81 @@
-"""Kinds of questions about scenes from outside: as a corpus of training documents, and as a benchmark.
+"""Questions of one kind, level and split as benchmarks; and kinds of questions from outside, as a corpus too.
 
-A kind is a function of a scene and a random generator. It returns the prompt, the answer and the
-number of answers that are equally likely given the prompt alone, or None for a scene that it
-cannot ask about.
+A kind from outside is a function of a scene and a random generator. It returns the prompt, the
+answer and the number of answers that are equally likely given the prompt alone, or None for a
+scene that it cannot ask about.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, NamedTuple
 
 from tunalab.data.documents import Document, Image, Question, Text
-from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.graph import Scene, check_split
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import SceneSettings, check_image_size, draw_level, draw_scene, stream
-from tunalab.data.scenes.vocabulary import SCENE_KINDS
+from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS, SCENE_KINDS
 from tunalab.errors import UserError
 from tunalab.plugins import Group, find, source_of
 from tunalab.settings.schema import DataConfig
+
+_REPEATS = 100  # so many known scenes in a row: there are hardly any others
+
+# Level -> the benchmark with the fewest scenes in the split "test", and how many of them evaluations find (by seed 0). Other levels
+# have far more scenes than anybody asks for.
+FEWEST = {1: ("ocr", 379)}
+
+
+def check_groups(groups: int, levels: Sequence[int]) -> None:
+    """Raises UserError when a benchmark of one of the levels has not so many scenes, without drawing any."""
+    for level in levels:
+        kind, most = FEWEST.get(level, ("", groups))
+        if groups > most:
+            raise UserError(
+                f"evaluation.groups={groups}: {kind} at level {level} has {most} different scenes (choices: 0 to {most})"
+            )
+
+
+def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, fewer: bool = False) -> list[Scene]:
+    """The scenes of a benchmark, no two with the same image. ``fewer``: where there are not so many, all that there are.
+
+    A smaller number of groups is the beginning of a larger one.
+
+    Raises:
+        UserError: unknown kind, level or split, or (without ``fewer``) more groups than there are different scenes.
+    """
+    if kind not in BENCHMARKS:
+        raise UserError(f"scenes: unknown benchmark {kind!r}; choose from {', '.join(BENCHMARKS)}")
+    if level not in LEVELS:
+        raise UserError(f"scenes: unknown level {level!r}; choose from 1, 2, 3")
+    check_split(split)
+    scenes: dict[str, Scene] = {}
+    index = repeats = 0
+    while len(scenes) < groups and repeats < _REPEATS:
+        scene = draw_scene(stream("benchmark", kind, level, split, seed, index), split, kind, level)
+        repeats = repeats + 1 if scene.content in scenes else 0
+        scenes.setdefault(scene.content, scene)
+        index += 1
+    if len(scenes) < groups and not fewer:
+        raise UserError(f"scenes: {kind} level {level} has no {groups} different scenes in {split}; ask for fewer")
+    return list(scenes.values())
+
+
+def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False) -> list[Question]:
+    """Questions, two a group for pairs, else one.
+
+    Raises:
+        UserError: as :func:`benchmark_scenes`, or a wrong image size.
+    """
+    check_image_size(image_size)
+    questions = []
+    scenes = benchmark_scenes(kind, level, split, seed, groups, fewer)
+    for group, scene in enumerate(scenes):
+        views = [scene] if scene.twin is None else [scene, scene.twin]
+        questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
+    return questions
+
 
 QUESTIONS = Group("tunalab.questions", "a function of a scene and a random generator", callable)
 TRAINED = 1000  # scenes whose answers the guess without the image knows

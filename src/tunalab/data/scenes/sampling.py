@@ -6,9 +6,8 @@ from hashlib import blake2b
 from math import isfinite
 from random import Random
 
-from tunalab.data.scenes.graph import Scene
+from tunalab.data.scenes.graph import Scene, belongs, check_split
 from tunalab.data.scenes.shapes import build_count, build_objects, build_pairs, build_relations, build_search
-from tunalab.data.scenes.splits import belongs, check_split
 from tunalab.data.scenes.symbols import build_charts, build_ocr, build_pattern
 from tunalab.data.scenes.vocabulary import LEVELS, SCENE_KINDS
 from tunalab.errors import UserError

@@ -9,9 +9,8 @@ from collections import Counter
 from itertools import pairwise
 from random import Random
 
-from tunalab.data.scenes.graph import Item, Scene, other
+from tunalab.data.scenes.graph import Item, Scene, bar_value, hash_split, other
 from tunalab.data.scenes.shapes import colour_question, count_question, shape_question
-from tunalab.data.scenes.splits import bar_value, hash_split
 from tunalab.data.scenes.symbols import SHORTEST, TALLEST, value_question
 from tunalab.data.scenes.vocabulary import CELLS, COLOURS, DIRECTIONS, PLURALS, SHAPES, SLOTS
 

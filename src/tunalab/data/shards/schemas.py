@@ -19,10 +19,9 @@ from tunalab.data.assembling import (
     names_media,
 )
 from tunalab.data.documents import Document, Reject, Text
-from tunalab.data.lines import MAX_LINE_BYTES, index_lines, parse_line
-from tunalab.data.shards.corpus import Reader, Sample, ShardedCorpus, Visit
+from tunalab.data.manifest import MAX_LINE_BYTES, index_lines, parse_line
+from tunalab.data.shards.corpus import Damaged, Reader, Sample, ShardedCorpus, Visit, index_files
 from tunalab.data.shards.files import ShardFile, find_files, open_file
-from tunalab.data.shards.index import Damaged, index_files
 from tunalab.data.shards.table import IMAGE, IMAGES, TEXT, TEXTS, TURNS, TableReader, is_bytes, is_text
 from tunalab.data.shards.tar import RULE, RangeReader, tar_reader
 from tunalab.errors import UserError

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from tunalab.data.documents import Reject
-from tunalab.data.shards.corpus import Sample
+from tunalab.data.shards.corpus import Damaged, Sample, index_files
 from tunalab.data.shards.files import ShardFile, open_file
-from tunalab.data.shards.index import Damaged, index_files
 from tunalab.errors import first_line
 
 Fits = Callable[[pa.DataType], bool]

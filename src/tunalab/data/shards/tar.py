@@ -12,9 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from tunalab.data.documents import Reject
-from tunalab.data.shards.corpus import Sample
+from tunalab.data.shards.corpus import Damaged, Sample, StoredIndex, index_files
 from tunalab.data.shards.files import ShardFile, beside, open_file, read_range, stat_file
-from tunalab.data.shards.index import Damaged, StoredIndex, index_files
 from tunalab.errors import UserError
 
 _LOADED = 64  # indices of files held in memory

@@ -23,10 +23,9 @@ from tunalab.errors import UserError
 from tunalab.evaluation.generation.fidelity import LABELS, features, features_by_prompt
 from tunalab.evaluation.generation.following import DENSE_PROMPTS, PROMPTS, RENDERS, displaced_renders, generated, renders
 from tunalab.evaluation.generation.parser import parse
-from tunalab.evaluation.generation.prompts import DENSE, Prompt
-from tunalab.evaluation.generation.verdicts import right
+from tunalab.evaluation.generation.prompts import DENSE, Prompt, right
 from tunalab.evaluation.measure import Measure, mean
-from tunalab.evaluation.settings import DiversitySettings
+from tunalab.evaluation.parts import DiversitySettings
 from tunalab.evaluation.subject import Subject
 
 KIND = "diversity"

@@ -42,7 +42,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tunalab.evaluation.generation.accuracy import ROUND_TRIP, round_trip
 from tunalab.evaluation.generation.following import RENDERS, chosen_prompts, displaced_renders, generated
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.settings import FidelitySettings
+from tunalab.evaluation.parts import FidelitySettings
 from tunalab.evaluation.subject import Subject
 from tunalab.frontends.contract import signed
 

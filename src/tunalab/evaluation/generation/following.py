@@ -7,7 +7,7 @@ Prompts are captions of held-out scenes (prompts.py); what an image shows is rea
 (parser.py), whose own accuracy is measured beside it, clean, under noise and blur, and after the
 space that the model generates in.
 
-``scene prompts``: right images by category much as GenEval decides (verdicts.py), four of every
+``scene prompts``: right images by category much as GenEval decides (prompts.py), four of every
 prompt. ``overall`` is the mean over categories, its interval from drawing prompts again within
 each. Images of one prompt are not independent, so everywhere an item is a prompt, the mean of its
 images. ``dense prompts``: questions about the scene graph, a question counting 0 where one that
@@ -41,12 +41,10 @@ from tunalab.errors import UserError
 from tunalab.evaluation.generation import prompts as dense
 from tunalab.evaluation.generation.accuracy import ROUND_TRIP, accuracy, round_trip
 from tunalab.evaluation.generation.parser import Found, Parsed, check_size, parse
-from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt, prompts
-from tunalab.evaluation.generation.verdicts import right
-from tunalab.evaluation.measure import Measure, mean, share
+from tunalab.evaluation.generation.prompts import CATEGORIES, DENSE, Prompt, prompts, right
+from tunalab.evaluation.measure import Measure, mean, share, wilson
+from tunalab.evaluation.parts import GenerationSettings, PromptSettings
 from tunalab.evaluation.samples import draw_grid
-from tunalab.evaluation.score import wilson
-from tunalab.evaluation.settings import GenerationSettings, PromptSettings
 from tunalab.evaluation.subject import Subject, kept_array
 from tunalab.files import write_atomically
 

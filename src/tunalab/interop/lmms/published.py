@@ -34,9 +34,8 @@ from PIL import ImageFile
 
 from tunalab.errors import UserError, first_line
 from tunalab.evaluation.measure import Measure
-from tunalab.evaluation.parts import Piece
+from tunalab.evaluation.parts import Piece, PublishedSettings
 from tunalab.evaluation.published import BENCHMARKS, LOCAL, PUBLISHED, RULED
-from tunalab.evaluation.settings import PublishedSettings
 from tunalab.evaluation.subject import Subject
 from tunalab.files import listed, write_atomically
 from tunalab.interop.endpoint import MODEL, Endpoint
