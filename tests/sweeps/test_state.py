@@ -173,7 +173,7 @@ def test_on_a_narrow_terminal_lines_go_on_in_the_next(cells: list[Cell], monkeyp
 
 
 def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the time goes into is counted, as that is the same however busy the machine is: modules, configurations, files."""
+    """What the time goes into is counted, as that is the same however busy the machine is: modules, experiments, files."""
     monkeypatch.chdir(ROOT)
     thousand(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -181,15 +181,15 @@ def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.
 import sys, time
 from tunalab.cli import main
 from tunalab.sweeps import grid as resolving
-counts = {"configurations": 0, "files": 0}
+counts = {"experiments": 0, "files": 0}
 def count(event, arguments):
     counts["files"] += event == "open" and str(arguments[0]).startswith("runs/")
 sys.addaudithook(count)
-load_config = resolving.load_config
+read_files = resolving.read_files
 def counted(*arguments):
-    counts["configurations"] += 1
-    return load_config(*arguments)
-resolving.load_config = counted
+    counts["experiments"] += 1
+    return read_files(*arguments)
+resolving.read_files = counted
 assert main(["sweep", "large", "--status", "--once"]) == 0
 heavy = {"torch", "transformers", "lightning", "mlflow", "matplotlib", "scipy", "numpy", "pandas", "submitit", "tqdm"}
 print("modules", sorted(heavy & sys.modules.keys()))
@@ -198,8 +198,8 @@ print("seconds", time.process_time())
 """
     done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
     assert "1008 runs: 336 done, 672 queued" in done.stdout and "modules []" in done.stdout
-    configurations, files = map(int, re.findall(r"'configurations': (\d+), 'files': (\d+)", done.stdout)[0])
-    assert configurations == 3  # of variants: the rest is numbers put in
+    experiments, files = map(int, re.findall(r"'experiments': (\d+), 'files': (\d+)", done.stdout)[0])
+    assert experiments == 3  # one for each variant
     assert 1008 < files <= 4 * 1008  # history, status and lock, and whose the directory is; or history and record, twice
     seconds = float(re.findall(r"seconds ([\d.]+)", done.stdout)[0])  # of this process, whatever others do
     assert seconds < 3.0, f"{seconds:.2f} s"  # measured: 0.5 to 0.7 on two cores that others use too

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
-from omegaconf import OmegaConf
 
 from tests.training.conftest import quick_config
 from tests.training.test_resume import at_step
 from tunalab.cli import main
 from tunalab.errors import EXIT_STOPPED, stop_signals_heeded
-from tunalab.settings.loading import to_plain
+from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import read_history
 from tunalab.sweeps.launcher import stop_signals
@@ -47,7 +46,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def saved(folder: Path, config: RunConfig) -> Path:
-    (folder / "saved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    (folder / "saved.yaml").write_text(to_yaml(config))
     return folder / "saved.yaml"
 
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from tests.training.conftest import MIX, QUICK, quick_config
 from tunalab.cli import main
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.settings.loading import to_plain
+from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import take_lock
 from tunalab.training.checkpoints import MANIFEST, PROGRESS, CheckpointStore, write_whole
@@ -228,7 +227,7 @@ def written_by_three(run_dir: Path, target: Path) -> None:
 def command(folder: Path, name: str, config: RunConfig) -> int:
     """`tunalab train` of a saved configuration, in the directory ``name``."""
     saved = folder / f"{name}.yaml"
-    in_first(lambda: saved.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))))
+    in_first(lambda: saved.write_text(to_yaml(config)))
     return main(["train", "--config", str(saved), "--run-dir", str(folder / name)])
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from tunalab.errors import UserError
@@ -129,15 +130,21 @@ def members_of(hint: Any) -> Any:
 
 def check_values(node: Any, prefix: str = "") -> None:
     """Every value of a dataclass of settings. Raises UserError for the first that is not allowed."""
-    for item in fields(node):
-        value, key = getattr(node, item.name), f"{prefix}{item.name}"
-        if is_dataclass(value):
-            check_values(value, f"{key}.")
-        elif DECLARED in item.metadata:
-            item.metadata[DECLARED].check(key, value)
+    for name, declared in _declared(type(node)):
+        value, key = getattr(node, name), f"{prefix}{name}"
+        if declared is not None:
+            declared.check(key, value)
+        elif isinstance(value, dict):
+            for member, inside in value.items():
+                check_values(inside, f"{key}.{member}.")
         else:
-            for name, inside in value.items():
-                check_values(inside, f"{key}.{name}.")
+            check_values(value, f"{key}.")
+
+
+@cache
+def _declared(cls: Any) -> list[tuple[str, Declared | None]]:
+    """Name of each field, and what is declared of it; None of a group."""
+    return [(item.name, item.metadata.get(DECLARED)) for item in fields(cls)]
 
 
 def misfit(layer: dict[Any, Any], hint: Any, prefix: str = "") -> str | None:

@@ -14,27 +14,26 @@ own top-level folders; a wheel carries a copy of them (tunalab/wheel.py). A name
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from unicodedata import category
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import tunalab
 from tunalab.errors import UserError, first_line
 from tunalab.files import below, listed
-from tunalab.settings.declaration import check_values, misfit
-from tunalab.settings.values import Word, named_members, parse, resolved, typed
+from tunalab.settings.declaration import misfit
+from tunalab.settings.values import Word, member, named_members, parse, resolved, typed
 
 ENDING = ".yaml"
 Mixes = dict[str, dict[str, float]]
+T = TypeVar("T")
 
 # What the YAML readers raise for a text that is none: bad syntax, bad encoding, an unreadable file.
-UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+UNREADABLE = (yaml.YAMLError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,17 @@ class Experiment:
 
 
 def settings_layers(experiment: Path | None, variant: Path | None, overrides: Sequence[str]) -> list[Layer]:
-    """Experiment, variant, what the experiment sets for the variant, command line. The names of the files (without suffix) become
-    ``experiment`` and ``variant``.
+    """Experiment, variant, what the experiment sets for the variant, command line.
 
-    Raises UserError, one line: a file is missing or no mapping, a setting is not ``key=value``, a mix or a base is unknown.
+    Raises UserError, one line: a file is missing or no mapping, a setting is not ``key=value``, a mix or
+    a base is unknown.
     """
+    layers, mixes = file_layers(experiment, variant)
+    return layers + override_layers(overrides, mixes)
+
+
+def file_layers(experiment: Path | None, variant: Path | None) -> tuple[list[Layer], Mixes]:
+    """The names of the files (without suffix) become ``experiment`` and ``variant``. Also the mixes by name."""
     read = Experiment() if experiment is None else read_experiment(experiment)
     layers = list(read.layers)
     if experiment is not None:
@@ -73,47 +78,73 @@ def settings_layers(experiment: Path | None, variant: Path | None, overrides: Se
     if variant is not None:
         layers.append(Layer(str(variant), {**read_settings(variant), "variant": variant.stem}))
         layers += read.variants.get(variant.stem, [])
+    return [_with_mixes(layer, read.mixes) for layer in layers], read.mixes
+
+
+def override_layers(overrides: Sequence[str], mixes: Mixes) -> list[Layer]:
+    layers = []
     for override in overrides:
         names, value = read_setting(override)
-        layers.append(Layer(f"setting '{override}'", nested(names, value), given=names))
-    return [_with_mixes(layer, read.mixes) for layer in layers]
+        layers.append(_with_mixes(Layer(f"setting '{override}'", nested(names, value), given=names), mixes))
+    return layers
 
 
-def laid(merged: Any, layers: Sequence[Layer], cls: Any) -> Any:
-    """An OmegaConf container of the dataclass ``cls`` with the layers laid over it, each checked.
+def laid(layers: Sequence[Layer], cls: Any, below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of the dataclass ``cls`` as nested dicts: the layers over ``below``, which stays as it is.
 
     Raises UserError, one line that names the source and the key: it is unknown, or a value has another type.
     """
+    merged = dict(below or {})
     for layer in layers:
-        for *above, name in replaced_mappings(layer, cls):
-            node = merged
-            for one in above:
-                node = node.get(one, {})
-            if name in node:
-                node[name] = {}
-        merged = merge(merged, layer, cls)
+        wrong = misfit(layer.settings, cls)
+        if wrong is not None:
+            raise UserError(f"{layer.source}: {wrong}")
+        for place in replaced_mappings(layer, cls):
+            merged = _emptied(merged, place)
+        merged = _over(merged, typed_layer(layer, cls).settings)
     return merged
 
 
-def merge(base: Any, layer: Layer, cls: Any) -> Any:
-    wrong = misfit(layer.settings, cls)
-    if wrong is not None:
-        raise UserError(f"{layer.source}: {wrong}")
-    try:  # into base itself: a copy of everything for every layer would be slow
-        return OmegaConf.unsafe_merge(base, typed_layer(layer, cls).settings)
-    except OmegaConfBaseException as error:  # the structure fits, so this is one value's type
-        key = getattr(error, "full_key", None) or "?"
-        raise UserError(f"{layer.source}: {key}: {first_line(error)}") from error
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+    return merged
 
 
-def made(merged: Any) -> Any:
-    """The object that a container of settings describes, every value checked. Raises UserError, one line."""
-    try:
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # a reference ${key} to nothing, or to a value of another type
-        raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {first_line(error)}") from error
-    check_values(settings)
-    return settings
+def _emptied(node: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+    first, *rest = place
+    if first not in node:
+        return dict(node)
+    return {**node, first: _emptied(node[first], rest) if rest else {}}
+
+
+def made(cls: type[T], merged: Mapping[str, Any]) -> T:
+    """The object that these settings describe, nothing checked. A reference ``${key}`` becomes the value of that setting.
+
+    Raises UserError, one line: a reference is to nothing or to a value of another type.
+    """
+    settings = _built(merged, cls)
+    if any("${" in str(value) for _, value in leaves(merged)):
+        from omegaconf import OmegaConf  # a fifth of a second, which few configurations need
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            plain = OmegaConf.to_container(OmegaConf.create(asdict(settings)), resolve=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{getattr(error, 'full_key', None) or 'config'}: {first_line(error)}") from error
+        settings = _built(typed(plain, cls, references=False), cls)
+    return cast(T, settings)
+
+
+def _built(value: Any, hint: Any) -> Any:
+    if is_dataclass(hint):
+        return cast(Any, hint)(**{name: _built(inside, member(hint, name)) for name, inside in value.items()})
+    if isinstance(value, dict):
+        return {str(name): _built(inside, member(hint, name)) for name, inside in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 
 def replaced_mappings(layer: Layer, cls: Any) -> list[tuple[str, ...]]:
@@ -124,7 +155,7 @@ def replaced_mappings(layer: Layer, cls: Any) -> list[tuple[str, ...]]:
 
 
 def typed_layer(layer: Layer, cls: Any) -> Layer:
-    """With every word in the type of its setting. Raises UserError, naming the source: it is none of that type."""
+    """With every value in the type of its setting. Raises UserError, naming the source: one is none of that type."""
     try:
         return replace(layer, settings=typed(layer.settings, cls))
     except UserError as error:
@@ -203,6 +234,8 @@ def read_setting(override: str) -> tuple[tuple[str, ...], Any]:
     # Bytes that are not UTF-8 reach Python as surrogates.
     if any(category(letter) in ("Cc", "Cs") for letter in override.replace("\t", "")):
         raise UserError(f"setting {ascii(override)} holds a control character or bytes that are not UTF-8")
+    if override.rpartition("${")[1] and "}" not in override.rpartition("${")[2]:
+        raise UserError(f"setting '{override}' cannot be read: a reference to another setting is ${{key}}")
     if not equals or not key:
         raise UserError(f"setting '{override}' is not of the form key=value")
     try:

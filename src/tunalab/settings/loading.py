@@ -4,21 +4,20 @@ Precedence: defaults (schema.py) <- experiment file <- variant file <- command l
 keys, wrong types, values out of range and settings that contradict each other are one line (UserError).
 """
 
-import copy
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
-from tunalab.errors import UserError, first_line
+from tunalab.errors import UserError
 from tunalab.redaction import redacted_settings
 from tunalab.settings.declaration import Declared, Setting, check_values, members_of
-from tunalab.settings.layers import Layer, laid, made, merge, read_settings, settings_layers
+from tunalab.settings.layers import Layer, Mixes, file_layers, laid, made, override_layers, read_settings
 from tunalab.settings.schema import REVISION, SETTINGS, SIDES, RunConfig, SamplingConfig
 from tunalab.settings.values import hints, member
 
@@ -30,18 +29,26 @@ for _key, _one in SETTINGS.items():
 NOT_IDENTITY = tuple(group for group, inside in _GROUPS.items() if not any(one.identity for one in inside))
 NOT_IDENTITY_INSIDE = tuple(key for key, one in SETTINGS.items() if not one.identity and key.split(".")[0] not in NOT_IDENTITY)
 
-_DEFAULTS = OmegaConf.structured(RunConfig)
-_KEPT: dict[str, Any] = {}  # an experiment's layers -> what they make of the defaults
+Below = tuple[dict[str, Any], Mixes]  # what the files of a run say, and the mixes that they name
 
 
-def load_config(experiment: Path | None, variant: Path | None, overrides: list[str]) -> RunConfig:
+def load_config(experiment: Path | None, variant: Path | None, overrides: Sequence[str]) -> RunConfig:
     """Lay experiment file, variant file and command line (layers.py) over the defaults and check the result.
 
     Raises UserError, one line, naming the key or the file and the choices.
     """
-    layers = settings_layers(experiment, variant, overrides)
-    of_experiment = len(settings_layers(experiment, None, []))
-    return _checked(laid(_below(layers[:of_experiment]), layers[of_experiment:], RunConfig))
+    return with_overrides(read_files(experiment, variant), overrides)
+
+
+def read_files(experiment: Path | None, variant: Path | None) -> Below:
+    layers, mixes = file_layers(experiment, variant)
+    return laid(layers, RunConfig), mixes
+
+
+def with_overrides(below: Below, overrides: Sequence[str]) -> RunConfig:
+    """:func:`load_config` of files that are read already: a sweep reads them once for all its cells."""
+    settings, mixes = below
+    return _checked(laid(override_layers(overrides, mixes), RunConfig, settings))
 
 
 def read_config(path: Path) -> RunConfig:
@@ -58,74 +65,56 @@ def from_plain(plain: Any, references: bool = False, source: str = "config") -> 
     Without a revision it is from before there was one, and of the first. Without ``references`` text stays what it is: a stranger's
     ``${oc.env:...}`` reads nothing of this machine.
     """
-    if isinstance(plain, dict):
-        plain = {"revision": 1, **plain}
-        try:
-            plain = plain if references else _literal(plain)
-        except OmegaConfBaseException as error:  # half a reference
-            raise UserError(f"{source}: {first_line(error)}") from error
-    else:
+    if not isinstance(plain, dict):
         raise UserError(f"{source} is not a mapping of settings")
-    layer = Layer(source, {str(key): value for key, value in plain.items()})
-    return _checked(merge(_defaults(), layer, RunConfig))
+    plain = {"revision": 1, **{str(key): value for key, value in plain.items()}}
+    return _checked(laid([Layer(source, plain if references else _literal(plain))], RunConfig))
+
+
+def laid_over(config: RunConfig, setting: str) -> RunConfig:
+    """A configuration with one more setting of the command line. Raises UserError, one line."""
+    return with_overrides((_literal(asdict(config)), {}), [setting])
 
 
 def _literal(plain: Any) -> Any:
     """``${`` as OmegaConf writes it where no reference is meant, with the backslashes before it doubled."""
-    if isinstance(plain, str) and "${" in plain:
-        OmegaConf.create([plain])
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", plain)
+    if isinstance(plain, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", plain) if "${" in plain else plain
     if isinstance(plain, dict):
         return {_literal(key): _literal(value) for key, value in plain.items()}
     return [_literal(value) for value in plain] if isinstance(plain, list) else plain
 
 
-def laid_over(config: RunConfig, setting: str) -> RunConfig:
-    """A configuration with one more setting of the command line. Raises UserError, one line."""
-    below = merge(_defaults(), Layer("config", _literal(asdict(config))), RunConfig)
-    return _checked(laid(below, settings_layers(None, None, [setting]), RunConfig))
-
-
-def _defaults() -> Any:
-    return copy.deepcopy(_DEFAULTS)
-
-
-def _below(layers: list[Layer]) -> Any:
-    """The defaults under an experiment's layers. The last one is kept: it is most of the work, and a sweep's cells share it."""
-    key = repr(layers)
-    if key not in _KEPT:
-        below = laid(_defaults(), layers, RunConfig)
-        _KEPT.clear()
-        _KEPT[key] = below
-    return copy.deepcopy(_KEPT[key])
-
-
-def _checked(merged: Any) -> RunConfig:
-    config = made(merged)
-    assert isinstance(config, RunConfig)
+def _checked(merged: dict[str, Any]) -> RunConfig:
+    config = made(RunConfig, merged)
     check(config)
     return config
 
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Plain nested dicts of numbers, strings and lists, without credentials: what is saved, shown, hashed and compared."""
-    plain = _plain(config, type(config))
-    assert isinstance(plain, dict)
-    return {key: redacted_settings(value) for key, value in plain.items()}
+    plain: dict[str, Any] = _plain(config, type(config))
+    return plain
 
 
 def _plain(value: Any, declared: Any) -> Any:
-    """As OmegaConf's containers, which take a hundred times as long."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name), inner) for name, inner in hints(type(value)).items()}
+    if isinstance(value, str):
+        return value if not value or value.isidentifier() else redacted_settings(value)
+    if isinstance(value, int | float):
+        # A whole number is the same setting as the fraction, and has to be the same text for the hash.
+        return float(value) if declared is float and type(value) is int else value
     if isinstance(value, dict):
         member = (get_args(declared) or (None, None))[1]
         return {str(name): _plain(inner, member) for name, inner in value.items()}
     if isinstance(value, list):
         member = (get_args(declared) or (None,))[0]
         return [_plain(inner, member) for inner in value]
-    # A whole number is the same setting as the fraction, and has to be the same text for the hash.
-    return float(value) if declared is float and type(value) is int else value
+    return {name: _plain(getattr(value, name), inner) for name, inner in hints(type(value)).items()}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The text of a run's ``config.yaml``, which :func:`read_config` reads."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
 def completed(plain: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +122,7 @@ def completed(plain: dict[str, Any]) -> dict[str, Any]:
 
     Nothing is checked: what today's settings refuse stays as it is.
     """
-    return _completed({"revision": 1, **plain}, RunConfig, to_plain(RunConfig()))
+    return _completed(redacted_settings({"revision": 1, **plain}), RunConfig, to_plain(RunConfig()))
 
 
 def _completed(plain: Any, hint: Any, defaults: Any) -> Any:
@@ -159,18 +148,12 @@ def config_hash(config: RunConfig) -> str:
 
 def plain_hash(plain: dict[str, Any]) -> str:
     """:func:`config_hash` of a configuration in the form that :func:`to_plain` gives."""
-    return text_digest(identity(plain))
-
-
-def identity(plain: dict[str, Any]) -> str:
-    """What of a plain configuration decides what a run computes, as the text that is hashed: a new password is no other run."""
-    entering = {key: redacted_settings(value) for key, value in plain.items() if key not in NOT_IDENTITY}
+    entering = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
     for key in NOT_IDENTITY_INSIDE:
         group, _, name = key.partition(".")
         if group in entering:
             entering[group] = {inner: value for inner, value in entering[group].items() if inner != name}
-    entering["stages"] = list(entering["stages"].items())  # their order is part of it
-    return json.dumps(entering, sort_keys=True)
+    return digest(entering | {"stages": list(entering["stages"].items())})  # their order is part of it
 
 
 def digest(plain: Any) -> str:

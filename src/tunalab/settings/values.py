@@ -50,23 +50,23 @@ def resolved(value: Any) -> Any:
     return _scalar(value) if isinstance(value, Word) else value
 
 
-def typed(value: Any, hint: Any, key: str = "") -> Any:
-    """Every word in the type that ``hint`` (a dataclass, or an annotation in one) declares; of unknown keys as YAML reads it.
+def typed(value: Any, hint: Any, key: str = "", references: bool = True) -> Any:
+    """Every value in the type that ``hint`` (a dataclass, or an annotation in one) declares; of unknown keys as YAML reads it.
+
+    With ``references`` a text that holds ``${`` stays as it is: what it refers to has a type.
 
     Raises:
-        UserError: a word is none of its type; the line begins with the dotted key, before which ``key`` stands.
+        UserError: a value is none of its type; the line begins with the dotted key, before which ``key`` stands.
     """
-    if is_dataclass(hint) and isinstance(value, dict):
-        return {str(name): typed(inside, member(hint, name), _join(key, name)) for name, inside in value.items()}
-    if get_origin(hint) is dict and isinstance(value, dict):
-        return {str(name): typed(inside, get_args(hint)[1], _join(key, name)) for name, inside in value.items()}
+    if isinstance(value, dict) and (is_dataclass(hint) or get_origin(hint) is dict):
+        return {str(name): typed(inside, member(hint, name), _join(key, name), references) for name, inside in value.items()}
     if get_origin(hint) is list and isinstance(value, list):
-        return [typed(inside, get_args(hint)[0], f"{key}[{place}]") for place, inside in enumerate(value)]
-    if not isinstance(value, str) or "${" in value:  # a reference to another setting: OmegaConf follows it
-        return str(value) if isinstance(value, str) else resolved(value)
-    if hint in _READERS and (isinstance(value, Word) or hint is not str):
-        return _READERS[hint](key, value)
-    return resolved(value)
+        return [typed(inside, get_args(hint)[0], f"{key}[{place}]", references) for place, inside in enumerate(value)]
+    if hint not in _READERS or (references and isinstance(value, str) and "${" in value):
+        return str(value) if isinstance(value, str) and "${" in value else resolved(value)
+    if value is None:
+        raise UserError(f"{key} has no value")
+    return value if type(value) is hint else _READERS[hint](key, str(value) if not isinstance(value, str) else value)
 
 
 def texts(value: Any, hint: Any, key: str) -> Any:

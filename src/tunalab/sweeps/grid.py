@@ -5,10 +5,6 @@ Factors are crossed with each other. Arms are settings by name, for what is no p
 variant is run with that one alone, others with every variant of the sweep; where all name theirs,
 the file lists no variants.
 
-Reading the files and laying the layers takes a tenth of a second, while cells differ in a few
-numbers. So the first cell of each kind is resolved whole, and the others are that one with their
-own numbers put in: the same configuration, checked alike.
-
 Runs of other settings get directories of their own, so that earlier runs stay whole and can go on:
 
     runs/<sweep>/<cell>             as the sweep file says
@@ -16,13 +12,11 @@ Runs of other settings get directories of their own, so that earlier runs stay w
     runs/<sweep>/<cell>+<hash>      where the cell's own directory holds an earlier run, of a file that was edited since
 """
 
-import copy
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
@@ -34,8 +28,19 @@ from tunalab.errors import UserError, one_line
 from tunalab.records.labels import FIGURE_NAMES, last_words
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.layers import UNREADABLE, leaves, names_in, names_of, nested, read_setting, read_value, settings_layers
-from tunalab.settings.loading import NOT_IDENTITY, check, config_hash, digest, identity, load_config, read_config, text_digest
+from tunalab.settings.layers import UNREADABLE, leaves, names_in, names_of, nested, read_setting, read_value
+from tunalab.settings.loading import (
+    NOT_IDENTITY,
+    Below,
+    budget,
+    config_hash,
+    digest,
+    plain_hash,
+    read_config,
+    read_files,
+    to_plain,
+    with_overrides,
+)
 from tunalab.settings.schema import RunConfig
 from tunalab.settings.values import parse, resolved, texts
 from tunalab.training.claiming import claimed_hash
@@ -261,8 +266,6 @@ def _slug(value: Any) -> str:
 
 
 Files = Callable[[str, str], tuple[Path, Path]]  # names of experiment and variant -> their files
-Number = int | float | bool
-_GAP = os.urandom(8).hex()  # in no setting
 
 
 def own_settings(cell: Cell, settings: Sequence[str]) -> list[str]:
@@ -270,157 +273,36 @@ def own_settings(cell: Cell, settings: Sequence[str]) -> list[str]:
     return [*cell.overrides, *settings, f"seed={cell.seed}"]
 
 
+@dataclass(frozen=True)
 class Resolved:
-    """The configuration of one cell: that of ``first`` with ``numbers`` in their places."""
+    """The configuration of one cell."""
 
-    def __init__(self, first: "_First", numbers: dict[str, Number]) -> None:
-        self._first, self._numbers = first, numbers
+    config: RunConfig
 
     @cached_property
     def plain(self) -> dict[str, Any]:
-        """As ``to_plain`` gives it. Not to be changed: cells share what is equal."""
-        plain = self._first.plain
-        for key, number in self._numbers.items():
-            plain = _with(plain, key.split("."), number)
-        return plain
+        """Not to be changed: the hash is of it."""
+        return to_plain(self.config)
 
     @cached_property
     def hash(self) -> str:
-        """As ``plain_hash`` gives it."""
-        text = self._first.identity(tuple(self._numbers))
-        for key, number in self._numbers.items():
-            text = text.replace(_gap(key), json.dumps(number))
-        return text_digest(text)
+        return plain_hash(self.plain)
 
     @property
     def tokens(self) -> int:
-        """The budget."""
-        return sum(stage["tokens"] for stage in self.plain["stages"].values())
-
-    @cached_property
-    def config(self) -> RunConfig:
-        """Raises UserError: a number is out of range, or does not go with the others."""
-        config = copy.deepcopy(self._first.config)
-        for key, number in self._numbers.items():
-            *path, last = key.split(".")
-            node: Any = config
-            for name in path:
-                node = node[name] if isinstance(node, dict) else getattr(node, name)
-            if isinstance(node, dict):
-                node[last] = number
-            else:
-                setattr(node, last, number)
-        check(config)
-        return config
+        return budget(self.config)
 
 
 def resolve(cells: Iterable[Cell], settings: Sequence[str], files: Files) -> dict[str, Resolved]:
-    """By name of the cell.
-
-    Raises UserError: a file, a key or a value is wrong. What a number may not be, ``Resolved.config`` tells.
-    """
-    firsts: dict[tuple[str, ...], _First] = {}
-    named: dict[tuple[str, str], tuple[tuple[Path, Path], bool]] = {}
+    """By name of the cell. Raises UserError: a file, a key or a value is wrong."""
+    below: dict[tuple[str, str], Below] = {}
     resolved = {}
     for cell in cells:
-        own, names = own_settings(cell, settings), (cell.experiment, cell.variant)
-        kind = (*names, *(_key(text) if _is_number(text) else text for text in own))
-        first = firsts.get(kind)
-        numbers = None if first is None else first.others(own)
-        if first is None or numbers is None:
-            if names not in named:
-                named[names] = files(*names), _refers(files(*names))
-            paths, refers = named[names]
-            first, numbers = _First(paths, own, independent=not refers and _independent(own)), {}
-            firsts.setdefault(kind, first)
-        resolved[cell.name] = Resolved(first, numbers)
+        names = (cell.experiment, cell.variant)
+        if names not in below:
+            below[names] = read_files(*files(*names))
+        resolved[cell.name] = Resolved(with_overrides(below[names], own_settings(cell, settings)))
     return resolved
-
-
-class _First:
-    """The first cell of a kind: ``own`` settings, the same as those of its kind but for numbers."""
-
-    def __init__(self, files: tuple[Path, Path], own: list[str], independent: bool) -> None:
-        self.config = load_config(*files, own)
-        self.plain = redacted_settings(asdict(self.config))
-        self._own, self._independent = own, independent
-        self._typed: dict[str, Number | None] = {}
-        self._identities: dict[tuple[str, ...], str] = {}
-
-    def identity(self, keys: tuple[str, ...]) -> str:
-        """The text that is hashed, with gaps for the numbers of other cells at these keys: most of hashing is writing it."""
-        if keys not in self._identities:
-            plain = self.plain
-            for key in keys:
-                plain = _with(plain, key.split("."), json.loads(_gap(key)))
-            self._identities[keys] = identity(plain)
-        return self._identities[keys]
-
-    def others(self, own: list[str]) -> dict[str, Number] | None:
-        """Numbers of another cell that differ from the first's, by key, in the types of their settings; None where the whole way
-        must be gone: a number has no place, or something else depends on it.
-        """
-        differing = [text for text, of_first in zip(own, self._own, strict=True) if text != of_first]
-        if differing and not self._independent:
-            return None
-        found: dict[str, Number] = {}
-        for text in differing:
-            if text not in self._typed:
-                self._typed[text] = self._number(text)
-            number = self._typed[text]
-            if number is None:
-                return None
-            found[_key(text)] = number
-        return found
-
-    def _number(self, text: str) -> Number | None:
-        """In the type of the first's, as ``typed`` converts it where no question is left."""
-        node: Any = self.plain
-        for name in _key(text).split("."):
-            node = node.get(name) if isinstance(node, dict) else None
-        value = _value(text)
-        if type(node) is float and type(value) in (int, float):
-            return float(value)
-        return value if type(node) is type(value) and isinstance(value, Number) else None
-
-
-def _refers(files: tuple[Path, Path]) -> bool:
-    """Whether some setting of the files is another's value (``${seed}``)."""
-    return any("${" in json.dumps(layer.settings) for layer in settings_layers(*files, []))
-
-
-def _independent(own: Sequence[str]) -> bool:
-    """Whether none of the settings refers to another, and none lies inside another."""
-    keys = [f"{_key(text)}." for text in own]
-    inside = any(a.startswith(b) for i, a in enumerate(keys) for j, b in enumerate(keys) if i != j)
-    return not inside and not any("${" in text for text in own)
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0]
-
-
-def _gap(key: str) -> str:
-    """Stands for a setting's number in JSON."""
-    return json.dumps(f"{_GAP} {key}")
-
-
-@cache
-def _value(text: str) -> Any:
-    return resolved(read_setting(text)[1])
-
-
-@cache
-def _is_number(text: str) -> bool:
-    """Anything else may mean more than it says: a mix by its name, another setting's value."""
-    try:
-        return "=" in text and "[" not in _key(text) and isinstance(_value(text), Number)
-    except UserError:
-        return False
-
-
-def _with(plain: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    return {**plain, path[0]: value if len(path) == 1 else _with(plain[path[0]], path[1:], value)}
 
 
 def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:

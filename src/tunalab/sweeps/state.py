@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from tqdm import tqdm
-
 from tunalab.records.log import Status, read_status
 from tunalab.sweeps.cells import RETRIES, Attempt, History, How, is_finished, is_locked, read_history
 from tunalab.sweeps.grid import Cell, Resolved
@@ -194,8 +192,10 @@ class Progress:
         self.done: dict[str, int] = {}
         self._start = self._last_line = time.monotonic()
         self._first: int | None = None
-        self._bar: tqdm | None = None  # type: ignore[type-arg]
+        self._bar: Any = None
         if redraws(self.stream):
+            from tqdm import tqdm  # not for a look at the states
+
             # smoothing=0: the mean speed so far, with imports and evaluations in it, is what the rest will run at.
             self._bar = tqdm(total=0, unit="tok", unit_scale=True, smoothing=0, dynamic_ncols=True, file=self.stream)
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from tunalab.data.pretrained import locate
@@ -38,7 +37,7 @@ from tunalab.official.layout import INDEX, read_tensors
 from tunalab.official.weights import architecture_config
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.loading import to_plain
+from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import DecoderConfig, RunConfig
 from tunalab.training.checkpoints import MANIFEST, damage, write_whole
 
@@ -86,8 +85,8 @@ def write_export(
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(fresh: Path) -> None:
-        save_torch_state_dict(dict(weights), fresh, max_shard_size=MAX_SHARD)
-        (fresh / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+        save_torch_state_dict(dict(weights), fresh, max_shard_size=max_shard)
+        (fresh / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
             tokenizer.save(fresh / TOKENIZER)

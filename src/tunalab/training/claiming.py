@@ -4,14 +4,12 @@ import errno
 import os
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, write_atomically
 from tunalab.records.log import STATUS_FILE, TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE
 from tunalab.settings.layers import unequal
-from tunalab.settings.loading import config_hash, read_config, to_plain
+from tunalab.settings.loading import config_hash, read_config, to_plain, to_yaml
 from tunalab.settings.schema import RunConfig
 
 LOCK_FILE = "lock"
@@ -59,8 +57,7 @@ def refuse_other_settings(there: RunConfig, config: RunConfig, what: str, remedy
 
 def claim(run_dir: Path, config: RunConfig) -> None:
     """Write the resolved configuration: from here on the directory is this run's, with the limits of its latest start."""
-    told = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
-    write_atomically(run_dir / CONFIG_FILE, f"{HASH_LINE}{config_hash(config)}\n{told}")
+    write_atomically(run_dir / CONFIG_FILE, f"{HASH_LINE}{config_hash(config)}\n{to_yaml(config)}")
 
 
 def claimed_hash(run_dir: Path) -> str | None:
