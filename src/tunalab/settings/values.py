@@ -62,7 +62,7 @@ def typed(value: Any, hint: Any, key: str = "", references: bool = True) -> Any:
         return {str(name): typed(inside, member(hint, name), _join(key, name), references) for name, inside in value.items()}
     if get_origin(hint) is list and isinstance(value, list):
         return [typed(inside, get_args(hint)[0], f"{key}[{place}]", references) for place, inside in enumerate(value)]
-    if hint not in _READERS or (references and isinstance(value, str) and "${" in value):
+    if hint not in _READERS or isinstance(value, list | dict) or (references and isinstance(value, str) and "${" in value):
         return str(value) if isinstance(value, str) and "${" in value else resolved(value)
     if value is None:
         raise UserError(f"{key} has no value")
