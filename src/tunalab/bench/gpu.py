@@ -41,7 +41,7 @@ from tunalab.files import write_atomically
 from tunalab.model.flops import flop_costs
 from tunalab.model.objective import Draws, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
-from tunalab.planning.workload import ASSUMED, kind_of
+from tunalab.planning.workload import ASSUMED
 from tunalab.records.environment import environment
 from tunalab.settings.layers import run_files
 from tunalab.settings.loading import load_config

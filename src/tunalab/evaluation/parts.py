@@ -17,14 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from omegaconf import OmegaConf
-
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULES
-from tunalab.settings.declaration import DECLARED, group, setting
-from tunalab.settings.layers import laid, made, settings_layers
+from tunalab.settings.declaration import DECLARED, check_values, group, setting
+from tunalab.settings.layers import laid, made, override_layers
 
 if TYPE_CHECKING:  # they bring torch, and a mistyped part should be told at once
     from tunalab.evaluation.measure import Measure
@@ -150,9 +148,8 @@ class EvaluationSettings:
 
 def load_settings(overrides: Sequence[str]) -> EvaluationSettings:
     """The defaults with ``part.key=value`` laid over them. Raises UserError, one line: unknown key, wrong type, out of range."""
-    layers = settings_layers(None, None, overrides)
-    settings = made(laid(OmegaConf.structured(EvaluationSettings), layers, EvaluationSettings))
-    assert isinstance(settings, EvaluationSettings)
+    settings = made(EvaluationSettings, laid(override_layers(overrides, {}), EvaluationSettings))
+    check_values(settings)
     return settings
 
 

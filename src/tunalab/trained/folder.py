@@ -85,7 +85,7 @@ def write_export(
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(fresh: Path) -> None:
-        save_torch_state_dict(dict(weights), fresh, max_shard_size=max_shard)
+        save_torch_state_dict(dict(weights), fresh, max_shard_size=MAX_SHARD)
         (fresh / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
         if tokenizer is not None:
             (fresh / TOKENIZER).mkdir()
