@@ -116,8 +116,22 @@ def test_no_exception_is_stale() -> None:
     assert {key for key in EXCEPTIONS if key[1] not in {name for name, _ in imported(PACKAGE / key[0])}} == set()
 
 
-def test_training_knows_no_sweep_and_the_model_no_run() -> None:
-    """Said once more in names, as an order is easily edited."""
+def test_a_small_file_serves_several() -> None:
+    """A file of forty lines that one other imports is a paragraph of that file. What registries name has no importer."""
+    files = {".".join(("tunalab", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in FILES if path.stem[0] != "_"}
+    importers: dict[str, set[Path]] = {name: set() for name in files}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                for name in {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)} & set(files):
+                    importers[name].add(path)
+    alone = {name for name, by in importers.items() if len(by) == 1}
+    assert {name for name in alone if len(files[name].read_text(encoding="utf-8").splitlines()) < 45} == set()
+    assert len(alone) > 5, "importers are not found"
+
+
+def test_training_imports_no_sweep_and_the_model_no_run() -> None:
+    """The same in names, as an order is easily edited."""
     for path in FILES:
         names = {name for name, _ in imported(path)}
         if part(path) == "data":
