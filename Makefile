@@ -123,6 +123,9 @@ types: install ## mypy
 test: install ## the tests, on all cores: one process of one thread a core
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --dist worksteal
 
+test-slow: install ## whole runs of every front-end, several processes, wheels: what takes seconds of a core each
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --dist worksteal -m slow
+
 test-portable: install ## the tests as on other processors, threads, locales, paths and Pythons: ARGS="strange threads pythons"
 	tests/portable $(ARGS)
 
@@ -158,9 +161,9 @@ test-mlflow: install ## runs whose MLflow server is away, dies or returns, and r
 gpu: ## all that needs a CUDA device, the most wanted figures first: bench-gpu, then test-gpu
 	@status=0; $(MAKE) bench-gpu || status=$$?; $(MAKE) test-gpu || status=$$?; exit $$status
 
-check: lint types test ## lint, types, tests: what CI runs
+check: lint types test test-slow ## lint, types, tests: what CI runs
 
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: verify test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: verify test-slow test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
