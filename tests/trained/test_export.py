@@ -105,7 +105,7 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated weights": (lambda f: cut(f / "model.safetensors"), "is damaged: model.safetensors has .* bytes instead of"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "is damaged: tokenizer/.* is missing"),
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "is not an exported folder .manifest.json is missing"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "cannot be loaded: it holds no checkpoint"),
     "another manifest": (lambda f: (f / MANIFEST).write_text(json.dumps({"files": {}})), "is not an exported folder of format 1"),
     "broken manifest": (lambda f: (f / MANIFEST).write_text("{"), "is damaged: manifest unreadable"),
 }
@@ -164,7 +164,7 @@ def test_parts_that_do_not_belong_together_are_one_line(exported: Path, tmp_path
 def test_an_export_is_never_written_over_and_needs_a_run(run_dir: Path, exported: Path, tmp_path: Path, capsys) -> None:
     calls = {
         ("export", str(run_dir), str(exported)): "is there already",
-        ("export", str(tmp_path), str(tmp_path / "new")): "is not a run directory",
+        ("export", str(tmp_path), str(tmp_path / "new")): "nor a run directory",
     }
     for call, words in calls.items():
         assert main(list(call)) == 2
