@@ -5,6 +5,7 @@ Markdown against tokens, CSV against every axis.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def write_dynamics(records: Sequence[Record], folder: Path, command: str) -> lis
     """
     found = dynamics(records)
     tables: dict[str, str | pd.DataFrame] = {}
-    for name, markdown, table in WRITTEN if found is not None else ():
+    if found is None:
+        return []
+    for name, markdown, table in WRITTEN:
         if not (frame := table(found)).empty:
             tables |= {f"{name}.md": markdown(found), f"{name}.csv": frame}
     return write_tables_to(folder, command, tables, digits=4)
@@ -128,7 +131,7 @@ def areas_markdown(found: Dynamics) -> str:
         cells: dict[tuple[str, str], dict[str, str]] = {}
         for one in every:
             sign, bold = ("", False) if one.less is None else ("+", one.excludes_zero)
-            text = with_interval((one.value, one.low, one.high), lambda share, sign=sign: percent(share, sign), bold)  # type: ignore[misc]
+            text = with_interval((one.value, one.low, one.high), partial(percent, sign=sign), bold)
             cells.setdefault((one.curve.benchmark, one.curve.line.setting.label), {})[_column(one)] = text
         several = len({setting for _, setting in cells}) > 1
         head = ["benchmark", *(["setting"] if several else [])]

@@ -227,8 +227,9 @@ def write_effects(records: Sequence[Record], folder: Path, command: str) -> list
     Raises UserError: the records share no point at equal tokens, or hold the same run twice.
     """
     table = effects_table(records)
-    files = {} if table.empty else {"effects.md": effects_markdown(table), "effects.csv": table}
-    return write_tables_to(folder, command, files)
+    if table.empty:
+        return []
+    return write_tables_to(folder, command, {"effects.md": effects_markdown(table), "effects.csv": table})
 
 
 def effects_table(records: Sequence[Record]) -> pd.DataFrame:

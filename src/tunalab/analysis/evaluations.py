@@ -168,13 +168,13 @@ def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
             seeds = sorted(pair[a].keys() & pair[b].keys())
             if not seeds:
                 continue
-            value = float(np.subtract(*(np.mean([side[seed].value for seed in seeds]) for side in pair.values())))
+            first, second = (np.mean([side[seed].value for seed in seeds]) for side in pair.values())
             low = high = None
             gap_SI = item_gaps(pair, a, b)
             if gap_SI is not None:
                 low, high = joint_interval([gap_SI], scatter or scatter_among([pair]), 2.0)
             apart = low is not None and high is not None and (low > 0 or high < 0)
-            rows.append((*key, a, b, value, low, high, len(seeds), apart))
+            rows.append((*key, a, b, float(first - second), low, high, len(seeds), apart))
     return pd.DataFrame(
         rows, columns=["kind", "benchmark", "split", "metric", "a", "b", "difference", "low", "high", "seeds", "apart"]
     )
@@ -261,7 +261,7 @@ def write_evaluation_tables(records: Sequence[Record], published: Path, folder: 
     compared, unequal = sides(measured), unequal_settings(measured)
     means, differences = means_table(compared), differences_table(compared)
     text = evaluation_markdown(means, differences, read_published(published), Legend(records), unequal)
-    tables = {"evaluation.md": text, "evaluation.csv": means, "differences.csv": differences}
+    tables: dict[str, str | pd.DataFrame] = {"evaluation.md": text, "evaluation.csv": means, "differences.csv": differences}
     return write_tables_to(folder, command, tables)
 
 

@@ -190,10 +190,10 @@ def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]
 
 def _item_gaps(pairs: list[tuple[Score, Score]]) -> np.ndarray | None:
     """a - b per seed and question, shape (S, I); None unless every run answered the same number of questions on record."""
-    items = [(first.items(), second.items()) for first, second in pairs]
-    if len({score.n for pair in pairs for score in pair}) != 1 or any(one is None for pair in items for one in pair):
+    if len({score.n for pair in pairs for score in pair}) != 1:
         return None
-    return np.array([np.subtract(first, second, dtype=float) for first, second in items])
+    items = [[one for one in (first.items(), second.items()) if one is not None] for first, second in pairs]
+    return np.array([np.subtract(*pair, dtype=float) for pair in items]) if all(len(pair) == 2 for pair in items) else None
 
 
 def _resampled(values_SI: Sequence[np.ndarray], resamples: int) -> tuple[list[np.ndarray], np.random.Generator]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, Score, chance_of
@@ -59,7 +59,7 @@ def build(cls: type[T], text: str | bytes) -> T:
         if kind == "unexpected_keyword_argument" and len(where) == 1:
             raise Mismatch(place, f"one of {', '.join(one.name for one in fields(cls))}", value) from error  # type: ignore[arg-type]
         raise Mismatch(place, _EXPECTED.get(kind, first["msg"].removeprefix("Input should be ")), value) from error
-    return made
+    return cast(T, made)
 
 
 _EXPECTED = {"missing": "present", "unexpected_keyword_argument": "a field that this version has", "int_type": "an integer"}
@@ -67,10 +67,10 @@ _EXPECTED |= {"float_type": "a number", "string_type": "a text", "bool_type": "t
 
 
 @cache
-def _adapter(cls: type[T]) -> "TypeAdapter[list[T]]":
+def _adapter(cls: Any) -> "TypeAdapter[list[Any]]":
     from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(list[cls], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
+    return TypeAdapter(list[cls], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
 
 SCHEMA = 1

@@ -69,7 +69,7 @@ def publish(samples: Samples, path: Path) -> None:
     """Write the small PNG, below ``LARGEST_FILE``."""
     count = len(samples.images)
     while count and len(content := _encode(samples, count)) > LARGEST_FILE:
-        count -= 1
+        count = min(count - 1, count * LARGEST_FILE // len(content))
     if count:
         write_atomically(path, content)
 
