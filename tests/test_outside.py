@@ -19,7 +19,7 @@ from tunalab.data.sources import build_source, check_sources, kind_of, probe
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import benchmarks, check_benchmarks, of_kind, outside, score
 from tunalab.evaluation.parts import UnderstandingSettings
-from tunalab.evaluation.understanding import asked
+from tunalab.evaluation.understanding import chosen_benchmarks
 from tunalab.records.record import read_records, write_record
 from tunalab.settings.loading import laid_over, to_plain
 from tunalab.settings.schema import RunConfig
@@ -268,7 +268,7 @@ def test_a_benchmark_is_asked_in_groups_and_judges_by_itself(folder: Path) -> No
     assert len(corner.questions) == 40 and 1 / 6 <= corner.chance < 0.6
     assert len({question.image_HWC.tobytes() for question in corner.questions}) == 40
 
-    cells = asked(study, UnderstandingSettings(groups=3, levels=[1], easy_vqa=0))
+    cells = chosen_benchmarks(study, UnderstandingSettings(groups=3, levels=[1], easy_vqa=0))
     after = {(split, build().name): len(build().questions) for split, build in cells if build.func in (of_kind, outside)}
     assert after == {("test", "corner"): 3, ("composition", "corner"): 3, ("test", "Line directions"): 12}
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from tunalab.data import changes
-from tunalab.data.changes import DATA_FILE, keep, look_at, seen_again
+from tunalab.data.changes import DATA_FILE, checked_data, keep, look_at
 from tunalab.data.documents import CopyCorpus, Corpus
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.shards.schemas import open_text
@@ -52,9 +52,9 @@ def opened(folder: Path) -> dict[str, Corpus]:
     }
 
 
-def again(folder: Path, full: bool = False, accept: bool = False, tokens: int | None = 7) -> changes.SeenData:
+def again(folder: Path, full: bool = False, accept: bool = False, tokens: int | None = 7) -> changes.DataDigests:
     """As a run does that starts in ``folder/run``."""
-    seen = seen_again(folder / "run", opened(folder), full, accept, tokens)
+    seen = checked_data(folder / "run", opened(folder), full, accept, tokens)
     keep(folder / "run", seen)
     return seen
 
@@ -173,9 +173,9 @@ def test_places_that_are_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("TUNALAB_CACHE", str(tmp_path / "cache"))
     system: Any = fsspec.filesystem("memory")
 
-    def look() -> changes.SeenData:
+    def look() -> changes.DataDigests:
         corpus = open_text("text/far", TextConfig(urls=["memory://far/a.jsonl"]), 0)
-        seen = seen_again(tmp_path, {"text/far": corpus}, False, False, 7)
+        seen = checked_data(tmp_path, {"text/far": corpus}, False, False, 7)
         keep(tmp_path, seen)
         return seen
 

@@ -34,7 +34,7 @@ def test_counts_and_lines(tmp_path: Path) -> None:
     log = RejectLog(tmp_path / "run" / "rejects.jsonl", limit=0.5)
     got = [read(Bad({1, 3}), index, log) for index in range(6)]
     assert [document is None for document in got] == [False, True, False, True, False, False]
-    assert (log.seen, log.rejected) == (6, 2)
+    assert (log.requested, log.rejected) == (6, 2)
     assert lines(log.path) == [
         {"corpus": "bad", "index": 1, "reason": "broken\\n at 1"},
         {"corpus": "bad", "index": 3, "reason": "broken\\n at 3"},
@@ -55,7 +55,7 @@ def test_other_errors_are_not_rejects(tmp_path: Path) -> None:
     log = RejectLog(tmp_path / "rejects.jsonl")
     with pytest.raises(ZeroDivisionError):
         read(Buggy(set()), 0, log)
-    assert (log.seen, log.rejected) == (0, 0)
+    assert (log.requested, log.rejected) == (0, 0)
 
 
 def test_many_broken_documents_stop_it_early(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_lanes_of_a_stream_judge_samples(tmp_path: Path) -> None:
         log.reject("short", 7, "broken")
     for _ in range(66):
         log.accept("short")
-    assert (log.seen, log.rejected) == (200, 4)
+    assert (log.requested, log.rejected) == (200, 4)
 
 
 def test_small_corpus_is_judged_when_seen_once(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_where_in_an_epoch_a_document_comes_decides_nothing(tmp_path: Path) -> N
     corpus = Bad({0}, length=10)
     for index in (*range(10), *range(10), *reversed(range(10)), *range(10)):
         read(corpus, index, log)
-    assert (log.seen, log.rejected) == (40, 4)
+    assert (log.requested, log.rejected) == (40, 4)
 
 
 def test_lengths_given_to_the_log(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_written_and_no_fault(tmp_path: Path) -> None:
             log.reject("photos", index, "too small", fits=False)
         else:
             log.accept("photos")
-    assert (log.seen, log.rejected, log.unfit) == (2000, 0, 1800)
+    assert (log.requested, log.rejected, log.unfit) == (2000, 0, 1800)
     assert lines(log.path)[0] == {"corpus": "photos", "index": 1, "reason": "too small", "fits": False}
     again = RejectLog(log.path, limit=0.0)
     again.load_state_dict(log.state_dict())
@@ -199,7 +199,7 @@ def test_a_corpus_of_which_nothing_fits_stops(tmp_path: Path, length: int | None
 def test_the_first_checkpoints_did_not_count_what_does_not_fit(tmp_path: Path) -> None:
     log = RejectLog(tmp_path / "rejects.jsonl")
     log.load_state_dict({"seen": {"a": 300}, "rejected": {"a": 2}, "last_reason": {"a": "no"}})
-    assert (log.seen, log.rejected, log.unfit) == (300, 2, 0)
+    assert (log.requested, log.rejected, log.unfit) == (300, 2, 0)
 
 
 def test_a_broken_corpus_does_not_hide_in_a_mix(tmp_path: Path) -> None:
@@ -210,14 +210,14 @@ def test_a_broken_corpus_does_not_hide_in_a_mix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="broken: 5 of 50"):
         for index in range(50):
             read(broken, index, log)
-    assert log.rejected / log.seen < 0.01
+    assert log.rejected / log.requested < 0.01
 
 
 def test_later_epochs_count_but_write_no_new_lines(tmp_path: Path) -> None:
     log = RejectLog(tmp_path / "rejects.jsonl", limit=0.5)
     for index in range(30):
         read(Bad({4}, length=10), index, log)
-    assert (log.seen, log.rejected) == (30, 3)
+    assert (log.requested, log.rejected) == (30, 3)
     assert [line["index"] for line in lines(log.path)] == [4]
 
 

@@ -65,7 +65,7 @@ Look = dict[str, list[Any]]  # place -> its size, and "kind:" with what tells it
 
 
 @dataclass
-class SeenData:
+class DataDigests:
     """``sources``: source -> "files" and "images" -> what was seen of each; ``full``: of all bytes of all of them. ``accepted``:
     changes that a run went on with.
     """
@@ -75,7 +75,7 @@ class SeenData:
     accepted: list[dict[str, Any]] = field(default_factory=list)
 
 
-def look_at(sources: Mapping[str, Corpus], full: bool = False, like: SeenData | None = None) -> SeenData:
+def look_at(sources: Mapping[str, Corpus], full: bool = False, like: DataDigests | None = None) -> DataDigests:
     """The files of all sources as they are now, in ``full`` or in parts; or as ``like`` looked at them, to be compared with it.
 
     Raises UserError when a server does not give a file.
@@ -88,14 +88,14 @@ def look_at(sources: Mapping[str, Corpus], full: bool = False, like: SeenData | 
             continue
         found[name], corpus = {}, getattr(corpus, "copied", corpus)
         for part in FILES_AND_IMAGES:
-            files: Sequence[ShardFile] = getattr(corpus, f"seen_{part}", lambda every: [])(full)
+            files: Sequence[ShardFile] = getattr(corpus, f"{part}_read", lambda every: [])(full)
             found[name][part] = _look(files, full, {} if like is None else like.sources.get(name, {}).get(part, {}))
-    return SeenData(found, full)
+    return DataDigests(found, full)
 
 
-def changes(before: SeenData, now: SeenData) -> list[str]:
+def changes(before: DataDigests, now: DataDigests) -> list[str]:
     """What differs, a text for each file. Images only where the files that name them are the same."""
-    told: list[str] = []
+    found_changes: list[str] = []
     for name in sorted(before.sources.keys() & now.sources.keys()):
         for part in FILES_AND_IMAGES:
             old, new = before.sources[name].get(part, {}), now.sources[name].get(part, {})
@@ -105,12 +105,12 @@ def changes(before: SeenData, now: SeenData) -> list[str]:
                 if (what := _difference(old.get(place), new.get(place)))
             ]
             if differ:
-                told += differ
+                found_changes += differ
                 break
-    return told
+    return found_changes
 
 
-def seen_again(run_dir: Path, sources: Mapping[str, Corpus], full: bool, accept: bool, tokens: int | None) -> SeenData:
+def checked_data(run_dir: Path, sources: Mapping[str, Corpus], full: bool, accept: bool, tokens: int | None) -> DataDigests:
     """What to write (:func:`keep`) once the run begins, or goes on from ``tokens``.
 
     Raises UserError, one line, when a run goes on and files changed since, unless ``accept``.
@@ -134,8 +134,8 @@ def seen_again(run_dir: Path, sources: Mapping[str, Corpus], full: bool, accept:
     return kept
 
 
-def keep(run_dir: Path, seen: SeenData) -> None:
-    write_atomically(run_dir / DATA_FILE, json.dumps(asdict(seen)) + "\n")
+def keep(run_dir: Path, data: DataDigests) -> None:
+    write_atomically(run_dir / DATA_FILE, json.dumps(asdict(data)) + "\n")
 
 
 def sampled(count: int, every: bool) -> Iterable[int]:
@@ -154,9 +154,9 @@ def local_file(path: Path) -> ShardFile | None:
     return ShardFile(str(path), status.st_size, "")
 
 
-def _read(path: Path) -> SeenData:
+def _read(path: Path) -> DataDigests:
     try:
-        return SeenData(**json.loads(path.read_text(encoding="utf-8")))
+        return DataDigests(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it to go on without looking whether data changed") from error
 

@@ -93,8 +93,8 @@ class Corpus(Protocol):
 
 def fingerprint_of(corpus: Corpus) -> str | None:
     """What a checkpoint keeps of a corpus, to notice files that were added or changed; None for one that tells nothing."""
-    known: str | None = getattr(corpus, "fingerprint", None)
-    return known
+    found: str | None = getattr(corpus, "fingerprint", None)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,10 +44,10 @@ class EasyVqaCorpus:
     def length(self) -> int:
         return SPLITS["train"][0]
 
-    def seen_files(self, every: bool) -> list[ShardFile]:
+    def files_read(self, every: bool) -> list[ShardFile]:
         return [file for file in [local_file(self._folder / "train" / "questions.json")] if file]
 
-    def seen_images(self, every: bool) -> list[ShardFile]:
+    def images_read(self, every: bool) -> list[ShardFile]:
         numbers = sampled(self.length, every)
         found = (local_file(self._folder / "train" / "images" / f"{number}.png") for number in numbers)
         return [file for file in found if file]

@@ -282,9 +282,9 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
     """What a block of EXIF says, else one of XMP; 1 where neither can be understood."""
     found: object = None
     try:
-        known = Image.Exif()
-        known.load(exif)
-        found = known.get(_ORIENTATION)
+        exif_tags = Image.Exif()
+        exif_tags.load(exif)
+        found = exif_tags.get(_ORIENTATION)
     except DAMAGED:
         pass  # as if there were none
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):

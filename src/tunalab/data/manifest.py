@@ -205,13 +205,13 @@ class ManifestCorpus:
             return edit_document(line["instruction"], source, edited)
         if form == {"conversations"}:
             return conversation_document(line["conversations"])
-        known = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
-        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {known}")
+        forms = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
+        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {forms}")
 
-    def seen_files(self, every: bool) -> list[ShardFile]:
+    def files_read(self, every: bool) -> list[ShardFile]:
         return [file for file in [local_file(self.path)] if file]
 
-    def seen_images(self, every: bool) -> list[ShardFile]:
+    def images_read(self, every: bool) -> list[ShardFile]:
         """Those that lines name under any key, as text or in a list."""
         found: dict[str, ShardFile] = {}
         for number in sampled(self.length, every):

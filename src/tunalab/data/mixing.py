@@ -83,12 +83,12 @@ class Mixer:
         if length is None:
             return count
         epoch, at = divmod(count, length)
-        known = self._permutations.get(source)
-        if known is None or known[0] != epoch:
+        kept = self._permutations.get(source)
+        if kept is None or kept[0] != epoch:
             number = sorted(self.lengths).index(source)
-            known = (epoch, stream_rng(self.seed, 2, number, epoch).permutation(length))
-            self._permutations[source] = known
-        return epoch * length + int(known[1][at])
+            kept = (epoch, stream_rng(self.seed, 2, number, epoch).permutation(length))
+            self._permutations[source] = kept
+        return epoch * length + int(kept[1][at])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "counts": dict(self.counts)}

@@ -69,10 +69,10 @@ def locate(given: str, setting: str, prefix: str = "") -> Source:
 
 
 @contextmanager
-def reading(source: Source, asks: bool = True) -> Iterator[None]:
+def reading(source: Source, hub: bool = True) -> Iterator[None]:
     """What a library says of files that it cannot read becomes one line on the setting. ``asks``: for files, of the Hub too."""
     try:
-        with nullcontext() if source.folder or not asks else from_hub(source.what, source.name):
+        with nullcontext() if source.folder or not hub else from_hub(source.what, source.name):
             yield
     except LOAD_ERRORS as error:
         where = "cannot be read" if source.folder else "is no folder here and does not come from the Hub"
@@ -112,7 +112,7 @@ def _answers(endpoint: str, _: int) -> bool:
     """Whether a server is there, whatever it answers, by the client's own ways (proxies, certificates)."""
     answered = Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             status = get_session().head(endpoint, timeout=ANSWER_SECONDS).status_code
         except (HTTPError, OSError):
@@ -120,9 +120,9 @@ def _answers(endpoint: str, _: int) -> bool:
         if status not in NO_WAY:
             answered.set()
 
-    asking = Thread(target=ask, daemon=True)  # for a resolver of names keeps to no time
-    asking.start()
-    asking.join(2 * ANSWER_SECONDS)
+    thread = Thread(target=request, daemon=True)  # for a resolver of names keeps to no time
+    thread.start()
+    thread.join(2 * ANSWER_SECONDS)
     return answered.is_set()
 
 

@@ -19,7 +19,7 @@ MINIMUM = 100  # documents before the first look: damage comes in blocks, and th
 HOPELESS = 1000  # documents of a corpus of which none could be used
 
 
-def clearly_above(limit: float, rejected: Any, seen: Any) -> Any:
+def clearly_above(limit: float, rejected: Any, requested: Any) -> Any:
     """Whether ``rejected`` of ``seen`` documents prove that more than the share ``limit`` of all is broken (numbers or arrays).
 
     One-sided exact binomial test at the level :data:`ERROR`, for damage that is strewn at random. A corpus is looked at after each
@@ -27,7 +27,7 @@ def clearly_above(limit: float, rejected: Any, seen: Any) -> Any:
     with a probability below 10^-4.
     """
     # P(at least k of n) is the regularised incomplete beta function I_limit(k, n - k + 1).
-    at_least_so_many = betainc(np.maximum(rejected, 1), np.subtract(seen, rejected) + 1, limit)
+    at_least_so_many = betainc(np.maximum(rejected, 1), np.subtract(requested, rejected) + 1, limit)
     return (np.asarray(rejected) > 0) & (at_least_so_many < ERROR)
 
 
@@ -72,7 +72,7 @@ class RejectLog:
         self.unfit_limit = unfit_limit
         self.lengths = dict(lengths or {})
         self.alone = True
-        self._seen: dict[str, int] = {}
+        self._requested: dict[str, int] = {}
         self._rejected: dict[str, int] = {}
         self._unfit: dict[str, int] = {}
         self._last_reason: dict[str, str] = {}
@@ -80,9 +80,9 @@ class RejectLog:
         self._written = _read_keys(self.path)
 
     @property
-    def seen(self) -> int:
+    def requested(self) -> int:
         """Documents asked for so far, over all corpora."""
-        return sum(self._seen.values())
+        return sum(self._requested.values())
 
     @property
     def rejected(self) -> int:
@@ -100,7 +100,7 @@ class RejectLog:
         Raises:
             UserError: it was the last of a corpus, and too many were rejected before it.
         """
-        self._seen[corpus] = self._seen.get(corpus, 0) + 1
+        self._requested[corpus] = self._requested.get(corpus, 0) + 1
         self._judge_whole(corpus)
 
     def reject(self, corpus: str, index: int, reason: str, fits: bool = True) -> None:
@@ -118,7 +118,7 @@ class RejectLog:
             record = {"corpus": corpus, "index": index, "reason": reason}
             append_line(self.path, record if fits else {**record, "fits": False})
             self._written.add((corpus, index))
-        self._seen[corpus] = self._seen.get(corpus, 0) + 1
+        self._requested[corpus] = self._requested.get(corpus, 0) + 1
         kind = self._rejected if fits else self._unfit
         kind[corpus] = kind.get(corpus, 0) + 1
         if fits:
@@ -126,16 +126,16 @@ class RejectLog:
         else:
             self._last_unfit[corpus] = reason
         self._judge_use(corpus, reason)
-        if self._seen[corpus] >= MINIMUM:
+        if self._requested[corpus] >= MINIMUM:
             for limit, number, stop in self._kinds(corpus):
-                if clearly_above(limit, number, self._seen[corpus]):
+                if clearly_above(limit, number, self._requested[corpus]):
                     stop(corpus)
         self._judge_whole(corpus)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """The counts, as plain dictionaries. The limit is not among them: a setting, which a resumed run may change."""
         return {
-            "seen": dict(self._seen),
+            "seen": dict(self._requested),
             "rejected": dict(self._rejected),
             "unfit": dict(self._unfit),
             "last_reason": dict(self._last_reason),
@@ -147,8 +147,8 @@ class RejectLog:
         Raises:
             KeyError: the state lacks a part.
         """
-        seen, rejected, last_reason = state["seen"], state["rejected"], state["last_reason"]
-        self._seen, self._rejected, self._last_reason = dict(seen), dict(rejected), dict(last_reason)
+        requested, rejected, last_reason = state["seen"], state["rejected"], state["last_reason"]
+        self._requested, self._rejected, self._last_reason = dict(requested), dict(rejected), dict(last_reason)
         self._unfit = dict(state.get("unfit", {}))
 
     def _kinds(self, corpus: str) -> list[tuple[float, int, Callable[[str], None]]]:
@@ -157,40 +157,40 @@ class RejectLog:
         Where nothing could be used yet the latter are for :meth:`_judge_use`, which knows more to say.
         """
         broken, unfit = self._rejected.get(corpus, 0), self._unfit.get(corpus, 0)
-        used = self._seen[corpus] > broken + unfit
+        used = self._requested[corpus] > broken + unfit
         return [(self.limit, broken, self._stop), (self.unfit_limit, unfit if used else 0, self._stop_unfit)]
 
     def _judge_whole(self, corpus: str) -> None:
         length = self.lengths.get(corpus)
-        if length is None or not self.alone or self._seen[corpus] < length:
+        if length is None or not self.alone or self._requested[corpus] < length:
             return
-        epochs = -(-self._seen[corpus] // length)  # a broken document may come early in one, and has then come so many times
+        epochs = -(-self._requested[corpus] // length)  # a broken document may come early in one, and has then come so many times
         for limit, number, stop in self._kinds(corpus):
             if number > limit * length * epochs:
                 stop(corpus)
 
     def _judge_use(self, corpus: str, reason: str) -> None:
-        seen, broken, unfit = self._seen[corpus], self._rejected.get(corpus, 0), self._unfit.get(corpus, 0)
+        requested, broken, unfit = self._requested[corpus], self._rejected.get(corpus, 0), self._unfit.get(corpus, 0)
         length = self.lengths.get(corpus)
         enough = HOPELESS if length is None or not self.alone else min(HOPELESS, length)
-        if seen >= enough and broken + unfit == seen:
+        if requested >= enough and broken + unfit == requested:
             raise UserError(
-                f"{corpus}: none of {seen} documents can be used ({broken} broken, {unfit} do not fit), listed in {self.path}; "
-                f"last reason: {reason}"
+                f"{corpus}: none of {requested} documents can be used ({broken} broken, {unfit} do not fit), listed in "
+                f"{self.path}; last reason: {reason}"
             )
 
     def _stop(self, corpus: str) -> None:
-        seen, rejected = self._seen[corpus], self._rejected[corpus]
+        requested, rejected = self._requested[corpus], self._rejected[corpus]
         raise UserError(
-            f"{corpus}: {rejected} of {seen} documents rejected ({rejected / seen:.1%}, limit data.reject_share={self.limit:.1%}), "
-            f"listed in {self.path}; last reason: {self._last_reason[corpus]}"
+            f"{corpus}: {rejected} of {requested} documents rejected ({rejected / requested:.1%}, limit "
+            f"data.reject_share={self.limit:.1%}), listed in {self.path}; last reason: {self._last_reason[corpus]}"
         )
 
     def _stop_unfit(self, corpus: str) -> None:
-        seen, unfit = self._seen[corpus], self._unfit[corpus]
+        requested, unfit = self._requested[corpus], self._unfit[corpus]
         last = f"; last reason: {self._last_unfit[corpus]}" if corpus in self._last_unfit else ""
         raise UserError(
-            f"{corpus}: {unfit} of {seen} documents do not fit and are left out ({unfit / seen:.1%}, limit "
+            f"{corpus}: {unfit} of {requested} documents do not fit and are left out ({unfit / requested:.1%}, limit "
             f"data.unfit_share={self.unfit_limit:.1%}), listed in {self.path}{last}"
         )
 

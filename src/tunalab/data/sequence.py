@@ -97,9 +97,9 @@ def laid_out(segments: Sequence[Text | Image], tokenizer: Tokenizer) -> Iterator
     Only answers are predicted, with the eos behind them. Without a question before the first answer (plain text) there are no
     turns, nor, unless the chat is ``qwen_all``, where an image is the answer.
     """
-    asked = not is_answer(segments[0]) and any(map(is_answer, segments))
+    prompted = not is_answer(segments[0]) and any(map(is_answer, segments))
     generates = any(isinstance(segment, Image) and segment.generate for segment in segments)
-    if asked and has_turns(tokenizer.chat, generates):
+    if prompted and has_turns(tokenizer.chat, generates):
         yield from _turns(segments, tokenizer)
         return
     yield [tokenizer.bos], False

@@ -255,7 +255,7 @@ class TrainingStream(IterableDataset[Step]):
         self.rejects.load_state_dict({"seen": {}, "rejected": {}, "unfit": {}, "last_reason": {}})
         if lane in self._resume:
             self._restore(self._resume[lane])
-        self._counted = self._asked()
+        self._counted = self._totals()
         names, schedule = list(self.stages), self._schedule
         while schedule.enter(endless=lanes > 1):
             name, progress = names[schedule.start[0]], schedule.progress
@@ -281,12 +281,12 @@ class TrainingStream(IterableDataset[Step]):
             schedule.step = sum(state["stage_step"] for state in states if state["stage_start"][0] == schedule.start[0])
         return schedule
 
-    def _asked(self) -> dict[str, tuple[int, ...]]:
+    def _totals(self) -> dict[str, tuple[int, ...]]:
         counts = self.rejects.state_dict()
         return {name: tuple(counts[kind].get(name, 0) for kind in ("seen", "rejected", "unfit")) for name in self.sources}
 
     def _counts(self) -> dict[str, tuple[int, ...]]:
-        before, self._counted = self._counted, self._asked()
+        before, self._counted = self._counted, self._totals()
         return {
             name: (*self._read[name], *(now - then for now, then in zip(self._counted[name], before[name], strict=True)))
             for name in self.sources
@@ -350,8 +350,8 @@ class TrainingStream(IterableDataset[Step]):
     def _restore(self, state: dict[str, Any]) -> None:
         assert self._mixer is not None
         self._mixer.load_state_dict(state["mixer"])
-        for name, known in state.get("sources", {}).items():  # checkpoints from before there were any have none
-            if known != fingerprint_of(self.sources[name]) and not self._accept_changed:
+        for name, fingerprint in state.get("sources", {}).items():  # checkpoints from before there were any have none
+            if fingerprint != fingerprint_of(self.sources[name]) and not self._accept_changed:
                 raise UserError(
                     f"{name}: its files are not those this run began with: put them back, start another run, or go on with them by "
                     "start.accept_changed_data=true"

@@ -198,12 +198,12 @@ def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> di
         }
 
 
-def ask(asked: Sequence[Benchmark], answerer: Answerer) -> dict[str, Score]:
+def ask(chosen: Sequence[Benchmark], answerer: Answerer) -> dict[str, Score]:
     """Scores of whatever answers (image, prompt) pairs. All benchmarks are asked at once: larger batches of equal length."""
-    questions = [(question.image_HWC, question.prompt) for benchmark in asked for question in benchmark.questions]
+    questions = [(question.image_HWC, question.prompt) for benchmark in chosen for question in benchmark.questions]
     answers = list(answerer(questions))
     scores = {}
-    for benchmark in asked:
+    for benchmark in chosen:
         given, answers = answers[: len(benchmark.questions)], answers[len(benchmark.questions) :]
         scores[benchmark.name] = score(benchmark, given)
     return scores

@@ -37,7 +37,7 @@ _NAME = re.compile(rf"\b(?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|bar)\b|\b
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class ThingQuestion:
     """``word``: the last of those that name the thing. ``thing_HW``: its visible pixels.
 
     ``cover_T``: the share of every token's area that the thing covers; ``others_T``: the same of every other thing of its size.
@@ -63,7 +63,7 @@ class Asked:
 
 
 @lru_cache(maxsize=4)
-def asked_things(levels: tuple[int, ...], count: int, image_size: int, token_pixels: int) -> tuple[Asked, ...]:
+def thing_questions(levels: tuple[int, ...], count: int, image_size: int, token_pixels: int) -> tuple[ThingQuestion, ...]:
     """``count`` questions of every kind and level, the same for every model of one image and token size; of pairs one of the two
     images, as they are nearly the same.
 
@@ -76,7 +76,7 @@ def asked_things(levels: tuple[int, ...], count: int, image_size: int, token_pix
             scenes = benchmark_scenes(kind, level, SPLIT, QUESTION_SEED, _SCENES.get(kind, 1) * count)
             named = ((scene, named_thing(scene)) for scene in scenes)
             kept = [(scene, name) for scene, name in named if name is not None][:count]
-            found += [_asked(benchmark_name(kind, level), scene, *name, image_size, token_pixels) for scene, name in kept]
+            found += [_thing_question(benchmark_name(kind, level), scene, *name, image_size, token_pixels) for scene, name in kept]
     return tuple(found)
 
 
@@ -92,7 +92,7 @@ def named_thing(scene: Scene) -> tuple[int, str] | None:
     return (called[0], found[0].split()[-1]) if len(called) == 1 else None
 
 
-def _asked(benchmark: str, scene: Scene, thing: int, word: str, image_size: int, token_pixels: int) -> Asked:
+def _thing_question(benchmark: str, scene: Scene, thing: int, word: str, image_size: int, token_pixels: int) -> ThingQuestion:
     masks_NHW = masks(scene, image_size)
     cover_NT = [cover(mask_HW, token_pixels) for mask_HW in masks_NHW]
 
@@ -101,10 +101,10 @@ def _asked(benchmark: str, scene: Scene, thing: int, word: str, image_size: int,
 
     like = [n for n, item in enumerate(scene.items) if n != thing and size(item) == size(scene.items[thing]) and masks_NHW[n].any()]
     image_HWC = render(scene, image_size)
-    return Asked(benchmark, image_HWC, scene.prompt, word, masks_NHW[thing], cover_NT[thing], [cover_NT[n] for n in like])
+    return ThingQuestion(benchmark, image_HWC, scene.prompt, word, masks_NHW[thing], cover_NT[thing], [cover_NT[n] for n in like])
 
 
-def row_prompt(tokenizer: Tokenizer, space: TargetSpace, one: Asked, row: str) -> Prompt:
+def row_prompt(tokenizer: Tokenizer, space: TargetSpace, one: ThingQuestion, row: str) -> Prompt:
     """The prompt of a question up to one of ``ROWS``."""
     tokens = {
         "first token": 1,
@@ -138,7 +138,7 @@ ALL = "all"  # questions together
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class OnThings:
     """By question and map: ``share_NM`` of the attention to the image that lies on the thing; ``hit_NM``: whether the largest
     weight does; ``other_NM``: the share on another thing of that size, the mean of all (NaN: there is none). Averaged attention to
     each of ``COLUMNS``: ``column_N4``, and ``uniform_N4`` if every token seen got the same.
@@ -154,41 +154,41 @@ class Seen:
 def measure(subject: Subject, settings: AttentionSettings) -> list[Measure]:
     """Raises UserError: no such level, or not so many different scenes."""
     space = subject.model.frontend.space
-    asked = asked_things(tuple(settings.levels), settings.questions, subject.config.data.image_size, space.token_pixels)
+    questions = thing_questions(tuple(settings.levels), settings.questions, subject.config.data.image_size, space.token_pixels)
     measures = []
     for row in ROWS:
-        seen = look(subject, asked, row)
-        measures += on_things(asked, seen, row, subject.model.decoder.config.num_attention_heads)
-        for column, uniform, name in zip(seen.column_N4.T, seen.uniform_N4.T, COLUMNS, strict=True):
+        found_on = look(subject, questions, row)
+        measures += on_things(questions, found_on, row, subject.model.decoder.config.num_attention_heads)
+        for column, uniform, name in zip(found_on.column_N4.T, found_on.uniform_N4.T, COLUMNS, strict=True):
             measures.append(mean(KIND, ALL, column, metric=f"attention to {name}, {row}", chance=float(uniform.mean())))
     return measures
 
 
-def look(subject: Subject, asked: Sequence[Asked], row: str) -> Seen:
+def look(subject: Subject, questions: Sequence[ThingQuestion], row: str) -> OnThings:
     """What a model's attention does at one of ``ROWS`` of each question."""
     space = subject.model.frontend.space
-    prompts = [row_prompt(subject.tokenizer, space, one, row) for one in asked]
+    prompts = [row_prompt(subject.tokenizer, space, one, row) for one in questions]
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with evaluation_mode(subject.model):
-        for number, weights_YHS in subject.progress(last_rows(subject.model, prompts), f"attention, {row}", len(asked)):
+        for number, weights_YHS in subject.progress(last_rows(subject.model, prompts), f"attention, {row}", len(questions)):
             span = prompts[number].spans[0]
             uniform_YHS = np.full_like(weights_YHS, 1 / weights_YHS.shape[-1])
             on_columns = by_column(weights_YHS, span), by_column(uniform_YHS, span)
-            found[number] = (*on_thing(asked[number], image_columns(weights_YHS, span)), *on_columns)
-    return Seen(*(np.stack(values) for values in zip(*(found[number] for number in range(len(asked))), strict=True)))
+            found[number] = (*on_thing(questions[number], image_columns(weights_YHS, span)), *on_columns)
+    return OnThings(*(np.stack(values) for values in zip(*(found[number] for number in range(len(questions))), strict=True)))
 
 
-def on_thing(asked: Asked, image_YHT: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def on_thing(question: ThingQuestion, image_YHT: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share on the thing, hit, mean share on another of its size: of the average, then of every head, layer by layer (M).
 
     Of a map with several largest weights one is drawn, so that one that prefers nothing points as often as chance says.
     """
     maps_MT = np.concatenate([averaged(image_YHT)[None], image_YHT.reshape(-1, image_YHT.shape[-1])]).astype(np.float64)
     total_M = np.maximum(maps_MT.sum(axis=1), np.finfo(np.float32).tiny)  # a head may look past the image altogether
-    share_M, hit_M = maps_MT @ asked.cover_T / total_M, asked.on_T[pointed_at(maps_MT, asked.image_HWC)]
-    if not asked.others_T:
+    share_M, hit_M = maps_MT @ question.cover_T / total_M, question.on_T[pointed_at(maps_MT, question.image_HWC)]
+    if not question.others_T:
         return share_M, hit_M, np.full(len(maps_MT), np.nan)
-    return share_M, hit_M, maps_MT @ np.mean(asked.others_T, axis=0) / total_M
+    return share_M, hit_M, maps_MT @ np.mean(question.others_T, axis=0) / total_M
 
 
 def pointed_at(maps_MT: np.ndarray, image_HWC: np.ndarray) -> np.ndarray:
@@ -212,12 +212,12 @@ def by_column(weights_YHS: np.ndarray, span: ImageSpan) -> np.ndarray:
     return np.array([weights_S[image].sum(), weights_S[span.offset], frame, weights_S[image.stop + 1 :].sum()])
 
 
-def on_things(asked: Sequence[Asked], seen: Seen, row: str, heads: int) -> list[Measure]:
+def on_things(questions: Sequence[ThingQuestion], found_on: OnThings, row: str, heads: int) -> list[Measure]:
     """Of every benchmark and of all together: of the average, and of the head that is best on every other question, on the rest."""
-    area_N = np.array([one.area for one in asked])
-    names = [one.benchmark for one in asked]
+    area_N = np.array([one.area for one in questions])
+    names = [one.benchmark for one in questions]
     reported_N = np.array([names[:n].count(name) % 2 == 1 for n, name in enumerate(names)])
-    best = 1 + int((seen.share_NM[~reported_N, 1:] / area_N[~reported_N, None]).mean(axis=0).argmax())
+    best = 1 + int((found_on.share_NM[~reported_N, 1:] / area_N[~reported_N, None]).mean(axis=0).argmax())
     choice = f"layer {(best - 1) // heads}, head {(best - 1) % heads}: of all, the greatest lift on the other half of the questions"
     measures = []
     for name in dict.fromkeys([*names, ALL]):
@@ -225,18 +225,19 @@ def on_things(asked: Sequence[Asked], seen: Seen, row: str, heads: int) -> list[
         average = np.flatnonzero(of_name_N), AVERAGE, f"{row}, average", "mean over all layers and heads"
         best_head = np.flatnonzero(of_name_N & reported_N), best, f"{row}, best head", choice
         for numbers, at, where, note in (average, best_head):
-            measures += _of_questions(asked, seen, name, numbers, at, where, note)
+            measures += _of_questions(questions, found_on, name, numbers, at, where, note)
     return measures
 
 
 def _of_questions(
-    asked: Sequence[Asked], seen: Seen, benchmark: str, numbers: np.ndarray, at: int, where: str, note: str
+    questions: Sequence[ThingQuestion], found_on: OnThings, benchmark: str, numbers: np.ndarray, at: int, where: str, note: str
 ) -> list[Measure]:
     """Of some questions and one of their maps."""
-    shares, areas = seen.share_NM[numbers, at], np.array([asked[n].area for n in numbers])
-    hits = [bool(hit) for hit in seen.hit_NM[numbers, at]]
-    on = float(np.mean([asked[n].on_T.mean() for n in numbers]))
-    most = np.array([asked[n].cover_T.max() for n in numbers])  # where all attention goes to the token that the thing covers most
+    shares, areas = found_on.share_NM[numbers, at], np.array([questions[n].area for n in numbers])
+    hits = [bool(hit) for hit in found_on.hit_NM[numbers, at]]
+    on = float(np.mean([questions[n].on_T.mean() for n in numbers]))
+    # All attention on the token that the thing covers most.
+    most = np.array([questions[n].cover_T.max() for n in numbers])
     lift, best_lift = shares / areas, float((most / areas).mean())
     measures = [
         mean(
@@ -251,9 +252,9 @@ def _of_questions(
         mean(KIND, benchmark, lift, metric=f"lift on the thing, {where}", chance=1.0, ceiling=best_lift, note=note),
         share(KIND, benchmark, hits, metric=f"pointing, {where}", chance=on, ceiling=1.0, note=note),
     ]
-    beside = [n for n in numbers if asked[n].others_T]
+    beside = [n for n in numbers if questions[n].others_T]
     if beside:
-        others, area = seen.other_NM[beside, at].tolist(), float(np.mean([np.mean(asked[n].others_T) for n in beside]))
+        others, area = found_on.other_NM[beside, at].tolist(), float(np.mean([np.mean(questions[n].others_T) for n in beside]))
         measures.append(mean(KIND, benchmark, others, metric=f"share on others, {where}", chance=area, note=note))
     return measures
 
@@ -273,18 +274,18 @@ def draw_heads(image_HWC: np.ndarray, image_YHT: np.ndarray, grid: tuple[int, in
     return draw_grid(cells, [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)], columns=heads)
 
 
-def example_questions(count: int, image_size: int, token_pixels: int) -> list[Asked]:
+def example_questions(count: int, image_size: int, token_pixels: int) -> list[ThingQuestion]:
     """The first questions of each kind in turn, at the easiest level."""
     each = -(-count // len(KINDS))
-    asked = asked_things((LEVEL,), each, image_size, token_pixels)
-    return [asked[kind * each + number] for number in range(each) for kind in range(len(KINDS))][:count]
+    questions = thing_questions((LEVEL,), each, image_size, token_pixels)
+    return [questions[kind * each + number] for number in range(each) for kind in range(len(KINDS))][:count]
 
 
-def shown_questions(asked: Sequence[Asked]) -> Captioned:
+def shown_questions(questions: Sequence[ThingQuestion]) -> Captioned:
     """Every image with the named thing outlined, and its question, the word in brackets."""
     return [
         (outlined(enlarged(one.image_HWC), enlarged(one.thing_HW)), one.question.replace(one.word, f"[{one.word}]", 1))
-        for one in asked
+        for one in questions
     ]
 
 
@@ -292,7 +293,7 @@ def shown_attention(
     name: str,
     model: UnifiedModel,
     tokenizer: Tokenizer,
-    asked: Sequence[Asked],
+    questions: Sequence[ThingQuestion],
     max_tokens: int,
     layer: int | None = None,
     head: int | None = None,
@@ -303,14 +304,14 @@ def shown_attention(
     """
     space = model.frontend.space
     with evaluation_mode(model):
-        answers = answer(model, tokenizer, [(one.image_HWC, one.question) for one in asked], max_tokens)
+        answers = answer(model, tokenizer, [(one.image_HWC, one.question) for one in questions], max_tokens)
     shown: list[Captioned] = []
     for row in ("word", "last token"):
-        prompts = [row_prompt(tokenizer, space, one, row) for one in asked]
+        prompts = [row_prompt(tokenizer, space, one, row) for one in questions]
         with evaluation_mode(model):
             weights = dict(last_rows(model, prompts))
         cells = []
-        for number, one in enumerate(asked):
+        for number, one in enumerate(questions):
             map_T = averaged(image_columns(weights[number], prompts[number].spans[0]), layer, head)
             picture_HWC = draw_map(one.image_HWC, map_T, space.grid(*one.image_HWC.shape[:2]))
             share = f"{map_T @ one.cover_T / map_T.sum():.0%} on it, area {one.area:.0%}"

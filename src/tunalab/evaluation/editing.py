@@ -47,14 +47,14 @@ def judge(edited: Parsed, source: Parsed, target: Parsed, pixels: tuple[np.ndarr
 
     A thing is its shape, colour, size and slot: one that was moved within its slot has stayed, one of another size has not.
     """
-    seen, before, after = _things(edited), _things(source), _things(target)
+    shown, before, after = _things(edited), _things(source), _things(target)
     gone, new = before - after, after - before
     # Where the same thing was there before and is there after, it is no sign of the edit: only what is more or less of it.
-    happened = all(seen[thing] >= after[thing] for thing in new) and all(seen[thing] <= after[thing] for thing in gone)
+    happened = all(shown[thing] >= after[thing] for thing in new) and all(shown[thing] <= after[thing] for thing in gone)
     touched = {slot for *_, slot in (*gone, *new)}
     same_ground = edited.background == source.background
-    kept = same_ground and _elsewhere(seen, touched) == _elsewhere(before, touched)
-    return Verdict(same_ground and seen == after, happened, kept, outside_db(*pixels))
+    kept = same_ground and _elsewhere(shown, touched) == _elsewhere(before, touched)
+    return Verdict(same_ground and shown == after, happened, kept, outside_db(*pixels))
 
 
 def changed(source_HWC: np.ndarray, target_HWC: np.ndarray) -> np.ndarray:
@@ -121,12 +121,12 @@ def measure(subject: Subject, settings: EditingSettings) -> list[Measure]:
     ceilings: dict[str, list[Verdict]] = {}
     untouched: dict[str, list[Verdict]] = {}
     for name in subject.progress(EDITS, KIND):
-        asked = edits(name, settings.levels, settings.count, subject.config.data.image_size)
-        edited_NHWC = _edited(subject, asked, subject.folder / f"{name}.npz")
-        _draw(asked, edited_NHWC, subject.folder / f"{name}.png")
-        verdicts[name] = judged(asked, edited_NHWC)
-        ceilings[name] = judged(asked, _there_and_back(subject, [edit.target_HWC for edit in asked]))
-        untouched[name] = judged(asked, np.stack([edit.source_HWC for edit in asked]))
+        chosen = edits(name, settings.levels, settings.count, subject.config.data.image_size)
+        edited_NHWC = _edited(subject, chosen, subject.folder / f"{name}.npz")
+        _draw(chosen, edited_NHWC, subject.folder / f"{name}.png")
+        verdicts[name] = judged(chosen, edited_NHWC)
+        ceilings[name] = judged(chosen, _there_and_back(subject, [edit.target_HWC for edit in chosen]))
+        untouched[name] = judged(chosen, np.stack([edit.source_HWC for edit in chosen]))
     everything = "all edits"
     for by_type in (verdicts, ceilings, untouched):
         by_type[everything] = [verdict for name in EDITS for verdict in by_type[name]]
@@ -143,21 +143,21 @@ def edits(name: str, levels: Sequence[int], count: int, image_size: int) -> list
     return found
 
 
-def judged(asked: Sequence[Edit], edited_NHWC: np.ndarray) -> list[Verdict]:
+def judged(chosen: Sequence[Edit], edited_NHWC: np.ndarray) -> list[Verdict]:
     """A verdict an edit."""
-    seen = parse(edited_NHWC)
-    sources, targets = parse([edit.source_HWC for edit in asked]), parse([edit.target_HWC for edit in asked])
+    shown = parse(edited_NHWC)
+    sources, targets = parse([edit.source_HWC for edit in chosen]), parse([edit.target_HWC for edit in chosen])
     return [
         judge(image, source, target, (pixels_HWC, edit.source_HWC, edit.target_HWC))
-        for edit, image, source, target, pixels_HWC in zip(asked, seen, sources, targets, edited_NHWC, strict=True)
+        for edit, image, source, target, pixels_HWC in zip(chosen, shown, sources, targets, edited_NHWC, strict=True)
     ]
 
 
-def _edited(subject: Subject, asked: Sequence[Edit], path: Path) -> np.ndarray:
+def _edited(subject: Subject, chosen: Sequence[Edit], path: Path) -> np.ndarray:
     """The edited images, kept in a file."""
     if path.exists():
         return kept_array(path, "edited_NHWC")
-    edited_NHWC = subject.edited([edit.source_HWC for edit in asked], [edit.instruction for edit in asked], range(len(asked)))
+    edited_NHWC = subject.edited([edit.source_HWC for edit in chosen], [edit.instruction for edit in chosen], range(len(chosen)))
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, edited_NHWC=edited_NHWC)
     part.replace(path)  # whole or not at all
@@ -182,9 +182,9 @@ def _measures(name: str, verdicts: list[Verdict], ceilings: list[Verdict], untou
     return found
 
 
-def _draw(asked: Sequence[Edit], edited_NHWC: np.ndarray, path: Path) -> None:
+def _draw(chosen: Sequence[Edit], edited_NHWC: np.ndarray, path: Path) -> None:
     images, captions = [], []
-    for edit, pixels_HWC in list(zip(asked, edited_NHWC, strict=True))[:SHOWN]:
+    for edit, pixels_HWC in list(zip(chosen, edited_NHWC, strict=True))[:SHOWN]:
         images += [edit.source_HWC, pixels_HWC, edit.target_HWC]
         captions += [edit.instruction, "edited", "target"]
     draw_grid(np.stack(images), captions, columns=3).save(path)

@@ -42,7 +42,7 @@ def measure(subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
 
     Raises UserError: there is nothing to ask, or easy-VQA is not installed.
     """
-    chosen = asked(subject.config, settings)
+    chosen = chosen_benchmarks(subject.config, settings)
     if not chosen:
         raise UserError("understanding.groups=0 and understanding.easy_vqa=0 leave nothing to ask")
     if settings.easy_vqa:
@@ -59,7 +59,7 @@ def measure(subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
     return found
 
 
-def asked(config: RunConfig, settings: UnderstandingSettings) -> list[tuple[str, Callable[[], Benchmark]]]:
+def chosen_benchmarks(config: RunConfig, settings: UnderstandingSettings) -> list[tuple[str, Callable[[], Benchmark]]]:
     """Splits and benchmarks in the order of asking. They are built one at a time: at 512 px all images together are gigabytes."""
     size, groups = config.data.image_size, settings.groups
     cells: list[tuple[str, Callable[[], Benchmark]]] = []
@@ -80,15 +80,15 @@ def asked(config: RunConfig, settings: UnderstandingSettings) -> list[tuple[str,
 
 def measures(benchmark: Benchmark, split: str, answers: Answers, settings: UnderstandingSettings) -> Iterator[Measure]:
     """Accuracy with and without the image, from one pair of answers a question."""
-    seen, unseen = (right_groups(benchmark, [pair[way] for pair in answers]) for way in (0, 1))
-    of_scenes, pairs = benchmark.level is not None, len(seen) < len(benchmark.questions)
+    sighted, blind_groups = (right_groups(benchmark, [pair[way] for pair in answers]) for way in (0, 1))
+    of_scenes, pairs = benchmark.level is not None, len(sighted) < len(benchmark.questions)
     notes = ["both images of a pair right"] if pairs else []
-    if of_scenes and len(seen) < settings.groups:
-        notes.append(f"the {len(seen)} scenes that there are, of {settings.groups} asked for")
-    told = partial(share, KIND, benchmark.name, split=split, chance=benchmark.chance, note="; ".join(notes))
-    yield told(seen, ceiling=1.0 if of_scenes else None)
+    if of_scenes and len(sighted) < settings.groups:
+        notes.append(f"the {len(sighted)} scenes that there are, of {settings.groups} asked for")
+    of_benchmark = partial(share, KIND, benchmark.name, split=split, chance=benchmark.chance, note="; ".join(notes))
+    yield of_benchmark(sighted, ceiling=1.0 if of_scenes else None)
     if not pairs:
-        yield told(unseen, metric="accuracy without image")
+        yield of_benchmark(blind_groups, metric="accuracy without image")
 
 
 def _answers(subject: Subject, questions: Sequence[Question], blind: dict[str, str], path: Path) -> Answers:
@@ -110,7 +110,7 @@ def _kept(path: Path, questions: Sequence[Question]) -> Answers | None:
     """The answers that an interrupted evaluation left; None where there are none, or not to these questions."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        answers = [(str(seen), str(unseen)) for _, _, seen, unseen in rows]
+        answers = [(str(sighted), str(blind_groups)) for _, _, sighted, blind_groups in rows]
     except (OSError, ValueError, TypeError):
         return None
     return answers if [row[:2] for row in rows] == [[one.prompt, one.answer] for one in questions] else None

@@ -37,7 +37,7 @@ def evaluate_parts(
     subject: "Subject",
     settings: "EvaluationSettings",
     parts: Sequence[str],
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     done: Callable[[Evaluated], None] = lambda result: None,
 ) -> tuple[list[Evaluated], dict[str, str]]:
     """Results of the parts, of a divided one those of its pieces; and by name the errors of what could not be measured.
@@ -55,20 +55,20 @@ def evaluate_parts(
             return action()
         except UserError as error:
             errors[name] = str(error)
-            say(f"error: {name}: {error}")
+            log(f"error: {name}: {error}")
             return None
 
     for number, name in enumerate(parts, start=1):
-        say(f"{name} ({number} of {len(parts)})")
+        log(f"{name} ({number} of {len(parts)})")
         for piece in attempt(name, partial(pieces_of, name, getattr(settings, name))) or []:
-            result = attempt(piece.name, partial(_evaluate, subject, piece, say))
+            result = attempt(piece.name, partial(_evaluate, subject, piece, log))
             if result is not None:
                 results.append(result)
                 done(result)
     return results, errors
 
 
-def _evaluate(subject: "Subject", piece: "Piece", say: Callable[[str], None]) -> Evaluated:
+def _evaluate(subject: "Subject", piece: "Piece", log: Callable[[str], None]) -> Evaluated:
     from tunalab.evaluation.subject import identity
 
     # What is kept in the folder of a piece is of one model and one set of settings.
@@ -76,7 +76,7 @@ def _evaluate(subject: "Subject", piece: "Piece", say: Callable[[str], None]) ->
     path = of_part.folder / "result.json"
     if path.exists():
         kept = read_evaluated(path)
-        say(f"measured already: {path}")
+        log(f"measured already: {path}")
         return kept
     began = time.perf_counter()
     measures = piece.measure(of_part)

@@ -138,7 +138,7 @@ def pretrained_vae(given: str) -> LatentCodec:
     source = locate(given, SETTING)
     if torch.get_default_device().type == "meta":
         plain = PUBLISHED[given] if given in PUBLISHED and source.folder is None else _read_config(source)
-        with reading(source, asks=False), quiet_diffusers():
+        with reading(source, hub=False), quiet_diffusers():
             vae = _class(plain, source).from_config(plain)
         channels = vae.config.z_dim if plain["_class_name"] == WAN else vae.config.latent_channels
         return LatentCodec(vae, channels, _stride(vae, source), [0.0] * channels, [1.0] * channels)

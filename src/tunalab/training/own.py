@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
-from tunalab.data.changes import data_versions, keep, seen_again
+from tunalab.data.changes import checked_data, data_versions, keep
 from tunalab.errors import UserError, stop_signals_heeded
 from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.frontends.components.settings import ComponentSettings
@@ -81,7 +81,7 @@ class OwnResuming(Resuming):
         super().on_train_start(trainer, pl_module)
         config, sources = pl_module.config, trainer.train_dataloader.loader.stream.sources
         accept, tokens = config.start.accept_changed_data, pl_module.progress.tokens
-        seen = seen_again(self.folder, sources, config.data.full_digests, accept, tokens if self.checkpoint else None)
+        seen = checked_data(self.folder, sources, config.data.full_digests, accept, tokens if self.checkpoint else None)
         self.recording.environment["data"] = data_versions(sources, config.data, config.revision)
         self.recording.accepted = seen.accepted
         claim(self.folder, config)

@@ -18,7 +18,7 @@ import lightning
 import torch
 
 from tunalab.data.buckets import check_buckets
-from tunalab.data.changes import SeenData, data_versions, keep, seen_again
+from tunalab.data.changes import DataDigests, checked_data, data_versions, keep
 from tunalab.data.documents import PREFIX
 from tunalab.data.easy_vqa import check_installed
 from tunalab.data.scenes.questions import check_groups
@@ -207,7 +207,7 @@ class Run:
         self.tracker: Tracker | None = None
         self.stop = StopSignal(self.ranks)
         self.resuming = Resuming()
-        self.seen = SeenData({})  # of the first rank
+        self.seen = DataDigests({})  # of the first rank
         self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
         at = evaluation_tokens(config.evaluation, budget(config))
         self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
@@ -291,7 +291,7 @@ class Run:
             sources = steps.loader.stream.sources
             self.environment["data"] = data_versions(sources, config.data, config.revision)
             tokens = None if resume is None else read_saved(resume).progress["tokens"]
-            self.seen = seen_again(self.run_dir, sources, config.data.full_digests, accept, tokens)
+            self.seen = checked_data(self.run_dir, sources, config.data.full_digests, accept, tokens)
         return steps
 
     def _find_lanes(self, resume: Path) -> None:

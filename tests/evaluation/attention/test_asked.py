@@ -5,7 +5,7 @@ from tunalab.data.scenes import Item, Scene, render
 from tunalab.data.scenes.questions import benchmark_scenes
 from tunalab.data.scenes.vocabulary import COLOURS, RGB
 from tunalab.errors import UserError
-from tunalab.evaluation.attention import KINDS, ROWS, asked_things, cover, named_thing, row_prompt
+from tunalab.evaluation.attention import KINDS, ROWS, cover, named_thing, row_prompt, thing_questions
 from tunalab.frontends.contract import TargetSpace
 
 RING, CROSS = Item("ring", "red", 16, 16, 14, 14), Item("cross", "blue", 48, 48, 14, 14)
@@ -58,9 +58,9 @@ def test_a_token_is_covered_by_its_share_of_pixels():
 
 
 def test_questions_with_their_things():
-    found = asked_things((1, 3), 6, 32, 8)
+    found = thing_questions((1, 3), 6, 32, 8)
     assert [one.benchmark for one in found[::6]] == [f"{kind}{level}" for level in ("", "@3") for kind in KINDS]
-    assert asked_things((1, 3), 6, 32, 8) is found
+    assert thing_questions((1, 3), 6, 32, 8) is found
     for one in found:
         assert one.word in one.question.replace("?", "").split()
         assert one.cover_T.shape == (16,) and one.thing_HW.any()
@@ -74,7 +74,7 @@ def test_questions_with_their_things():
 
 
 def test_others_are_of_the_same_size():
-    for one in asked_things((1,), 6, 32, 8):
+    for one in thing_questions((1,), 6, 32, 8):
         if one.benchmark != "charts":
             assert one.others_T
         for cover_T in one.others_T:
@@ -82,24 +82,24 @@ def test_others_are_of_the_same_size():
 
 
 def test_tokens_on_a_thing():
-    (one,) = [one for one in asked_things((1,), 8, 64, 8) if one.benchmark == "search"][:1]
+    (one,) = [one for one in thing_questions((1,), 8, 64, 8) if one.benchmark == "search"][:1]
     assert np.array_equal(one.on_T, one.cover_T >= one.cover_T.max() / 2) and one.on_T.sum() >= 4
 
 
 def test_images_are_those_of_the_benchmark():
     scenes = benchmark_scenes("search", 1, "test", 0, 3)
-    found = [one for one in asked_things((1,), 3, 32, 8) if one.benchmark == "search"]
+    found = [one for one in thing_questions((1,), 3, 32, 8) if one.benchmark == "search"]
     assert all(np.array_equal(render(scene, 32), one.image_HWC) for scene, one in zip(scenes, found, strict=True))
 
 
 def test_rows_of_a_question(tokenizer):
-    one = asked_things((1,), 1, 32, 8)[3]
+    one = thing_questions((1,), 1, 32, 8)[3]
     ends = [row_prompt(tokenizer, TargetSpace(3, 1, 8), one, row).ids_L[-1] for row in ROWS]
     assert [tokenizer.decode([end]) for end in ends] == ["what", one.word, "?"]
 
 
 def test_wrong_levels_and_sizes():
     with pytest.raises(UserError, match="level"):
-        asked_things((4,), 2, 32, 8)
+        thing_questions((4,), 2, 32, 8)
     with pytest.raises(UserError, match="image_size"):
-        asked_things((1,), 2, 30, 8)
+        thing_questions((1,), 2, 30, 8)

@@ -6,7 +6,7 @@ import pytest
 
 from tunalab.data.sequence import ImageSpan
 from tunalab.evaluation import attention as on_object
-from tunalab.evaluation.attention import KINDS, Asked, asked_things, by_column, measure, on_thing
+from tunalab.evaluation.attention import KINDS, ThingQuestion, by_column, measure, on_thing, thing_questions
 from tunalab.evaluation.measure import Measure
 from tunalab.evaluation.parts import AttentionSettings, find_parts, load_part
 from tunalab.evaluation.subject import Subject
@@ -23,10 +23,10 @@ def subject(tiny_model: Callable[..., object], tokenizer: object, tmp_path: Path
     return Subject(tiny_model("patch_embed"), tokenizer, small_config(), tmp_path, {}, quiet=True)  # type: ignore[arg-type]
 
 
-def hand_made(thing: list[float], others: list[list[float]] | None = None) -> Asked:
+def hand_made(thing: list[float], others: list[list[float]] | None = None) -> ThingQuestion:
     cover = np.array(thing)
     pixels = np.zeros((16, 16), dtype=bool)
-    return Asked("hand", np.zeros((16, 16, 3), np.uint8), "", "", pixels, cover, [np.array(one) for one in others or []])
+    return ThingQuestion("hand", np.zeros((16, 16, 3), np.uint8), "", "", pixels, cover, [np.array(one) for one in others or []])
 
 
 def test_attention_that_is_right_wrong_or_nowhere():
@@ -50,7 +50,7 @@ def test_attention_that_is_right_wrong_or_nowhere():
 def test_maps_that_prefer_nothing_point_as_often_as_chance_says(image_size: int, patch: int):
     """Random weights; the same rounded so that many are equally large; all equal; none at all."""
     draw, maps, tokens = np.random.default_rng(0), 300, (image_size // patch) ** 2
-    asked = asked_things((1,), 1 if image_size > 64 else 4, image_size, patch)
+    asked = thing_questions((1,), 1 if image_size > 64 else 4, image_size, patch)
     chance_N = np.array([one.on_T.mean() for one in asked])
     sigma = np.sqrt((chance_N * (1 - chance_N)).sum() / maps) / len(asked)
     assert 0 < chance_N.mean() < 0.6 and sigma < 0.02
@@ -71,9 +71,9 @@ def test_attention_by_column():
     assert by_column(weights_YHS, span).tolist() == [8 + 16 + 32 + 64, 4, 1 + 2 + 128, 256 + 512]
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, looks: Callable[[int, Asked], np.ndarray]) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, looks: Callable[[int, ThingQuestion], np.ndarray]) -> None:
     """Attention of layers and heads to the image (Y, H, T) as given by the number of a question and the question."""
-    asked = asked_things(tuple(SETTINGS.levels), SETTINGS.questions, 32, 8)
+    asked = thing_questions(tuple(SETTINGS.levels), SETTINGS.questions, 32, 8)
 
     def rows(model: object, prompts: Sequence[object]):
         for number in reversed(range(len(prompts))):  # in any order
@@ -124,7 +124,7 @@ def test_attention_beside_the_thing_is_below_chance(subject, monkeypatch):
 def test_the_best_head_is_chosen_on_questions_that_it_is_not_reported_on(subject, monkeypatch):
     """One head is right on the questions that choose alone, another on those that are reported: choosing on them would find it."""
 
-    def looks(number: int, asked: Asked) -> np.ndarray:
+    def looks(number: int, asked: ThingQuestion) -> np.ndarray:
         image_YHT = everywhere((asked.cover_T == 0).astype(float))
         image_YHT[(0, 1) if number % SETTINGS.questions % 2 == 0 else (1, 3)] = np.eye(TOKENS)[asked.cover_T.argmax()]
         return image_YHT

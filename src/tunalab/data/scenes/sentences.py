@@ -66,30 +66,30 @@ def further_questions(scene: Scene) -> list[list[Turn]]:
 
 
 def _about_bars(items: tuple[Item, ...]) -> list[list[Turn]]:
-    asked = [[(value_question(bar.colour), str(bar_value(bar.ry)))] for bar in items]
+    facts = [[(value_question(bar.colour), str(bar_value(bar.ry)))] for bar in items]
     for prompt, extreme in ((TALLEST, max), (SHORTEST, min)):
         height = extreme(bar.ry for bar in items)
         colours = [bar.colour for bar in items if bar.ry == height]
         if len(colours) == 1:
-            asked.append([(prompt, colours[0])])
-    return asked
+            facts.append([(prompt, colours[0])])
+    return facts
 
 
 def _about_shapes(items: tuple[Item, ...]) -> list[list[Turn]]:
     """Colour of each shape, shape of each colour, as long as the answer is one."""
     things = {(item.shape, item.colour) for item in items}
     shapes, colours = Counter(shape for shape, _ in things), Counter(colour for _, colour in things)
-    asked = []
+    facts = []
     for shape, colour in sorted(things):
         fact = [(colour_question(shape), colour)] if shapes[shape] == 1 else []
         fact += [(shape_question(colour), shape)] if colours[colour] == 1 else []
-        asked += [fact] if fact else []
-    return asked
+        facts += [fact] if fact else []
+    return facts
 
 
 def _about_places(scene: Scene) -> list[list[Turn]]:
     """Where each thing is from each other thing of its row or column; both ways round are one fact."""
-    asked: dict[frozenset[int], list[Turn]] = {}
+    facts: dict[frozenset[int], list[Turn]] = {}
     for first, one in enumerate(scene.items):
         for second, two in enumerate(scene.items):
             (x, y), (from_x, from_y) = SLOTS[one.slot], SLOTS[two.slot]
@@ -99,8 +99,8 @@ def _about_places(scene: Scene) -> list[list[Turn]]:
             direction = next(name for name, towards in DIRECTIONS.items() if towards == step)
             names = [item.shape if scene.level == 1 else f"{item.colour} {item.shape}" for item in (one, two)]
             turn = (f"where is the {names[0]} from the {names[1]}?", direction)
-            asked.setdefault(frozenset((first, second)), []).append(turn)
-    return list(asked.values())
+            facts.setdefault(frozenset((first, second)), []).append(turn)
+    return list(facts.values())
 
 
 def _about_numbers(scene: Scene) -> list[list[Turn]]:
@@ -143,7 +143,7 @@ def _sentence(rng: Random, level: int) -> str:
 
 def draw_text(rng: Random, split: str, level: int) -> str:
     """A text whose hash falls into the split; "composition" shares the texts of "test", which have no combinations."""
-    wanted = "test" if split == "composition" else split
-    while hash_split(text := _sentence(rng, level)) != wanted:
+    expected = "test" if split == "composition" else split
+    while hash_split(text := _sentence(rng, level)) != expected:
         pass
     return text

@@ -24,7 +24,7 @@ def shape_question(colour: str) -> str:
     return f"what shape is {colour}?"
 
 
-def _asked(pick: int) -> tuple[str, str]:
+def _attribute(pick: int) -> tuple[str, str]:
     """Template (colour or shape) and answer of a question for one attribute, from the pick."""
     template = ("colour", "shape")[pick % 2]
     choices = COLOURS if template == "colour" else SHAPES
@@ -33,7 +33,7 @@ def _asked(pick: int) -> tuple[str, str]:
 
 def build_objects(rng: Random, level: int, pick: int) -> Scene:
     """A few shapes, all of different shape and colour; one is asked about."""
-    template, answer = _asked(pick)
+    template, answer = _attribute(pick)
     number = {1: 2, 2: rng.randint(3, 4), 3: 5}[level]
     colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     if template == "colour":
@@ -158,7 +158,7 @@ def build_pairs(rng: Random, level: int, pick: int) -> Scene:
 
 def build_search(rng: Random, level: int, pick: int) -> Scene:
     """One thing that stands out among distractors; its colour or its shape is asked. At level 3 it is tiny."""
-    template, answer = _asked(pick)
+    template, answer = _attribute(pick)
     colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     if template == "colour":
         colour = answer

@@ -187,13 +187,13 @@ class BlockOrder:
         self._epoch = epoch
 
     def _permutation(self, epoch: int, number: int, rows: int) -> np.ndarray:
-        known = self._windows.get((epoch, number))
-        if known is None:
-            known = stream_rng(self._seed[0], 3, self._seed[1], epoch, _ROWS, number).permutation(rows)
+        kept = self._windows.get((epoch, number))
+        if kept is None:
+            kept = stream_rng(self._seed[0], 3, self._seed[1], epoch, _ROWS, number).permutation(rows)
             while len(self._windows) >= _KEPT:
                 del self._windows[next(iter(self._windows))]
-            self._windows[(epoch, number)] = known
-        return known
+            self._windows[(epoch, number)] = kept
+        return kept
 
 
 Sample = Mapping[str, Any]
@@ -255,7 +255,7 @@ class ShardedCorpus:
         """Samples in all files, broken ones included; None if the corpus orders them itself."""
         return None if self._order else self.rows
 
-    def seen_files(self, every: bool) -> Sequence[ShardFile]:
+    def files_read(self, every: bool) -> Sequence[ShardFile]:
         return self._reader.files
 
     def document(self, index: int) -> Document:

@@ -126,7 +126,7 @@ def read_range(url: str, start: int, end: int) -> bytes:
     with _gone_is_a_reject(url):
         system, path = _system(url)
         if _is_remote(system):
-            return _asked(url, lambda: _fetch(system, path, start, end))
+            return _retried(url, lambda: _fetch(system, path, start, end))
         data = cast(bytes, system.cat_file(path, start=start, end=end))
     if len(data) != end - start:
         raise Reject(f"{url} is shorter than it was when the run began")
@@ -144,7 +144,7 @@ def open_file(url: str) -> Iterator[BinaryIO]:
     with _gone_is_a_reject(url):
         system, path = _system(url)
         if _is_remote(system):
-            size = _asked(url, lambda: system.info(path)["size"])
+            size = _retried(url, lambda: system.info(path)["size"])
             file: BinaryIO = io.BufferedReader(_Ranges(url, size), _BUFFER)
         else:
             file = system.open(path, "rb")
@@ -156,7 +156,7 @@ def stat_file(url: str) -> ShardFile | None:
     """The file as it is now; None if there is none, or its server gives none (which it may say of one that is not there)."""
     system, path = _system(url)
     try:
-        return _shard_file(system, _asked(url, lambda: system.info(path), refused=(FileNotFoundError,)))
+        return _shard_file(system, _retried(url, lambda: system.info(path), refused=(FileNotFoundError,)))
     except FileNotFoundError:
         return None
 
@@ -213,7 +213,7 @@ def _fetch(system: AbstractFileSystem, path: str, start: int, end: int) -> bytes
     return data
 
 
-def _asked(url: str, ask: Callable[[], T], refused: tuple[type[Exception], ...] = ()) -> T:
+def _retried(url: str, request: Callable[[], T], refused: tuple[type[Exception], ...] = ()) -> T:
     """What ``ask`` returns, asked again while it fails in a way that may pass.
 
     Raises FileNotFoundError where the server says so, and for any refusal if that is in ``refused``; else UserError, one line.
@@ -226,7 +226,7 @@ def _asked(url: str, ask: Callable[[], T], refused: tuple[type[Exception], ...] 
         reraise=True,
     )
     try:
-        return tries(ask)
+        return tries(request)
     except (OSError, _Short, *_client_errors()) as error:  # type: ignore[misc]  # a tuple of all
         cause = _cause(error)
         status = _status(cause)
@@ -268,12 +268,14 @@ def _retry_after(headers: Any) -> float:
 
 
 def _diagnosis(cause: BaseException, status: int | None, url: str) -> str:
-    said = f"{status} {getattr(cause, 'message', '')}".strip() if status else ""
+    answer = f"{status} {getattr(cause, 'message', '')}".strip() if status else ""
     if status in (401, 403) or isinstance(cause, PermissionError):
-        return f"its server refuses it{f' ({said})' if said else ''}: a signed link that has expired, or a login that is missing"
+        return (
+            f"its server refuses it{f' ({answer})' if answer else ''}: a signed link that has expired, or a login that is missing"
+        )
     tries = f", {TRIES} times" if _may_pass(cause) else ""
     if status:
-        return f"its server answers {said}{tries}"
+        return f"its server answers {answer}{tries}"
     if isinstance(cause, TimeoutError):
         return f"its server does not answer within {_SILENCE:.0f} s{tries}"
     if isinstance(cause, _Short):
@@ -307,7 +309,7 @@ def _matches(url: str, name: str) -> list[ShardFile]:
     except (ValueError, ImportError) as error:  # no such protocol, or the package it needs is not installed
         raise UserError(f"{name}: {shown(url)}: {redacted(first_line(error), url)}") from error
     try:
-        infos = _asked(url, lambda: _infos(system, path)) if _is_remote(system) else _infos(system, path)
+        infos = _retried(url, lambda: _infos(system, path)) if _is_remote(system) else _infos(system, path)
     except FileNotFoundError as error:
         raise UserError(f"{name}: no such file: {shown(url)}") from error
     except OSError as error:

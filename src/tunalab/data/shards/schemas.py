@@ -57,10 +57,10 @@ def _caption(sample: Sample, config: WebDatasetConfig) -> object:
     if data is None:
         raise Reject(f"no member .{config.caption}; members: {_endings(sample)}{RULE}")
     if config.caption.lower().rpartition(".")[2] == "json":
-        known = parse_line(data)
-        if config.caption_key not in known:
-            raise Reject(f"no key {config.caption_key!r} in .{config.caption}; keys: {', '.join(sorted(known))}")
-        return known[config.caption_key]
+        found = parse_line(data)
+        if config.caption_key not in found:
+            raise Reject(f"no key {config.caption_key!r} in .{config.caption}; keys: {', '.join(sorted(found))}")
+        return found[config.caption_key]
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

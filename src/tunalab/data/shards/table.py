@@ -107,8 +107,8 @@ class TableReader:
         self._columns = list(columns)
         self._kept = max(1, kept)
         # What was checked is part of the key: an index that was kept vouches for these columns.
-        wanted = ", ".join(f"{key}: {column.shown}" for key, column in columns.items())
-        kind = f"parquet {3 if left_out else 1} {wanted}"
+        requested = ", ".join(f"{key}: {column.shown}" for key, column in columns.items())
+        kind = f"parquet {3 if left_out else 1} {requested}"
         indices = index_files(name, files, kind, lambda file: _row_groups(file, columns, left_out))
         groups = [index.load() for index in indices]
         self._group_file = np.repeat(np.arange(len(files)), [len(rows) for rows in groups])
@@ -131,13 +131,13 @@ class TableReader:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def _table(self, group: int) -> pa.Table:
-        known = self._tables.pop(group, None)
-        if known is None:
-            known = self._decode(group)
-        self._tables[group] = known  # at the end: the first is the one not used for longest
+        decoded = self._tables.pop(group, None)
+        if decoded is None:
+            decoded = self._decode(group)
+        self._tables[group] = decoded  # at the end: the first is the one not used for longest
         while len(self._tables) > self._kept:
             del self._tables[next(iter(self._tables))]
-        return known
+        return decoded
 
     def _decode(self, group: int) -> pa.Table:
         file, number = self.files[int(self._group_file[group])], int(self._group_first[group])

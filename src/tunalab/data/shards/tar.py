@@ -66,15 +66,15 @@ class RangeReader:
         return number, row - int(self._first[number])
 
     def _index(self, number: int) -> np.ndarray:
-        known = self._loaded.get(number)
-        if known is None:
-            known = self._indices[number].load()
-            if np.any(np.diff(known) <= 0) or known[0] < 0 or known[-1] > self.files[number].size:
+        offsets = self._loaded.get(number)
+        if offsets is None:
+            offsets = self._indices[number].load()
+            if np.any(np.diff(offsets) <= 0) or offsets[0] < 0 or offsets[-1] > self.files[number].size:
                 raise UserError(f"{self._indices[number].path}: this index is damaged, delete it ({self.files[number].shown})")
             while len(self._loaded) >= _LOADED:
                 del self._loaded[next(iter(self._loaded))]
-            self._loaded[number] = known
-        return known
+            self._loaded[number] = offsets
+        return offsets
 
 
 _BLOCK = 512  # tar writes headers and contents in blocks, and at least one block of zeros at the end

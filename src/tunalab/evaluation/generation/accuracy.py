@@ -48,8 +48,8 @@ def accuracy(model: UnifiedModel, count: int, image_size: int) -> list[Measure]:
 
 def parser_scenes(count: int) -> list[Scene]:
     """Held-out scenes, kinds and levels in turn."""
-    asked = [(kind, level) for level in LEVELS for kind in KINDS]
-    return [scene("test", _SEED, index // len(asked), *asked[index % len(asked)]) for index in range(count)]
+    cells = [(kind, level) for level in LEVELS for kind in KINDS]
+    return [scene("test", _SEED, index // len(cells), *cells[index % len(cells)]) for index in range(count)]
 
 
 def conditions(clean_NHWC: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

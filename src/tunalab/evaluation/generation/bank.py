@@ -41,8 +41,8 @@ def nearest(rgb_C: np.ndarray, names: tuple[str, ...], rejection: float = REJECT
 
 @lru_cache(maxsize=65536)
 def _nearest(red: int, green: int, blue: int, names: tuple[str, ...]) -> tuple[str, float, float]:
-    known = np.stack([[red, green, blue], *(RGB[name] for name in names)]) / 255
-    lab = rgb2lab(known)
+    colours = np.stack([[red, green, blue], *(RGB[name] for name in names)]) / 255
+    lab = rgb2lab(colours)
     distances = np.linalg.norm(lab[1:] - lab[0], axis=1)
     best, second = (int(n) for n in np.argsort(distances)[:2])
     return names[best], float(distances[best]), float(distances[second])
@@ -138,8 +138,8 @@ class Bank:
         for (f, form), py, px in product(enumerate(FORMS), phases, phases):
             half = slice(n // 2, n // 2 + n)
             self._padded_FPPnn[f, py, px, half, half] = _coverage(form.at(UNITS // 2 + px, UNITS // 2 + py, "white"), n)
-        self._seen_FPPKnn = view.blur(self._padded_FPPnn[:, :, :, None])
-        centred_FPPKnn = self._seen_FPPKnn[..., n // 2 : n // 2 + n, n // 2 : n // 2 + n]
+        self._blurred_FPPKnn = view.blur(self._padded_FPPnn[:, :, :, None])
+        centred_FPPKnn = self._blurred_FPPKnn[..., n // 2 : n // 2 + n, n // 2 : n // 2 + n]
         norm_FPPK = np.square(centred_FPPKnn).sum(axis=(-2, -1))
         self._spectrum_FPPKnm = fft.rfft2(np.roll(centred_FPPKnn, (-(n // 2), -(n // 2)), (-2, -1))).conj()
         everywhere_yx = np.ones((common, common), dtype=np.float32)
@@ -159,10 +159,10 @@ class Bank:
         rows, columns = self._window(y, x)
         return self._padded_FPPnn[form, y % self.period, x % self.period, rows, columns]
 
-    def seen(self, form: int, y: int, x: int) -> np.ndarray:
+    def blurred(self, form: int, y: int, x: int) -> np.ndarray:
         """The same as the view shows it: (K, n, n), K being 1 where channels are alike."""
         rows, columns = self._window(y, x)
-        return self._seen_FPPKnn[form, y % self.period, x % self.period, :, rows, columns]
+        return self._blurred_FPPKnn[form, y % self.period, x % self.period, :, rows, columns]
 
     def _window(self, y: int, x: int) -> tuple[slice, slice]:
         n = self.image_size

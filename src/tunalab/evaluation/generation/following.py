@@ -74,18 +74,18 @@ def generated(subject: Subject, settings: PromptSettings) -> Generated:
 
     An image's seed depends on its prompt and number alone, so that more prompts leave the others' images as they are.
     """
-    asked = chosen_prompts(settings)
+    chosen = chosen_prompts(settings)
     config = subject.config
     check_size(config.data.image_size)
     chosen = {entry.name: getattr(settings, entry.name) for entry in fields(PromptSettings)}
     what = {"prompts": chosen, "sampling": asdict(config.sampling), "size": config.data.image_size}
     folder = subject.shared("images", what)
-    firsts = range(0, len(asked), CHUNK)
+    firsts = range(0, len(chosen), CHUNK)
     chunks = []
     for first in subject.progress(firsts, "images", len(firsts)):
         path = folder / f"{first:06d}.npy"
         if not path.exists():
-            texts = [prompt.text for prompt in asked[first : first + CHUNK] for _ in range(settings.samples)]
+            texts = [prompt.text for prompt in chosen[first : first + CHUNK] for _ in range(settings.samples)]
             numbers = list(range(settings.samples)) * (len(texts) // settings.samples)
             seeds = [zlib.crc32(text.encode()) + number for text, number in zip(texts, numbers, strict=True)]
             content = io.BytesIO()
@@ -93,18 +93,18 @@ def generated(subject: Subject, settings: PromptSettings) -> Generated:
             write_atomically(path, content.getvalue())
         chunks.append(kept_array(path))
     images_NHWC = np.concatenate(chunks)
-    return Generated(asked, images_NHWC.reshape(len(asked), settings.samples, *images_NHWC.shape[1:]))
+    return Generated(chosen, images_NHWC.reshape(len(chosen), settings.samples, *images_NHWC.shape[1:]))
 
 
-def renders(asked: Sequence[Prompt], image_size: int) -> np.ndarray:
+def renders(chosen: Sequence[Prompt], image_size: int) -> np.ndarray:
     """What the prompts describe, as images (P, H, W, 3) uint8."""
-    return np.stack([render(prompt.scene, image_size) for prompt in asked])
+    return np.stack([render(prompt.scene, image_size) for prompt in chosen])
 
 
-def displaced_renders(asked: Sequence[Prompt], count: int, image_size: int, series: int = 0) -> np.ndarray:
+def displaced_renders(chosen: Sequence[Prompt], count: int, image_size: int, series: int = 0) -> np.ndarray:
     """``count`` perfect images of each caption (P, S, H, W, 3) uint8, the things in their slots displaced anew as their level
     displaces; another ``series`` is drawn independently."""
-    return np.stack([[render(scene, image_size) for scene in displaced(prompt.scene, count, series)] for prompt in asked])
+    return np.stack([[render(scene, image_size) for scene in displaced(prompt.scene, count, series)] for prompt in chosen])
 
 
 def displaced(scene: Scene, count: int, series: int = 0) -> list[Scene]:
@@ -220,7 +220,7 @@ def _categories(
         found.append(by_prompt(PROMPTS, shares_P.tolist(), metric=category, split=split, chance=chance, ceiling=ceiling))
         by_category.append(shares_P)
     low, high = resampled_mean(by_category)
-    known = [one.chance for one in found if one.chance is not None]
+    chances = [one.chance for one in found if one.chance is not None]
     overall = Measure(
         KIND,
         PROMPTS,
@@ -230,7 +230,7 @@ def _categories(
         split,
         low,
         high,
-        float(np.mean(known)) if known else None,
+        float(np.mean(chances)) if chances else None,
         float(np.mean([one.ceiling for one in found])),
         note=f"mean over the six categories; {ITEM}",
         items=[round(float(item), 6) for item in np.concatenate(by_category)],
@@ -258,10 +258,12 @@ def resampled_mean(by_category: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence[Sequence[Parsed]], split: str) -> list[Measure]:
-    asked = [dense.questions(scene) for scene in scenes]
-    given = [[dense.answers(questions, one) for one in images] for questions, images in zip(asked, samples, strict=True)]
-    other = [np.mean(dense.answers(questions, one)) for n, questions in enumerate(asked) for m, one in enumerate(perfect) if m != n]
-    ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(asked, perfect, strict=True)]
+    chosen = [dense.questions(scene) for scene in scenes]
+    given = [[dense.answers(questions, one) for one in images] for questions, images in zip(chosen, samples, strict=True)]
+    other = [
+        np.mean(dense.answers(questions, one)) for n, questions in enumerate(chosen) for m, one in enumerate(perfect) if m != n
+    ]
+    ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(chosen, perfect, strict=True)]
     found = [
         by_prompt(
             DENSE_PROMPTS,
@@ -273,7 +275,7 @@ def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence
         )
     ]
     for kind in dense.KINDS:
-        of_kind = [[n for n, question in enumerate(questions) if question.kind == kind] for questions in asked]
+        of_kind = [[n for n, question in enumerate(questions) if question.kind == kind] for questions in chosen]
         shares = [
             float(np.mean([[answers[n] for n in chosen] for answers in images]))
             for chosen, images in zip(of_kind, given, strict=True)

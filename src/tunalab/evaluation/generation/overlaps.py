@@ -138,13 +138,13 @@ def _fit_again(bank: Bank, image_Cnn: np.ndarray, background_C: np.ndarray, thin
         # image = through * ((1 - cover) * under + cover * colour) + over, blurred: linear in the colour.
         cover_Khw = np.stack([bank.coverage(*one)[rows, columns] for one in alternatives])
         weight_K1hw = through_hw * cover_Khw[:, None]
-        wanted_KChw = (image_Chw - view.blur(over_Chw + through_hw * under_Chw)) + view.blur(weight_K1hw * under_Chw)
+        target_KChw = (image_Chw - view.blur(over_Chw + through_hw * under_Chw)) + view.blur(weight_K1hw * under_Chw)
         weight_K1hw = view.blur(weight_K1hw)
         norm_K1 = np.square(weight_K1hw).sum(axis=(2, 3)) + 1e-6
-        colour_KC = (weight_K1hw * wanted_KChw).sum(axis=(2, 3)) / norm_K1
+        colour_KC = (weight_K1hw * target_KChw).sum(axis=(2, 3)) / norm_K1
         rgb_KC = np.clip(view.rgb(colour_KC.T).T, 0, 1)
         colour_KC = view.channels(rgb_KC.T).T
-        left_K = np.square(wanted_KChw - weight_K1hw * colour_KC[:, :, None, None]).sum(axis=(1, 2, 3))
+        left_K = np.square(target_KChw - weight_K1hw * colour_KC[:, :, None, None]).sum(axis=(1, 2, 3))
         k = int(left_K.argmin())
         if left_K[k] < least:
             least = float(left_K[k])

@@ -282,7 +282,7 @@ def _explain(templates: Bank, image_Cnn: np.ndarray, ground: Ground, explained_F
         if FORMS[form].size == "large" and _are_small_ones(templates, left_Cnn, left_FYX, ground.noise, (form, y, x)):
             left_FYX[LARGE_F, _around(y, SLACK), _around(x, SLACK)] = 0
             continue
-        cover_Knn, norm_K = templates.seen(form, y, x), templates.norm_KFYX[:, form, y, x]
+        cover_Knn, norm_K = templates.blurred(form, y, x), templates.norm_KFYX[:, form, y, x]
         amplitude_C = (left_Cnn * cover_Knn).sum(axis=(1, 2)) / norm_K
         # Most of it may have been explained by what was found since.
         if (np.square(amplitude_C) * norm_K).sum() < gain / 2:
@@ -325,7 +325,7 @@ def _are_small_ones(templates: Bank, left_Cnn: np.ndarray, left_FYX: np.ndarray,
     while near_FYX.any():
         form, small_y, small_x = (int(i) for i in np.unravel_index(near_FYX.argmax(), near_FYX.shape))
         near_FYX[:, _around(small_y, _SAME_SMALL), _around(small_x, _SAME_SMALL)] = 0
-        cover_Khw = templates.seen(form, top + small_y, left + small_x)[:, rows, columns]
+        cover_Khw = templates.blurred(form, top + small_y, left + small_x)[:, rows, columns]
         norm_K11 = np.square(cover_Khw).sum(axis=(1, 2), keepdims=True)
         if norm_K11.all():
             window_Chw -= cover_Khw * ((window_Chw * cover_Khw).sum(axis=(1, 2), keepdims=True) / norm_K11)

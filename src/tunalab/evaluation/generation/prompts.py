@@ -67,7 +67,7 @@ def _colours(scene: Scene, items: Sequence[Item]) -> bool:
 def _relation(scene: Scene, items: Sequence[Item]) -> bool:
     target, anchor = scene.items
     towards = direction(target, anchor)
-    ones, others = ([item for item in items if item.shape == wanted.shape] for wanted in (target, anchor))
+    ones, others = ([item for item in items if item.shape == expected.shape] for expected in (target, anchor))
     return any(stands(one, towards, other) for one in ones for other in others)
 
 
@@ -165,7 +165,7 @@ def questions(scene: Scene) -> list[Question]:
     """Every parent before its children. Things of one shape, colour and size are asked about together."""
     found = [Question("global", f"is the background {scene.background}?", partial(_background, scene.background))]
 
-    def ask(kind: str, text: str, holds: Callable[[Parsed], bool], *parents: int) -> int:
+    def add(kind: str, text: str, holds: Callable[[Parsed], bool], *parents: int) -> int:
         found.append(Question(kind, text, holds, parents))
         return len(found) - 1
 
@@ -174,26 +174,26 @@ def questions(scene: Scene) -> list[Question]:
         items = list(group)
         item = items[0]
         name = f"{item.colour} {item.shape}"
-        entity = ask("entity", f"is there a {item.shape}?", partial(_there, item.shape, None))
-        coloured = ask("colour", f"is there a {name}?", partial(_there, item.shape, item.colour), entity)
-        ask("size", f"is a {name} {item.size}?", partial(_sized, item), coloured)
+        entity = add("entity", f"is there a {item.shape}?", partial(_there, item.shape, None))
+        coloured = add("colour", f"is there a {name}?", partial(_there, item.shape, item.colour), entity)
+        add("size", f"is a {name} {item.size}?", partial(_sized, item), coloured)
         if len(items) > 1:
-            ask("number", f"are there {len(items)} like the {name}?", partial(_numbered, item, len(items)), coloured)
+            add("number", f"are there {len(items)} like the {name}?", partial(_numbered, item, len(items)), coloured)
         for one in items:
-            ask("place", f"is a {name} at {one.slot}?", partial(_placed, one), coloured)
+            add("place", f"is a {name} at {one.slot}?", partial(_placed, one), coloured)
         if sum((one.shape, one.colour) == (item.shape, item.colour) for one in scene.items) == 1:
             alone.append((item, coloured))
     for (one, first), (other, second) in pairwise(alone):
         towards = direction(one, other)
         text = f"is the {one.colour} {one.shape} {towards} from the {other.colour} {other.shape}?"
-        ask("relation", text, partial(_related, one, towards, other), first, second)
+        add("relation", text, partial(_related, one, towards, other), first, second)
     return found
 
 
-def answers(asked: Sequence[Question], parsed: Parsed) -> list[bool]:
+def answers(questions: Sequence[Question], parsed: Parsed) -> list[bool]:
     """Yes or no to each; no where a parent is no."""
     given: list[bool] = []
-    for question in asked:
+    for question in questions:
         given.append(all(given[parent] for parent in question.parents) and question.holds(parsed))
     return given
 
@@ -214,16 +214,16 @@ def _there(shape: str, colour: str | None, parsed: Parsed) -> bool:
     return bool(_those(parsed, shape, colour))
 
 
-def _sized(wanted: Item, parsed: Parsed) -> bool:
-    return any(item.size == wanted.size for item in _those(parsed, wanted.shape, wanted.colour))
+def _sized(expected: Item, parsed: Parsed) -> bool:
+    return any(item.size == expected.size for item in _those(parsed, expected.shape, expected.colour))
 
 
-def _numbered(wanted: Item, number: int, parsed: Parsed) -> bool:
-    return len(_those(parsed, wanted.shape, wanted.colour)) == number
+def _numbered(expected: Item, number: int, parsed: Parsed) -> bool:
+    return len(_those(parsed, expected.shape, expected.colour)) == number
 
 
-def _placed(wanted: Item, parsed: Parsed) -> bool:
-    return any(item.slot == wanted.slot for item in _those(parsed, wanted.shape, wanted.colour))
+def _placed(expected: Item, parsed: Parsed) -> bool:
+    return any(item.slot == expected.slot for item in _those(parsed, expected.shape, expected.colour))
 
 
 def _related(one: Item, towards: str, other: Item, parsed: Parsed) -> bool:

@@ -128,7 +128,7 @@ def _fit(bank: Bank, view: View, image_Cnn: np.ndarray, back_C: np.ndarray, fitt
             cover_hw = other.coverage(bank, window)
             through_hw = through_hw * (1 - cover_hw)
             over_Chw += cover_hw * (view.channels(other.rgb_C)[:, None, None] - over_Chw)
-    seen_hw = through_hw * one.coverage(bank, window)
+    visible_hw = through_hw * one.coverage(bank, window)
     added_Chw = view.channels(one.rgb_C)[:, None, None] - under_Chw
     slopes = []
     if one.moves:
@@ -136,8 +136,8 @@ def _fit(bank: Bank, view: View, image_Cnn: np.ndarray, back_C: np.ndarray, fitt
             back = {name: -step for name, step in move.items()}
             change_hw = (one.coverage(bank, window, **move) - one.coverage(bank, window, **back)) / (2 * _STEP)
             slopes.append(through_hw * change_hw * added_Chw)
-    slopes += [seen_hw * channel_C[:, None, None] for channel_C in np.eye(len(back_C), dtype=np.float32)]
-    now_Chw = through_hw * under_Chw + seen_hw * added_Chw + over_Chw
+    slopes += [visible_hw * channel_C[:, None, None] for channel_C in np.eye(len(back_C), dtype=np.float32)]
+    now_Chw = through_hw * under_Chw + visible_hw * added_Chw + over_Chw
     shown_Chw, *slopes = view.blur(np.stack([now_Chw, *slopes]))
     slope_Px = np.stack(slopes).reshape(len(slopes), -1)
     normal_PP = slope_Px @ slope_Px.T + 1e-5 * np.eye(len(slopes))
