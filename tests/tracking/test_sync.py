@@ -58,8 +58,8 @@ def test_a_run_directory_becomes_the_run_that_it_would_have_logged(store, run_di
     assert run.info.start_time == 1700001000000
     logged = histories(store, run)
     assert logged["train/text"] == {1000: 4.0, 2000: 2.0, 3000: 4 / 3}
-    assert logged["benchmark/ocr"] == {point.tokens: point.benchmarks["ocr"].accuracy for point in kept.points}
-    assert logged["evaluation/editing/move/accuracy"] == {kept.points[-1].tokens: 0.5}
+    assert logged["benchmark/ocr"] == {point.tokens: point.benchmarks["ocr"].accuracy for point in kept.record.points}
+    assert logged["evaluation/editing/move/accuracy"] == {kept.record.points[-1].tokens: 0.5}
     assert run.data.tags["variant"] == "tuna2" and run.data.params["objective.masking.ratio"] == "0.25"
     client = connect(store)
     assert {one.path for one in client.list_artifacts(run.info.run_id)} == {"config.yaml", "record.json", "samples", "evaluation"}

@@ -3,7 +3,7 @@
 Markdown against tokens, CSV against every axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,7 @@ def laws_markdown(found: Dynamics) -> str:
     for law in found.laws:
         cells = [f"not identifiable: {law.unknown}", "", "", ""]
         if not law.unknown:
-            forms = (percent, "{:.2g}".format, short, percent)
+            forms: tuple[Callable[[Any], str], ...] = (percent, "{:.2g}".format, short, percent)
             values = (law.asymptote, law.exponent, law.start, law.forecast)
             cells = [with_interval(value, form) for value, form in zip(values, forms, strict=True)]
         errors = ["-" if one.error is None else percent(one.error, "+") for one in law.held_out]

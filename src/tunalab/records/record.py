@@ -46,7 +46,7 @@ def build(cls: type[T], text: str | bytes) -> T:
 
     # A dataclass has the settings of what it stands in, so it stands in a list.
     try:
-        (made,) = _adapter(cls).validate_json(b"[" + (text.encode() if isinstance(text, str) else text) + b"]")
+        (made,) = _adapter(cast(Any, cls)).validate_json(b"[" + (text.encode() if isinstance(text, str) else text) + b"]")
     except ValidationError as error:
         first = error.errors()[0]
         kind, where = first["type"], first["loc"][1:]
@@ -264,12 +264,14 @@ def _parse(path: Path, text: str | bytes) -> Record:
     try:
         record = build(Record, text)
         if record.schema != SCHEMA:
-            raise UserError(f"{path}: schema is {record.schema!r}, this version reads {SCHEMA}")
+            raise Mismatch("schema", str(SCHEMA), record.schema)
         _check(record)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: record is damaged, not JSON: {error}") from error
     except ValueError as error:  # a mismatch, or a class of the record refuses its values
-        raise UserError(f"{path}: {error}") from error
+        plain = json.loads(text)
+        schema = plain.get("schema", "none") if isinstance(plain, dict) else type(plain).__name__
+        raise UserError(f"{path}: {error if schema == SCHEMA else f'schema is {schema!r}, this version reads {SCHEMA}'}") from error
     run = RunInfo(**redacted_settings(asdict(record.run)))
     return replace(record, run=run, **{part: redacted_settings(getattr(record, part)) for part in _QUOTED})
 
