@@ -77,8 +77,8 @@ def generated(subject: Subject, settings: PromptSettings) -> Generated:
     chosen = chosen_prompts(settings)
     config = subject.config
     check_size(config.data.image_size)
-    chosen = {entry.name: getattr(settings, entry.name) for entry in fields(PromptSettings)}
-    what = {"prompts": chosen, "sampling": asdict(config.sampling), "size": config.data.image_size}
+    of_prompts = {entry.name: getattr(settings, entry.name) for entry in fields(PromptSettings)}
+    what = {"prompts": of_prompts, "sampling": asdict(config.sampling), "size": config.data.image_size}
     folder = subject.shared("images", what)
     firsts = range(0, len(chosen), CHUNK)
     chunks = []
@@ -258,12 +258,12 @@ def resampled_mean(by_category: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence[Sequence[Parsed]], split: str) -> list[Measure]:
-    chosen = [dense.questions(scene) for scene in scenes]
-    given = [[dense.answers(questions, one) for one in images] for questions, images in zip(chosen, samples, strict=True)]
+    of_scenes = [dense.questions(scene) for scene in scenes]
+    given = [[dense.answers(questions, one) for one in images] for questions, images in zip(of_scenes, samples, strict=True)]
     other = [
-        np.mean(dense.answers(questions, one)) for n, questions in enumerate(chosen) for m, one in enumerate(perfect) if m != n
+        np.mean(dense.answers(questions, one)) for n, questions in enumerate(of_scenes) for m, one in enumerate(perfect) if m != n
     ]
-    ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(chosen, perfect, strict=True)]
+    ceiling = [np.mean(dense.answers(questions, one)) for questions, one in zip(of_scenes, perfect, strict=True)]
     found = [
         by_prompt(
             DENSE_PROMPTS,
@@ -275,7 +275,7 @@ def _dense(scenes: Sequence[Scene], perfect: Sequence[Parsed], samples: Sequence
         )
     ]
     for kind in dense.KINDS:
-        of_kind = [[n for n, question in enumerate(questions) if question.kind == kind] for questions in chosen]
+        of_kind = [[n for n, question in enumerate(questions) if question.kind == kind] for questions in of_scenes]
         shares = [
             float(np.mean([[answers[n] for n in chosen] for answers in images]))
             for chosen, images in zip(of_kind, given, strict=True)
