@@ -1,7 +1,7 @@
 """What a picture of a scene shows: background, and of every thing its shape, colour, size and place, by matching against renders.
 
 The picture's difference from its background is explained by things one after the other, greedily, each as the renderer would
-draw it at any of 64 x 64 places and in any colour (bank.py); things that overlap are then fitted again together (overlaps.py). So
+draw it at any of 64 x 64 places and in any colour (bank.py); things that overlap are then fitted again together (refinement.py). So
 a clean render is read exactly, also where its shapes touch or hide each other, and a picture that is not quite one is read as the
 nearest scene. An image that was blurred or compressed is compared with renders that lost as much (View).
 What the parsed scene, drawn again, leaves of the image is looked at last: where too much is left, something is there that was not
@@ -36,8 +36,7 @@ from tunalab.evaluation.generation.bank import (
     colour,
     nearest,
 )
-from tunalab.evaluation.generation.overlaps import HOPELESS, Thing, draw, touch, untangle
-from tunalab.evaluation.generation.refinement import Fit, fits
+from tunalab.evaluation.generation.refinement import HOPELESS, Fit, Thing, draw, fits, touch, untangle
 
 FINEST = 64  # pixels: larger images are averaged down to it
 MATCH = 0.8  # a thing is unclear in shape when less than this share of what is around it is explained by it
