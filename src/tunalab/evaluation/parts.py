@@ -48,7 +48,6 @@ class UnderstandingSettings:
     levels: list[int] = setting([1, 2, 3], **_LEVELS)
     splits: list[str] = setting(list(SCENE_SPLITS), choices=SCENE_SPLITS, empty=False, help="of scenes, none trained on")
     easy_vqa: int = setting(2000, at_least=0, help="questions of easy-VQA's test split; 0: none")
-    outside: bool = setting(True, help="all questions of the run's evaluation.benchmarks")
 
 
 @dataclass

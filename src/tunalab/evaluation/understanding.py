@@ -26,7 +26,7 @@ from tunalab.data.easy_vqa import check_installed
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes.questions import question_kind
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import SPLIT, Benchmark, easy_vqa, of_kind, outside, right_groups, scenes
+from tunalab.evaluation.benchmarks import SPLIT, Benchmark, check_benchmarks, easy_vqa, of_kind, outside, right_groups, scenes
 from tunalab.evaluation.measure import Measure, share
 from tunalab.evaluation.parts import SCENE_SPLITS, UnderstandingSettings
 from tunalab.evaluation.subject import Subject
@@ -45,9 +45,10 @@ def measure(subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
     chosen = chosen_benchmarks(subject.config, settings)
     if not chosen:
         raise UserError("understanding.groups=0 and understanding.easy_vqa=0 leave nothing to ask")
+    check_benchmarks(subject.config)  # now, not after all the scenes
     if settings.easy_vqa:
         try:
-            check_installed()  # now, not after all the scenes
+            check_installed()
         except UserError as error:
             raise UserError(f"{error} (or leave it out: understanding.easy_vqa=0)") from error
     blind: dict[str, str] = {}
@@ -73,9 +74,7 @@ def chosen_benchmarks(config: RunConfig, settings: UnderstandingSettings) -> lis
                     cells.append((split, partial(of_kind, question_kind(key, config.data), level, split, size, groups)))
     if settings.easy_vqa:
         cells.append((SPLIT, partial(easy_vqa, size, settings.easy_vqa)))
-    if settings.outside:
-        cells += [(SPLIT, partial(outside, key, config)) for key in config.evaluation.benchmarks]
-    return cells
+    return cells + [(SPLIT, partial(outside, key, config)) for key in config.evaluation.benchmarks]
 
 
 def measures(benchmark: Benchmark, split: str, answers: Answers, settings: UnderstandingSettings) -> Iterator[Measure]:
