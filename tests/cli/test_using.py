@@ -80,7 +80,7 @@ def test_generate_keeps_what_is_there_whether_the_model_is_a_run_or_its_export(h
         "tunalab": tunalab.__version__,
     }
     files = {path: path.read_bytes() for path in Path("out").iterdir()}
-    load(Path("run")).save_pretrained(Path("export"))
+    load(Path("run"), "cpu").save_pretrained(Path("export"))
     Path("out/0002-seed7.png").unlink()
     assert main(["generate", "export", *call[2:], "--grid"]) == 0
     assert "of which 5 were there\nwrote out/grid.png\n" in capsys.readouterr().out
@@ -174,7 +174,7 @@ def cut(folder: Path) -> None:
 
 def test_an_export_has_one_kind_of_weights(here: Path, capsys) -> None:
     for name, raw in (("averaged", False), ("raw", True)):
-        load(Path("run"), raw=raw).save_pretrained(Path(name))
+        load(Path("run"), "cpu", raw=raw).save_pretrained(Path(name))
     assert "averaged holds averaged weights alone" in error(["generate", "averaged", "a ring", "--out", "out", "--raw"], capsys)
     assert main(["generate", "raw", "a ring", "--out", "out", "--raw"]) == 0
     assert main(["generate", "run", "a ring", "--out", "out", "--raw"]) == 0

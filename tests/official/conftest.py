@@ -66,4 +66,4 @@ def converted(settings_of: Callable[[str], list[str]], tmp_path_factory: pytest.
 @pytest.fixture(scope="session")
 def golden_model(converted: Callable[[str], Path]) -> Callable[[str], Model]:
     loaded: dict[str, Model] = {}
-    return lambda name: loaded.setdefault(name, load(converted(name)))
+    return lambda name: loaded.setdefault(name, load(converted(name), "cpu"))

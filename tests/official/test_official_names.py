@@ -58,7 +58,7 @@ def test_bits_of_another_precision_are_kept(settings_of: Settings, tmp_path: Pat
     convert_to_tunalab(tmp_path / "official.safetensors", tmp_path / "ours", None, None, settings_of("tuna_r"), quietly)
     convert_to_official(tmp_path / "ours", tmp_path / "back.safetensors", quietly)
     same(read_tensors(tmp_path / "back.safetensors"), official)
-    assert load(tmp_path / "ours").model.time.mlp[0].weight.dtype == torch.float32
+    assert load(tmp_path / "ours", "cpu").model.time.mlp[0].weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("both", [True, False], ids=["two names", "one name"])
@@ -68,7 +68,7 @@ def test_a_tied_table_is_one(both: bool, settings_of: Settings, tmp_path: Path) 
     official["tuna.lm_head.weight"] = table.clone()
     torch.save(official if both else {k: v for k, v in official.items() if "lm_head" not in k}, tmp_path / "official.pt")
     convert_to_tunalab(tmp_path / "official.pt", tmp_path / "ours", None, None, settings_of("tuna2"), quietly)
-    loaded = load(tmp_path / "ours")
+    loaded = load(tmp_path / "ours", "cpu")
     decoder = loaded.model.decoder
     assert loaded.config.decoder.tie_embeddings and decoder.lm_head.weight is decoder.model.embed_tokens.weight
     convert_to_official(tmp_path / "ours", tmp_path / "back.pt", quietly)
@@ -83,7 +83,7 @@ def test_what_may_be_missing_starts_as_every_model_starts(settings_of: Settings,
     settings = [*settings_of("tuna2"), "decoder.layers=2", allowed]
     said: list[str] = []
     convert_to_tunalab(tmp_path / "foundation.pt", tmp_path / "ours", None, None, settings, said.append)
-    loaded = load(tmp_path / "ours")
+    loaded = load(tmp_path / "ours", "cpu")
     parts = RunParts(ComponentSettings())
     fresh = build_model(loaded.config, parts, 2004).state_dict()
     made = {name: tensor for name, tensor in loaded.model.state_dict().items() if torch.equal(tensor, fresh[name])}

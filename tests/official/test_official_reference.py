@@ -97,7 +97,7 @@ def test_grouped_heads(name: str, kv_heads: int, settings_of: Callable[[str], li
     }
     torch.save(official, tmp_path / "official.pt")
     convert_to_tunalab(tmp_path / "official.pt", tmp_path / "ours", None, None, settings_of(name), lambda line: None)
-    loaded = load(tmp_path / "ours")
+    loaded = load(tmp_path / "ours", "cpu")
     assert (loaded.config.decoder.kv_heads, loaded.config.head.kv_heads) == (kv_heads, kv_heads)
     tokens, pictures = sequence([picture(name, 5, (2, 2), 0.5, True)], [3, 1], sizes(name).patch)
     compare(loaded, Reference(official, sizes(name, kv_heads=kv_heads, head_kv_heads=kv_heads)), tokens, pictures)

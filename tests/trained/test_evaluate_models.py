@@ -16,7 +16,7 @@ ASK = ["--parts", "understanding", "understanding.groups=6", "understanding.leve
 def test_an_export_measures_as_its_run_whose_record_gets_it(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load(run_dir).save_pretrained(tmp_path / "out")
+    load(run_dir, "cpu").save_pretrained(tmp_path / "out")
     points = read_record(run_dir / "record.json").points
     assert main(["evaluate", str(run_dir), str(tmp_path / "out"), *ASK]) == 0
     assert f"wrote {run_dir / 'record.json'}" in capsys.readouterr().out

@@ -37,16 +37,16 @@ def assert_same(one: Outputs, other: Outputs) -> None:
 
 @pytest.fixture
 def exported(run_dir: Path, tmp_path: Path) -> Path:
-    load(run_dir).save_pretrained(tmp_path / "out")
+    load(run_dir, "cpu").save_pretrained(tmp_path / "out")
     return tmp_path / "out"
 
 
 def test_an_export_computes_bit_for_bit_what_the_run_computed_and_needs_nothing_else(
     run_dir: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    of_run = load(run_dir)
+    of_run = load(run_dir, "cpu")
     monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "nowhere"))
-    loaded = load(exported)
+    loaded = load(exported, "cpu")
     assert_same(outputs(loaded), outputs(of_run))
     assert loaded.config == of_run.config and loaded.origin == of_run.origin
     assert loaded.tokenizer.encode("a red ring") == of_run.tokenizer.encode("a red ring")
@@ -81,17 +81,17 @@ def test_averaged_weights_by_default_and_raw_ones_on_request(run_dir: Path, expo
 
 
 def test_load_takes_either_and_says_what_is_neither(run_dir: Path, exported: Path, tmp_path: Path) -> None:
-    assert_same(outputs(load(exported)), outputs(load(run_dir)))
+    assert_same(outputs(load(exported, "cpu")), outputs(load(run_dir, "cpu")))
     with pytest.raises(UserError, match="neither an exported folder .* nor a run directory"):
-        load(tmp_path)
+        load(tmp_path, "cpu")
 
 
 def test_large_weights_are_several_files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load(exported)
+    loaded = load(exported, "cpu")
     monkeypatch.setattr("tunalab.trained.folder.MAX_SHARD", "40KB")
     loaded.save_pretrained(tmp_path / "many")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
-    assert_same(outputs(load(tmp_path / "many")), outputs(loaded))
+    assert_same(outputs(load(tmp_path / "many", "cpu")), outputs(loaded))
 
 
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -126,7 +126,7 @@ def test_what_was_altered_is_one_line(exported: Path, tmp_path: Path) -> None:
         shutil.copytree(exported, tmp_path / kind)
         harm(tmp_path / kind)
         with pytest.raises(UserError, match=words) as caught:
-            load(tmp_path / kind)
+            load(tmp_path / kind, "cpu")
         assert "\n" not in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_parts_that_do_not_belong_together_are_one_line(exported: Path, tmp_path
     (settings / "config.yaml").write_text(text.replace("  width: 32", "  width: 64"))
     reseal(settings)
     with pytest.raises(UserError, match="weights do not fit; .* of another shape") as caught:
-        load(settings)
+        load(settings, "cpu")
     assert "\n" not in str(caught.value)
     words = tmp_path / "words"
     shutil.copytree(exported, words)
@@ -158,7 +158,7 @@ def test_parts_that_do_not_belong_together_are_one_line(exported: Path, tmp_path
     sidecar.write_text(sidecar.read_text().replace("<|image|>", "<|picture|>"))
     reseal(words)
     with pytest.raises(UserError, match="lacks special tokens: image_pad <.picture.>"):
-        load(words)
+        load(words, "cpu")
 
 
 def test_an_export_is_never_written_over_and_needs_a_run(run_dir: Path, exported: Path, tmp_path: Path, capsys) -> None:
@@ -178,7 +178,7 @@ def test_a_damaged_run_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         cut(checkpoint / TENSORS / "shard-00001-model-00001-of-00001.safetensors")
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
-        load(tmp_path / "run")
+        load(tmp_path / "run", "cpu")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="it holds no checkpoint"):
-        load(tmp_path / "run")
+        load(tmp_path / "run", "cpu")

@@ -121,7 +121,7 @@ def test_a_run_that_goes_on(run_dir: Path, marker: Path, tmp_path: Path) -> None
 
 @of_a_run_with_a_vae
 def test_an_exported_folder(run_dir: Path, hostile: bytes, tmp_path: Path) -> None:
-    load(run_dir).save_pretrained(tmp_path / "export")
+    load(run_dir, "cpu").save_pretrained(tmp_path / "export")
     found = refused(tmp_path / "export", tmp_path / "copy", hostile, load)
     assert found >= {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json", "vae.safetensors", "latents.json"}
     refused(tmp_path / "export", tmp_path / "copy", hostile, load, IN_AN_EXPORT)

@@ -58,7 +58,7 @@ def test_a_run_and_what_is_made_of_it(
     begin(run_dir, "alone")
     with lock:
         assert train(config, run_dir) == 0
-    load(run_dir).save_pretrained(tmp_path / "export")
+    load(run_dir, "cpu").save_pretrained(tmp_path / "export")
     root, settings = quick_components
     vae, encoder = (load_component(name, settings, root) for name in ("vae", "encoder"))
     write_component(tmp_path / "vae", settings.vae, lambda folder: save_vae(folder, vae))

@@ -191,9 +191,9 @@ def test_evaluation_is_that_of_the_exported_weights(folder: Path, tmp_path: Path
     run_dir = folder / "fsdp2-whole"
     record = json.loads((run_dir / "record.json").read_text())
     assert record["environment"]["processes"] == 2 and len(record["points"]) == 2
-    load(run_dir).save_pretrained(tmp_path / "out")
+    load(run_dir, "cpu").save_pretrained(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
-    loaded = load(tmp_path / "out")
+    loaded = load(tmp_path / "out", "cpu")
     expected = evaluate(loaded.model, loaded.tokenizer, loaded.config)
     point = record["points"][-1]
     assert point["losses"] == pytest.approx(expected["losses"], rel=CLOSE)

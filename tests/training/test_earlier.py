@@ -70,7 +70,7 @@ def test_a_run_of_an_earlier_version_goes_on_after_one_command(
     as_earlier(newest)
     (run_dir / CONFIG_FILE).write_text(f"{HASH_LINE}{record['run']['config_hash']}\n{yaml.safe_dump(plain)}")
     assert (newest / TENSORS / ".metadata").is_file() and not (newest / "progress.json").exists()
-    for read in (lambda: train(config, run_dir), lambda: load(run_dir)):
+    for read in (lambda: train(config, run_dir), lambda: load(run_dir, "cpu")):
         with pytest.raises(UserError, match=f"is of an earlier format: `tunalab convert-checkpoints {run_dir}` makes it readable"):
             read()
     assert main(["convert-checkpoints", str(run_dir)]) == 0

@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(two_runs: Path
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(two_runs / "one" / "checkpoints", tmp_path / "run" / "checkpoints")
     words = r"checkpoint .* is of a run with other settings \(seed: 1 there, 0 here\): remove it, or train in another directory"
-    for read in (lambda: train(quick_config(), tmp_path / "run"), lambda: load(tmp_path / "run")):
+    for read in (lambda: train(quick_config(), tmp_path / "run"), lambda: load(tmp_path / "run", "cpu")):
         with pytest.raises(UserError, match=words) as caught:
             read()
         assert "\n" not in str(caught.value)

@@ -212,8 +212,8 @@ def test_what_is_trained_in_turns_is_used_in_turns(chat: str, tmp_path: Path) ->
         evaluation__points=1,
     )
     assert train(config, tmp_path / "run") == 0
-    load(tmp_path / "run").save_pretrained(tmp_path / "export")
-    for loaded in (load(tmp_path / "run"), load(tmp_path / "export")):
+    load(tmp_path / "run", "cpu").save_pretrained(tmp_path / "export")
+    for loaded in (load(tmp_path / "run", "cpu"), load(tmp_path / "export", "cpu")):
         assert loaded.tokenizer.chat == chat
         prompt = question_prompt(loaded.tokenizer, loaded.model.frontend.space, None, "how many rings?")
         assert (loaded.tokenizer.decode(prompt.ids_L[-11:].tolist()) == "assistant\n") == (chat == "qwen")
