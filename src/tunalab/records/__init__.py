@@ -1,6 +1,6 @@
 """What a run leaves. The folder is callable, as a function of this name would hide it or be hidden by it:
 
-records = tunalab.records("results/figure6")         # library.records
+records = tunalab.records("results/figure6")         # collection.records
 """
 
 import sys
