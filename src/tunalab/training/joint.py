@@ -145,5 +145,9 @@ class DataModule(LightningDataModule):
             model = build_model(config, None, tokenizer.vocabulary)
         folder = Path(self.folder or (self.trainer.default_root_dir if self.trainer else "."))
         costs = model_costs(model, image_sizes(config.data))
-        where = {"resume": self.resume, "next_lane": self.next_lane, "accept_changed": config.start.accept_changed_data}
+        where: dict[str, Any] = {
+            "resume": self.resume,
+            "next_lane": self.next_lane,
+            "accept_changed": config.start.accept_changed_data,
+        }
         return read_steps(config, tokenizer, model.frontend.space.token_pixels, costs, folder / "rejects.jsonl", **where)

@@ -8,7 +8,7 @@ trainer.fit(tunalab.Harness(config), tunalab.DataModule(config))
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, Trainer
 
@@ -24,7 +24,7 @@ from tunalab.settings.schema import RunConfig
 from tunalab.training.callbacks import Checkpointing, Evaluating, Resuming, StopSignal
 from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
 from tunalab.training.claiming import check_unclaimed, claim
-from tunalab.training.joint import DataModule
+from tunalab.training.joint import DataModule, JointSteps
 from tunalab.training.module import Harness
 from tunalab.training.run import write_run_record
 
@@ -79,7 +79,8 @@ class OwnResuming(Resuming):
 
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         super().on_train_start(trainer, pl_module)
-        config, sources = pl_module.config, trainer.train_dataloader.loader.stream.sources
+        config, steps = pl_module.config, cast(JointSteps, trainer.train_dataloader)
+        sources = steps.loader.stream.sources
         accept, tokens = config.start.accept_changed_data, pl_module.progress.tokens
         seen = checked_data(self.folder, sources, config.data.full_digests, accept, tokens if self.checkpoint else None)
         self.recording.environment["data"] = data_versions(sources, config.data, config.revision)
