@@ -1,5 +1,7 @@
 """Variants: one front-end each, nothing else, and the same number of tokens at equal image size; what a build refuses."""
 
+import ast
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,3 +53,21 @@ def test_a_registered_name_that_is_no_front_end_is_found_out(monkeypatch: pytest
     monkeypatch.setitem(registry.FRONTENDS, "patch_embed", "TargetSpace")
     with pytest.raises(UserError, match="TargetSpace of tunalab.frontends.patch_embed is not a VisualFrontEnd"):
         frontend_class("patch_embed")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_readme_shows_a_shipped_front_end_whole() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## Your own\n")[1].split("\n## ")[0]
+    found = re.findall(r"`([\w/.]+)`:\n\n```(\w+)\n(.*?)```", section, flags=re.DOTALL)
+    assert [(name, language) for name, language, _ in found] == [
+        ("src/tunalab/frontends/bottleneck.py", "python"),
+        ("src/tunalab/frontends/registry.py", "python"),
+        ("variants/bottleneck.yaml", "yaml"),
+    ]
+    (name, _, file), (_, _, line), (variant, _, settings) = found
+    assert (ROOT / name).read_text() == file
+    assert (ROOT / variant).read_text() == settings
+    assert line.count("\n") == 1, "one line in the registry"
+    assert ast.literal_eval("{" + line + "}").items() <= FRONTENDS.items()

@@ -49,7 +49,7 @@ def test_seeds_share_a_plan(planned):
 
 def test_the_text_names_every_cell_and_what_is_not_counted(planned):
     text = to_text_sweep(planned)
-    assert text.startswith("smoke: 3 runs of smoke, each on 4 x card at 50% of 1 TFLOP/s, $2 a GPU-hour")
+    assert text.startswith("smoke: 3 runs of smoke, each on 4 x card at 50% of 1 TFLOP/s, $2 per GPU-hour")
     for said in (
         *planned.cells,
         "ddp",

@@ -17,7 +17,7 @@ from tunalab.records.log import STATUS_FILE, Status, write_status
 from tunalab.records.record import write_record
 from tunalab.sweeps.cells import ATTEMPTS_FILE, begin, end, take_lock
 from tunalab.sweeps.grid import Cell
-from tunalab.sweeps.state import CellState, look, show, summary, table
+from tunalab.sweeps.state import CellState, dry_run, look, show, summary, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -203,3 +203,24 @@ print("seconds", time.process_time())
     assert 1008 < files <= 4 * 1008  # history, status and lock, and whose the directory is; or history and record, twice
     seconds = float(re.findall(r"seconds ([\d.]+)", done.stdout)[0])  # of this process, whatever others do
     assert seconds < 3.0, f"{seconds:.2f} s"  # measured: 0.5 to 0.7 on two cores that others use too
+
+
+def test_dry_run_lists_every_run_and_adds_up(cells, capsys):
+    def describe(cell):
+        return {
+            "ratio": cell.factors["objective.masking.ratio"],
+            "parameters": 700_000,
+            "tokens": 2_000_000,
+            "flops": 8e12,
+            "minutes": 4.0,
+        }
+
+    text = dry_run(cells, describe, parallel=2)
+    assert capsys.readouterr().out == text + "\n"
+    lines = text.splitlines()
+    assert lines[0].split() == ["run", "ratio", "parameters", "tokens", "flops", "minutes"]
+    assert [line.split()[0] for line in lines[1:5]] == [cell.name for cell in cells]
+    assert lines[1].split()[1:] == ["0.0", "700,000", "2,000,000", "8.00e+12", "4.0"]
+    assert lines[5].split() == ["4", "runs", "8,000,000", "3.20e+13", "16.0"]
+    assert lines[6] == "about 8.0 minutes with 2 run(s) at a time"
+    assert not any(cell.run_dir.exists() for cell in cells)

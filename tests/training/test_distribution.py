@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from tests.training.conftest import quick_config
 from tunalab.errors import UserError
-from tunalab.training.distribution import ALONE, Distribution, ToldByFirst, joined, launched, several_started
+from tunalab.training.distribution import ALONE, Distribution, ReportedByFirst, joined, launched, several_started
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -78,7 +78,7 @@ def test_gpus_that_a_process_cannot_see_are_missed_before_anything_is_built(
         Distribution.of(quick_config().distribution, ALONE)
 
 
-@pytest.mark.parametrize(("task", "error"), [("0", UserError), ("5", ToldByFirst)])
+@pytest.mark.parametrize(("task", "error"), [("0", UserError), ("5", ReportedByFirst)])
 def test_a_step_that_does_not_tell_its_size_is_refused(task: str, error: type[UserError], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**SLURM_STEP, "SLURM_NTASKS_PER_NODE": "", "SLURM_PROCID": task}.items():
         monkeypatch.setenv(name, value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.training.conftest import quick_config
 from tests.training.test_module import batch_of, make_harness, rows, step_of
@@ -13,7 +14,7 @@ from tunalab.errors import UserError
 from tunalab.settings.loading import completed, config_hash, from_plain, load_config, to_plain
 from tunalab.settings.schema import ParameterGroupConfig
 from tunalab.training.module import Harness
-from tunalab.training.optimisation import parameter_groups
+from tunalab.training.optimisation import Ema, parameter_groups
 from tunalab.training.run import check_run
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +134,26 @@ def test_the_lines_that_give_an_encoder_its_own_rate(variant: str, tmp_path: Pat
         check_run(config)
         assert config.optimizer.groups == {"encoder": ParameterGroupConfig("frontend.encoder", 0.1)}
     assert not load_config(tmp_path / "own.yaml", ROOT / "variants" / "tuna2.yaml", []).optimizer.groups
+
+
+def test_average_in_closed_form() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    ema = Ema({"p": p}, decay=0.5)
+    expected = torch.zeros(3)
+    for step in range(20):
+        p.data = torch.full((3,), float(step))
+        ema.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * p.data
+    assert torch.allclose(ema.shadow["p"], expected)
+
+
+def test_applied_swaps_and_gives_back_the_same_bits() -> None:
+    p = nn.Parameter(torch.randn(4))
+    ema = Ema({"p": p}, decay=0.9)
+    p.data = torch.randn(4)
+    ema.update()
+    raw, averaged = p.data.clone(), ema.shadow["p"].clone()
+    with ema.applied():
+        assert torch.equal(p.data, averaged) and not torch.equal(p.data, raw)
+    assert torch.equal(p.data, raw) and torch.equal(ema.shadow["p"], averaged)

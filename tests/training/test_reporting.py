@@ -55,7 +55,7 @@ def test_from_one_percent_on_it_is_said_once(
     printed = []
     for least in (10, 10, 1):
         reporting._warn(progress(asked, unfit), least)
-        reporting.tell()
+        reporting.print_lines()
         printed += capsys.readouterr().out.splitlines()
         assert len(printed) == (at_the_end if least == 1 else at_once)
     for line in printed:

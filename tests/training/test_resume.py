@@ -16,8 +16,10 @@ from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.records import log as training_log
 from tunalab.records.log import read_rows
 from tunalab.records.record import read_record
+from tunalab.settings.loading import config_hash, from_plain
 from tunalab.settings.schema import RunConfig
 from tunalab.training.checkpoints import TENSORS, CheckpointStore, read_saved, read_whole
+from tunalab.training.joint import DataModule
 from tunalab.training.module import Harness
 from tunalab.training.run import train
 
@@ -94,6 +96,27 @@ def undisturbed(config: RunConfig, folder: Path) -> dict[str, Any]:
     return final(folder)
 
 
+def assert_record(config: RunConfig, run_dir: Path) -> None:
+    """It reproduces its run, and its points lie at counts of the data alone: the x axis is the same for every front-end."""
+    record = json.loads((run_dir / "record.json").read_text())
+    assert record["run"]["finished"] and record["points"][-1]["tokens"] == record["totals"]["tokens"] >= 2700
+    assert record["totals"]["flops"] > 0 and record["totals"]["peak_memory_bytes"] > 1e7
+    assert config_hash(from_plain(record["config"])) == record["run"]["config_hash"] == config_hash(config)
+    assert list((run_dir / "samples").glob("*.png"))
+    points = [(point["tokens"], point["steps"], point["images"]) for point in record["points"]]
+    assert len(points) == 2 and points == [at for at in counts_of_the_data(run_dir.parent) if at in points]
+
+
+def counts_of_the_data(folder: Path) -> list[tuple[int, int, int]]:
+    """Tokens, steps and images after every step, as a front-end without encoder and VAE reads them."""
+    tokens = images = 0
+    counts = []
+    for number, step in enumerate(DataModule(quick_config(), folder).train_dataloader(), 1):
+        tokens, images = tokens + step.tokens, images + step.images
+        counts.append((tokens, number, images))
+    return counts
+
+
 def test_stopped_killed_and_resumed_is_the_same_run(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped by a signal after four steps, then killed after nine: the steps since the last checkpoint are done again."""
     own: dict[str, object] = {"optimizer__name": "muon"}
@@ -102,6 +125,8 @@ def test_stopped_killed_and_resumed_is_the_same_run(variant: str, tmp_path: Path
     config = quick_config(variant, **GROUPS, **own)
     assert train(config, tmp_path / "whole") == 0
     whole, parts = final(tmp_path / "whole"), tmp_path / "parts"
+    assert_record(config, tmp_path / "whole")
+    assert not any("vae" in name for name in whole["tensors"]), "frozen parts are in no checkpoint"
     for _, metrics in whole["rows"]:
         rates = [metrics[f"train/learning_rate{name}"] for name in ("", "/front", "/still")]
         assert rates[0] > 0 and rates[1:] == pytest.approx([rates[0] / 4, 0], rel=1e-12)
@@ -177,8 +202,3 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     printed = capsys.readouterr().out
     assert f"{newest} is damaged" in printed and "does not match its hash" in printed
     assert_same(whole, final(tmp_path / "parts"))
-
-
-def test_frozen_parts_are_not_in_a_checkpoint(tmp_path: Path) -> None:
-    whole = undisturbed(quick_config("tuna"), tmp_path)
-    assert whole["tensors"] and not any("vae" in name for name in whole["tensors"])

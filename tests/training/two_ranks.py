@@ -41,7 +41,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "distribution__reshard": False,
     },
 }
-STOP_AT, KILL_AT = 2, 4  # steps
+STOP_AT, KILL_AT = 2, 3  # steps
 GROUPS: dict[str, Any] = {
     "optimizer__weight_decay_on": "matrices",
     "optimizer__groups": {
@@ -52,12 +52,12 @@ GROUPS: dict[str, Any] = {
 
 
 def config_of(strategy: str, **changes: Any) -> RunConfig:
-    """Frozen parts, stages that train other parts, steps of four rows; about six steps, evaluated at the third and last.
+    """Frozen parts, stages that train other parts, steps of four rows; about five steps, evaluated on the way and at the last.
 
     Rows are short, so that many a micro-batch has nothing to generate on one rank alone.
     """
     stages = {
-        "whole": {"tokens": 3000, "masking": True, "mix": MIX, "schedule": "cosine", "final_lr": 0.5},
+        "whole": {"tokens": 2000, "masking": True, "mix": MIX, "schedule": "cosine", "final_lr": 0.5},
         "connector": {"tokens": 1000, "train": "connector", "mix": MIX},
         "sft": {"tokens": 1000, "lr": 5e-4, "mix": {"scenes/vqa": 1.0, "scenes/text": 1.0}},
     }
@@ -69,11 +69,11 @@ def config_of(strategy: str, **changes: Any) -> RunConfig:
     return quick_config("tuna", **{**settings, **few, **STRATEGIES.get(strategy, {}), **changes})
 
 
-# A run of one step, by Muon, its blocks gathered in bfloat16.
+# A run of two steps, by Muon, its blocks gathered in bfloat16.
 MUON: dict[str, Any] = {
     "precision": "bf16",
     "optimizer__name": "muon",
-    "stages": {"whole": {"tokens": 1000, "masking": True, "mix": MIX}},
+    "stages": {"whole": {"tokens": 1800, "masking": True, "mix": MIX}},
 }
 
 
@@ -137,10 +137,14 @@ def whole(folder: Path, strategy: str, report: Report) -> None:
     report.note(f"{strategy} losses", lambda: losses)
 
 
+def stopped_at(step: int, config: RunConfig, run_dir: Path) -> int:
+    """A run that is stopped after so many steps by a signal which one rank alone receives."""
+    with at_step(step - 1, terminate_second_rank):
+        return train(config, run_dir)
+
+
 def stop(folder: Path, strategy: str, report: Report) -> None:
-    """A run that is stopped by a signal which one rank alone receives."""
-    with at_step(STOP_AT - 1, terminate_second_rank):
-        report.note(f"{strategy} stopped", lambda: train(config_of(strategy), folder / strategy))
+    report.note(f"{strategy} stopped", lambda: stopped_at(STOP_AT, config_of(strategy), folder / strategy))
     in_first(lambda: shutil.copytree(folder / strategy, folder / f"{strategy}-stopped"))
 
 
@@ -279,13 +283,17 @@ def shards(folder: Path, report: Report) -> None:
     stop(folder, "hybrid", report)
     in_first(lambda: written_by_three(folder / "hybrid-stopped", folder / "three"))
     report.note("three refused", lambda: command(folder, "three", config_of("fsdp2")))
-    report.note("three", lambda: command(folder, "three", config_of("fsdp2", distribution__other_world=True)))
+    other_world = config_of("fsdp2", distribution__other_world=True)
+    report.note("three", lambda: stopped_at(STOP_AT + 1, other_world, folder / "three"))
     halves: list[dict[str, float]] = []
     with around_steps(lambda progress: None, halves.append):
         report.note("bf16", lambda: train(config_of("fsdp2", **MUON), folder / "bf16"))
     report.note("bf16 losses", lambda: halves)
-    with at_step(KILL_AT, lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() == 1 else None):
-        train(config_of("fsdp2"), folder / "died")
+    halved = config_of("fsdp2", **MUON)
+    report.note("bf16 stopped", lambda: stopped_at(1, halved, folder / "bf16-parts"))
+    report.note("bf16 resumed", lambda: train(halved, folder / "bf16-parts"))
+    with at_step(STOP_AT, lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() == 1 else None):
+        train(config_of("fsdp2", checkpoint_seconds=0.0), folder / "died")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _train_together(arguments: argparse.Namespace) -> int:
     """As one of the processes that a launcher has started: they meet first, so that a mistake is printed once and ends all."""
-    from tunalab.training.distribution import ToldByFirst, joined
+    from tunalab.training.distribution import ReportedByFirst, joined
 
     try:
         with joined() as ranks:
@@ -83,7 +83,7 @@ def _train_together(arguments: argparse.Namespace) -> int:
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
             with lock as held:
                 return attempt(config, run_dir, held)
-    except ToldByFirst:
+    except ReportedByFirst:
         return MISTAKE
 
 

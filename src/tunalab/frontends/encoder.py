@@ -148,8 +148,8 @@ def _repository(name: str) -> str | None:
 
     if name.startswith(HUB):
         return name.removeprefix(HUB).partition("@")[0]
-    known = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name) else None
-    return known.hf_hub_id if known is not None and known.hf_hub_id else None
+    published = timm.models.get_pretrained_cfg(name) if timm.models.is_model(name) else None
+    return published.hf_hub_id if published is not None and published.hf_hub_id else None
 
 
 def _read_weights(path: Path, what: str) -> dict[str, Tensor]:

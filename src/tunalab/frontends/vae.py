@@ -214,7 +214,7 @@ def _geometry(vae: Any, source: Source) -> tuple[int, int, list[float], list[flo
 
 
 class LatentFrontEnd(VisualFrontEnd):
-    """The target space is that of normalised latents, cut into ``patch`` x ``patch`` cells a token."""
+    """The target space is that of normalised latents, cut into ``patch`` x ``patch`` cells per token."""
 
     frozen_parts = ("vae",)
 

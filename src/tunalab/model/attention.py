@@ -266,10 +266,10 @@ class CachedAttention:
         for g, (q, k, v) in enumerate(zip(*splits, strict=True)):
             if past is not None:
                 k, v = torch.cat([past[g][0], k], dim=2), torch.cat([past[g][1], v], dim=2)
-            seen = mask
+            allowed = mask
             if mask is not None and k.shape[2] > mask.shape[1]:
-                seen = F.pad(mask, (k.shape[2] - mask.shape[1], 0), value=True)
-            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale))
+                allowed = F.pad(mask, (k.shape[2] - mask.shape[1], 0), value=True)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale))
             kept.append((k, v))
         if self.append:
             self.cache[layer] = kept

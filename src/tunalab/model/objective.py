@@ -115,10 +115,10 @@ def draw(
     chosen = posterior_nChw if posterior else None
     if not masking:
         return Draws(t_N, [torch.zeros_like(scores, dtype=torch.bool) for scores in scores_nT], noise_nChw, chosen)
-    known = (batch.by_group(values) for values in (uniform_N4[:, 2:], batch.generate_N, source_N))
+    by_group = (batch.by_group(values) for values in (uniform_N4[:, 2:], batch.generate_N, source_N))
     masks = [
         choose_mask(uniform_n2, scores, generate_n, source_n, objective.masking)
-        for scores, uniform_n2, generate_n, source_n in zip(scores_nT, *known, strict=True)
+        for scores, uniform_n2, generate_n, source_n in zip(scores_nT, *by_group, strict=True)
     ]
     return Draws(t_N, masks, noise_nChw, chosen)
 
@@ -157,7 +157,7 @@ def losses(
     """``text``: cross-entropy over labelled tokens. ``flow``: squared error of the velocity, averaged within each visual token
     and summed over the visual tokens of generating images.
 
-    ``x_nChw`` may be given when it is already known (:func:`to_space`).
+    ``x_nChw`` may be given when it is there already (:func:`to_space`).
     """
     x = to_space(model, batch, draws.posterior_nChw) if x_nChw is None else x_nChw
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
@@ -183,9 +183,9 @@ def flow_loss(
     """
     chosen = batch.generate_N if chosen_N is None else batch.generate_N & chosen_N
     total, count = torch.zeros((), device=batch.generate_N.device), 0
-    known = (batch.by_group(values) for values in (batch.generate_N, chosen, draws.t_N))
+    by_group = (batch.by_group(values) for values in (batch.generate_N, chosen, draws.t_N))
     for group, prediction, x, noise, generate_n, chosen_n, t_n in zip(
-        batch.groups, prediction_mChw, x_nChw, draws.noise_nChw, *known, strict=True
+        batch.groups, prediction_mChw, x_nChw, draws.noise_nChw, *by_group, strict=True
     ):
         t = t_n[chosen_n]
         goal = flow.target(x[chosen_n], noise[chosen_n], objective.prediction, objective.noise_scale)

@@ -146,8 +146,8 @@ class UnifiedModel(nn.Module):
         h_SD = h_BLD.flatten(0, 1)[kept_S]
         h_SD = self.head(h_SD[None], time_ND, span, rotary, make_backend(self.attention, layout))[0]
         predictions = []
-        known = (batch.by_group(values) for values in (batch.generate_N, time_ND))
-        for group, x, generate_n, time_nD in zip(batch.groups, x_t_nChw, *known, strict=True):
+        by_group = (batch.by_group(values) for values in (batch.generate_N, time_ND))
+        for group, x, generate_n, time_nD in zip(batch.groups, x_t_nChw, *by_group, strict=True):
             slots_mT = new_place[group.span_n_1T[generate_n, 1:]]
             tokens_mTP = self.head.predict(h_SD[slots_mT], time_nD[generate_n]).float()
             predictions.append(self.to_image(tokens_mTP, self.grid(x)))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from tunalab.data.pretrained import LOAD_ERRORS
@@ -21,7 +20,7 @@ from tunalab.errors import UserError, one_line
 from tunalab.files import below, listed
 from tunalab.frontends.contract import RGB
 from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
-from tunalab.settings.layers import Layer, replaced_mappings, settings_layers, typed_layer
+from tunalab.settings.layers import Layer, laid, nested, over, settings_layers, typed_layer
 from tunalab.settings.loading import from_plain
 from tunalab.settings.schema import REVISION, RunConfig
 
@@ -292,15 +291,10 @@ def official_config(
     sized = any({"image_size", "buckets"} & dict(layer.settings.get("data") or {}).keys() for layer in layers)
     usual = {**USUAL, **({} if sized else USUAL_SHAPES), **model.usual, "variant": model.variant, "experiment": "official"}
     encoder = published_encoder(tensors)
-    merged = _nested({**usual, **fixed, **({} if encoder is None else {"frontend.encoder": encoder})})
-    for layer in layers:
-        for place in replaced_mappings(layer, RunConfig):
-            OmegaConf.update(merged, ".".join(place), {}, merge=False)
-        laid = OmegaConf.merge(merged, layer.settings)
-        assert isinstance(laid, DictConfig)
-        merged = laid
-    plain = OmegaConf.to_container(merged)
-    assert isinstance(plain, dict)
+    below: dict[str, Any] = {}
+    for key, value in {**usual, **fixed, **({} if encoder is None else {"frontend.encoder": encoder})}.items():
+        below = over(below, nested(key.split("."), value))
+    plain = laid(layers, RunConfig, below)
     config = from_plain({"revision": REVISION, "stages": NO_STAGE, **plain}, references=True)
     refuse_contradictions(fixed, config)
     return config
@@ -338,10 +332,3 @@ def _heads(layer: Layer) -> int | None:
     decoder = layer.settings.get("decoder")
     heads = decoder.get("heads") if isinstance(decoder, dict) else None
     return heads if isinstance(heads, int) and heads > 0 else None
-
-
-def _nested(dotted: Mapping[str, Any]) -> DictConfig:
-    config = OmegaConf.create()
-    for key, value in dotted.items():
-        OmegaConf.update(config, key, value)
-    return config

@@ -61,8 +61,8 @@ def find_gpu(name: str | None, flops: float | None) -> Gpu:
     name = name or DEFAULT
     if name not in GPUS:
         raise UserError(f"--gpu {name} is not known (choices: {', '.join(GPUS)}; any other by --gpu-flops alone)")
-    known = GPUS[name]
-    return known if flops is None else Gpu(known.name, flops, known.memory)
+    gpu = GPUS[name]
+    return gpu if flops is None else Gpu(gpu.name, flops, gpu.memory)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``step_tokens``: tokens an optimiser step on average, padding left out; ``micro_batches``: of a rank and step."""
+    """``step_tokens``: tokens per optimiser step on average, padding left out; ``micro_batches``: of a rank and step."""
 
     experiment: str
     variant: str
@@ -240,7 +240,7 @@ def _flops(plan: Plan) -> str:
     names = list(plan.stages)
     parts = list(next(iter(plan.stages.values())).flops_per_token)
     prefix, scale = ("G", 1e9) if plan.flops / plan.tokens >= 1e9 else ("M", 1e6)
-    rows = [[f"{prefix}FLOPs a token, forward and backward", *names]]
+    rows = [[f"{prefix}FLOPs per token, forward and backward", *names]]
     for part in parts:
         values = [stage.flops_per_token[part] for stage in plan.stages.values()]
         if any(values):
@@ -265,7 +265,9 @@ def _stages(plan: Plan) -> str:
         )
     rows.append(["total", f"{plan.tokens:.3g}", "", "", f"{plan.flops:.3g}", duration(DAY * plan.days)])
     gpus = f"{plan.sharding.ranks} x {plan.gpu.name}"
-    step = f"a step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) a GPU"
+    step = (
+        f"per step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) per GPU"
+    )
     rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s"
     return f"{columns(rows)}\n{step}\n{rate}; recomputed FLOPs do not count, so checkpointing lowers what is reached"
 
@@ -278,7 +280,7 @@ def _report_memory(plan: Plan) -> str:
         return f"{size / scale:,.1f}"
 
     over = f" over {sharding.shards}" if sharding.shards > 1 else ""
-    rows = [[f"{unit} a GPU ({sharding.strategy}{over})", WITHOUT, WITH]]
+    rows = [[f"{unit} per GPU ({sharding.strategy}{over})", WITHOUT, WITH]]
     rows += [[kind, show(size), show(size)] for kind, size in memory.states.items()]
     # The kinds of document whose rows need most, without and with checkpointing.
     fullest = " / ".join(dict.fromkeys(kind.replace("_", " ") for kind in (plan.memory.row[WITHOUT], plan.memory.row[WITH])))

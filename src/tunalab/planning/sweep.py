@@ -18,7 +18,7 @@ from tunalab.settings.loading import budget, digest, to_plain
 from tunalab.settings.schema import RunConfig
 from tunalab.terminal import columns, duration
 
-# Model FLOPs a second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.
+# Model FLOPs per second over a whole run, start and evaluations included, on one core of the machine that results/figure6 names.
 CORE_FLOPS = 2.6e10
 
 
@@ -44,7 +44,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     }
 
 
-# Dollars a GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
+# Dollars per GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
 PRICE = 2.5
 LIMITS = (
     "Not counted: the data and reading it, evaluations, writing checkpoints, starts, failures and what they repeat.\n"
@@ -119,7 +119,7 @@ def plan_sweep(
 
 
 def to_plain_sweep(planned: SweepPlan) -> dict[str, Any]:
-    """For programs: a row a cell without the plan's details (`tunalab plan EXPERIMENT VARIANT --json` has them), and the sums."""
+    """For programs: a row per cell without the plan's details (`tunalab plan EXPERIMENT VARIANT --json` has them), and the sums."""
     cells = {}
     for name, cell in planned.cells.items():
         plan = cell.plan
@@ -136,7 +136,7 @@ def to_text_sweep(planned: SweepPlan) -> str:
     plans = [cell.plan for cell in planned.cells.values()]
     first = plans[0]
     each = f"{first.sharding.ranks} x {first.gpu.name} at {first.utilisation:.0%} of {first.gpu.flops / 1e12:,.4g} TFLOP/s"
-    head = f"{planned.sweep}: {len(plans)} runs of {first.experiment}, each on {each}, ${planned.hourly:,.4g} a GPU-hour"
+    head = f"{planned.sweep}: {len(plans)} runs of {first.experiment}, each on {each}, ${planned.hourly:,.4g} per GPU-hour"
     longest = max(plan.days for plan in plans)
     time = (
         f"one after another {duration(DAY * sum(plan.days for plan in plans))}; all at once {duration(DAY * longest)} on "
@@ -146,7 +146,7 @@ def to_text_sweep(planned: SweepPlan) -> str:
 
 
 def _cells(planned: SweepPlan) -> str:
-    rows = [["run", "sharding", "micro-batches", "GiB a GPU", "fits", "tokens", "FLOPs", "days", "GPU-hours", "price"]]
+    rows = [["run", "sharding", "micro-batches", "GiB per GPU", "fits", "tokens", "FLOPs", "days", "GPU-hours", "price"]]
     for name, cell in planned.cells.items():
         plan = cell.plan
         over = f" over {plan.sharding.shards}" if plan.sharding.shards > 1 else ""
@@ -169,11 +169,11 @@ def _storage(planned: SweepPlan) -> str:
         "samples, at most": [one.samples for one in kept],
         "all": [one.total for one in kept],
     }
-    rows = [["on the disk", "a run, at most", "all runs"]]
+    rows = [["on the disk", "per run, at most", "all runs"]]
     rows += [[kind, _bytes(max(of_runs)), _bytes(sum(of_runs))] for kind, of_runs in sizes.items()]
     largest = max(kept, key=lambda one: one.checkpoint)
     number, each = round(largest.checkpoints / largest.checkpoint), _bytes(largest.checkpoint)
-    note = f"{number} checkpoints a run: {number - 1} are kept (keep_checkpoints), one is written; at most {each} each"
+    note = f"{number} checkpoints per run: {number - 1} are kept (keep_checkpoints), one is written; at most {each} each"
     text = f"{columns(rows)}\n{note}"
     if planned.downloads:
         rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]

@@ -66,7 +66,7 @@ def shape_of(kind: Kind, chat: str) -> Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """``per_token``: work of a token on average; ``fill``: share of places that hold tokens; ``source``: where both are from."""
+    """``per_token``: work per token on average; ``fill``: share of places that hold tokens; ``source``: where both are from."""
 
     per_token: Work
     fill: float
@@ -129,7 +129,7 @@ def sampled(config: RunConfig, stage: str, tokenizer: Tokenizer, token_pixels: i
 
 
 def average(works: Sequence[Work], weights: Sequence[float]) -> Work:
-    """Work a token, of work that comes in these proportions."""
+    """Work per token, of work that comes in these proportions."""
 
     def total(name: str) -> float:
         return sum(weight * getattr(work, name) for work, weight in zip(works, weights, strict=True))

@@ -101,16 +101,16 @@ def laid(layers: Sequence[Layer], cls: Any, below: Mapping[str, Any] | None = No
             raise UserError(f"{layer.source}: {wrong}")
         for place in replaced_mappings(layer, cls):
             merged = _emptied(merged, place)
-        merged = _over(merged, typed_layer(layer, cls).settings)
+        merged = over(merged, typed_layer(layer, cls).settings)
     return merged
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings, key by key."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        merged[key] = _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+        merged[key] = over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
     return merged
 
 
@@ -210,7 +210,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"no file {path} (choices in {path.parent}: {choices})")
     try:
         loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))
-    except UNREADABLE as error:  # any parser error is the file's, told in one line
+    except UNREADABLE as error:  # any parser error is the file's, one line
         raise UserError(f"{path} is not readable YAML: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a mapping of settings")

@@ -63,7 +63,7 @@ class Sweep:
     overrides: dict[str, Any] = field(default_factory=dict)
     records: Path | None = None
     figures: tuple[str, ...] = ()
-    known_variants: tuple[str, ...] = ()
+    all_variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def load_sweep(path: Path) -> Sweep:
         overrides=overrides,
         records=None if records is None else Path(records).absolute(),
         figures=tuple(_choice(path, "figure", name, FIGURE_NAMES) for name in _list(path, "figure", figures)) if figures else (),
-        known_variants=variants,
+        all_variants=variants,
     )
 
 
@@ -143,21 +143,21 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     Raises:
         UserError: the variant does not exist, or every arm of the sweep is of another.
     """
-    if variant is not None and variant not in {*sweep.variants, *sweep.known_variants}:
-        raise UserError(f"unknown variant {variant!r}, choices: {', '.join(sorted({*sweep.variants, *sweep.known_variants}))}")
+    if variant is not None and variant not in {*sweep.variants, *sweep.all_variants}:
+        raise UserError(f"unknown variant {variant!r}, choices: {', '.join(sorted({*sweep.variants, *sweep.all_variants}))}")
     variants = sweep.variants if variant is None else (variant,)
     labels = last_words(sweep.factors)
     cells = []
-    for seed, values, (arm, told), name in product(
+    for seed, values, (arm, of_arm), name in product(
         sweep.seeds, product(*sweep.factors.values()), (sweep.arms or {"": {}}).items(), variants
     ):
-        if told.get(ARM_VARIANT, name) != name:
+        if of_arm.get(ARM_VARIANT, name) != name:
             continue
         factors = dict(zip(sweep.factors, values, strict=True))
-        of_arm = {key: value for key, value in told.items() if key != ARM_VARIANT}
-        who = [arm] if ARM_VARIANT in told else [name, arm] if arm else [name]
+        set_by_arm = {key: value for key, value in of_arm.items() if key != ARM_VARIANT}
+        who = [arm] if ARM_VARIANT in of_arm else [name, arm] if arm else [name]
         parts = [*who, *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
-        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **of_arm, **factors}.items()]
+        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **set_by_arm, **factors}.items()]
         title = "-".join(parts)
         cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
     if not cells:
@@ -177,8 +177,8 @@ def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
     """
     file = f"sweeps/{sweep.name}.yaml"
     places = dict.fromkeys(sweep.factors, f"its values stand in {file} under 'factors'")
-    for arm, told in sweep.arms.items():
-        places |= dict.fromkeys((key for key in told if key != ARM_VARIANT), f"arm {arm} of {file} sets it")
+    for arm, of_arm in sweep.arms.items():
+        places |= dict.fromkeys((key for key in of_arm if key != ARM_VARIANT), f"arm {arm} of {file} sets it")
     places["seed"] = f"its seeds stand in {file} under 'seeds'"
     places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
     for text in settings:
@@ -315,8 +315,8 @@ def with_settings(sweep: Sweep, settings: Sequence[str]) -> Sweep:
             inner = node.get(name)
             node[name] = node = inner if isinstance(inner, dict) else {}
         node[names[-1]] = texts(value, RunConfig, ".".join(names))
-    told = {key: redacted_settings(value) for key, value in merged.items() if key not in NOT_IDENTITY}
-    return replace(sweep, name=f"{sweep.name}+{digest(told)[:8]}", records=None)
+    results = {key: redacted_settings(value) for key, value in merged.items() if key not in NOT_IDENTITY}
+    return replace(sweep, name=f"{sweep.name}+{digest(results)[:8]}", records=None)
 
 
 def own_directory(cell: Cell, hashed: str) -> Cell:

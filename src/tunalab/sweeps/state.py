@@ -53,7 +53,7 @@ COUNTED: tuple[How, ...] = ("preempted", "killed", "failed", "stopped")
 
 @dataclass(frozen=True)
 class CellState:
-    """``tokens`` of ``total`` are consumed (of a run that died: were, when it last told); ``speed`` in tokens a second, while it
+    """``tokens`` of ``total`` are consumed (of a run that died: were, when it last told); ``speed`` in tokens per second, while it
     runs.
     """
 
@@ -112,13 +112,13 @@ def _runs(cell: Cell, attempt: Attempt | None, status: Status | None, now: float
 
 def _happened(history: History) -> str:
     times = {how: history.count(how) for how in COUNTED}
-    told = [f"{how} {'once' if count == 1 else f'{count} times'}" for how, count in times.items() if count]
+    counts = [f"{how} {'once' if count == 1 else f'{count} times'}" for how, count in times.items() if count]
     torn = f"{history.unreadable} unreadable line(s) in its history" if history.unreadable else ""
-    return _joined(*told, torn)
+    return _joined(*counts, torn)
 
 
 def table(states: Sequence[CellState], most: int | None = None) -> str:
-    """A row a cell, of ``most`` those that matter most, and a line that sums up."""
+    """A row per cell, of ``most`` those that matter most, and a line that sums up."""
     ranked = sorted(states, key=lambda one: STATES.index(one.state))
     hidden = 0 if most is None else max(0, len(ranked) - most)
     rows = [["run", "state", "tokens", "", "tokens/s", "left"], *(one.row() for one in ranked[hidden:])]

@@ -88,7 +88,7 @@ class Resuming(Callback):
     """Stands first among the callbacks, so that the others start with the run where it was.
 
     ``lanes`` and ``next_lane``: where this rank's stream begins, which is also what the next checkpoint says of lanes that have
-    not been asked for a step by then.
+    given no step by then.
     """
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ def what_was_read(progress: Progress, stages: Mapping[str, StageConfig]) -> dict
 
 
 def left_out(progress: Progress) -> dict[str, dict[str, int]]:
-    """Source -> documents asked for over all stages, and of these the broken ones and those that do not fit."""
+    """Source -> documents requested over all stages, and of these the broken ones and those that do not fit."""
     totals: dict[str, dict[str, int]] = {}
     for read in progress.read.values():
         for source, numbers in read.items():
@@ -223,8 +223,8 @@ def left_out(progress: Progress) -> dict[str, dict[str, int]]:
 class Reporting(Callback):
     """Averages the training losses between reports, so that a report is not one lucky step.
 
-    What people watch is shown by :class:`Telling`, after the step has been saved: a print that blocks or fails must not cost it. It
-    comes by the clock, rows of the training log by tokens: these must be the same in a run that was interrupted.
+    What people watch is shown by :class:`Printing`, after the step has been saved: a print that blocks or fails must not cost
+    it. It comes by the clock, rows of the training log by tokens: these must be the same in a run that was interrupted.
     """
 
     status_seconds = 3.0
@@ -235,7 +235,7 @@ class Reporting(Callback):
         self.budget = budget
         self.tracker: Tracker | None = None  # set once the run is known to begin
         self._bar: Any = None
-        self._untold: list[Callable[[], object]] = []
+        self._lines: list[Callable[[], object]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
         self._last_status = self._last_line = 0.0
@@ -274,19 +274,19 @@ class Reporting(Callback):
         text = "  ".join(f"{name} {means[name]:.3f}" for name in ("text", "flow") if name in means)
         if self._bar is not None:
             bar, stage = self._bar, pl_module.progress.stage
-            self._untold += [lambda: bar.update(tokens - bar.n), lambda: bar.set_postfix_str(f"{stage}  {text}")]
+            self._lines += [lambda: bar.update(tokens - bar.n), lambda: bar.set_postfix_str(f"{stage}  {text}")]
         elif now - self._last_line >= self.line_seconds:
             self._last_line = now
             speed, left = self._speed(tokens)
-            self.say(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}")
+            self.later(f"{tokens:>11,} of {self.budget:,} tokens  {speed:,.0f}/s  {left or 0:,.0f} s left  {text}")
 
-    def say(self, line: str, stream: TextIO | None = None) -> None:
+    def later(self, line: str, stream: TextIO | None = None) -> None:
         """To be printed once the step is saved."""
-        self._untold.append(lambda: print(line, file=stream, flush=True))
+        self._lines.append(lambda: print(line, file=stream, flush=True))
 
-    def tell(self) -> None:
-        untold, self._untold = self._untold, []
-        for one in untold:
+    def print_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        for one in lines:
             one()
 
     def on_train_end(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
@@ -295,11 +295,11 @@ class Reporting(Callback):
     def _warn(self, progress: Progress, least: int) -> None:
         """Once a start and source."""
         for source, counts in left_out(progress).items():
-            unfit, asked = counts["unfit"], counts["asked"]
-            if source not in self._warned and unfit >= max(least, NOTICED * asked):
+            unfit, of = counts["unfit"], counts["asked"]
+            if source not in self._warned and unfit >= max(least, NOTICED * of):
                 self._warned.add(source)
-                self.say(
-                    f"warning: {source}: {unfit:,} of {asked:,} documents do not fit and are left out ({unfit / asked:.1%}; "
+                self.later(
+                    f"warning: {source}: {unfit:,} of {of:,} documents do not fit and are left out ({unfit / of:.1%}; "
                     f"reasons in {self.run_dir / 'rejects.jsonl'}); others of {source} take their places"
                 )
 
@@ -325,7 +325,7 @@ class Reporting(Callback):
         try:
             write_status(self.run_dir, Status(module.progress.tokens, self.budget, speed, left, phase))
         except OSError as error:
-            self.say(f"warning: the status file cannot be written: {error.strerror}", sys.stderr)
+            self.later(f"warning: the status file cannot be written: {error.strerror}", sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self._bar is not None:
@@ -337,14 +337,14 @@ class Reporting(Callback):
         return speed, (self.budget - tokens) / speed if speed > 0 else None
 
 
-class Telling(Callback):
-    """Stands last of all callbacks: what the others had to say of a step is shown when it has been saved."""
+class Printing(Callback):
+    """Stands last of all callbacks: the lines of a step are printed when it has been saved."""
 
     def __init__(self, reporting: Reporting) -> None:
         self.reporting = reporting
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.reporting.tell()
+        self.reporting.print_lines()
 
     def on_train_end(self, *_: Any) -> None:
-        self.reporting.tell()
+        self.reporting.print_lines()

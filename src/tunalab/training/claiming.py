@@ -13,7 +13,7 @@ from tunalab.settings.loading import config_hash, read_config, to_plain, to_yaml
 from tunalab.settings.schema import RunConfig
 
 LOCK_FILE = "lock"
-HASH_LINE = "# hash: "  # first line of the file: whose the directory is can be told without reading the settings
+HASH_LINE = "# hash: "  # first line of the file: whose the directory is is found without reading the settings
 
 
 FILES = (LOCK_FILE, CONFIG_FILE, RECORD_FILE, STATUS_FILE, TRAINING_LOG, DATA_FILE, "attempts.jsonl", "rejects.jsonl")
@@ -61,7 +61,7 @@ def claim(run_dir: Path, config: RunConfig) -> None:
 
 
 def claimed_hash(run_dir: Path) -> str | None:
-    """The hash of the configuration that lives in ``run_dir``, as it was when that was written; None where it does not tell."""
+    """The hash of the configuration that lives in ``run_dir``, as it was when that was written; None where it does not say."""
     try:
         with (run_dir / CONFIG_FILE).open(encoding="utf-8") as stream:
             line = stream.readline(len(HASH_LINE) + 20)

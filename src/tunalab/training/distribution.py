@@ -31,7 +31,7 @@ def several_started() -> bool:
     return int(os.environ.get(name, "1")) > 1
 
 
-# What the processes of a run tell each other besides gradients: a few numbers and words a step.
+# What the processes of a run exchange besides gradients: a few numbers and words per step.
 #
 # It goes over the CPU, in groups of its own: the GPUs need not be waited for.
 
@@ -45,7 +45,7 @@ class RankFailed(Exception):
     """Another rank could not go on; its own error is on its own output."""
 
 
-class ToldByFirst(UserError):
+class ReportedByFirst(UserError):
     """A mistake that the first rank raises too: this one has nothing to add but its exit code."""
 
 
@@ -99,23 +99,23 @@ class Ranks:
 
     @contextmanager
     def together(self, patient: bool = False) -> Iterator[None]:
-        """What one rank cannot do, none has done: an error of any rank inside ends it on every rank. ``patient``: it may take
-        some of them hours.
+        """All or nothing: if one rank raises inside, every rank raises. ``patient``: it may take some of them hours.
 
-        Raises the rank's own error there, elsewhere RankFailed; but a UserError is raised as one by the first rank, for all to
-        tell it once, and as ToldByFirst by all others. Without an error all ranks leave together.
+        Raises the rank's own error there, elsewhere RankFailed. A UserError is raised as one by the first
+        rank, so that it is shown once, and as ReportedByFirst by all others. Without an error all ranks leave
+        together.
         """
         try:
             yield
         except BaseException as error:
             self.gather((type(error).__name__, str(error), isinstance(error, UserError)), patient)
             if isinstance(error, UserError) and not self.first:
-                raise ToldByFirst(str(error)) from error
+                raise ReportedByFirst(str(error)) from error
             raise
         failures = self.gather(("", "", False), patient)
         for rank, (kind, message, is_users) in enumerate(failures):
             if is_users:
-                raise (UserError if self.first else ToldByFirst)(f"rank {rank}: {message}")
+                raise (UserError if self.first else ReportedByFirst)(f"rank {rank}: {message}")
             if kind:
                 raise RankFailed(f"rank {rank}: {kind}: {message}")
 
@@ -226,7 +226,7 @@ def launched() -> tuple[ClusterEnvironment, int, int]:
     if several_started():
         if not os.environ.get("SLURM_NTASKS_PER_NODE"):
             first = os.environ.get("SLURM_PROCID") == "0"
-            raise (UserError if first else ToldByFirst)(
+            raise (UserError if first else ReportedByFirst)(
                 "SLURM_NTASKS_PER_NODE is not set: start the run with srun --nodes N --ntasks-per-node M"
             )
         return (

@@ -64,16 +64,16 @@ class JointSteps:
                 mine = next(steps, None)
             except UserError as error:
                 failure = error
-            told = self.ranks.numbers(self._tell(mine, failure))
-            if (told[:, 0] == FAILED).any():
+            rows = self.ranks.numbers(self._summary(mine, failure))
+            if (rows[:, 0] == FAILED).any():
                 with self.ranks.together():
                     if failure is not None:
                         raise failure
-            if mine is None or (told[:, 0] == ENDED).any():
+            if mine is None or (rows[:, 0] == ENDED).any():
                 return
-            yield self._joint(mine, told.tolist())
+            yield self._joint(mine, rows.tolist())
 
-    def _tell(self, step: Step | None, failure: UserError | None) -> list[float]:
+    def _summary(self, step: Step | None, failure: UserError | None) -> list[float]:
         if step is None:
             return [ENDED if failure is None else FAILED] + [0.0] * (6 + len(LOSSES) + len(COUNTS) * len(self.sources))
         counts = [loss_counts(batch) for batch in step.batches]
@@ -89,9 +89,9 @@ class JointSteps:
             *(number for source in self.sources for number in step.read[source]),
         ]
 
-    def _joint(self, mine: Step, told: list[list[float]]) -> JointStep:
-        stage, progress, stage_step = max((row[1], row[2], row[3]) for row in told)
-        tokens, images, flops, *counts = (sum(column) for column in list(zip(*told, strict=True))[4:])
+    def _joint(self, mine: Step, rows: list[list[float]]) -> JointStep:
+        stage, progress, stage_step = max((row[1], row[2], row[3]) for row in rows)
+        tokens, images, flops, *counts = (sum(column) for column in list(zip(*rows, strict=True))[4:])
         counts, numbers = counts[: len(LOSSES)], [int(number) for number in counts[len(LOSSES) :]]
         read = {source: numbers[at * len(COUNTS) : (at + 1) * len(COUNTS)] for at, source in enumerate(self.sources)}
         return JointStep(

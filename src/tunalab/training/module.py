@@ -189,7 +189,7 @@ class Harness(LightningModule):
             for name, part in parts.items():
                 sums[name] += part.sum.detach()
         self._forget_unused(step)
-        # One look at the device a step. What every rank sees is equal, so that all of them stop or none.
+        # One look at the device per step. What every rank sees is equal, so that all of them stop or none.
         total = self.ranks.numbers([value.item() for value in sums.values()]).sum(0).tolist()
         return {name: value / max(step.counts[name], 1) for name, value in zip(sums, total, strict=True)}
 
@@ -211,7 +211,7 @@ class Harness(LightningModule):
         it: else the optimiser's weight decay would shrink it there and not on a single rank.
 
         Not so the mask token in a step with images of which none is masked: its gradient is zero on any number of ranks, and decay
-        shrinks it by a share of learning rate x ``weight_decay`` a step until masking begins.
+        shrinks it by a share of learning rate x ``weight_decay`` per step until masking begins.
         """
         unused: list[nn.Module] = []
         if not step.images:

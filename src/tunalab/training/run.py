@@ -44,7 +44,7 @@ from tunalab.settings.schema import FrontEndConfig, RunConfig
 from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker
-from tunalab.training.callbacks import Checkpointing, Evaluating, Reporting, Resuming, StopSignal, Telling, what_was_read
+from tunalab.training.callbacks import Checkpointing, Evaluating, Printing, Reporting, Resuming, StopSignal, what_was_read
 from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
@@ -62,8 +62,8 @@ def check_run(config: RunConfig) -> None:
     check_benchmarks(config)
     drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     evaluation = config.evaluation
-    scenes_asked = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
-    if scenes_asked or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
+    uses_scenes = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
+    if uses_scenes or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
         check_image_size(config.data.image_size)
     if evaluation.groups:
         check_groups(evaluation.groups, evaluation.levels)
@@ -195,7 +195,7 @@ class Run:
         self.reporting = Reporting(run_dir, budget(config))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
         if not self.store.steps():  # a run that goes on has weights of its own
-            load_start(model, config, self._say)
+            load_start(model, config, self._print)
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.described = self.components.describe(config)
@@ -234,14 +234,14 @@ class Run:
                 trainer.fit(self.module, loader)
         except NonFiniteLoss as error:
             self._close("FAILED")
-            self._say(f"error: {error}; the last checkpoint is kept in {self.store.folder}")
+            self._print(f"error: {error}; the last checkpoint is kept in {self.store.folder}")
             return 1
         except BaseException as error:
             self._close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         if self.stop.stopped:
             self._close("KILLED")
-            self._say(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on")
+            self._print(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on")
             return EXIT_STOPPED
         if self.ranks.first:
             self._write_record(finished=True)
@@ -250,9 +250,9 @@ class Run:
         return 0
 
     def _warn(self, line: str) -> None:
-        self.reporting.say(f"warning: {line}", sys.stderr)
+        self.reporting.later(f"warning: {line}", sys.stderr)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.ranks.first:
             print(line, flush=True)
 
@@ -265,7 +265,7 @@ class Run:
             *self.callbacks,
             self.evaluating,
             self.checkpointing,
-            *([Telling(self.reporting)] if self.ranks.first else []),
+            *([Printing(self.reporting)] if self.ranks.first else []),
         ]
         placed = self.distribution.trainer_arguments(self.config)
         return build_trainer(self.config, callbacks, default_root_dir=str(self.run_dir), **placed)
@@ -302,7 +302,7 @@ class Run:
         elif self.config.distribution.other_world:
             budgets = [stage.tokens for stage in self.config.stages.values()]
             resuming.lanes = deal_lanes(saved.lanes, ranks.world_size, self.config.data.workers, budgets)[ranks.rank]
-            self._say(
+            self._print(
                 f"{saved.world_size} processes wrote it, {ranks.world_size} go on: in another order, no document a second time"
             )
         else:
@@ -345,7 +345,7 @@ class Run:
             if self.tracker is not None:
                 self.tracker.log_artifact(path, "samples")
         scores = "  ".join(f"{name} {score['accuracy']:.2f}" for name, score in result["benchmarks"].items())
-        self.reporting.say(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}")
+        self.reporting.later(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}")
         return result
 
     def _on_point(self, module: Harness) -> None:
@@ -376,7 +376,7 @@ class Run:
             self.holding.check()
 
     def _close(self, status: Any) -> None:
-        self.reporting.tell()
+        self.reporting.print_lines()
         held = self.holding is None or not self.holding.lost()
         if self.holding is not None:
             self.holding.close()

@@ -62,13 +62,13 @@ def _refuse_other_frozen(folder: Path, manifest: Mapping[str, Any], here: Mappin
     """
     for part, there in manifest["tunalab"]["frozen"].items():
         mine = here[part]
-        held, known = set(mine["sha256"].values()), set(there["sha256"].values())
+        held, expected = set(mine["sha256"].values()), set(there["sha256"].values())
         copies = {
             entry["sha256"]
             for name, entry in manifest["files"].items()
             if name.startswith(f"frozen/{part}/") and name.endswith(".safetensors")
         }
-        same = held in (known, copies) if held and (known or mine["name"] != there["name"]) else mine["name"] == there["name"]
+        same = held in (expected, copies) if held and (expected or mine["name"] != there["name"]) else mine["name"] == there["name"]
         if not same:
             raise UserError(
                 f"the checkpoint does not fit: frontend.{part} is {_named(there)} in the checkpoint, {_named(mine)} in the "
