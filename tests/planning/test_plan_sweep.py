@@ -57,7 +57,7 @@ def test_the_text_names_every_cell_and_what_is_not_counted(planned):
         "one after another",
         "all at once",
         "on 12 GPUs",
-        "3 checkpoints a run: 2 are kept",
+        "3 checkpoints per run: 2 are kept",
         LIMITS,
     ):
         assert said in text

@@ -31,7 +31,7 @@ from tunalab.training.checkpoints import CheckpointStore, learnt_weights, read_s
 from tunalab.training.joint import JointSteps
 from tunalab.training.run import train
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for all processes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test waits for all processes
 SCRIPT = "tests.training.two_ranks"
 ROOT = Path(__file__).parents[2]
 CLOSE = relative(model_terms(config_of("none"), 256))

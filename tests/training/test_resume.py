@@ -23,6 +23,8 @@ from tunalab.training.joint import DataModule
 from tunalab.training.module import Harness
 from tunalab.training.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def rows_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What libraries print while they load: their reports come back as values and become one line of ours where they matter."""
+"""Reading weights that must be whole and must fit; what libraries print while they load comes back as values."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +38,6 @@ def quiet_diffusers() -> Iterator[None]:
     finally:
         logging.set_verbosity(before)
 
-
-# Reading files that must be whole, and weights that must fit.
 
 SHOWN = 6
 

@@ -1,6 +1,9 @@
-"""Peak signal-to-noise ratio in pixels: what reconstructions of different target spaces are compared by.
+"""A frozen VAE as a map between RGB images and latents of about unit variance, and front-ends that generate there.
 
-Shapes: B images, H W pixels.
+VAEs are diffusers' own, by folder or by name on the Hub, with the latent normalisation that was published with
+them. Reconstructions of different target spaces are compared in pixels, by :func:`psnr`.
+
+Shapes: B images, H W pixels, C latent channels, h w latent cells, F fold * fold * 3 channels of a folded image.
 """
 
 from collections.abc import Sequence
@@ -28,11 +31,6 @@ def psnr(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """PSNR in dB of each image (B,), of RGB in [-1, 1]; what the output has beyond that range is cut off, as in a picture."""
     error_B = (output_BCHW.float().clamp(-1, 1) - target_BCHW).square().flatten(1).mean(1).clamp(min=LEAST_ERROR)
     return 10 * torch.log10(PEAK**2 / error_B)
-
-
-# A frozen VAE as a map between RGB images and latents of about unit variance.
-#
-# Shapes: B images, H W pixels, C latent channels, h w latent cells, F fold * fold * 3 channels of a folded image.
 
 
 class LatentCodec(nn.Module):
@@ -89,8 +87,6 @@ class LatentCodec(nn.Module):
         self.mean_C.copy_(self.std_C)
         return self
 
-
-# VAEs of diffusers by folder or by name on the Hub, with the latent normalisation that was published with them.
 
 SETTING = "frontend.vae"
 KL, WAN = "AutoencoderKL", "AutoencoderKLWan"
@@ -206,11 +202,6 @@ def _geometry(vae: Any, source: Source) -> tuple[int, int, list[float], list[flo
     mean = config.latents_mean or [config.shift_factor or 0.0] * channels
     std = [deviation / scale for deviation in config.latents_std or [1.0] * channels]
     return channels, _stride(vae, source), list(mean), std
-
-
-# What the front-ends that generate in VAE latents share: the frozen VAE on both ends.
-#
-# Shapes: B images, C latent channels, h w latent cells.
 
 
 class LatentFrontEnd(VisualFrontEnd):

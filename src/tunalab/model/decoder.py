@@ -1,6 +1,9 @@
-"""A pretrained Qwen2 as the decoder: its sizes are those the run states, and its embedding table is that of the tokenizer.
+"""The decoder: transformers' Qwen2, from scratch or pretrained, with our attention registered through its interface.
 
-Shapes: V rows of the embedding table, D width.
+Real Qwen2.5 weights therefore load by name, and the mask is ours: a backend (attention.py) travels in its place.
+The sizes of a pretrained one are those the run states, and its embedding table is that of the tokenizer.
+
+Shapes: B rows, L tokens, V rows of the embedding table, D width.
 """
 
 from typing import Any
@@ -105,13 +108,6 @@ def fit_tables(decoder: Any, rows: int) -> None:
         weight_VD: Tensor = table.weight
         weight_VD[own:] = weight_VD[:own].mean(dim=0)
 
-
-# The decoder: transformers' Qwen2, with our attention registered through its attention interface.
-#
-# Real Qwen2.5 weights therefore load by name, and the mask is ours: a backend (attention.py) travels in the place of
-# the mask.
-#
-# Shapes: B rows, L tokens, D width.
 
 ATTENTION_NAME = "tunalab"
 

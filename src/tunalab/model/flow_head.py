@@ -1,8 +1,12 @@
-"""Rotary positions of the flow head: 1-D on text, 3-D (time, row, column) on visual tokens, none on time tokens.
+"""The flow head: transformer blocks on the decoder's last hidden states that predict x or v at visual tokens.
 
-Two rotations follow each other, each the identity where the other applies. The constants are those of the official flow head.
+Structure of the official head at every size: adaLN from the time embedding on all positions of an image span (text
+positions pass with shift 0, scale 0, gate 1), qk-norm, grouped heads, SwiGLU, the decoder's attention mask. Rotary
+positions: 1-D on text, 3-D (time, row, column) on visual tokens, none on time tokens. Two rotations follow each
+other, each the identity where the other applies; the constants are those of the official head.
 
-Shapes: B rows, L tokens, H heads, d head dimension.
+Shapes: B rows, L tokens, N images, T visual tokens, D width, H heads, G key-value heads, d head dimension,
+P token_dim of the target space.
 """
 
 import math
@@ -75,9 +79,6 @@ def text_frequencies(head_dim: int, device: torch.device) -> Tensor:
     return (1 - smooth) * frequency / SCALING_FACTOR + smooth * frequency
 
 
-# The timestep as a token and as the flow head's condition.
-
-
 class TimeEmbedding(nn.Module):
     """Sinusoid(256, cosines then sines, max period 1e4, t in [0, 1] unscaled) -> Linear -> SiLU -> Linear. (N,) -> (N, width)."""
 
@@ -94,15 +95,6 @@ class TimeEmbedding(nn.Module):
         angle = t_N.float()[:, None] * self.max_period ** (-k / half)
         table = torch.cat([angle.cos(), angle.sin()], dim=1)
         return self.mlp(table.to(next(self.mlp.parameters()).dtype))
-
-
-# The flow head: transformer blocks on the decoder's last hidden states that predict x or v at visual tokens.
-#
-# Structure of the official head at every size: adaLN from the time embedding on all positions of an image span (text
-# positions pass with shift 0, scale 0, gate 1), qk-norm, grouped heads, SwiGLU, the decoder's attention mask.
-#
-# Shapes: B rows, L tokens, N images, D width, H heads, G key-value heads, d head dimension, P token_dim of the target
-# space.
 
 
 class FlowHeadBlock(nn.Module):

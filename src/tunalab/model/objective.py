@@ -1,9 +1,11 @@
-"""Cross-entropy of the labelled tokens, without ever holding the logits of all of them.
+"""The training objective, equal for every front-end: what is drawn for a batch, and its losses as (sum, count).
 
-At full scale a row's logits (labels x vocabulary in float32, with their gradients) would be the largest tensors of a step. Beyond
-CHUNK labels they are made, used and forgotten a chunk at a time, and made once more in the backward pass.
+At full scale a row's logits (labels x vocabulary in float32, with their gradients) would be the largest tensors of
+a step. Beyond CHUNK labels they are made, used and forgotten a chunk at a time, and made once more in the backward
+pass.
 
-Shapes: K labelled tokens, D width, V vocabulary.
+Shapes: N images; n images of one size (a group of the batch), m generating ones among them, T visual tokens, C h w of
+the target space; M generating images, K labelled tokens, D width, V vocabulary. Lists hold one tensor per group.
 """
 
 from collections.abc import Sequence
@@ -40,12 +42,6 @@ def text_loss(table: nn.Linear, h_KD: Tensor, label_K: Tensor, chunk: int = CHUN
 
 def _summed(table: nn.Linear, h_KD: Tensor, label_K: Tensor) -> Tensor:
     return F.cross_entropy(table(h_KD).float(), label_K, reduction="sum")
-
-
-# The training objective, equal for every front-end: what is drawn for a batch, and its losses as (sum, count).
-#
-# Shapes: N images; n images of one size (a group of the batch), m generating ones among them, T visual tokens, C h w of
-# the target space; M generating images, K labelled tokens. Lists hold one tensor a group.
 
 
 @dataclass(eq=False)

@@ -169,9 +169,6 @@ def zero_through(*modules: nn.Module) -> Tensor:
     return 0 * torch.stack([p.flatten()[0].float() for p in parameters]).sum() if parameters else torch.zeros(())
 
 
-# A run's model from its configuration: the same starting weights for every front-end wherever parts are shared.
-
-
 def build_model(config: RunConfig, components: Components | None, vocabulary: int) -> UnifiedModel:
     """The model of a run, initialised from ``config.seed``.
 

@@ -130,7 +130,8 @@ def members_of(hint: Any) -> Any:
 
 def check_values(node: Any, prefix: str = "") -> None:
     """Every value of a dataclass of settings. Raises UserError for the first that is not allowed."""
-    for name, declared in _declared(type(node)):
+    cls: Any = type(node)
+    for name, declared in _declared(cls):
         value, key = getattr(node, name), f"{prefix}{name}"
         if declared is not None:
             declared.check(key, value)

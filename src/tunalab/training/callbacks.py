@@ -81,9 +81,6 @@ class StopSignal(Callback):
         self.flag = True
 
 
-# When a run is saved: every so often, after each evaluation, when asked to stop, at its end. And its start from there.
-
-
 class Resuming(Callback):
     """Stands first among the callbacks, so that the others start with the run where it was.
 
@@ -133,9 +130,6 @@ class Checkpointing(Callback):
         self._last = time.monotonic()
         self.requested = False
         pl_module.pause_clock()
-
-
-# Evaluation inside a run, at log-spaced token counts, on EMA weights; its points make the run's curve.
 
 
 class Evaluating(Callback):

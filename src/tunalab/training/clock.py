@@ -1,7 +1,9 @@
-"""A clock that stands still while this process is stopped (SIGSTOP, a debugger, a paused virtual machine).
+"""What a run measures of its own process: time in which it was awake, and peak memory.
 
-A process is not told when it is stopped. So a thread looks at the clock again and again: where two looks lie far apart, and the
-process has hardly computed between them, it was stopped. What a suspended laptop misses, Python's own clock leaves out already.
+The clock stands still while the process is stopped (SIGSTOP, a debugger, a paused virtual machine). A process
+gets no notice of that. So a thread looks at the clock again and again: where two looks lie far apart, and the
+process has hardly computed between them, it was stopped. What a suspended laptop misses, Python's own clock
+leaves out already.
 """
 
 import multiprocessing
@@ -49,9 +51,6 @@ class AwakeClock:
 
 
 awake = AwakeClock()
-
-
-# Peak memory of a run's processes on this machine.
 
 
 def peak_memory() -> int:

@@ -1,4 +1,9 @@
-"""What a launcher (torchrun, or srun in SLURM) has started: told by the environment alone, in no time."""
+"""Which processes train a run together, how, and what they exchange besides gradients.
+
+The environment of the launcher (torchrun, or srun in SLURM) says what was started. Processes join before
+anything can go wrong in one of them alone, so that a mistake is shown once and ends all. A few numbers and
+words per step go over the CPU, in groups of their own: the GPUs need not be waited for.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -30,10 +35,6 @@ def several_started() -> bool:
     name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     return int(os.environ.get(name, "1")) > 1
 
-
-# What the processes of a run exchange besides gradients: a few numbers and words per step.
-#
-# It goes over the CPU, in groups of its own: the GPUs need not be waited for.
 
 # A process that died is noticed at once, by its closed connections. Waiting finds the one that hangs, or whose machine is gone.
 PATIENCE = timedelta(minutes=30)
@@ -121,11 +122,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-# Which processes train a run together, and how: found from the launcher (torchrun, or srun in SLURM) and the settings.
-#
-# They join before anything can go wrong in one of them alone, so that a mistake is told once and ends all.
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""What must hold before a run is begun: everything that can be known of it without training.
+"""A run from its configuration to its record: what must hold before it begins, and `tunalab train`.
 
-Settings that are wrong in themselves are refused when they are read (config.check). Here they meet what they name: sources, the
-front-end's geometry, the benchmarks; and the data itself. Every refusal is one line (UserError) that names the key and what it
-may be.
+Settings that are wrong in themselves are refused when they are read (settings/loading.py). Here they meet what
+they name: sources, the front-end's geometry, the benchmarks; and the data itself. Every refusal is one line
+(UserError) that names the key and what it may be.
 """
 
 import logging
@@ -140,9 +140,6 @@ def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **plac
         callbacks=callbacks,
         **{"accelerator": "gpu" if cuda else "cpu", **placed},
     )
-
-
-# A run from its configuration to its record: `tunalab train`.
 
 
 def train(

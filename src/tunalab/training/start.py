@@ -1,4 +1,8 @@
-"""What the weights of an exported folder mean beyond their shapes: settings, frozen parts and tokenizer that they learnt with."""
+"""Starting a run from weights: an exported or converted folder, or an official checkpoint as it was released.
+
+Settings, frozen parts and tokenizer with which weights were trained are part of what they mean, beyond their
+shapes: a run that would read them as something else is refused.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,10 +100,6 @@ def _refuse_other_tokenizer(there: Tokenizer, here: Tokenizer) -> None:
     if wrong:
         more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(f"the checkpoint does not fit: of the tokenizer (decoder.tokenizer), {wrong[0]}{more}")
-
-
-# Starting a run from weights: those of an exported or converted folder, or of an official checkpoint as it was
-# released.
 
 
 def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None] = print) -> None:
