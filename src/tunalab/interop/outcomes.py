@@ -179,7 +179,7 @@ def item_measure(benchmark: str, metric: str, values: Sequence[float | None], fa
     return measure if len(scored) == len(values) else replace(measure, items=[])
 
 
-def _interval(values_R: np.ndarray) -> dict[str, float | None]:
+def _interval(values_R: np.ndarray) -> dict[str, Any]:
     """``low`` and ``high`` of 95% of resampled values, None where they are all equal."""
     low, high = (float(bound) for bound in np.quantile(values_R, [0.025, 0.975]))
     return {"low": low, "high": high} if low < high else {"low": None, "high": None}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from tunalab.errors import UserError
 from tunalab.settings.values import hints, member
@@ -151,7 +151,7 @@ def _declared(cls: Any) -> list[tuple[str, Declared | None]]:
 def misfit(layer: dict[Any, Any], hint: Any, prefix: str = "") -> str | None:
     """The first key of ``layer`` that is unknown, or whose value has another shape than ``hint``:
     a single value, a list or a mapping. ``hint``: a dataclass, or the annotation of a mapping."""
-    names = hints(cast(Any, hint)) if is_dataclass(hint) else None
+    names = hints(hint) if is_dataclass(hint) else None
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if value == "???":  # to OmegaConf "set me later", which would be never
@@ -161,7 +161,7 @@ def misfit(layer: dict[Any, Any], hint: Any, prefix: str = "") -> str | None:
         due = member(hint, name)
         if is_dataclass(due) or get_origin(due) is dict:
             if not isinstance(value, dict):
-                keys = ", ".join(sorted(hints(cast(Any, due)))) if is_dataclass(due) else "names of your own"
+                keys = ", ".join(sorted(hints(due))) if is_dataclass(due) else "names of your own"
                 return f"{key}={value} is not a mapping (its keys: {keys})"
             inner = misfit(value, due, f"{key}.")
             if inner is not None:

@@ -6,10 +6,10 @@ refused. Where no type is known, a word is what YAML 1.2 says (:func:`resolved`)
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -85,7 +85,7 @@ def _due(hint: Any, key: str) -> Any:
 
 def member(hint: Any, name: str) -> Any:
     if is_dataclass(hint):
-        return hints(cast(Any, hint)).get(name, Any)
+        return hints(hint).get(name, Any)
     return get_args(hint)[1] if get_origin(hint) is dict else Any
 
 
@@ -103,9 +103,7 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-@cache
-def hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _scalar(word: str) -> Any:
