@@ -36,9 +36,9 @@ def data_versions(sources: Mapping[str, Corpus], data: DataConfig, revision: int
     """Source name -> version: of shards their sizes, of a manifest its hash, of easy-VQA the package, of scenes what draws them."""
     versions: dict[str, str] = {}
     for name, corpus in sources.items():
-        known = fingerprint_of(corpus) or getattr(corpus, "source", None)  # of a class from outside
-        if known is not None:
-            versions[name] = known
+        own = fingerprint_of(corpus) or getattr(corpus, "source", None)  # of a class from outside
+        if own is not None:
+            versions[name] = own
             continue
         family, _, key = name.removeprefix(PREFIX).partition("/")
         if family == "manifest":
@@ -184,13 +184,13 @@ def _kind(file: ShardFile, full: bool, small: bool) -> str:
 def _content(file: ShardFile, kind: str) -> str:
     if kind == "stamp":
         return file.content
-    known = hashlib.sha256()
+    hashed = hashlib.sha256()
     try:
         if kind == "sha256":
             with open_file(file.url) as stream:
                 while chunk := stream.read(2**20):
-                    known.update(chunk)
-            return known.hexdigest()
+                    hashed.update(chunk)
+            return hashed.hexdigest()
         count = RANGES if file.is_local else REMOTE_RANGES
         # The first begins with the file, the last ends with it.
         starts = [number * max(0, file.size - RANGE_BYTES) // (count - 1) for number in range(count)]
@@ -198,11 +198,11 @@ def _content(file: ShardFile, kind: str) -> str:
             with open(file.url, "rb", buffering=0) as raw:  # once: there may be thousands of files
                 for start in starts:
                     raw.seek(start)
-                    known.update(raw.read(RANGE_BYTES))
+                    hashed.update(raw.read(RANGE_BYTES))
         else:
             for start in starts:
-                known.update(read_range(file.url, start, min(start + RANGE_BYTES, file.size)))
-        return known.hexdigest()
+                hashed.update(read_range(file.url, start, min(start + RANGE_BYTES, file.size)))
+        return hashed.hexdigest()
     except (Reject, OSError):
         return "unreadable"
 

@@ -50,11 +50,11 @@ def _shards(data: DataConfig) -> dict[str, ShardsConfig]:
 
 def check_sources(config: RunConfig) -> None:
     """Raises UserError for a mix that names an unknown source: before anything is trained for it."""
-    known = source_names(config.data)
+    names = source_names(config.data)
     for stage_name, stage in config.stages.items():
         for name in stage.mix:
-            if name.removeprefix(PREFIX) not in known:
-                raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(known)}")
+            if name.removeprefix(PREFIX) not in names:
+                raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(names)}")
     for key in config.data.corpora:
         corpus_class(key, config.data)
     for key in config.data.questions:
