@@ -207,10 +207,10 @@ def _profile(
 
 
 def _held_out(x_P: np.ndarray, every_RP: np.ndarray, chance: float, count: int) -> HeldOut:
-    known_P, known_RP = x_P[:-count], every_RP[:, :-count]
-    law = fit(known_P, known_RP[:1], chance)
-    upto = float(known_P[-1])
-    if _without_law(law, known_P, known_RP):
+    earlier_P, earlier_RP = x_P[:-count], every_RP[:, :-count]
+    law = fit(earlier_P, earlier_RP[:1], chance)
+    upto = float(earlier_P[-1])
+    if _without_law(law, earlier_P, earlier_RP):
         return HeldOut(upto, None)
     return HeldOut(upto, float(law.at(float(x_P[-1]))[0] - every_RP[0, -1]))
 

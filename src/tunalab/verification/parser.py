@@ -292,14 +292,14 @@ def wrong(change: str, size: int, count: int, seed: str) -> tuple[list[Picture],
             continue
         picture = Picture(scene, category, changed, draw(changed, size))
         if not any(truth(picture)):
-            if energy(picture) >= LEAST_ENERGY and _can_be_told(picture):
+            if energy(picture) >= LEAST_ENERGY and _is_scored(picture):
                 found.append(picture)
             else:
                 near += 1
     return found, near
 
 
-def _can_be_told(picture: Picture) -> bool:
+def _is_scored(picture: Picture) -> bool:
     scale = len(picture.image_HWC) / UNITS
     return all(item.rx * scale >= LEAST_RADIUS.get(item.shape, 0) for item in picture.drawn.items)
 

@@ -127,8 +127,8 @@ def hps_pixels(pixels_HWC: np.ndarray) -> np.ndarray:
 
 def off_openai(normalised_CHW: Any, pixels_HWC: np.ndarray) -> float:
     """How far at most from :func:`openai_pixels`, in whichever order this Pillow takes the two passes."""
-    seen_HWC = np.rint(levels(normalised_CHW))
-    return float(min(np.abs(seen_HWC - openai_pixels(pixels_HWC, tall)).max() for tall in (False, True)))
+    given_HWC = np.rint(levels(normalised_CHW))
+    return float(min(np.abs(given_HWC - openai_pixels(pixels_HWC, tall)).max() for tall in (False, True)))
 
 
 def levels(normalised_CHW: Any) -> np.ndarray:
