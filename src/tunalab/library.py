@@ -159,9 +159,10 @@ def prepared(
     Raises UserError: a setting is wrong, data is missing, or the directory is another process's.
     """
     from tunalab.settings.loading import config_hash
-    from tunalab.training.run import open_data
 
     config = load_config(experiment, variant, settings) if file is None else replayed(file, settings)
+    from tunalab.training.run import open_data  # torch, behind what may be wrong in the settings
+
     own = f"{config.variant}-seed{config.seed}" + (f"+{config_hash(config)}" if file is not None else "")
     folder = Path(run_dir) if run_dir is not None else RUNS / config.experiment / own
     open_data(config)  # before anything is built: a missing column is known in seconds
@@ -250,16 +251,19 @@ def plan(
 
     Raises UserError: a file, a setting or a GPU's name is wrong.
     """
+    if variant is not None and price is not None:
+        raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
+    # Settings first: torch takes seconds to import, and a mistake needs none of it.
+    config = None if variant is None else load_config(name, variant, settings)
+    configs = cell_configs(name, as_texts(settings)) if config is None else {}
     from tunalab.planning.plan import find_gpu, make_plan
     from tunalab.planning.sweep import PRICE, plan_sweep
 
+    card = find_gpu(gpu, gpu_flops)
     given: dict[str, Any] = {"gpus": gpus, "utilisation": utilisation, "sharding": sharding, "sample": sample}
-    if variant is not None:
-        if price is not None:
-            raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
-        return make_plan(load_config(name, variant, settings), find_gpu(gpu, gpu_flops), **given)
-    configs = cell_configs(name, as_texts(settings))
-    return plan_sweep(name, configs, find_gpu(gpu, gpu_flops), hourly=PRICE if price is None else price, **given)
+    if config is not None:
+        return make_plan(config, card, **given)
+    return plan_sweep(name, configs, card, hourly=PRICE if price is None else price, **given)
 
 
 def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":

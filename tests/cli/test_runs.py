@@ -71,7 +71,7 @@ def test_processes_wait_for_hours_while_one_of_them_indexes(
         waits.append("done")
 
     monkeypatch.setattr(Ranks, "together", together)
-    monkeypatch.setattr("tunalab.training.distribution.several_started", lambda: True)
+    monkeypatch.setattr("tunalab.training.several_started", lambda: True)
     monkeypatch.setattr("tunalab.training.distribution.joined", lambda: nullcontext(Ranks()))
     monkeypatch.setattr("tunalab.training.run.open_data", lambda config: waits.append("indexing"))
     assert main(["train", "--experiment", "smoke"]) == 0

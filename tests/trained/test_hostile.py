@@ -194,11 +194,9 @@ def test_a_saved_configuration_reads_nothing_of_this_machine(
 ) -> None:
     monkeypatch.setenv("PASSWORD", "hunter2")
     plain = read_yaml(run_dir / "config.yaml")
-    plain["tracking"]["uri"] = text = "http://evil/${oc.env:PASSWORD}/${seed}/\\${a}"
-    assert from_plain(plain).tracking.uri == text
-    plain["tracking"]["uri"] = "${"
-    with pytest.raises(UserError, match="config: "):
-        from_plain(plain)
+    for text in ("http://evil/${oc.env:PASSWORD}/${seed}/\\${a}", "${"):
+        plain["tracking"]["uri"] = text
+        assert from_plain(plain).tracking.uri == text
 
 
 def test_a_model_folder_that_brings_code_is_refused_without_a_question(

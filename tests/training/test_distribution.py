@@ -6,7 +6,8 @@ import torch.distributed as dist
 
 from tests.training.conftest import quick_config
 from tunalab.errors import UserError
-from tunalab.training.distribution import ALONE, Distribution, ReportedByFirst, joined, launched, several_started
+from tunalab.training import several_started
+from tunalab.training.distribution import ALONE, Distribution, ReportedByFirst, joined, launched
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunalab.cli.common import MODEL_HELP, RAW_HELP, add_command, add_settings
 from tunalab.errors import UserError
+from tunalab.trained import check_folder
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -32,6 +33,7 @@ def add(commands: "Commands") -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
+    check_folder(arguments.model)
     from tunalab.trained.model import load
 
     load(arguments.model, "cpu", arguments.raw).save_pretrained(arguments.folder)

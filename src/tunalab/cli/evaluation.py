@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.cli.common import add_command
+from tunalab.trained import check_folder
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -32,9 +33,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         find_parts(parts)
         print(describe(load_settings(settings)))
         return 0
+    models = [word for word in arguments.settings if word not in settings]
+    for model in models:
+        check_folder(model)
     from tunalab.trained.evaluation import evaluate as measure
 
-    models = [word for word in arguments.settings if word not in settings]
     try:
         missing = measure(models, parts, settings, arguments.out, arguments.processes, arguments.quiet)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from tunalab.cli.common import (
     request_of,
 )
 from tunalab.errors import UserError
+from tunalab.trained import check_folder
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -69,6 +70,7 @@ def _add_images(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
+    check_folder(arguments.model)
     from tunalab.trained.model import model_config
 
     texts, request = _texts(arguments.settings, arguments.prompts, "prompt"), request_of(arguments)
@@ -78,6 +80,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def edit(arguments: argparse.Namespace) -> int:
+    check_folder(arguments.model)
     from tunalab.trained.model import model_config
 
     texts, request = _texts(arguments.settings, arguments.prompts, "instruction"), request_of(arguments)
@@ -98,6 +101,7 @@ def _make(arguments: argparse.Namespace, texts: list[str], request: "GenerationR
 
 
 def ask(arguments: argparse.Namespace) -> int:
+    check_folder(arguments.model)
     from tunalab.inference.images import find_images, input_buckets
     from tunalab.trained.model import model_config
 

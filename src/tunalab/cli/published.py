@@ -16,6 +16,7 @@ from tunalab.cli.common import (
     request_of,
 )
 from tunalab.errors import UserError
+from tunalab.trained import check_folder
 
 if TYPE_CHECKING:
     from tunalab.cli.common import Commands
@@ -68,6 +69,7 @@ def add(commands: "Commands") -> None:
 
 
 def samples(arguments: argparse.Namespace) -> int:
+    check_folder(arguments.model)
     from tunalab.interop.samples import SAMPLES, make_items, read_layout
     from tunalab.trained.model import model_config
 

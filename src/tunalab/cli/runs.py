@@ -64,7 +64,7 @@ def _named(path: str) -> Path:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from tunalab.training.distribution import several_started
+    from tunalab.training import several_started
 
     if several_started():
         return _train_together(arguments)

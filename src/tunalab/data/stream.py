@@ -155,7 +155,10 @@ class Schedule:
     step: int = 0
 
     def enter(self, endless: bool = False) -> bool:
-        """Go to the stage that the next step belongs to; False behind the last one, which has no end where ``endless``."""
+        """Here a stage ends and the next begins: go to the stage that the next step belongs to.
+
+        False behind the last one, which has no end where ``endless``.
+        """
         number, began = self.start
         while self.tokens - began >= self.budgets[number]:
             if endless and any(self.budgets) and not any(self.budgets[number + 1 :]):

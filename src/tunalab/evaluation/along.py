@@ -1,4 +1,4 @@
-"""Evaluation leaves a model as it found it."""
+"""Evaluation inside a run, at planned token counts. It leaves the model as it found it."""
 
 import math
 from collections import defaultdict

@@ -1,5 +1,8 @@
 """Masking: a learnable token takes the place of some visual tokens before the decoder. The time token is never masked.
 
+The mask is drawn in objective.py (`draw`) and put in by `UnifiedModel.visual`; a stage masks in its last part only
+(training/optimisation.py).
+
 Generation: the clean patch is predicted at masked and unmasked positions, with equal weight. Understanding: only the text loss
 applies, so the mask is a regulariser.
 

@@ -77,7 +77,7 @@ class Sender(Generic[T]):
 
 
 RUN_ID = "mlflow_run_id"  # file of a run directory
-NOT_OURS = ("system/", "evaluation/")  # metrics of MLflow's own monitor, and of a model after its training (evaluation.py)
+NOT_OURS = ("system/", "evaluation/")  # metrics of MLflow's own monitor, and of a model after its training
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # as many as a server takes
 End = Literal["FINISHED", "FAILED", "KILLED"]
 

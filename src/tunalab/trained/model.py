@@ -39,6 +39,7 @@ from tunalab.model.unified import UnifiedModel
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.loading import config_hash, read_config
 from tunalab.settings.schema import RunConfig
+from tunalab.trained import check_folder, kept_at
 from tunalab.trained.folder import (
     TOKENIZER,
     ExportedParts,
@@ -377,19 +378,9 @@ def model_config(path: str | Path) -> RunConfig:
     return read_config(place / CONFIG_FILE)
 
 
-def kept_at(path: str | Path) -> tuple[Path, int | None]:
-    """``RUN@TOKENS`` as the run and the tokens of a kept checkpoint; anything else as it is."""
-    path = Path(path)
-    run, at, tokens = path.name.rpartition("@")
-    if run and at and tokens.replace("_", "").isdecimal() and not path.exists():
-        return path.with_name(run), int(tokens)
-    return path, None
-
-
 def is_export(path: Path) -> bool:
     """Whether ``path`` is an exported folder rather than a run directory. Raises UserError when it is neither."""
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder (a model is a run directory or an exported folder)")
+    check_folder(path)
     if not (path / MANIFEST).is_file() and not (path / CONFIG_FILE).is_file():
         raise UserError(
             f"{path} is neither an exported folder ({MANIFEST} is missing) nor a run directory ({CONFIG_FILE} is missing)"

@@ -24,17 +24,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from tunalab.errors import UserError
 from tunalab.settings.schema import DistributionConfig, RunConfig
-
-
-def several_started() -> bool:
-    """Whether this process is one of several that are to train one run together.
-
-    Of a batch script itself, SLURM tells how many tasks srun would start; of a step, how many it has started. What a script starts
-    without srun, such as a sweep, is one process each.
-    """
-    name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
-    return int(os.environ.get(name, "1")) > 1
-
+from tunalab.training import several_started
 
 # A process that died is noticed at once, by its closed connections. Waiting finds the one that hangs, or whose machine is gone.
 PATIENCE = timedelta(minutes=30)
