@@ -174,6 +174,7 @@ def python(folder: Path, *arguments: str, path: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_wheel_works_in_an_empty_folder(empty: Path, components: Path, tmp_path: Path) -> None:
     """Of a source distribution of a copy without git and tests, installed beside the environment's packages."""
     source, target = tmp_path / "source", tmp_path / "target"

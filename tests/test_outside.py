@@ -100,6 +100,7 @@ def config(**changes: object) -> RunConfig:
     return quick_config(**(page_settings("corpus", "benchmark", "question") | changes))
 
 
+@pytest.mark.slow
 def test_a_package_goes_through_sweep_figure_table_report_and_mlflow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = to_plain(
         config(

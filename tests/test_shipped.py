@@ -34,6 +34,7 @@ def costs_of(config: RunConfig, model: UnifiedModel) -> FlopCosts:
     return COSTS[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_can_begin_and_its_variants_build_on_the_meta_device_with_equal_shared_parts(experiment: Path) -> None:
     counts = []

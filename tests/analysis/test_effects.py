@@ -77,6 +77,7 @@ def test_a_run_without_masking_stands_beside_every_kind_of_masking() -> None:
     assert interaction["value"] == pytest.approx(0.06, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_an_interval_covers_the_truth_of_noisy_runs() -> None:
     generator, hits = np.random.default_rng(0), 0
     for _ in range(20):

@@ -335,6 +335,7 @@ def test_what_cannot_be_written_or_read_is_told_before_anything_is_made(tmp_path
     assert not list((tmp_path / "folder").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
 def test_a_committed_report_is_fresh(path, monkeypatch, tmp_path, capsys):
     """The Markdown; the page holds the same text, and pictures that other versions of a font may draw otherwise."""

@@ -116,6 +116,7 @@ def small(checkout: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_runs_and_their_sweep_leave_none(
     checkout: Path,
     small: list[str],

@@ -163,6 +163,7 @@ def read(make: Any, workers: int, **more: Any) -> list[Step]:
     return list(StepLoader(make(data=data, **more), workers))
 
 
+@pytest.mark.slow
 def test_data_processes_share_the_budget_and_resume_exactly(make: Any) -> None:
     """Two lanes, killed after any step; the loader had read further ahead than training had come."""
     steps = read(make, 2)

@@ -27,6 +27,7 @@ def wait(folder: Path) -> None:
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_results_mistakes_and_deaths_are_those_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_threads", lambda: 4)
     with side_by_side(job, [("a", 2), ("b", 0)], 2) as (first, failed):
@@ -44,6 +45,7 @@ def test_one_process_is_this_one_and_works_when_asked() -> None:
             failed()
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), side_by_side(wait, [(tmp_path,)], 2):
         while not list(tmp_path.iterdir()):

@@ -166,6 +166,7 @@ def test_blocks_are_listed_for_the_kernel_as_by_torch() -> None:
         assert torch.equal(one[listed], other[listed]) and one.dtype == other.dtype, name
 
 
+@pytest.mark.slow
 def test_flex_attention_is_not_compiled_again_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward alone, with the graph that would be compiled run as it is: the kernel itself needs a GPU."""
     counter = CompileCounterWithBackend("eager")

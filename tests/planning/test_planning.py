@@ -49,6 +49,7 @@ def test_days_are_flops_over_rate() -> None:
     assert plan.stages["first"].flops_per_token["flow head"] == 0 < plan.stages["last"].flops_per_token["flow head"]
 
 
+@pytest.mark.slow
 def test_steps_of_all_ranks() -> None:
     config = config_of(rows=2, row_tokens=512, accumulate=3)
     plan = make_plan(config, SLOW, gpus=4)
@@ -126,6 +127,7 @@ def test_every_variant_has_a_plan(variant: str, monkeypatch: pytest.MonkeyPatch,
     assert (plain["totals"]["frozen"] > 0) == bool(SETTINGS[variant].get("vae"))
 
 
+@pytest.mark.slow
 def test_the_full_recipe_on_a_laptop_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights, no data, no network: and it says what fits where."""
     monkeypatch.chdir(ROOT)
@@ -144,6 +146,7 @@ def test_the_full_recipe_on_a_laptop_in_words(monkeypatch: pytest.MonkeyPatch) -
     assert sum(alone.values()) > 2 * (GPUS["h100"].memory or 0), "no one GPU holds it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(SETTINGS))
 def test_the_recipe_at_1_5b_has_a_plan(variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """With fewer blocks and one size, to be quick; its parameters are counted in test_parameters.py."""

@@ -188,6 +188,7 @@ def test_a_cell_that_outlives_its_driver_stays_locked(cells, trains):
     assert (cells[0].run_dir / "notes.txt").read_text() == "ready\ndone\n"
 
 
+@pytest.mark.slow
 def test_progress_is_printed_as_lines_where_there_is_no_terminal(cells, trains):
     body = textwrap.dedent("""
         text = '{"tokens": %d, "total_tokens": 100, "tokens_per_second": 40.0, "seconds_left": 1, "phase": "train"}'

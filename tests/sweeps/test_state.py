@@ -172,6 +172,7 @@ def test_on_a_narrow_terminal_lines_go_on_in_the_next(cells: list[Cell], monkeyp
     assert max(map(len, text.splitlines())) <= 40
 
 
+@pytest.mark.slow
 def test_a_thousand_cells_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the time goes into is counted, as that is the same however busy the machine is: modules, experiments, files."""
     monkeypatch.chdir(ROOT)

@@ -61,6 +61,7 @@ def ends(cell: Cell) -> list[str | None]:
     return [attempt.how for attempt in read_history(cell.run_dir).attempts]
 
 
+@pytest.mark.slow
 def test_cells_and_drivers_may_be_killed_at_any_time(cells: list[Cell], trains: Trains) -> None:
     cells, draws, lost = cells[:3], random.Random(0), 0
     driver = start_driver(cells, trains(COUNTS), retries=9)

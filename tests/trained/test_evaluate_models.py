@@ -13,6 +13,7 @@ from tunalab.trained.model import load
 ASK = ["--parts", "understanding", "understanding.groups=6", "understanding.levels=[1]", "understanding.easy_vqa=0", "--quiet"]
 
 
+@pytest.mark.slow
 def test_an_export_measures_as_its_run_whose_record_gets_it(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

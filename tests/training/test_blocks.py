@@ -42,6 +42,7 @@ def step(first: int) -> JointStep:
     return step_of([batch_of(rows(KINDS[first:] + KINDS[: first // 2]))])
 
 
+@pytest.mark.slow
 def test_compiled_and_recomputed_blocks_give_the_same_gradients_by_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     # Graphs are run as they are instead of being made into kernels.

@@ -31,6 +31,7 @@ print(clock() - began, time.perf_counter() - really, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_process_does_not_count_the_time() -> None:
     with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None and child.stdout is not None

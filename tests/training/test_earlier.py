@@ -53,6 +53,7 @@ def as_earlier(checkpoint: Path) -> None:
     write_whole(checkpoint, write, {"step": saved["progress"]["steps"]})
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_after_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

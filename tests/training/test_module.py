@@ -118,6 +118,7 @@ def test_every_part_takes_part_without_changing_anything(kinds: list[str]) -> No
     assert gradients(one_of_many).keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_every_variant_overfits_one_batch(variant: str) -> None:
     config = quick_config(variant, objective__understanding_noise=0.0, objective__masking__ratio=0.0)
     harness = make_harness(config)

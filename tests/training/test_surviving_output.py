@@ -50,6 +50,7 @@ def saved(folder: Path, config: RunConfig) -> Path:
     return folder / "saved.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_a_run_goes_on_when_nobody_reads_what_it_prints(
     kind: str, talkative: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +94,7 @@ def test_output_that_the_caller_closed_goes_nowhere(monkeypatch: pytest.MonkeyPa
         assert not sys.stdout.isatty()
 
 
+@pytest.mark.slow
 def test_a_step_is_saved_before_anything_is_printed_about_it(
     talkative: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

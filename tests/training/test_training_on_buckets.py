@@ -31,6 +31,7 @@ def manifest(tmp_path: Path) -> dict[str, str]:
     return {"path": str(tmp_path / "data.jsonl"), "kind": "text_to_image"}
 
 
+@pytest.mark.slow
 def test_every_variant_trains_on_the_same_images_of_several_sizes(
     manifest: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def trained(folder: Path, others: dict[str, Any] | None = None) -> Course:
     return course
 
 
+@pytest.mark.slow
 def test_settings_act_from_where_they_are_declared(tmp_path: Path) -> None:
     for acts, others in (("never", NEVER), ("masking", MASKING), ("stage", STAGE)):
         assert {key for key, one in SETTINGS.items() if one.acts == acts} == set(others)

@@ -21,6 +21,7 @@ def images(split):
     return {render(one, 32).tobytes() for one in sample(split)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", SPLITS)
 def test_no_image_is_in_two_splits(one):
     for two in SPLITS:

@@ -104,6 +104,7 @@ def equal(a: Step, b: Step) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_of_two_data_processes_resume_exactly(config: RunConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
     for rank in range(RANKS):
         steps = list(read(config, tokenizer, tmp_path, rank))

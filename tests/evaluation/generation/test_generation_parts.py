@@ -49,6 +49,7 @@ def by_key(found: list[Measure]) -> dict[tuple[str, str, str], Measure]:
     return {(one.benchmark, one.split, one.metric): one for one in found}
 
 
+@pytest.mark.slow
 def test_a_perfect_model_gets_everything_right(perfect: Subject) -> None:
     found = by_key(following.measure(perfect, GenerationSettings(**FEW, parser_scenes=15)))
     for (benchmark, split, metric), one in found.items():

@@ -144,6 +144,7 @@ def _build_in_process(root: Path) -> None:
         file.write("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_two_processes_build_each_component_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     processes = [context.Process(target=_build_in_process, args=(tmp_path,)) for _ in range(2)]
