@@ -41,8 +41,8 @@ def synthetic_record(
             rise = 1 / (1 + np.exp(-4 * (np.log10(tokens) - middle - 0.06 * offset)))
             ability = chance + (best - 0.03 * offset - 0.15 * abs(mask_ratio - 0.3) + 0.02 * seed - chance) * rise
             right = generator.random(n) < ability
-            known = chance_of(benchmark, n) or chance  # as evaluations write it
-            scores[benchmark] = Score.from_outcomes(right, known) if outcomes else Score.of(int(right.sum()), n, known)
+            expected = chance_of(benchmark, n) or chance  # as evaluations write it
+            scores[benchmark] = Score.from_outcomes(right, expected) if outcomes else Score.of(int(right.sum()), n, expected)
         points.append(Point(tokens, tokens // 2000, tokens // 90, tokens * 6e6, tokens / 1e4, scores, {"text": 1.5}, {"0.3": 14.2}))
     last = points[-1]
     totals = Totals(last.tokens, last.steps, last.images, last.flops, last.seconds, 1_500_000_000)

@@ -196,9 +196,9 @@ def test_a_wheel_works_in_an_empty_folder(empty: Path, components: Path, tmp_pat
             assert (target / "tunalab/shipped" / file.relative_to(ROOT)).read_bytes() == file.read_bytes()
     assert (target / "tunalab/py.typed").exists() and (target / "bin/tunalab").exists()
     assert "key=value" in python(empty, str(target / "bin/tunalab"), "train", "--help", path=target)
-    said = python(empty, "-c", TRY, str(target), str(ROOT / "results/figure6"), path=target)
-    codes = [line for line in said.splitlines() if line.startswith("exit")]
-    assert codes == ["exit 0"] * 4 + ["exit 2"], said
-    assert "4 runs" in said and "front-end: projection" in said, said
-    assert "(shipped choices: ablation, " in said
+    printed = python(empty, "-c", TRY, str(target), str(ROOT / "results/figure6"), path=target)
+    codes = [line for line in printed.splitlines() if line.startswith("exit")]
+    assert codes == ["exit 0"] * 4 + ["exit 2"], printed
+    assert "4 runs" in printed and "front-end: projection" in printed, printed
+    assert "(shipped choices: ablation, " in printed
     assert sorted(path.name for path in empty.iterdir()) == ["drawn", "study"]

@@ -148,8 +148,8 @@ class Reader(ast.NodeVisitor):
     def bind(self, target: ast.expr, value: ast.expr) -> None:
         """What a name stands for after an assignment; a loop's name stands for a member, which has its container's class here."""
         if isinstance(target, ast.Tuple):
-            known = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
-            for part, its in zip(target.elts, known, strict=False):
+            expected = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
+            for part, its in zip(target.elts, expected, strict=False):
                 self.bind(part, its)
         else:
             self.bind_class(target, self.class_of(value))

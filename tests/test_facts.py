@@ -159,9 +159,9 @@ def differing() -> Iterator[tuple[str, str, str, Any, list[Fact]]]:
             own = values(recipe, variant)
             for key in {one.key for one in facts()}:
                 of = REFERENCE if recipe in CONTROLLED and not key.startswith("frontend.") else variant
-                known = [one for one in facts() if one.key == key and one.about(of, scale)]
-                if any(own[key] != one.value for one in known):
-                    yield recipe, variant, key, own[key], known
+                expected = [one for one in facts() if one.key == key and one.about(of, scale)]
+                if any(own[key] != one.value for one in expected):
+                    yield recipe, variant, key, own[key], expected
 
 
 def test_what_differs_from_the_facts_is_listed() -> None:
@@ -184,12 +184,12 @@ def test_what_is_listed_is_there_and_differs() -> None:
         key = in_steps(name)
         assert key in settings or (ROOT / name).exists(), name
         assert len(row) == 5 + (key in settings) and all(row) and (key not in settings or row[1] in ("all", "controlled")), name
-        known = [one for one in facts() if one.key == key]
-        assert not known or any(
+        expected = [one for one in facts() if one.key == key]
+        assert not expected or any(
             values(recipe, variant)[key] != one.value
             for recipe, scale in SCALES.items()
             for variant in PUBLISHED
-            for one in known
+            for one in expected
             if one.scale in ("", scale)
         ), f"{name} is as published"
 

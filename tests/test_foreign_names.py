@@ -48,13 +48,13 @@ def test_a_name_stays_below_its_folder(folder: Path, name: str) -> None:
     row = {"image": name, "prompt": "p", "input_image": name, "key": "k", "task_type": "t"}
     data.write_text(json.dumps({**row, "instruction": "i", "instruction_language": "en"}), encoding="utf-8")
     (folder / "edits.json").write_text(json.dumps({"k": {"prompt": "p", "id": name, "edit_type": "t"}}), encoding="utf-8")
-    said = "no text" if not name else "leads out of .*foreign: a path below that folder is needed"
+    printed = "no text" if not name else "leads out of .*foreign: a path below that folder is needed"
     for read in (
         lambda: prompted_images(folder, data),
         lambda: read_layout("gedit", data, [0], folder),
         lambda: read_layout("imgedit", folder / "edits.json", [0], folder),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             read()
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": name}}), encoding="utf-8")

@@ -150,8 +150,8 @@ def test_training_without_the_data_is_one_line(
     names = [str(ROOT / "experiments/paper_7b.yaml"), str(ROOT / "variants/tuna2.yaml")]
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--experiment", names[0], "--variant", names[1]]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("data/" in said or "Qwen/Qwen2.5-7B-Instruct" in said)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and ("data/" in printed or "Qwen/Qwen2.5-7B-Instruct" in printed)
     assert not list(tmp_path.rglob("*"))
 
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_is_one_line(checkout: Checkout, word: str, variables: di
     (checkout.folder / "mine" / "thesis.tex").touch()
     done = checkout.install(word, **variables)
     assert done.returncode == 2
-    assert [told for told in done.stderr.splitlines() if not told.startswith("make: ")][0].startswith(f"error: {line}")
+    assert [messages for messages in done.stderr.splitlines() if not messages.startswith("make: ")][0].startswith(f"error: {line}")
     assert len(done.stderr.splitlines()) == 2
     assert (checkout.folder / "mine" / "thesis.tex").exists()
     assert not checkout.installs

@@ -63,13 +63,13 @@ def test_every_cell_of_a_sweep_resolves(path: Path, monkeypatch: pytest.MonkeyPa
     assert len(cells) == len({cell.run_dir for cell in cells}) > 0
     # Fair by construction: in one sweep budgets, data and stages are equal, but for what its arms and factors vary and for the
     # learning rate of a front-end without connector in the connector stage (tests/test_recipes.py).
-    asked = {key for keys in (loaded.factors, *loaded.arms.values()) for key in keys}
+    requests = {key for keys in (loaded.factors, *loaded.arms.values()) for key in keys}
     for config in configs:
         assert config.data == configs[0].data and config.stages.keys() == configs[0].stages.keys()
         for name, stage in config.stages.items():
             held, first = asdict(stage), asdict(configs[0].stages[name])
             differ = {key for key in held if held[key] != first[key]} - ({"lr"} if name == "connector" else set())
-            assert {f"stages.{name}.{key}" for key in differ} <= asked
+            assert {f"stages.{name}.{key}" for key in differ} <= requests
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS + SWEEPS, ids=lambda path: f"{path.parent.name}-{path.stem}")

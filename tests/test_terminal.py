@@ -104,9 +104,9 @@ def test_letters_that_a_stream_cannot_show_are_no_error(environment: dict[str, s
     call = [sys.executable, "-m", "tunalab", "plan", str(tmp_path / "mine.yaml"), "tuna2"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIO"))}
     done = subprocess.run(call, capture_output=True, timeout=60, env={**plain, **environment}, cwd=Path(__file__).parent.parent)
-    said = done.stderr.decode("latin-1")
-    assert done.returncode == 2 and said.startswith("error: ") and "Traceback" not in said
-    assert "unknown key 'se" in said and ("\\u4e2d" in said or "\u4e2d" in done.stderr.decode(errors="replace"))
+    printed = done.stderr.decode("latin-1")
+    assert done.returncode == 2 and printed.startswith("error: ") and "Traceback" not in printed
+    assert "unknown key 'se" in printed and ("\\u4e2d" in printed or "\u4e2d" in done.stderr.decode(errors="replace"))
 
 
 def test_names_that_are_no_text_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

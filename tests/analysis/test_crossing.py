@@ -16,16 +16,16 @@ TOKENS_AXIS = AXES["tokens"]
 def slow_last_change(gap, x):
     """By hand, from the end: the sign there, and where it was taken over."""
     signs = [0 if abs(value) < 1e-9 else 1 if value > 0 else -1 for value in gap]
-    known = [index for index, sign in enumerate(signs) if sign]
-    if not known:
+    expected = [index for index, sign in enumerate(signs) if sign]
+    if not expected:
         return 0, -inf, 0
-    changes = sum(signs[a] != signs[b] for a, b in pairwise(known))
-    last = signs[known[-1]]
-    before = [index for index in known if signs[index] == -last]
+    changes = sum(signs[a] != signs[b] for a, b in pairwise(expected))
+    last = signs[expected[-1]]
+    before = [index for index in expected if signs[index] == -last]
     if not before:
         return last, -inf, changes
     left = before[-1]
-    right = min(index for index in known if index > left)
+    right = min(index for index in expected if index > left)
     if right > left + 1:  # ties between: their middle
         return last, (log(x[left + 1]) + log(x[right - 1])) / 2, changes
     share = abs(gap[left]) / (abs(gap[left]) + abs(gap[right]))

@@ -120,8 +120,8 @@ def test_the_command_takes_names_folders_and_files(tmp_path, monkeypatch, capsys
         write_record(tmp_path / "results" / "here" / f"{variant}-seed0.json", synthetic_record(variant))
     for names in (("here/tuna2-seed0", "tuna_r-seed0"), ("runs/tuna2", "runs/tuna_r/record.json")):
         assert main(["diff", *names]) == 0
-        said = capsys.readouterr().out
-        assert "FAIR: the runs are equal but for the front-end" in said and "tuna_r" in said
+        printed = capsys.readouterr().out
+        assert "FAIR: the runs are equal but for the front-end" in printed and "tuna_r" in printed
     assert main(["diff", "runs/tuna2", "runs/tuna_r", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["verdict"].startswith("FAIR") and plain["accuracies"] and "records" not in plain
@@ -135,9 +135,9 @@ def test_a_bad_name_is_one_line(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "results" / "here" / "damaged.json").write_text("{")
     assert main(["diff", name, "here/tuna2-seed0"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert name.split("/")[-1].split(".")[0] in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert name.split("/")[-1].split(".")[0] in printed.err
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_committed_pairs_of_figure6_are_fair_and_their_checkout_is_a_doubt(monke
     monkeypatch.chdir(ROOT)
     for other in ("tuna", "tuna_r"):
         assert main(["diff", "figure6/tuna2-seed0", f"figure6/{other}-seed0"]) == 0
-        said = capsys.readouterr().out
-        assert "FAIR: the runs are equal but for the front-end; doubts: checkout" in said
-        assert "by the settings; steps and images agree at equal tokens" in said
+        printed = capsys.readouterr().out
+        assert "FAIR: the runs are equal but for the front-end; doubts: checkout" in printed
+        assert "by the settings; steps and images agree at equal tokens" in printed
 
 
 def test_everything_is_plain_for_programs():

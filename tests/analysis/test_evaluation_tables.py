@@ -261,8 +261,8 @@ def test_what_an_earlier_parser_judged_is_marked(records, settings, marked):
         made.append(replace(record, evaluation=[Evaluated("generation", settings, {}, 0.0, measures)]))
     compared = sides(made)
     text = evaluation_markdown(means_table(compared), differences_table(compared), read_published(PUBLISHED), Legend(made))
-    said = f"before {PARSER_SINCE}"
-    assert (said in text) == (said in claims_markdown(made)) == marked
+    printed = f"before {PARSER_SINCE}"
+    assert (printed in text) == (printed in claims_markdown(made)) == marked
 
 
 def test_parts_that_the_parser_judges_are_measured_again_after_it_changed():

@@ -80,8 +80,8 @@ def test_a_report_has_its_sections_in_the_order_of_doubt(made_report):
 
 
 def test_equal_runs_are_said_to_be_equal():
-    level, said = verdict(synthetic_records())
-    assert level == "equal" and said.startswith("**Equal**: all runs share tokens, seeds")
+    level, printed = verdict(synthetic_records())
+    assert level == "equal" and printed.startswith("**Equal**: all runs share tokens, seeds")
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_equal_runs_are_said_to_be_equal():
 )
 def test_what_breaks_a_comparison_stands_loudly_at_the_top(change, what):
     records = synthetic_records()
-    level, said = verdict([*records[:-1], change(records[-1])])
-    assert level == "broken" and said.startswith("**NOT EQUAL: ")
-    assert f"| **breaks** | {what} |" in said or f"| varied | {what} |" in said
+    level, printed = verdict([*records[:-1], change(records[-1])])
+    assert level == "broken" and printed.startswith("**NOT EQUAL: ")
+    assert f"| **breaks** | {what} |" in printed or f"| varied | {what} |" in printed
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_what_breaks_a_comparison_stands_loudly_at_the_top(change, what):
 )
 def test_what_may_be_rounding_is_a_doubt(changed, what):
     records = synthetic_records()
-    level, said = verdict([*records[:-1], replace(records[-1], environment=records[-1].environment | changed)])
-    assert level == "doubt" and f"| doubt | {what} |" in said
+    level, printed = verdict([*records[:-1], replace(records[-1], environment=records[-1].environment | changed)])
+    assert level == "doubt" and f"| doubt | {what} |" in printed
 
 
 def test_what_a_sweep_varies_on_purpose_is_no_breach():
@@ -118,8 +118,8 @@ def test_what_a_sweep_varies_on_purpose_is_no_breach():
     assert level == "equal", "a setting is what is compared"
     rows = synthetic_records(("tuna2",), 2)
     other = [replace(r, config=r.config | {"data": r.config["data"] | {"rows": 8}}) for r in rows]
-    level, said = verdict([*rows, *other])
-    assert level == "varied" and "| varied | data order of seed 0 |" in said
+    level, printed = verdict([*rows, *other])
+    assert level == "varied" and "| varied | data order of seed 0 |" in printed
 
 
 def test_unequal_compute_is_said_also_of_equal_runs():
@@ -145,9 +145,9 @@ def test_headers_become_paragraphs(tmp_path):
         "#",
     ]
     file.write_text("\n".join([*lines, "# Prose", "# goes on.", "key: 1", "# no"]))
-    said = "**Question:** is \\[this] a \\<question>? It is.\n\n"
-    said += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
-    assert report_sections.header(file) == said
+    printed = "**Question:** is \\[this] a \\<question>? It is.\n\n"
+    printed += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
+    assert report_sections.header(file) == printed
     record = synthetic_record()
     unknown = report_sections.question([replace(record, run=replace(record.run, experiment="elsewhere"))], ["nowhere"])
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`, `experiments/elsewhere.yaml`" in unknown.text
@@ -174,13 +174,15 @@ def test_power_laws_are_those_of_the_table(tmp_path):
 
 def test_records_of_two_sweeps_have_two_questions_and_two_commands():
     records = [synthetic_record(), synthetic_record("tuna_r")]
-    said = report_sections.question(records, ["front_ends", "encoder"]).text
-    assert said.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in said and "`sweeps/encoder.yaml`" in said
+    printed = report_sections.question(records, ["front_ends", "encoder"]).text
+    assert printed.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in printed and "`sweeps/encoder.yaml`" in printed
     commands = reproduce(records, ["front_ends", "encoder"], Path("results/x")).text
     assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands and "at commit unknown. `git checkout`" in commands
     modified = replace(records[0], environment=records[0].environment | {"commit": "f" * 40, "dirty": True})
-    said = reproduce([modified, records[1]], [], Path("results/x")).text
-    assert f"at commit {'f' * 12}, modified; unknown. `git checkout` it" in said and "modified, which is not on record" in said
+    printed = reproduce([modified, records[1]], [], Path("results/x")).text
+    assert (
+        f"at commit {'f' * 12}, modified; unknown. `git checkout` it" in printed and "modified, which is not on record" in printed
+    )
 
 
 def test_costs_add_up_by_machine():
@@ -204,8 +206,8 @@ def test_interruptions_and_unfinished_runs_are_named():
 def test_a_part_of_a_sweep_is_no_sweep():
     records = synthetic_records(("tuna2",), 2)
     names = [record.run.name for record in records]
-    level, said = verdict(records, {"wide": [*names, "away-seed0"], "here": names})
-    assert level == "doubt" and said.startswith("**INCOMPLETE: 2 of 3 runs of the sweep wide.** ")
+    level, printed = verdict(records, {"wide": [*names, "away-seed0"], "here": names})
+    assert level == "doubt" and printed.startswith("**INCOMPLETE: 2 of 3 runs of the sweep wide.** ")
     text = failures(records, {"wide": [*names, "away-seed0"], "here": names}).text
     assert "2 of 2 runs on record are finished; 2 of 3 runs of the sweep wide; 2 of 2 runs of the sweep here." in text
     assert "**Not here, or not finished:** away-seed0." in text
@@ -269,14 +271,14 @@ def test_every_shape_of_a_sweep_has_a_report(variants, ratios, seeds):
 
 def test_samples_stand_side_by_side_for_common_prompts():
     records = synthetic_records()
-    known = {r.run.name: sampled(prompts=("one", "two", "three")) for r in records[:2]}
-    known[records[2].run.name] = sampled(prompts=("three", "one"))
-    section = samples(records, known)
+    expected = {r.run.name: sampled(prompts=("one", "two", "three")) for r in records[:2]}
+    expected[records[2].run.name] = sampled(prompts=("three", "one"))
+    section = samples(records, expected)
     assert list(section.samples) == ["Tuna", "Tuna-R", "Tuna-2"] and {one.prompts for one in section.samples.values()} == {
         ("one", "three")
     }
-    np.testing.assert_array_equal(section.samples["Tuna"].images[1], known[records[0].run.name].images[2])
-    np.testing.assert_array_equal(section.samples["Tuna-2"].images[1], known[records[2].run.name].images[0])
+    np.testing.assert_array_equal(section.samples["Tuna"].images[1], expected[records[0].run.name].images[2])
+    np.testing.assert_array_equal(section.samples["Tuna-2"].images[1], expected[records[2].run.name].images[0])
     both = samples(records, {r.run.name: sampled() for r in records}).samples
     assert list(both) == [f"{name}, seed {seed}" for name in ("Tuna", "Tuna-R", "Tuna-2") for seed in (0, 1)]
     assert samples(records, {}).text.startswith("None: ")
@@ -330,8 +332,8 @@ def test_what_cannot_be_written_or_read_is_told_before_anything_is_made(tmp_path
         ("table --records here --out folder --readme nowhere.md", "--readme nowhere.md"),
     ):
         assert main(command.split()) == 2, command
-        said = capsys.readouterr().err
-        assert words in said and said.count("\n") == 1, said
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1, printed
     assert not list((tmp_path / "folder").iterdir())
 
 

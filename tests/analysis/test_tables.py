@@ -126,8 +126,8 @@ def test_the_note_says_what_is_unequal_and_only_then(tmp_path, records):
     assert "equal comparison" not in (tmp_path / "accuracy.md").read_text()
     made[-1] = replace(made[-1], totals=replace(made[-1].totals, tokens=9_000_000))
     write_tables(made, tmp_path, "x")
-    said = f"**Not an equal comparison:** tokens (4M: 5 runs; 9M: {made[-1].run.name}): unequal budgets."
-    assert said in (tmp_path / "accuracy.md").read_text()
+    printed = f"**Not an equal comparison:** tokens (4M: 5 runs; 9M: {made[-1].run.name}): unequal budgets."
+    assert printed in (tmp_path / "accuracy.md").read_text()
 
 
 def test_what_is_varied_is_compared_but_a_budget_is_told(records):

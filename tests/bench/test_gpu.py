@@ -136,10 +136,10 @@ def test_parts_that_fail_leave_the_others(
 
 
 def test_the_commands_of_parts_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str | None, Path | None]] = []
-    monkeypatch.setattr(bench, "bench_gpu", lambda only, out: asked.append((only, out)) or 0)
+    requests: list[tuple[str | None, Path | None]] = []
+    monkeypatch.setattr(bench, "bench_gpu", lambda only, out: requests.append((only, out)) or 0)
     for part in GPU_PARTS:
         assert main(["bench", "--gpu", "--only", part, "--out", str(tmp_path / "x.json")]) == 0
     assert main(["bench", "--gpu"]) == 0
-    assert asked == [*((part, tmp_path / "x.json") for part in GPU_PARTS), (None, Path("results/bench_gpu.json"))]
+    assert requests == [*((part, tmp_path / "x.json") for part in GPU_PARTS), (None, Path("results/bench_gpu.json"))]
     assert small_config().compile_blocks is False, "measured first, then a default"

@@ -34,9 +34,9 @@ def url(tmp_path: Path) -> Iterator[str]:
     server = subprocess.Popen(served, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
         assert server.stdout is not None
-        said = "figure6: accuracy against tokens, by variant: "
-        line = next(line for line in server.stdout if line.startswith(said))  # MLflow says something before
-        yield line.removeprefix(said).strip()
+        printed = "figure6: accuracy against tokens, by variant: "
+        line = next(line for line in server.stdout if line.startswith(printed))  # MLflow says something before
+        yield line.removeprefix(printed).strip()
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -36,8 +36,8 @@ def picture(name: str) -> np.ndarray:
 
 def test_an_overlay_and_every_head(folder, capsys):
     assert main(["attention", "one", "--image", "photo.png", *QUESTION, "--grid", "--out", "maps/of.png"]) == 0
-    said = capsys.readouterr().out
-    assert "answer:" in said and "at the word 'ring' (token" in said and "wrote maps/of-grid.png" in said
+    printed = capsys.readouterr().out
+    assert "answer:" in printed and "at the word 'ring' (token" in printed and "wrote maps/of-grid.png" in printed
     assert picture("maps/of.png").shape == (192, 192, 3)
     assert len(np.unique(picture("maps/of-grid.png"))) > 50
     settings = read_settings(Path("maps/of.png"))["attention"]
@@ -88,8 +88,8 @@ def test_examples_of_several_models(folder, capsys):
 def test_mistakes_are_one_line(words, message, folder, capsys):
     before = Path("photo.png").read_bytes()
     assert main(["attention", "one", *words]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1
     assert not Path("attention.png").exists() and Path("photo.png").read_bytes() == before
 
 

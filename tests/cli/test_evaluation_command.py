@@ -134,8 +134,8 @@ def test_several_models_are_measured_and_one_that_cannot_be_loaded_is_told(
     fake.fail[run_dir] = UserError("every checkpoint in it is damaged")
     assert main(["evaluate", run_dir, other, "--parts", "understanding"]) == 1
     assert fake.calls == [("understanding", trained[1].name)] and len(read_record(trained[1] / "record.json").evaluation) == 1
-    told = capsys.readouterr()
-    assert f"not measured: {run_dir}: every checkpoint" in told.out and "damaged" in told.err
+    messages = capsys.readouterr()
+    assert f"not measured: {run_dir}: every checkpoint" in messages.out and "damaged" in messages.err
     assert "every checkpoint in it is damaged" in refusal(capsys, run_dir)
 
 

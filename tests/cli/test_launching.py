@@ -20,15 +20,15 @@ def launch_file(checkout: Path) -> Path:
 def test_cells_go_where_the_launch_file_says(
     launch_file: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[SlurmLauncher, list[str]]] = []
+    requests: list[tuple[SlurmLauncher, list[str]]] = []
 
     def run(launcher: SlurmLauncher, work: Work) -> Result:
-        asked.append((launcher, [cell.name for cell in work.cells]))
+        requests.append((launcher, [cell.name for cell in work.cells]))
         return Result([Outcome(cell, "queued", "job 7 pending") for cell in work.cells])
 
     monkeypatch.setattr(SlurmLauncher, "run", run)
     assert main(["sweep", "small", "--launch", "cluster", "--parallel", "3", "threads=2"]) == 75
-    ((launcher, names),) = asked
+    ((launcher, names),) = requests
     assert launcher == SlurmLauncher(SlurmLaunch(nodes=2, array_parallelism=3), threads=2) and len(names) == 2
     assert "2 queued" in capsys.readouterr().out and not trained
 

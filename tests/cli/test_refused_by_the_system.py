@@ -136,9 +136,9 @@ def test_a_place_that_cannot_be_used_is_one_line(
         code = main([word.format(place=used) for word in shlex.split(CALLS[call])])
     except SystemExit as error:
         code = int(error.code or 0)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert code == 2 and said and said[-1].startswith(("error: ", "tunalab ")), said
-    assert len(said) == 1 or "usage" in said[0], said
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and printed and printed[-1].startswith(("error: ", "tunalab ")), printed
+    assert len(printed) == 1 or "usage" in printed[0], printed
 
 
 @pytest.mark.parametrize(

@@ -83,20 +83,20 @@ def test_a_run_that_no_sweep_started_keeps_its_own_history(
 ) -> None:
     monkeypatch.delenv(LOCK_HELD)
     run_dir = checkout / "runs" / "mine"
-    told: list[dict[str, int]] = []
+    messages: list[dict[str, int]] = []
 
     def train(config: RunConfig, run_dir: Path, attempts: dict[str, int], callbacks: object = ()) -> int:
-        told.append(attempts)
-        if len(told) == 1:
+        messages.append(attempts)
+        if len(messages) == 1:
             raise RuntimeError("the disk is full")
-        return 75 if len(told) == 2 else 0
+        return 75 if len(messages) == 2 else 0
 
     monkeypatch.setattr("tunalab.training.run.train", train)
     call = ["train", "--experiment", "smoke", "--run-dir", str(run_dir)]
     with pytest.raises(RuntimeError):
         main(call)
     assert main(call) == 75 and main(call) == 0
-    assert told[2] == {"starts": 3, "failed": 1, "stopped": 1}
+    assert messages[2] == {"starts": 3, "failed": 1, "stopped": 1}
     first, second, third = read_history(run_dir).attempts
     assert (first.how, first.reason, first.launcher) == ("failed", "RuntimeError: the disk is full", "alone")
     assert (second.how, third.how) == ("stopped", "finished")

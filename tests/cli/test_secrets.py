@@ -186,11 +186,12 @@ def test_a_replay_gets_them_again(
     assert main(["train", "--experiment", "smoke", f"data.webdataset.web.urls=[{url}]", "tracking.enabled=false"]) == 0
     saved = str(trained[0] / "config.yaml")
     assert_clean(Path(saved).read_text(encoding="utf-8"))
-    seen: list[RunConfig] = []
-    monkeypatch.setattr("tunalab.training.run.open_data", seen.append)
+    observed: list[RunConfig] = []
+    monkeypatch.setattr("tunalab.training.run.open_data", observed.append)
     assert main(["train", "--config", saved, f"data.webdataset.web.urls=[{url}]"]) == 0
     assert (
-        seen[0].data.webdataset["web"].urls == [url] and read_record(trained[1] / "record.json").run.config_hash in trained[1].name
+        observed[0].data.webdataset["web"].urls == [url]
+        and read_record(trained[1] / "record.json").run.config_hash in trained[1].name
     )
     for other in ("seed=1", "data.webdataset.web.urls=[https://host/y.tar]", "data.webdataset.web.urls=[https://***@host/x.tar]"):
         assert main(["train", "--config", saved, other]) == 2

@@ -53,9 +53,9 @@ def test_the_upright_picture(name: str) -> None:
 
 def test_images_in_a_list() -> None:
     corpus = source("manifest", "images_key.jsonl")
-    image, asked, answered = corpus.document(0).segments
+    image, requests, answered = corpus.document(0).segments
     assert isinstance(image, Image) and (corners(image.pixels_HWC) == CORNERS).all()
-    assert (asked, answered) == (Text(QUESTION), Text("Red.", target=True)) and corpus.length == 3
+    assert (requests, answered) == (Text(QUESTION), Text("Red.", target=True)) and corpus.length == 3
 
 
 def test_a_video_is_rejected_by_name() -> None:

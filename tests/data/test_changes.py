@@ -54,9 +54,9 @@ def opened(folder: Path) -> dict[str, Corpus]:
 
 def again(folder: Path, full: bool = False, accept: bool = False, tokens: int | None = 7) -> changes.DataDigests:
     """As a run does that starts in ``folder/run``."""
-    seen = checked_data(folder / "run", opened(folder), full, accept, tokens)
-    keep(folder / "run", seen)
-    return seen
+    observed = checked_data(folder / "run", opened(folder), full, accept, tokens)
+    keep(folder / "run", observed)
+    return observed
 
 
 def rewrite(path: Path, at: int, byte: bytes) -> None:
@@ -175,9 +175,9 @@ def test_places_that_are_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     def look() -> changes.DataDigests:
         corpus = open_text("text/far", TextConfig(urls=["memory://far/a.jsonl"]), 0)
-        seen = checked_data(tmp_path, {"text/far": corpus}, False, False, 7)
-        keep(tmp_path, seen)
-        return seen
+        observed = checked_data(tmp_path, {"text/far": corpus}, False, False, 7)
+        keep(tmp_path, observed)
+        return observed
 
     for content in ("one", "one", "two"):
         system.pipe_file("/far/a.jsonl", json.dumps({"text": content}).encode())

@@ -31,8 +31,8 @@ def test_training_shows_what_a_reconstruction_is_asked_with(tokenizer: Tokenizer
     document = build_source("copy/scenes/caption", DATA, 1).document(0)
     trained = to_sequence(document, tokenizer, token_pixels=8)
     shown, generated = trained.spans
-    asked = edit_prompt(tokenizer, TargetSpace(channels=3, stride=1, patch=8), shown.pixels_HWC, "")
-    assert np.array_equal(trained.ids_L[: generated.offset], asked.ids_L) and not trained.target_L.any()
+    requests = edit_prompt(tokenizer, TargetSpace(channels=3, stride=1, patch=8), shown.pixels_HWC, "")
+    assert np.array_equal(trained.ids_L[: generated.offset], requests.ids_L) and not trained.target_L.any()
 
 
 def test_what_has_no_image_is_rejected_and_what_is_unknown_is_named() -> None:

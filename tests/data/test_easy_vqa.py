@@ -70,11 +70,11 @@ def test_document_is_a_function_of_the_index() -> None:
 
 def test_next_epoch_asks_other_questions() -> None:
     corpus = EasyVqaCorpus(16, 3)
-    asked = Counter(image_id for _, _, image_id in rows("train"))
+    requests = Counter(image_id for _, _, image_id in rows("train"))
     for image_id in range(30):
         now, later = corpus.document(image_id), corpus.document(image_id + 4000)
         assert (now.segments[0].pixels_HWC == later.segments[0].pixels_HWC).all()  # type: ignore[union-attr]
-        assert (set(pairs(now)) != set(pairs(later))) == (asked[image_id] > 3)
+        assert (set(pairs(now)) != set(pairs(later))) == (requests[image_id] > 3)
 
 
 def test_epochs_cover_all_questions_evenly() -> None:
@@ -85,9 +85,9 @@ def test_epochs_cover_all_questions_evenly() -> None:
 
 
 def test_an_image_with_two_questions_asks_both() -> None:
-    asked = Counter(image_id for _, _, image_id in rows("train"))
-    image_id = min(asked, key=lambda key: (asked[key], key))
-    assert asked[image_id] == 2
+    requests = Counter(image_id for _, _, image_id in rows("train"))
+    image_id = min(requests, key=lambda key: (requests[key], key))
+    assert requests[image_id] == 2
     assert len(set(pairs(EasyVqaCorpus(16, 3).document(image_id)))) == 2
 
 

@@ -42,10 +42,10 @@ class Reader:
 
     def read(self, steps: int) -> None:
         place = self.stream._place
-        seen: dict[int, tuple[str, int]] = {}
+        observed: dict[int, tuple[str, int]] = {}
 
         def noting(pick: Any) -> Any:
-            seen[pick.position] = (pick.source, pick.index)
+            observed[pick.position] = (pick.source, pick.index)
             return place(pick)
 
         self.stream._place = noting  # type: ignore[method-assign]
@@ -53,7 +53,7 @@ class Reader:
             self.last = step
         assert self.last is not None
         waiting = {pick[0] for pick in self.last.lane_state["waiting"]}
-        self.picked = [document for position, document in seen.items() if position not in waiting]
+        self.picked = [document for position, document in observed.items() if position not in waiting]
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (2, 3), (3, 2)])

@@ -98,11 +98,11 @@ def test_one_broken_document_is_above_no_limit_but_none(tmp_path: Path, limit: f
 def test_many_lanes_run_on_when_a_few_documents_are_broken() -> None:
     """1000 lanes, judged after every document: below the limit none stops, whatever its luck; above it all do."""
     rng = np.random.default_rng(0)
-    seen = np.arange(1, 3001)
+    observed = np.arange(1, 3001)
 
     def stopped(share: float) -> np.ndarray:
         rejected = np.cumsum(rng.random((1000, 3000)) < share, axis=1)
-        return (clearly_above(0.01, rejected, seen) & (seen >= MINIMUM)).any(axis=1)
+        return (clearly_above(0.01, rejected, observed) & (observed >= MINIMUM)).any(axis=1)
 
     for sound in (0.0005, 0.005, 0.01):
         assert not stopped(sound).any()

@@ -33,11 +33,11 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_every_name_builds_its_corpus(path: Path) -> None:
-    known = settings(mine=ManifestConfig(path=str(path)))
-    names = source_names(known)
+    expected = settings(mine=ManifestConfig(path=str(path)))
+    names = source_names(expected)
     assert len(names) == len(KINDS) + 2 and names[-1] == "manifest/mine"
     for name in names:
-        corpus = build_source(name, known, 1)
+        corpus = build_source(name, expected, 1)
         document = corpus.document(0)
         assert corpus.name == name
         assert document.kind == (name.split("/")[1] if name.startswith("scenes/") else document.kind)
@@ -71,8 +71,8 @@ def test_captions_of_all_sources_answer_one_prompt(path: Path) -> None:
 
     PillowImage.new("RGB", (32, 32)).save(path.parent / "a.png")
     path.write_text('{"image": "a.png", "caption": "black"}\n')
-    known = settings(mine=ManifestConfig(path=str(path)))
-    prompts = [build_source(name, known, 1).document(0).segments[1] for name in ("scenes/caption", "manifest/mine")]
+    expected = settings(mine=ManifestConfig(path=str(path)))
+    prompts = [build_source(name, expected, 1).document(0).segments[1] for name in ("scenes/caption", "manifest/mine")]
     assert prompts[0] == prompts[1]
 
 

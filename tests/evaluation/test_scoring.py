@@ -74,13 +74,13 @@ def test_a_perfect_answerer_is_right_everywhere_and_a_broken_one_nowhere():
     pytest.importorskip("easy_vqa")
     config = _small_config()
     config.evaluation.easy_vqa = 30
-    asked = benchmarks(config)
-    assert asked[-1].name == "easy_vqa" and len(asked) == 15
-    truth = {(id(q.image_HWC), q.prompt): q.answer for benchmark in asked for q in benchmark.questions}
-    perfect = ask(asked, lambda questions: [truth[id(image), prompt] for image, prompt in questions])
+    requests = benchmarks(config)
+    assert requests[-1].name == "easy_vqa" and len(requests) == 15
+    truth = {(id(q.image_HWC), q.prompt): q.answer for benchmark in requests for q in benchmark.questions}
+    perfect = ask(requests, lambda questions: [truth[id(image), prompt] for image, prompt in questions])
     assert all(s.accuracy == 1 and s.high == 1 and s.low > s.chance for s in perfect.values())
-    assert {name: s.n for name, s in perfect.items()} == {b.name: 30 if b.name == "easy_vqa" else 12 for b in asked}
-    silent = ask(asked, lambda questions: [""] * len(questions))
+    assert {name: s.n for name, s in perfect.items()} == {b.name: 30 if b.name == "easy_vqa" else 12 for b in requests}
+    silent = ask(requests, lambda questions: [""] * len(questions))
     assert all(s.correct == 0 and s.low == 0 for s in silent.values())
     with pytest.raises(UserError, match="answers to"):
-        ask(asked, lambda questions: ["red"] * (len(questions) - 1))
+        ask(requests, lambda questions: ["red"] * (len(questions) - 1))

@@ -18,10 +18,10 @@ def _images(count: int, size: int = 32) -> list[np.ndarray]:
 @pytest.fixture()
 def questions() -> list[tuple[np.ndarray | None, str]]:
     texts = ["what word is this?", "how many rings?", "what colour is the ring?", "is the cross red?", "describe it", "A"]
-    asked: list[tuple[np.ndarray | None, str]] = [(image, texts[n % 6]) for n, image in enumerate(_images(14))]
-    asked += [(None, "the ring is"), (None, "3 rings and"), asked[3]]
+    requests: list[tuple[np.ndarray | None, str]] = [(image, texts[n % 6]) for n, image in enumerate(_images(14))]
+    requests += [(None, "the ring is"), (None, "3 rings and"), requests[3]]
     wide = np.concatenate(_images(2, 16), axis=1)
-    return [*asked, (_images(1, 16)[0], texts[0]), (wide, texts[0]), (asked[0][0], texts[1])]
+    return [*requests, (_images(1, 16)[0], texts[0]), (wide, texts[0]), (requests[0][0], texts[1])]
 
 
 @pytest.mark.parametrize("name", sorted(FRONTENDS))
@@ -61,8 +61,8 @@ def test_answers_are_decoded_text_and_do_not_change(tiny_model, tokenizer, quest
 
 def test_the_image_is_seen(tiny_model, tokenizer):
     model = tiny_model("patch_embed")
-    asked = [(image, "what colour is the ring?") for image in _images(20)]
-    assert len(set(answer(model, tokenizer, asked, MAX_TOKENS))) > 1
+    requests = [(image, "what colour is the ring?") for image in _images(20)]
+    assert len(set(answer(model, tokenizer, requests, MAX_TOKENS))) > 1
 
 
 @pytest.mark.parametrize("chat", [None, "none", "qwen", "qwen_all"])

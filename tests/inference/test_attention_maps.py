@@ -53,18 +53,18 @@ def test_weights_are_those_of_a_dense_pass_over_the_whole_question(name, tiny_mo
     space = model.frontend.space
     images = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
     images.append(np.concatenate([images[0][:16, :16], images[1][:16, :16]], axis=1))
-    asked = [
+    requests = [
         (images[0], "what colour is the ring?", "ring"),
         (images[1], "where is the red ring from the blue cross?", "cross"),
         (images[2], "what shape is red?", "red"),
         (images[0], "what colour is the cross?", "cross"),
         (images[3], "is the ring red or blue?", "is"),
     ]
-    prompts = [word_prompt(tokenizer, space, *one) for one in asked]
+    prompts = [word_prompt(tokenizer, space, *one) for one in requests]
     found = dict(last_rows(model, prompts))
     assert sorted(found) == list(range(5))
     monkeypatch.setattr(reference, "DenseAttention", EagerAttention)
-    for number, (image, question, word) in enumerate(asked):
+    for number, (image, question, word) in enumerate(requests):
         whole = question_prompt(tokenizer, space, image, question)
         reference_answer(model, whole, 1)
         row = len(prompts[number].ids_L) - 1

@@ -184,9 +184,9 @@ def test_edits_are_guided_from_the_source_and_the_negative_prompt(name, chat, ti
     alone = [sample(model, prompts[n : n + 1], start[n : n + 1], noise[n : n + 1], sampling, OBJECTIVE) for n in range(3)]
     torch.testing.assert_close(torch.cat(alone), fast, **CLOSE)
     unguided = replace(sampling, guidance=1.0)  # one Euler step is linear in the prediction
-    asked, led_away = (sample(model, one, one, noise, unguided, OBJECTIVE) for one in (prompts, negatives))
-    torch.testing.assert_close(fast, led_away + 2.5 * (asked - led_away), **CLOSE)
-    assert (asked - led_away).abs().max() > 1e-3
+    requests, led_away = (sample(model, one, one, noise, unguided, OBJECTIVE) for one in (prompts, negatives))
+    torch.testing.assert_close(fast, led_away + 2.5 * (requests - led_away), **CLOSE)
+    assert (requests - led_away).abs().max() > 1e-3
 
 
 def test_without_a_guidance_of_their_own_edits_are_guided_as_before(tokenizer):

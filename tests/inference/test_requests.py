@@ -94,9 +94,9 @@ def test_edits_and_images_are_made_each_in_their_way(model, tokenizer, tmp_path)
     for one, (prompt, start, guidance) in expected.items():
         image = sample_images(model, [prompt], start, (16, 32), SamplingConfig("euler", 2, guidance), OBJECTIVE, [5])[0]
         assert np.abs(pixels(one.path).astype(int) - image).max() <= 1
-        told = read_settings(one.path)
-        assert told["negative_prompt"] == "a blue cross"
-        assert (told.get("guidance"), told.get("edit_guidance")) == ((None, 4.0) if one is edit else (1.5, None))
+        messages = read_settings(one.path)
+        assert messages["negative_prompt"] == "a blue cross"
+        assert (messages.get("guidance"), messages.get("edit_guidance")) == ((None, 4.0) if one is edit else (1.5, None))
     before = files_of(tmp_path, source=source)[0].settings
     assert before["guidance"] == 1.5 and not {"negative_prompt", "edit_guidance"} & before.keys(), "as files of before tell it"
 
@@ -225,12 +225,12 @@ def test_answers_come_in_order_whatever_is_answered_at_a_time(model, tokenizer, 
     for number, image in enumerate(np.random.default_rng(1).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     images = [None, *find_images(tmp_path)]
-    asked = [(image, question) for image in images for question in ("what colour is the ring?", "how many?", "where?")]
-    at_once = list(answers(model, tokenizer, asked, Buckets.square(32), 4, "fp32"))
-    assert list(answers(model, tokenizer, asked, Buckets.square(32), 4, "fp32", batch=5)) == at_once
+    requested = [(image, question) for image in images for question in ("what colour is the ring?", "how many?", "where?")]
+    at_once = list(answers(model, tokenizer, requested, Buckets.square(32), 4, "fp32"))
+    assert list(answers(model, tokenizer, requested, Buckets.square(32), 4, "fp32", batch=5)) == at_once
     assert len(at_once) == 12 and len(set(at_once)) > 3
     (tmp_path / "2.png").write_bytes(b"")
-    given = answers(model, tokenizer, asked, Buckets.square(32), 4, "fp32", batch=5)
+    given = answers(model, tokenizer, requested, Buckets.square(32), 4, "fp32", batch=5)
     with pytest.raises(UserError, match="2.png: unreadable image"):
         list(given)
 

@@ -24,17 +24,17 @@ def test_a_straight_path_is_walked_to_its_end(name, steps, shift):
 
 
 def test_evaluations_are_at_the_ends_of_equal_intervals():
-    seen: list[float] = []
+    observed: list[float] = []
 
     def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-        seen.append(t)
+        observed.append(t)
         return x
 
     euler(velocity, torch.ones(1), even(4))
-    assert seen == [0, 0.25, 0.5, 0.75]
-    seen.clear()
+    assert observed == [0, 0.25, 0.5, 0.75]
+    observed.clear()
     heun(velocity, torch.ones(1), even(4))
-    assert seen == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75], "no evaluation at t = 1"
+    assert observed == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75], "no evaluation at t = 1"
 
 
 def test_the_grid_of_the_official_tuna():

@@ -34,10 +34,10 @@ class Noting:
 def test_bfloat16_where_it_is_meant_and_float32_where_it_counts(
     name: str, tiny_model: Callable[..., UnifiedModel], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.dtype] = []
+    observed: list[torch.dtype] = []
 
     def make_backend(kind: str, layout: Layout) -> AttentionBackend:
-        return Noting(attention.make_backend(kind, layout), seen)
+        return Noting(attention.make_backend(kind, layout), observed)
 
     monkeypatch.setattr(unified, "make_backend", make_backend)
     model = tiny_model(name).train()
@@ -48,9 +48,9 @@ def test_bfloat16_where_it_is_meant_and_float32_where_it_counts(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = to_space(model, batch)
         assert all(one.dtype == torch.float32 and torch.equal(one, two) for one, two in zip(x, exact, strict=True)), "to_space"
-        seen.clear()
+        observed.clear()
         output = model(batch, noised(batch, x, draws.noise_nChw, draws.t_N, 1.0), draws.t_N, draws.mask_nT)
-        assert set(seen) == {torch.bfloat16}, "decoder and head compute in the lower precision"
+        assert set(observed) == {torch.bfloat16}, "decoder and head compute in the lower precision"
         parts = losses(model, batch, draws, OBJECTIVE)
     assert {output.logits_KV.dtype, *(one.dtype for one in output.prediction_mChw)} == {torch.float32}
     for key, part in parts.items():

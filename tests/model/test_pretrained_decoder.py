@@ -36,9 +36,9 @@ def logits_as_of_transformers(folder: Path, rows: int = ROWS, tied: bool = False
     position_BL, none = torch.arange(12)[None], torch.full((1, 12), -1)
     layout = Layout(torch.zeros_like(ids_BL), none, torch.tensor([0]), torch.tensor([12]))
     h_BLD = hidden_states(decoder, decoder.model.embed_tokens(ids_BL), position_BL, make_backend("document", layout))
-    terms, known = 2 * block_terms(width=32, mlp=48, length=12) + 32, min(rows, ROWS)
+    terms, expected = 2 * block_terms(width=32, mlp=48, length=12) + 32, min(rows, ROWS)
     expected_BLV = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids_BL).logits
-    assert_sums_close(decoder.lm_head(h_BLD)[..., :known], expected_BLV[..., :known], terms)
+    assert_sums_close(decoder.lm_head(h_BLD)[..., :expected], expected_BLV[..., :expected], terms)
     assert (decoder.lm_head.weight is decoder.model.embed_tokens.weight) == tied
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in decoder.parameters())
     return decoder
@@ -184,9 +184,9 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("contradiction", CONTRADICTIONS)
 def test_a_config_that_contradicts_weights_or_decoder_is_refused(contradiction: str, tmp_path: Path) -> None:
     save_qwen(tmp_path)
-    said, answer = CONTRADICTIONS[contradiction]
-    edit_json(tmp_path / "config.json", **said)
-    assert answer in refusal(settings(tmp_path, tie_embeddings=said.get("tie_word_embeddings", False)))
+    printed, answer = CONTRADICTIONS[contradiction]
+    edit_json(tmp_path / "config.json", **printed)
+    assert answer in refusal(settings(tmp_path, tie_embeddings=printed.get("tie_word_embeddings", False)))
 
 
 def test_rotary_positions_that_are_scaled_are_refused_in_the_older_spelling_too(tmp_path: Path) -> None:

@@ -250,13 +250,13 @@ def test_masked_tokens_are_not_seen(tiny_model: Models, batch: PackedBatch) -> N
     for mask in draws.mask_nT:
         mask[:, 1] = True
     before = outputs(model, batch, draws)
-    for column, seen in ((8, False), (16, True)):  # of the first row of patches: token 1, token 2
+    for column, observed in ((8, False), (16, True)):  # of the first row of patches: token 1, token 2
         noise = [x.clone() for x in draws.noise_nChw]
         for x in noise:
             x[:, :, :8, column : column + 8] += 1
         after = outputs(model, batch, Draws(draws.t_N, draws.mask_nT, noise))
-        assert torch.equal(after[0], before[0]) != seen
-        assert all(torch.equal(a, b) != seen for a, b in zip(after[1], before[1], strict=True))
+        assert torch.equal(after[0], before[0]) != observed
+        assert all(torch.equal(a, b) != observed for a, b in zip(after[1], before[1], strict=True))
 
 
 @torch.no_grad()

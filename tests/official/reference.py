@@ -93,8 +93,8 @@ class Reference:
         tokens = []
         for row in range(rows):
             for column in range(columns):
-                seen = x_Chw[:, row * p : row * p + p, column * p : column * p + p].double()
-                tokens.append((kernel * seen).sum(dim=(1, 2, 3)) + bias)
+                observed = x_Chw[:, row * p : row * p + p, column * p : column * p + p].double()
+                tokens.append((kernel * observed).sum(dim=(1, 2, 3)) + bias)
         if name.startswith("vision_encoder"):
             return torch.stack([rms(token, self.w["vision_encoder.norm.weight"], FLOAT32_EPS) for token in tokens])
         h = self.encoder(torch.stack(tokens), rows, columns)

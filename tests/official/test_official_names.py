@@ -36,10 +36,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_there_and_back_is_the_same_checkpoint_bit_for_bit(
     name: str, target: str, converted: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    convert_to_official(converted(name), tmp_path / target, said.append)
+    printed: list[str] = []
+    convert_to_official(converted(name), tmp_path / target, printed.append)
     same(read_tensors(tmp_path / target), golden_checkpoint(name))
-    assert f"{len(shapes(name))} tensors" in said[-1]
+    assert f"{len(shapes(name))} tensors" in printed[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,15 +81,15 @@ def test_what_may_be_missing_starts_as_every_model_starts(settings_of: Settings,
     torch.save({k: v for k, v in golden_checkpoint("tuna2").items() if not k.startswith(lacks)}, tmp_path / "foundation.pt")
     allowed = "start.allow_missing=['tuna.model.layers.1.*', 'diffusion_head_a.0.*']"
     settings = [*settings_of("tuna2"), "decoder.layers=2", allowed]
-    said: list[str] = []
-    convert_to_tunalab(tmp_path / "foundation.pt", tmp_path / "ours", None, None, settings, said.append)
+    printed: list[str] = []
+    convert_to_tunalab(tmp_path / "foundation.pt", tmp_path / "ours", None, None, settings, printed.append)
     loaded = load(tmp_path / "ours", "cpu")
     parts = RunParts(ComponentSettings())
     fresh = build_model(loaded.config, parts, 2004).state_dict()
     made = {name: tensor for name, tensor in loaded.model.state_dict().items() if torch.equal(tensor, fresh[name])}
     started = [name for name in made if name.startswith(("decoder.model.layers.1.", "head.blocks.0.", "mask_token"))]
     assert set(made) == set(started) and len(started) == 12 + 13 + 1
-    line = next(line for line in said if "from scratch" in line)
+    line = next(line for line in printed if "from scratch" in line)
     assert all(name in line for name in started)
     assert loaded.config.start.allow_missing == []
     # What was never there does not go back.

@@ -50,7 +50,7 @@ def test_seeds_share_a_plan(planned):
 def test_the_text_names_every_cell_and_what_is_not_counted(planned):
     text = to_text_sweep(planned)
     assert text.startswith("smoke: 3 runs of smoke, each on 4 x card at 50% of 1 TFLOP/s, $2 per GPU-hour")
-    for said in (
+    for printed in (
         *planned.cells,
         "ddp",
         "yes",
@@ -60,7 +60,7 @@ def test_the_text_names_every_cell_and_what_is_not_counted(planned):
         "3 checkpoints per run: 2 are kept",
         LIMITS,
     ):
-        assert said in text
+        assert printed in text
     small = plan_sweep("smoke", {"one": tiny()}, Gpu("small", 1e12, 2**20))
     assert " NO " in to_text_sweep(small) and " unknown " in to_text_sweep(plan_sweep("s", {"one": tiny()}, Gpu("GPU", 1e12, None)))
 

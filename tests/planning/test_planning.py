@@ -139,8 +139,8 @@ def test_the_full_recipe_on_a_laptop_in_words(monkeypatch: pytest.MonkeyPatch) -
     per_token = plan.stages["pretrain"].flops_per_token
     assert per_token["decoder"] == pytest.approx(6 * 6.53e9, rel=0.01)
     text = to_text(plan)
-    for said in ("flow head: blocks", "decoder attention", "gathered weights", "EMA", "128 x h100", "assumed lengths", "fits"):
-        assert said in text
+    for printed in ("flow head: blocks", "decoder attention", "gathered weights", "EMA", "128 x h100", "assumed lengths", "fits"):
+        assert printed in text
     json.dumps(to_plain(plan))
     alone = state_bytes(plan.totals, Activations({}, {}, {}, 0, 0, 0), Sharding("none", 1, 1), 0, bf16=True)
     assert sum(alone.values()) > 2 * (GPUS["h100"].memory or 0), "no one GPU holds it"

@@ -106,8 +106,8 @@ def test_drivers_come_and_go(counting: Sweep) -> None:
     text = ends(first[0], code=75)
     assert "3 queued" in text and "the jobs go on without this driver" in text
     first[1].kill()
-    said = text + "".join(first[1].communicate())
-    assert said.count("submitted 3 cell(s)") == 1
+    printed = text + "".join(first[1].communicate())
+    assert printed.count("submitted 3 cell(s)") == 1
     text = ends(sweep.drive())
     assert "3 finished" in text and "submitted" not in text
     for name in sweep.names:

@@ -114,8 +114,8 @@ def test_never_more_than_parallel_at_a_time(cells, trains, tmp_path):
 live = pathlib.Path({str(tmp_path)!r}) / 'live'; live.mkdir(exist_ok=True)
 (live / name).touch(); time.sleep(0.15); note(str(len(list(live.iterdir())))); (live / name).unlink()"""
     run(cells, trains(body), parallel=2)
-    seen = [int((cell.run_dir / "notes.txt").read_text()) for cell in cells]
-    assert max(seen) == 2
+    observed = [int((cell.run_dir / "notes.txt").read_text()) for cell in cells]
+    assert max(observed) == 2
     assert default_parallel(threads=10**6) == 1 and default_parallel(1) == len(os.sched_getaffinity(0))
 
 

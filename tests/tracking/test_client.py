@@ -31,9 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        known = self.wanted in (None, self.headers.get("Authorization"))
-        body = b"{}" if known else b"You are not authenticated"
-        self.send_response(200 if known else 401)
+        expected = self.wanted in (None, self.headers.get("Authorization"))
+        body = b"{}" if expected else b"You are not authenticated"
+        self.send_response(200 if expected else 401)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -144,8 +144,8 @@ def test_no_message_quotes_the_password(start, monkeypatch, capsys):
         assert not survive(uri, lambda uri=uri: asked(uri))[0]
         assert main(["mlflow-sync", "--uri", uri, "--records", str(Path(__file__).parents[2] / "results" / "mask_ratio")]) == 2
         assert main(["dashboard", "--uri", uri]) in (1, 2)
-    told = "".join(capsys.readouterr())
-    assert told.count("MLflow at ") >= 14 and "s3cret" not in told and "S3/cret" not in told
+    messages = "".join(capsys.readouterr())
+    assert messages.count("MLflow at ") >= 14 and "s3cret" not in messages and "S3/cret" not in messages
 
 
 def test_what_was_saved_without_its_password_gets_it_from_the_environment(start, monkeypatch):
@@ -169,13 +169,13 @@ def test_a_command_line_shows_no_password(monkeypatch, capsys, tmp_path):
     """That of the server behind `tunalab dashboard`: everybody on the machine sees it."""
     from tunalab.tracking import dashboard
 
-    seen = {}
+    observed = {}
 
     class Ended:
         pid, returncode = 2**22 + 1, 3
 
         def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
-            seen.update(command=command, env=env)
+            observed.update(command=command, env=env)
 
         def poll(self) -> int:
             return 3
@@ -188,10 +188,10 @@ def test_a_command_line_shows_no_password(monkeypatch, capsys, tmp_path):
     uri = f"postgresql://user:{ENCODED}@db/x"
     with pytest.raises(UserError, match="exit code 3"):
         dashboard.serve(uri, 47392)
-    assert "s3cret" not in " ".join(seen["command"]) and seen["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
-    assert seen["command"][seen["command"].index("--host") + 1] == "127.0.0.1"
+    assert "s3cret" not in " ".join(observed["command"]) and observed["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
+    assert observed["command"][observed["command"].index("--host") + 1] == "127.0.0.1"
     with pytest.raises(UserError, match="exit code 3"):
         dashboard.serve(uri, 47392, "0.0.0.0")
-    assert seen["command"][seen["command"].index("--host") + 1] == "0.0.0.0"
+    assert observed["command"][observed["command"].index("--host") + 1] == "0.0.0.0"
     with pytest.raises(UserError, match="--host nowhere.invalid is no address of this machine"):
         dashboard.serve(uri, 47392, "nowhere.invalid")

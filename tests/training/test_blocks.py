@@ -83,7 +83,7 @@ def test_every_block_runs_again_and_gradients_are_the_same(
     name: str, tiny_model: Callable[..., UnifiedModel], tokenizer: Tokenizer
 ) -> None:
     batch = random_batch("cget", 2, tokenizer)
-    seen: list[dict[str, Tensor]] = []
+    observed: list[dict[str, Tensor]] = []
     for recompute in (False, True):
         model = (with_rotary_encoder(tokenizer) if name == "rotary" else tiny_model(name)).train()
         assert len(recomputed(model)) == len(blocks(model)) + 2 * hasattr(model.frontend, "encoder"), "the encoder's are among them"
@@ -95,7 +95,7 @@ def test_every_block_runs_again_and_gradients_are_the_same(
         parts = losses(model, batch, plain_draws(model, batch, masked=0.3), ObjectiveConfig())
         (parts["text"].sum + parts["flow"].sum).backward()
         assert runs == [1 + recompute] * len(runs)
-        seen.append({key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None})
-    plain, again = seen
+        observed.append({key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None})
+    plain, again = observed
     assert plain.keys() == again.keys() and all(torch.equal(again[key], plain[key]) for key in plain)
     assert all(gradient.any() for key, gradient in plain.items() if key.startswith("frontend."))

@@ -37,10 +37,10 @@ def test_damage_is_found_and_named(tmp_path: Path, harm: str) -> None:
         weights.unlink()
     else:
         (newest / MANIFEST).write_text("{")
-    said: list[str] = []
+    printed: list[str] = []
     assert damage(newest)
-    assert store.newest_valid(said.append) == store.steps()[0]
-    assert len(said) == 1 and str(newest) in said[0]
+    assert store.newest_valid(printed.append) == store.steps()[0]
+    assert len(printed) == 1 and str(newest) in printed[0]
 
 
 def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_an_old_checkpoint_that_cannot_go_is_a_warning_until_it_can(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On NFS a file that another machine has open stays as `.nfs...`, and its folder with it."""
-    said: list[str] = []
-    store = CheckpointStore(tmp_path, keep=1, warn=said.append)
+    printed: list[str] = []
+    store = CheckpointStore(tmp_path, keep=1, warn=printed.append)
     store_with(tmp_path, [1, 2], keep=2)
     rmdir, stuck = os.rmdir, True
 
@@ -93,14 +93,14 @@ def test_an_old_checkpoint_that_cannot_go_is_a_warning_until_it_can(
     monkeypatch.setattr(os, "rmdir", refuse)
     write = lambda folder: (folder / "weights").write_bytes(b"w") and None  # noqa: E731
     assert damage(store.save(3, write)) is None
-    (line,) = said
+    (line,) = printed
     assert line.startswith(f"old checkpoint {tmp_path}/step-000000001 cannot be deleted yet ({os.strerror(number)})")
     assert [path.name for path in store.steps()] == ["step-000000001", "step-000000003"] and store.newest_valid() == store.steps()[
         -1
     ]
     stuck = False
     store.save(4, write)
-    assert [path.name for path in store.steps()] == ["step-000000004"] and len(said) == 1
+    assert [path.name for path in store.steps()] == ["step-000000004"] and len(printed) == 1
 
 
 def test_a_damaged_checkpoint_of_the_same_step_that_cannot_go_is_moved_aside(
@@ -164,7 +164,7 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_replaced_and_deleted(kind: 
     for step in (1, 2):  # an old one, and the one that is to be saved
         place = tmp_path / "run" / f"step-{step:09d}"
         place.touch() if kind == "file" else place.symlink_to(other)
-    said: list[str] = []
-    store_with(tmp_path / "run", [2], keep=1, warn=said.append)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000002"] and not said
+    printed: list[str] = []
+    store_with(tmp_path / "run", [2], keep=1, warn=printed.append)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000002"] and not printed
     assert damage(store.steps()[0]) is None and (kind != "link" or damage(other) is None)

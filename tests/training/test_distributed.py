@@ -131,9 +131,9 @@ def test_two_processes_compute_what_one_does(
 ) -> None:
     losses, weights = one_process
     assert report(folder, f"{strategy} whole") == [0, 0]
-    for seen in report(folder, f"{strategy} losses"):
-        assert len(seen) == len(losses) > KILL_AT
-        for step, expected in zip(seen, losses, strict=True):
+    for observed in report(folder, f"{strategy} losses"):
+        assert len(observed) == len(losses) > KILL_AT
+        for step, expected in zip(observed, losses, strict=True):
             assert step == pytest.approx(expected, rel=CLOSE)
     (last,) = CheckpointStore(folder / f"{strategy}-whole" / "checkpoints").steps()[-1:]
     found, averaged = learnt_weights(last, raw=True), learnt_weights(last)
@@ -169,9 +169,9 @@ def test_killed_without_warning_and_resumed_is_the_same_run(folder: Path) -> Non
     """The newest checkpoint, of which a shard is damaged, is named, and the one before it used."""
     assert report(folder, "killed") == ["killed"] * 2
     assert report(folder, "killed resumed") == [0, 0]
-    said = printed(folder, "killed resumed")
-    assert f"step-{KILL_AT:09d} is damaged (tensors/shard-00002-model-00001-of-00001.safetensors does not match its hash)" in said
-    assert f"resuming from {folder / 'killed' / 'checkpoints' / f'step-{KILL_AT - 1:09d}'}" in said
+    output = printed(folder, "killed resumed")
+    assert f"step-{KILL_AT:09d} is damaged (tensors/shard-00002-model-00001-of-00001.safetensors does not match its hash)" in output
+    assert f"resuming from {folder / 'killed' / 'checkpoints' / f'step-{KILL_AT - 1:09d}'}" in output
     assert_same(final(folder / "fsdp2-whole"), final(folder / "killed"))
 
 
@@ -203,8 +203,8 @@ def test_evaluation_is_that_of_the_exported_weights(folder: Path, tmp_path: Path
 
 
 def test_the_death_of_a_rank_ends_the_other(folder: Path) -> None:
-    said = log_of(folder, 0).read_text()
-    assert re.search("Connection (closed|reset) by peer", said)
+    output = log_of(folder, 0).read_text()
+    assert re.search("Connection (closed|reset) by peer", output)
 
 
 @pytest.mark.parametrize(

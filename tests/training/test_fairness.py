@@ -146,14 +146,14 @@ def test_what_is_evaluated(variant: str, model_of: Callable[[str], UnifiedModel]
     )
     counts = [evaluation_tokens(config.evaluation, sum(stage.tokens for stage in config.stages.values())) for config in configs]
     assert counts[0] == counts[1]
-    asked: list[list[Prompt]] = []
+    requests: list[list[Prompt]] = []
     for config, space in zip(configs, spaces, strict=True):
         questions = [question for benchmark in benchmarks(config) for question in benchmark.questions]
         prompts = [question_prompt(tokenizer, space, question.image_HWC, question.prompt) for question in questions]
         documents = held_out("text_to_image", config.evaluation.sample_prompts, config)
-        asked.append([*prompts, *(image_prompt(tokenizer, space, prompt_of(document)) for document in documents)])
-    assert len(asked[0]) > 20
-    for mine, theirs in zip(*asked, strict=True):
+        requests.append([*prompts, *(image_prompt(tokenizer, space, prompt_of(document)) for document in documents)])
+    assert len(requests[0]) > 20
+    for mine, theirs in zip(*requests, strict=True):
         assert np.array_equal(mine.ids_L, theirs.ids_L) and mine.layout == theirs.layout
         assert all(np.array_equal(a.pixels_HWC, b.pixels_HWC) for a, b in zip(mine.spans, theirs.spans, strict=True))
     packed = [

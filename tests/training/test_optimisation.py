@@ -57,16 +57,16 @@ def test_a_group_moves_by_its_share_of_the_rate_and_of_rate_0_not_at_all() -> No
     _, _, plain = one_step("tuna_r", optimizer__clip=0.0)
     harness, optimizer, grouped = one_step("tuna_r", optimizer__clip=0.0, optimizer__groups=groups)
     assert plain.keys() == grouped.keys()
-    seen = set()
+    observed = set()
     for name, moved in grouped.items():
         factor = 0.25 if name.startswith("frontend.encoder.") else 0.0 if ".mlp." in name and "decoder" in name else 1.0
-        seen.add(factor)
+        observed.add(factor)
         state = optimizer.state.get(harness.learnt()[name])
         # Of a weight near 1 a step of 1e-3 is known to 1e-4 of itself.
         torch.testing.assert_close(moved, factor * plain[name], rtol=0, atol=2e-7 if factor else 0.0, msg=name)
         assert bool(state) == bool(factor) or not plain[name].any(), name
         assert torch.equal(harness.ema.shadow[name], harness.learnt()[name].detach()) or factor, name
-    assert seen == {0.0, 0.25, 1.0}
+    assert observed == {0.0, 0.25, 1.0}
 
 
 def test_decay_on_matrices_alone_and_a_decay_of_a_group(variant: str) -> None:

@@ -96,12 +96,12 @@ def test_data_that_is_not_there_is_named(settings: list[str], named: list[str], 
 
 
 def test_scenes_sizes_are_the_rule_of_runs_that_use_scenes() -> None:
-    asked = ("groups", "loss_documents", "psnr_images", "sample_prompts")
-    config = run("data.image_size=24", "data.manifests.m.path=any.jsonl", *(f"evaluation.{name}=0" for name in asked))
+    requests = ("groups", "loss_documents", "psnr_images", "sample_prompts")
+    config = run("data.image_size=24", "data.manifests.m.path=any.jsonl", *(f"evaluation.{name}=0" for name in requests))
     for stage in config.stages.values():
         stage.mix = {"manifest/m": 1.0}
     check_run(config)
-    for name in asked:
+    for name in requests:
         setattr(config.evaluation, name, 1)
         with pytest.raises(UserError, match="data.image_size=24"):
             check_run(config)

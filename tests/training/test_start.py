@@ -49,20 +49,20 @@ def write(
 
 
 def started(config: RunConfig, checkpoint: Path, allow_missing: list[str] | None = None) -> tuple[UnifiedModel, list[str]]:
-    said: list[str] = []
+    printed: list[str] = []
     config = replace(config, start=StartConfig(str(checkpoint), allow_missing or []))
     model = fresh(config)
-    load_start(model, config, said.append)
-    return model, said
+    load_start(model, config, printed.append)
+    return model, printed
 
 
 def test_a_folder_of_ours_is_the_start(variant: str, tmp_path: Path) -> None:
     config = quick_config(variant)
     other = fresh(replace(config, seed=7))
-    model, said = started(config, write(tmp_path / "seven", config, other))
+    model, printed = started(config, write(tmp_path / "seven", config, other))
     for name, tensor in other.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    assert len(said) == 1
+    assert len(printed) == 1
     assert model.decoder.lm_head.weight is model.decoder.model.embed_tokens.weight
 
 
@@ -71,9 +71,9 @@ def test_what_may_be_missing_starts_from_scratch_and_is_named(tmp_path: Path) ->
     folder = write(tmp_path / "part", config, fresh(replace(config, seed=7)), drop="head.blocks.0.")
     with pytest.raises(UserError, match=r"13 missing: head.blocks.0.attention_norm.weight, .* \(7 more\)$"):
         started(config, folder)
-    model, said = started(config, folder, ["head.blocks.*"])
+    model, printed = started(config, folder, ["head.blocks.*"])
     assert torch.equal(model.head.blocks[0].q.weight, fresh(config).head.blocks[0].q.weight)
-    assert "from scratch: head.blocks.0.attention_norm.weight" in said[1]
+    assert "from scratch: head.blocks.0.attention_norm.weight" in printed[1]
 
 
 def test_what_is_missing_is_not_taken_from_a_pretrained_decoder(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_what_is_missing_is_not_taken_from_a_pretrained_decoder(tmp_path: Path) 
     scratch = quick_config("tuna2", decoder__rope_theta=1e6)
     pretrained = replace(scratch, decoder=replace(scratch.decoder, pretrained=str(tmp_path / "qwen")))
     folder = write(tmp_path / "part", pretrained, fresh(replace(pretrained, seed=7)), drop="layers.1.")
-    model, said = started(pretrained, folder, ["decoder.model.layers.1.*"])
+    model, printed = started(pretrained, folder, ["decoder.model.layers.1.*"])
     layer, expected, read = (one.decoder.model.layers[1].state_dict() for one in (model, fresh(scratch), fresh(pretrained)))
-    assert "from scratch: decoder.model.layers.1." in said[1]
+    assert "from scratch: decoder.model.layers.1." in printed[1]
     for name, tensor in layer.items():
         assert torch.equal(tensor, expected[name]), name
     assert not torch.equal(layer["mlp.up_proj.weight"], read["mlp.up_proj.weight"])
@@ -139,10 +139,10 @@ def test_an_official_checkpoint_is_a_start_too(name: str, tmp_path: Path) -> Non
     torch.save({"model": tensors}, tmp_path / "w.pt")
     settings = ["decoder.heads=4", "data.image_size=64", "frontend.encoder=golden_siglip", "decoder.vocabulary=2004"]
     config = official_config(tensors, detect(tensors), None, None, settings)
-    model, said = started(config, tmp_path / "w.pt")
+    model, printed = started(config, tmp_path / "w.pt")
     assert torch.equal(model.decoder.lm_head.weight, tensors["tuna.lm_head.weight"])
     if name == "tuna_r":
-        assert said[1].endswith("from scratch: mask_token.token_D")
+        assert printed[1].endswith("from scratch: mask_token.token_D")
     changed = replace(config, objective=replace(config.objective, target_layout="patch"))
     with pytest.raises(UserError, match="objective.target_layout is raster in the checkpoint, patch in the configuration"):
         started(changed, tmp_path / "w.pt")

@@ -114,13 +114,13 @@ class Report:
         self.seen: dict[str, Any] = {}
 
     def note(self, key: str, action: Callable[[], Any]) -> None:
-        printed, told = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        printed, messages = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(messages):
             try:
                 outcome = action()
             except (UserError, RankFailed, OSError) as error:
                 outcome = f"{type(error).__name__}: {error}"
-        self.seen[key] = {"outcome": outcome, "printed": printed.getvalue(), "told": told.getvalue()}
+        self.seen[key] = {"outcome": outcome, "printed": printed.getvalue(), "told": messages.getvalue()}
         self.path.write_text(json.dumps(self.seen))
 
 

@@ -98,9 +98,9 @@ def test_old_records_are_read_with_todays_chance(tmp_path: Path) -> None:
     assert was["points"][0]["benchmarks"]["count"]["chance"] == 0.25, "as it was written"
     for point in record.points:
         assert all(score.chance == chance_of(name, score.n) for name, score in point.benchmarks.items())
-    asked = [one for result in record.evaluation if result.part == "understanding" for one in result.measures]
-    assert {one.split for one in asked} == set(SCENE_SPLITS)
-    assert all(one.chance == chance_of(one.benchmark, one.n, one.split) for one in asked)
+    requests = [one for result in record.evaluation if result.part == "understanding" for one in result.measures]
+    assert {one.split for one in requests} == set(SCENE_SPLITS)
+    assert all(one.chance == chance_of(one.benchmark, one.n, one.split) for one in requests)
     assert above_chance(align_tokens(curves([record])))[("tuna2", "")].keys() == record.points[-1].benchmarks.keys()
     (curve,) = learning_curves(lines([record]), "count", Draws(10))
     assert curve.chance == chance_of("count", 200)

@@ -24,9 +24,9 @@ def large(shape: str, colour: str, slot: str) -> Item:
 def test_a_small_thing_on_a_large_one_is_a_third_thing() -> None:
     items = (large("cross", "orange", "top left"), large("square", "green", "bottom left"))
     (parsed,) = parse([np.asarray(Image.open(CASE).convert("RGB"))])
-    asked = Scene("objects", 1, parsed.background, items, "", "", "", 1)
-    assert parsed.background != UNCLEAR and not is_exact(parsed, asked)
-    assert not any(right(category, asked, parsed) for category in ("two_object", "color_attr", "position"))
+    requests = Scene("objects", 1, parsed.background, items, "", "", "", 1)
+    assert parsed.background != UNCLEAR and not is_exact(parsed, requests)
+    assert not any(right(category, requests, parsed) for category in ("two_object", "color_attr", "position"))
 
 
 @pytest.mark.parametrize("size", [32, 64])

@@ -110,13 +110,13 @@ class CellJob:
         return "ended"
 
     def _wait_for_lock(self, signals: list[int]) -> IO[str] | None:
-        said = False
+        printed = False
         while not signals:
             lock = take_lock(self.cell.run_dir)
             if lock is not None:
                 return lock
-            if not said:
-                said = True
+            if not printed:
+                printed = True
                 print(f"another process holds {self.cell.run_dir}, waiting for it", flush=True)
             time.sleep(LOOK_SECONDS)
         return None
@@ -136,10 +136,10 @@ class CellJob:
                 env=os.environ | variables,
                 pass_fds=() if lock is None else (lock.fileno(),),
             )
-        asked = False
+        requests = False
         while (code := process.poll()) is None:
-            if signals and not asked:  # it may have come before there was a process
-                asked = True
+            if signals and not requests:  # it may have come before there was a process
+                requests = True
                 process.terminate()
             time.sleep(0.05)
         return code

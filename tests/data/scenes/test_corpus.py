@@ -99,7 +99,7 @@ def test_captions_are_compact():
 
 @pytest.mark.parametrize("level", (1, 2, 3))
 def test_edits_change_what_they_name_and_nothing_else(level):
-    seen = set()
+    observed = set()
     for index in range(150):
         source, instruction, target = draw_edit(stream("edit", index), "train", level)
         assert belongs(source, "train") and belongs(target, "train")
@@ -108,19 +108,19 @@ def test_edits_change_what_they_name_and_nothing_else(level):
         (old,), (new,) = [tuple(items) or (None,) for items in (gone, come)]
         if words[0] == "remove":
             assert old and not new and old.colour in words and old.shape in words
-            seen.add("remove")
+            observed.add("remove")
         elif words[0] == "add":
             assert new and not old and new.colour in words and new.shape in words and instruction.endswith(new.slot)
-            seen.add("add")
+            observed.add("add")
         else:
             assert old.shape == new.shape and old.colour in words
             changed = {f for f in ("colour", "size", "slot") if getattr(old, f) != getattr(new, f)}
             assert len(changed) == 1
             field = changed.pop()
             assert instruction.endswith(getattr(new, field))
-            seen.add({"colour": "recolour", "size": "resize", "slot": "move"}[field])
+            observed.add({"colour": "recolour", "size": "resize", "slot": "move"}[field])
         assert (render(source, 32) != render(target, 32)).any()
-    assert seen == set(EDITS)
+    assert observed == set(EDITS)
 
 
 def test_caption_examples_cover_every_scene_kind():
@@ -135,13 +135,13 @@ def test_text_sample_covers_what_documents_say():
     def words(text):
         return {word.strip(".,:?") for word in text.split() if not word.strip(",").isupper()}
 
-    known = set().union(*map(words, text_sample(0, 2000)))
+    expected = set().union(*map(words, text_sample(0, 2000)))
     for kind in KINDS:
         corpus = ScenesCorpus(kind, "train", scene_settings(levels=(1, 1, 1)))
         for index in range(150):
             for segment in corpus.document(index).segments:
                 if isinstance(segment, Text):
-                    assert words(segment.text) <= known
+                    assert words(segment.text) <= expected
 
 
 @pytest.mark.parametrize(

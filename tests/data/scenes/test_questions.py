@@ -57,8 +57,8 @@ def test_words_use_the_whole_alphabet_about_equally(level, number):
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
 def test_a_group_is_a_question_of_pairs_two_that_no_wording_tells_apart(kind):
-    asked = benchmark(kind, 1, "train", 16, 0, 250)
-    groups = [list(group) for _, group in groupby(asked, key=lambda q: q.group)]
+    requests = benchmark(kind, 1, "train", 16, 0, 250)
+    groups = [list(group) for _, group in groupby(requests, key=lambda q: q.group)]
     assert [group[0].group for group in groups] == list(range(250)) and {len(g) for g in groups} == {2 if kind == "pairs" else 1}
     if kind == "pairs":
         assert all(g[0].prompt == g[1].prompt and g[0].answer != g[1].answer for g in groups)
@@ -109,8 +109,8 @@ def test_turns_of_a_document_do_not_give_each_other_away() -> None:
     # Two turns of one fact, or any turn after the caption, could be answered without looking at the image.
     for index in range(300):
         one = scene("train", 0, index)
-        asked = turns(Random(index), one, 5)
-        prompts = [prompt for prompt, _ in asked]
+        requests = turns(Random(index), one, 5)
+        prompts = [prompt for prompt, _ in requests]
         assert DESCRIBE not in prompts[:-1] and one.prompt in prompts
         for fact in further_questions(one):
             assert sum(prompt in prompts for prompt, _ in fact) <= 1

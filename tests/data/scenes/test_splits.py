@@ -53,10 +53,10 @@ def test_held_out_combinations_appear_in_composition_only():
 
 
 def test_every_single_value_is_seen_in_training():
-    seen = {value for one in sample("train") for item in one.items for value in (item.colour, item.shape, *item.text)}
-    seen |= {one.answer for one in sample("train")}
-    wanted = {value for pair in HELD_PAIRS for value in pair} | {str(n) for _, n in HELD_COUNTS | HELD_BARS}
-    assert wanted <= seen
+    observed = {value for one in sample("train") for item in one.items for value in (item.colour, item.shape, *item.text)}
+    observed |= {one.answer for one in sample("train")}
+    requested = {value for pair in HELD_PAIRS for value in pair} | {str(n) for _, n in HELD_COUNTS | HELD_BARS}
+    assert requested <= observed
 
 
 def test_a_scene_depends_on_its_key_alone():

@@ -58,4 +58,4 @@ def test_each_stream_has_blocks_of_its_own() -> None:
 def test_a_hundred_million_rows_cost_little() -> None:
     of = order([100_000] * 1000, window=8)
     assert len({of.row(0, at) for at in range(1000)}) == 1000
-    assert sum(known.nbytes for known in of._windows.values()) < 10e6
+    assert sum(expected.nbytes for expected in of._windows.values()) < 10e6

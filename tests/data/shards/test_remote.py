@@ -84,12 +84,12 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.5)
         assert content is not None
         start, end = 0, len(content)
-        asked = self.headers.get("Range")
-        if asked and server.ranges:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+        requests = self.headers.get("Range")
+        if requests and server.ranges:
+            first, _, last = requests.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last) + 1, end)
-        self.send_response(206 if asked and server.ranges else 200)
-        if asked and server.ranges:
+        self.send_response(206 if requests and server.ranges else 200)
+        if requests and server.ranges:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("ETag", f'"{len(content)}"')
         body = content[start:end]
@@ -277,7 +277,7 @@ def test_tars_behind_addresses_with_a_query(served: Server, waits: list[float]) 
     url = served.url(f"/a.tar?sig={SECRET}")
     corpus = open_webdataset("webdataset/a", WebDatasetConfig(urls=[url], window=0), decode, "", 0)
     assert corpus.rows == 3 and shown(corpus.document(0))[0] == "caption"
-    assert any(asked.startswith("HEAD /a.tar.idx?") for asked in served.asked), "the index beside it has the same query"
+    assert any(requests.startswith("HEAD /a.tar.idx?") for requests in served.asked), "the index beside it has the same query"
     served.files["/a.tar"] = served.files["/a.tar"][:512]
     message = refusal(lambda: corpus.document(2), Reject)
     assert message.startswith(f"{served.url('/a.tar')} sample 3: ") and SECRET not in message

@@ -132,11 +132,11 @@ def test_an_epoch_is_shared_by_all_lanes_without_overlap(config: RunConfig, name
     mixers = [Mixer({name: corpus.length}, config.seed, lane, LANES) for lane in range(LANES)]
     for _ in range(2):
         picks = [mixer.next({name: 1.0}).index for _ in range(60 // LANES) for mixer in mixers]
-        said = [
+        printed = [
             [s.text for s in corpus.document(index).segments if hasattr(s, "text") and any(c.isdigit() for c in s.text)]
             for index in picks
         ]
-        numbers = [int(text.split()[1]) for (text,) in said]
+        numbers = [int(text.split()[1]) for (text,) in printed]
         assert sorted(numbers) == list(range(60)) and numbers != sorted(numbers)
 
 
@@ -144,8 +144,10 @@ def test_no_document_of_an_epoch_reaches_two_lanes_of_the_stream(config: RunConf
     """The same through the whole stream, stopped before the first epoch ends."""
     for name, tokens in (("text/lines", 250), ("finevision/talk", 500)):
         small = replace(config, stages={"only": StageConfig(tokens=tokens, mix={name: 1.0})})
-        seen = [text for rank in range(RANKS) for step in read(small, tokenizer, tmp_path, rank) for text in texts(step, tokenizer)]
-        assert len(seen) >= 16 and len(set(seen)) == len(seen)
+        observed = [
+            text for rank in range(RANKS) for step in read(small, tokenizer, tmp_path, rank) for text in texts(step, tokenizer)
+        ]
+        assert len(observed) >= 16 and len(set(observed)) == len(observed)
 
 
 def test_sources_are_blended_by_weight(config: RunConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:

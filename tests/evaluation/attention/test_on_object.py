@@ -30,18 +30,18 @@ def hand_made(thing: list[float], others: list[list[float]] | None = None) -> Th
 
 
 def test_attention_that_is_right_wrong_or_nowhere():
-    asked = hand_made([0, 0.8, 0.5, 0.1], others=[[0.8, 0, 0, 0], [0, 0, 0, 0.4]])
+    requests = hand_made([0, 0.8, 0.5, 0.1], others=[[0.8, 0, 0, 0], [0, 0, 0, 0.4]])
     on = [0, 0.3, 0, 0]
     off = [0.2, 0, 0, 0.1]
     alike = [0.1] * 4
     past_the_image = [0.0] * 4
-    share, hit, other = on_thing(asked, np.array([[on, off], [alike, past_the_image]]))
+    share, hit, other = on_thing(requests, np.array([[on, off], [alike, past_the_image]]))
     average = np.mean([on, off, alike, past_the_image], axis=0)
-    assert share[0] == pytest.approx(average @ asked.cover_T / average.sum())
-    np.testing.assert_allclose(share[1:], [0.8, (0.1 * 0.1) / 0.3, asked.area, 0])
+    assert share[0] == pytest.approx(average @ requests.cover_T / average.sum())
+    np.testing.assert_allclose(share[1:], [0.8, (0.1 * 0.1) / 0.3, requests.area, 0])
     assert hit[[1, 2]].tolist() == [True, False]
     np.testing.assert_allclose(other[1:4], [0, (0.2 * 0.4 + 0.1 * 0.2) / 0.3, (0.8 + 0.4) / 2 / 4])
-    assert asked.on_T.tolist() == [False, True, True, False]
+    assert requests.on_T.tolist() == [False, True, True, False]
     assert np.isnan(on_thing(hand_made([1, 0, 0, 0]), np.ones((1, 1, 4)))[2]).all()
 
 
@@ -50,9 +50,9 @@ def test_attention_that_is_right_wrong_or_nowhere():
 def test_maps_that_prefer_nothing_point_as_often_as_chance_says(image_size: int, patch: int):
     """Random weights; the same rounded so that many are equally large; all equal; none at all."""
     draw, maps, tokens = np.random.default_rng(0), 300, (image_size // patch) ** 2
-    asked = thing_questions((1,), 1 if image_size > 64 else 4, image_size, patch)
-    chance_N = np.array([one.on_T.mean() for one in asked])
-    sigma = np.sqrt((chance_N * (1 - chance_N)).sum() / maps) / len(asked)
+    requests = thing_questions((1,), 1 if image_size > 64 else 4, image_size, patch)
+    chance_N = np.array([one.on_T.mean() for one in requests])
+    sigma = np.sqrt((chance_N * (1 - chance_N)).sum() / maps) / len(requests)
     assert 0 < chance_N.mean() < 0.6 and sigma < 0.02
     looks = {
         "random": lambda: draw.random((1, maps, tokens), dtype=np.float32),
@@ -61,7 +61,7 @@ def test_maps_that_prefer_nothing_point_as_often_as_chance_says(image_size: int,
         "nowhere": lambda: np.zeros((1, maps, tokens), np.float32),
     }
     for name, look in looks.items():
-        hits = [on_thing(one, look())[1][1:].mean() for one in asked]
+        hits = [on_thing(one, look())[1][1:].mean() for one in requests]
         assert abs(np.mean(hits) - chance_N.mean()) < 4 * sigma, name
 
 
@@ -73,11 +73,11 @@ def test_attention_by_column():
 
 def pretend(monkeypatch: pytest.MonkeyPatch, looks: Callable[[int, ThingQuestion], np.ndarray]) -> None:
     """Attention of layers and heads to the image (Y, H, T) as given by the number of a question and the question."""
-    asked = thing_questions(tuple(SETTINGS.levels), SETTINGS.questions, 32, 8)
+    requests = thing_questions(tuple(SETTINGS.levels), SETTINGS.questions, 32, 8)
 
     def rows(model: object, prompts: Sequence[object]):
         for number in reversed(range(len(prompts))):  # in any order
-            image_YHT = looks(number, asked[number])
+            image_YHT = looks(number, requests[number])
             sides = [np.full((LAYERS, HEADS, n), 0.1) for n in (BEFORE_IMAGE, BEHIND)]
             yield number, np.concatenate([sides[0], image_YHT, sides[1]], axis=2)
 

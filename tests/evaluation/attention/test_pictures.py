@@ -10,21 +10,21 @@ def test_examples_are_of_every_kind_in_turn_and_fewer_are_the_first_of_more():
 
 
 def test_what_is_shown_of_a_question():
-    asked = example_questions(4, 32, 8)
-    shown = shown_questions(asked)
+    requests = example_questions(4, 32, 8)
+    shown = shown_questions(requests)
     assert all(
-        f"[{one.word}]" in caption and image.shape == (192, 192, 3) for one, (image, caption) in zip(asked, shown, strict=True)
+        f"[{one.word}]" in caption and image.shape == (192, 192, 3) for one, (image, caption) in zip(requests, shown, strict=True)
     )
 
 
 def test_rows_of_a_model(tiny_model, tokenizer):
-    asked = example_questions(4, 32, 8)
-    rows = shown_attention("tiny", tiny_model("patch_embed"), tokenizer, asked, 3)
+    requests = example_questions(4, 32, 8)
+    rows = shown_attention("tiny", tiny_model("patch_embed"), tokenizer, requests, 3)
     assert [len(row) for row in rows] == [4, 4]
     for row, place in zip(rows, ("word", "last token"), strict=True):
         assert all(caption.startswith(f"tiny, {place}: ") and "area" in caption for _, caption in row)
     assert not np.array_equal(rows[0][0][0], rows[1][0][0])
-    picture = draw_examples([shown_questions(asked), *rows])
+    picture = draw_examples([shown_questions(requests), *rows])
     assert picture.width == 4 * 200 + 8
 
 

@@ -12,20 +12,20 @@ COUNT = 6
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_target_is_a_success_and_the_source_is_none(name, size):
-    asked = edits(name, [1, 2], COUNT, size)
-    done = judged(asked, np.stack([edit.target_HWC for edit in asked]))
+    requests = edits(name, [1, 2], COUNT, size)
+    done = judged(requests, np.stack([edit.target_HWC for edit in requests]))
     assert all(verdict.success for verdict in done) and {verdict.outside_db for verdict in done} == {MOST_DB}
-    untouched = judged(asked, np.stack([edit.source_HWC for edit in asked]))
+    untouched = judged(requests, np.stack([edit.source_HWC for edit in requests]))
     assert not any(verdict.happened for verdict in untouched)
     assert all(verdict.kept for verdict in untouched) and {verdict.outside_db for verdict in untouched} == {MOST_DB}
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edit_of_another_scene_and_noise_are_no_success(name):
-    asked = edits(name, [1], COUNT, 32)
-    others = judged(asked, np.roll(np.stack([edit.target_HWC for edit in asked]), 1, axis=0))
+    requests = edits(name, [1], COUNT, 32)
+    others = judged(requests, np.roll(np.stack([edit.target_HWC for edit in requests]), 1, axis=0))
     noise = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
-    for verdicts in (others, judged(asked, noise)):
+    for verdicts in (others, judged(requests, noise)):
         assert not any(verdict.success for verdict in verdicts)
         assert all(verdict.outside_db < 30 for verdict in verdicts)
 
@@ -47,13 +47,13 @@ def test_damage_elsewhere_is_seen_where_it_is():
 
 def test_what_goes_wrong_in_the_edited_place_does_not_count_as_damage_elsewhere():
     """The thing that should change becomes something else than asked for: not happened, but the rest is kept."""
-    asked = edits("recolour", [1], 2 * COUNT, 32)
-    wrong_NHWC = np.stack([edit.target_HWC for edit in asked])
-    for edit, wrong_HWC in zip(asked, wrong_NHWC, strict=True):
+    requests = edits("recolour", [1], 2 * COUNT, 32)
+    wrong_NHWC = np.stack([edit.target_HWC for edit in requests])
+    for edit, wrong_HWC in zip(requests, wrong_NHWC, strict=True):
         wrong_HWC[changed(edit.source_HWC, edit.target_HWC)] = edit.source_HWC[0, 0]  # gone instead of recoloured, nearly
-    verdicts = judged(asked, wrong_NHWC)
+    verdicts = judged(requests, wrong_NHWC)
     assert not any(verdict.happened or verdict.success for verdict in verdicts)
-    assert sum(verdict.kept for verdict in verdicts) >= len(asked) - 2  # a corner pixel may be part of another thing
+    assert sum(verdict.kept for verdict in verdicts) >= len(requests) - 2  # a corner pixel may be part of another thing
 
 
 def test_psnr_outside_counts_nothing_inside():

@@ -24,9 +24,9 @@ def shown(*items: Item, background: str = "white") -> Parsed:
 
 
 def given(parsed: Parsed) -> dict[str, list[bool]]:
-    asked = questions(SCENE)
+    requests = questions(SCENE)
     found: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    for question, answer in zip(asked, answers(asked, parsed), strict=True):
+    for question, answer in zip(requests, answers(requests, parsed), strict=True):
         found[question.kind].append(answer)
     return found
 
@@ -44,9 +44,9 @@ def test_every_kind_is_asked_and_a_perfect_image_answers_all() -> None:
     }
     assert all(all(answered) for answered in found.values())
     for prompt in prompts(DENSE, "test", 12):
-        asked = questions(prompt.scene)
-        assert all(answers(asked, shown(*prompt.scene.items, background=prompt.scene.background)))
-        assert all(parent < number for number, question in enumerate(asked) for parent in question.parents)
+        requests = questions(prompt.scene)
+        assert all(answers(requests, shown(*prompt.scene.items, background=prompt.scene.background)))
+        assert all(parent < number for number, question in enumerate(requests) for parent in question.parents)
 
 
 def test_an_empty_image_has_only_its_background() -> None:
@@ -62,13 +62,13 @@ def test_children_of_what_is_not_there_count_nothing() -> None:
     # Circle, cross, ring in turn: right place, size and number do not help a wrong colour.
     assert found["colour"] == found["size"] == [False, True, True]
     assert found["number"] == [False] and found["place"] == [False, False, True, True]
-    asked = questions(SCENE)
-    orphan = [replace(question, parents=()) for question in asked]
+    requests = questions(SCENE)
+    orphan = [replace(question, parents=()) for question in requests]
     squares = shown(*(item._replace(shape="square") if item.shape == "cross" else item for item in ITEMS))
-    assert answers(asked, squares) == answers(orphan, squares)
-    relation = next(number for number, question in enumerate(asked) if question.kind == "relation")
-    assert asked[relation].parents and all(asked[parent].kind == "colour" for parent in asked[relation].parents)
-    lie = [replace(question, holds=lambda parsed: True) if question.kind == "relation" else question for question in asked]
+    assert answers(requests, squares) == answers(orphan, squares)
+    relation = next(number for number, question in enumerate(requests) if question.kind == "relation")
+    assert requests[relation].parents and all(requests[parent].kind == "colour" for parent in requests[relation].parents)
+    lie = [replace(question, holds=lambda parsed: True) if question.kind == "relation" else question for question in requests]
     assert not answers(lie, squares)[relation], "the cross is missing, whatever is seen of the relation"
 
 

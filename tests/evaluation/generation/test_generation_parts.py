@@ -34,10 +34,10 @@ def subject(tiny_model: Callable[..., UnifiedModel], tokenizer: Tokenizer, tmp_p
 @pytest.fixture
 def perfect(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Subject:
     """A model that draws what it is told."""
-    known = {prompt.text: prompt for prompt in images.chosen_prompts(PromptSettings(**FEW))}
+    expected = {prompt.text: prompt for prompt in images.chosen_prompts(PromptSettings(**FEW))}
 
     def draw(self: Subject, texts: list[str], seeds: list[int]) -> np.ndarray:
-        return images.renders([known[text] for text in texts], 32)
+        return images.renders([expected[text] for text in texts], 32)
 
     monkeypatch.setattr(Subject, "images", draw)
     return subject

@@ -128,20 +128,22 @@ def scenes(rng: Random) -> list[Scene]:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_visible_change_of_any_sort_is_seen(change: str, size: int) -> None:
     rng = Random(f"{change} {size}")
-    asked = scenes(rng)
-    shown = [drawn(rng, scene, size, CHANGES[change], rng.randrange(len(scene.items))) for scene in asked]
-    accepted = [n for n, (parsed, scene) in enumerate(zip(parse(np.stack(shown)), asked, strict=True)) if is_exact(parsed, scene)]
+    requests = scenes(rng)
+    shown = [drawn(rng, scene, size, CHANGES[change], rng.randrange(len(scene.items))) for scene in requests]
+    accepted = [
+        n for n, (parsed, scene) in enumerate(zip(parse(np.stack(shown)), requests, strict=True)) if is_exact(parsed, scene)
+    ]
     assert not accepted
 
 
 @pytest.mark.parametrize("size", (32, 64))
 def test_another_renderer_and_slightly_other_colours_are_right(size: int) -> None:
     rng = Random(f"right {size}")
-    asked = scenes(rng)
-    tint = np.random.default_rng(0).integers(-8, 9, (len(asked), 1, 1, 3))
-    shown = np.stack([drawn(rng, scene, size, None, 0) for scene in asked])
+    requests = scenes(rng)
+    tint = np.random.default_rng(0).integers(-8, 9, (len(requests), 1, 1, 3))
+    shown = np.stack([drawn(rng, scene, size, None, 0) for scene in requests])
     for images in (shown, np.clip(shown + tint, 0, 255).astype(np.uint8)):
-        assert all(is_exact(parsed, scene) for parsed, scene in zip(parse(images), asked, strict=True))
+        assert all(is_exact(parsed, scene) for parsed, scene in zip(parse(images), requests, strict=True))
 
 
 # Shape of the scene, and what is near to it. A hexagon or astroid of 7 px across cannot be told.

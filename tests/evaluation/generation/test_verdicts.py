@@ -99,8 +99,8 @@ def test_prompts_are_different_captions_of_the_split_and_isolate_their_skill(cat
     assert not set(texts) & {prompt.text for prompt in prompts(category, "composition", 6)}
     assert texts != [prompt.text for prompt in prompts(category, "test", 12, series=1)]
     numbers = {len(prompt.scene.items) for prompt in found}
-    wanted = {"single_object": {1}, "colors": {1}, "counting": {2, 3, 4}, DENSE: set(range(3, 17))}
-    assert numbers <= wanted.get(category, {2})
+    requested = {"single_object": {1}, "colors": {1}, "counting": {2, 3, 4}, DENSE: set(range(3, 17))}
+    assert numbers <= requested.get(category, {2})
 
 
 def test_too_many_prompts_are_refused_with_the_number_there_is() -> None:

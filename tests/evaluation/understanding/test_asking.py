@@ -56,10 +56,10 @@ def reader(folder: Path, settings: UnderstandingSettings, **more: Any) -> Reader
 def test_a_reader_of_the_scene_graph_reaches_the_ceiling_at_every_level_in_both_splits(kind: str, tmp_path: Path) -> None:
     settings = UnderstandingSettings(groups=30, benchmarks=[kind], easy_vqa=0)
     found = measure(reader(tmp_path, settings), settings)
-    seen = {(one.benchmark, one.split): one for one in found if one.metric == "accuracy"}
+    observed = {(one.benchmark, one.split): one for one in found if one.metric == "accuracy"}
     names = [kind, f"{kind}@2", f"{kind}@3"]
-    assert set(seen) == {(name, split) for name in names for split in SCENE_SPLITS}
-    for one in seen.values():
+    assert set(observed) == {(name, split) for name in names for split in SCENE_SPLITS}
+    for one in observed.values():
         assert one.value == one.ceiling == 1 and one.items == [1] * 30 and one.failures == 0
         assert one.chance is not None and 0 < one.chance < 0.5 and one.low is not None and one.chance < one.low < one.high == 1
         assert one.note == ("both images of a pair right" if kind == "pairs" else "")
@@ -110,9 +110,9 @@ def test_an_interrupted_evaluation_asks_only_what_it_has_no_answers_to(tmp_path:
 
 def test_questions_without_image_are_asked_once(tmp_path: Path) -> None:
     settings = UnderstandingSettings(groups=30, benchmarks=["pattern"], levels=[1, 3, 1], splits=["test"], easy_vqa=0)
-    asked = reader(tmp_path, settings)
-    measure(asked, settings)
-    assert asked.asked == [30 + 2, 30]  # what shape, what colour is missing?
+    requests = reader(tmp_path, settings)
+    measure(requests, settings)
+    assert requests.asked == [30 + 2, 30]  # what shape, what colour is missing?
 
 
 def test_easy_vqa_is_of_its_test_split_and_its_chance_is_what_the_wording_tells(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_easy_vqa_is_of_its_test_split_and_its_chance_is_what_the_wording_tells(
 
     settings = UnderstandingSettings(groups=0, easy_vqa=300)
     nothing = cast(Any, None)
-    seen, blind = measure(Denying(nothing, nothing, small_config(), tmp_path, {}, quiet=True), settings)
-    assert (seen.benchmark, seen.split, seen.n, seen.ceiling) == ("easy_vqa", "test", 300, None)
-    assert blind.metric == "accuracy without image" and 0.6 < cast(float, seen.chance) == cast(float, blind.chance) < 0.7
-    assert 0.2 < seen.value < 0.5 and 0.2 < blind.value < 0.5  # the other questions ask for colours and shapes
-    assert not any(yes and no for yes, no in zip(seen.items, blind.items, strict=True))
+    observed, blind = measure(Denying(nothing, nothing, small_config(), tmp_path, {}, quiet=True), settings)
+    assert (observed.benchmark, observed.split, observed.n, observed.ceiling) == ("easy_vqa", "test", 300, None)
+    assert blind.metric == "accuracy without image" and 0.6 < cast(float, observed.chance) == cast(float, blind.chance) < 0.7
+    assert 0.2 < observed.value < 0.5 and 0.2 < blind.value < 0.5  # the other questions ask for colours and shapes
+    assert not any(yes and no for yes, no in zip(observed.items, blind.items, strict=True))
 
 
 def test_what_cannot_be_asked_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +137,10 @@ def test_what_cannot_be_asked_is_said_first(tmp_path: Path, monkeypatch: pytest.
         measure(reader(tmp_path, nothing), nothing)
     monkeypatch.setattr("tunalab.data.easy_vqa.importlib.util.find_spec", lambda name: None)
     settings = UnderstandingSettings(groups=2, benchmarks=["count"], levels=[1])
-    asked = reader(tmp_path, settings)
+    requests = reader(tmp_path, settings)
     with pytest.raises(UserError, match="pip install 'tunalab.*understanding.easy_vqa=0"):
-        measure(asked, settings)
-    assert asked.asked == []
+        measure(requests, settings)
+    assert requests.asked == []
 
 
 def test_a_model_answers_as_at_the_points_of_its_run(tmp_path: Path, tiny_model: Any, tokenizer: Any) -> None:
@@ -151,8 +151,8 @@ def test_a_model_answers_as_at_the_points_of_its_run(tmp_path: Path, tiny_model:
     point = evaluate(model, tokenizer, config)["benchmarks"]
     settings = UnderstandingSettings(groups=12, levels=[1, 3], splits=["test"], easy_vqa=0)
     found = measure(Subject(model, tokenizer, config, tmp_path, {}, quiet=True), settings)
-    seen = {one.benchmark: one for one in found if one.metric == "accuracy"}
-    assert seen.keys() == point.keys()
+    observed = {one.benchmark: one for one in found if one.metric == "accuracy"}
+    assert observed.keys() == point.keys()
     for name, score in point.items():
-        assert (seen[name].value, seen[name].n, seen[name].chance) == (score["accuracy"], score["n"], score["chance"])
-        assert np.packbits(np.asarray(seen[name].items, dtype=bool)).tobytes().hex() == score["outcomes"]
+        assert (observed[name].value, observed[name].n, observed[name].chance) == (score["accuracy"], score["n"], score["chance"])
+        assert np.packbits(np.asarray(observed[name].items, dtype=bool)).tobytes().hex() == score["outcomes"]

@@ -53,7 +53,7 @@ def test_distinct_keeps_the_first_of_each_caption() -> None:
 
 
 def test_batches_are_fresh_and_repeat() -> None:
-    seen = [images.tobytes() for images, _ in batches(noise_captions, 0, 4, 16, 3)]
-    assert len(set(seen)) == 3
-    assert seen == [images.tobytes() for images, _ in batches(noise_captions, 0, 4, 16, 3)]
-    assert seen[0] != next(batches(noise_captions, 1, 4, 16, 3))[0].tobytes()
+    observed = [images.tobytes() for images, _ in batches(noise_captions, 0, 4, 16, 3)]
+    assert len(set(observed)) == 3
+    assert observed == [images.tobytes() for images, _ in batches(noise_captions, 0, 4, 16, 3)]
+    assert observed[0] != next(batches(noise_captions, 1, 4, 16, 3))[0].tobytes()

@@ -171,14 +171,14 @@ def test_a_padded_image_is_seen_whole(clip_folder: Path):
 def test_the_colour_is_that_of_the_nearest_wordings(clip_folder: Path, monkeypatch):
     clip = Clip(clip_folder, None, CPU)
     classifier = ZeroShotColours(clip)
-    seen = [Detection("car", 1.0, (0, 0, 20, 20)), Detection("car", 0.9, (10, 10, 60, 40))]
+    observed = [Detection("car", 1.0, (0, 0, 20, 20)), Detection("car", 0.9, (10, 10, 60, 40))]
     # An image whose features are those of a colour's wordings is of that colour.
     features = torch.stack([clip.texts([f"a photo of a {colour} car"])[0] for colour in ("pink", "black")])
     monkeypatch.setattr(clip, "images", lambda crops: features if len(crops) == 2 else None)
     wordings = ["a photo of a {} car", "a photo of a {}-colored car", "a photo of a {} object"]
     means = torch.stack([clip.texts([wording.format(colour) for wording in wordings]).mean(dim=0) for colour in COLOURS])
     expected = [COLOURS[n] for n in (features @ torch.nn.functional.normalize(means, dim=1).T).argmax(dim=1).tolist()]
-    assert classifier.colours(PIXELS, seen) == expected
+    assert classifier.colours(PIXELS, observed) == expected
 
 
 def test_a_thing_is_cut_out_on_grey():

@@ -48,11 +48,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = asked["messages"][0]["content"]
+        requests = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = requests["messages"][0]["content"]
         text = content[0]["text"]
         self.server.requests.append(text)
-        self.server.parameters.append({name: value for name, value in asked.items() if name not in ("model", "messages")})
+        self.server.parameters.append({name: value for name, value in requests.items() if name not in ("model", "messages")})
         urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         assert all(url.startswith("data:image/png;base64,") for url in urls)
         pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
@@ -200,8 +200,8 @@ def test_why_there_is_no_answer_stands_in_the_message(server, tmp_path, answer, 
 
 def unknown(name: str, instead: str = "") -> tuple[int, dict]:
     hint = f" Use '{instead}' instead." if instead else ""
-    told = {"message": f"Unsupported parameter: '{name}' is not supported with this model.{hint}", "param": name}
-    return 400, {"error": told | {"type": "invalid_request_error", "code": "unsupported_parameter"}}
+    messages = {"message": f"Unsupported parameter: '{name}' is not supported with this model.{hint}", "param": name}
+    return 400, {"error": messages | {"type": "invalid_request_error", "code": "unsupported_parameter"}}
 
 
 FIXED = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
@@ -262,8 +262,8 @@ def test_an_answer_that_the_limit_cut_off_is_none(server, endpoint, tmp_path):
     server.judge = lambda text, pictures: (
         answered(content=early, ended="length") if "prompt 0" in text else likes("red")(text, pictures)
     )
-    for asked in (endpoint, Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)):  # and when kept
-        outcome = compare(asked, "quality", PROMPTS[:3], images, NAMES)
+    for requests in (endpoint, Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)):  # and when kept
+        outcome = compare(requests, "quality", PROMPTS[:3], images, NAMES)
         (failed,) = [vote for vote in outcome.votes if vote.winner is None]
         assert failed.ballot.prompt == "prompt 0" and failed.reason.startswith("cut off at the limit of tokens (4096): ")
     assert len(server.requests) == 3
@@ -271,8 +271,8 @@ def test_an_answer_that_the_limit_cut_off_is_none(server, endpoint, tmp_path):
 
 def test_answers_asked_for_in_another_way_are_others(server, tmp_path):
     for count, how in enumerate([{}, {}, {"temperature": 1.0}, {"max_tokens": 7}]):
-        asked = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0, **how)
-        compare(asked, "quality", PROMPTS[:1], images, NAMES)
+        requests = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0, **how)
+        compare(requests, "quality", PROMPTS[:1], images, NAMES)
         assert len(server.requests) == max(1, count)
     assert server.parameters[-1] == {"temperature": 0, "max_tokens": 7}
 
@@ -314,14 +314,14 @@ def test_a_used_up_quota_is_asked_once(server, tmp_path, error):
 
 def test_a_quota_of_a_minute_is_waited_for(server, endpoint):
     wait = "You exceeded your current quota, please check your plan and billing details. Please retry in 20s."
-    seen = []
+    observed = []
 
     def judge(text: str, pictures: list[np.ndarray]) -> str | tuple[int, dict]:
-        seen.append(text)
-        return (429, {"error": {"message": wait}}) if len(seen) == 1 else likes("red")(text, pictures)
+        observed.append(text)
+        return (429, {"error": {"message": wait}}) if len(observed) == 1 else likes("red")(text, pictures)
 
     server.judge = judge
-    assert compare(endpoint, "quality", PROMPTS[:2], images, NAMES).failures == 0 and len(seen) == 3
+    assert compare(endpoint, "quality", PROMPTS[:2], images, NAMES).failures == 0 and len(observed) == 3
 
 
 def test_a_wrong_key_is_found_out_once_and_not_shown(server, tmp_path):
@@ -349,11 +349,11 @@ def test_kept_answers_are_utf8_whatever_the_locale(server, endpoint, tmp_path):
 
 
 def test_a_server_that_is_busy_now_and_then_is_asked_again(server, endpoint):
-    seen: dict[str, int] = {}
+    observed: dict[str, int] = {}
 
     def judge(text: str, pictures: list[np.ndarray]) -> str | int:
-        seen[text] = seen.get(text, 0) + 1
-        return 503 if seen[text] == 1 else likes("blue")(text, pictures)
+        observed[text] = observed.get(text, 0) + 1
+        return 503 if observed[text] == 1 else likes("blue")(text, pictures)
 
     server.judge = judge
     outcome = compare(endpoint, "quality", PROMPTS[:6], images, NAMES)
@@ -375,10 +375,10 @@ def test_a_judge_that_never_answers_is_a_failure_not_a_loss(server, tmp_path):
 def test_answers_are_kept_and_never_asked_for_twice(server, endpoint, tmp_path):
     server.judge = likes("red")
     first = compare(endpoint, "quality", PROMPTS[:8], images, NAMES)
-    asked = len(server.requests)
+    requests = len(server.requests)
     again = Endpoint(server.url, "key", "judge-1", tmp_path / "answers", timeout=5, retries=0)
     assert compare(again, "quality", PROMPTS[:8], images, NAMES) == first
-    assert len(server.requests) == asked == 8 and again.usage["kept"] == 8
+    assert len(server.requests) == requests == 8 and again.usage["kept"] == 8
     compare(again, "diversity", PROMPTS[:8], images, NAMES)  # another question is another answer
     assert len(server.requests) == 16
 
@@ -422,11 +422,13 @@ def test_the_command(server, folders, tmp_path, monkeypatch, capsys):
     assert main(["judge", *folders, "--question", "quality", "--out", str(tmp_path / "judged")]) == 0
     out = capsys.readouterr().out
     assert "blue: 1.000, n 6" in out and "wins by place shown: A 2 of 2, B 2 of 2, C 2 of 2" in out
-    told = json.loads((tmp_path / "judged" / "quality.json").read_text())
-    assert told["asked_with"] == {"temperature": 0, "max_tokens": 4096} and told["refused"] == {}
-    assert [row["candidate"] for row in told["places"]] == NAMES
-    assert told["places"][2]["places"] == [{"shown": 2, "wins": 2, "failures": 0}] * 3
-    assert told["usage"]["asked"] == 6 and len(told["votes"]) == 6 and all(vote["winner"] == 2 for vote in told["votes"])
+    messages = json.loads((tmp_path / "judged" / "quality.json").read_text())
+    assert messages["asked_with"] == {"temperature": 0, "max_tokens": 4096} and messages["refused"] == {}
+    assert [row["candidate"] for row in messages["places"]] == NAMES
+    assert messages["places"][2]["places"] == [{"shown": 2, "wins": 2, "failures": 0}] * 3
+    assert (
+        messages["usage"]["asked"] == 6 and len(messages["votes"]) == 6 and all(vote["winner"] == 2 for vote in messages["votes"])
+    )
     assert main(["judge", *folders, "--pairwise", "--out", str(tmp_path / "judged")]) == 0
     for question in ("quality", "diversity"):
         rates = json.loads((tmp_path / "judged" / f"{question}.json").read_text())["rates"]
@@ -437,8 +439,8 @@ def test_images_made_differently_are_told(folders, tmp_path):
     for path in (tmp_path / "blue").iterdir():
         settings = read_settings(path)
         save_image(path, images(2, 0)[0], {**settings, "guidance": 4.0})
-    told = unequal(NAMES, [read_folder(Path(folder)) for folder in folders])
-    assert told == ["guidance differs: red None, green None, blue 4.0"]
+    messages = unequal(NAMES, [read_folder(Path(folder)) for folder in folders])
+    assert messages == ["guidance differs: red None, green None, blue 4.0"]
 
 
 def test_mistakes_of_the_command(server, folders, tmp_path, monkeypatch, capsys):

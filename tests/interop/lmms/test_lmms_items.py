@@ -18,26 +18,26 @@ def test_reading_a_score(answer, score):
 
 def judge(monkeypatch: pytest.MonkeyPatch, *answers: str | None) -> tuple[Endpoint, list[str]]:
     """An endpoint that gives these answers, and what it was asked."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def ask(endpoint: Endpoint, text: str, images: object, whole: bool) -> str:
-        asked.append(text)
-        answer = answers[len(asked) - 1]
+        requests.append(text)
+        answer = answers[len(requests) - 1]
         if answer is None:
             raise NoAnswer("timeout")
         return answer
 
     monkeypatch.setattr(Endpoint, "ask", ask)
-    return Endpoint("http://127.0.0.1:9", "key", "judge", Path("nowhere")), asked
+    return Endpoint("http://127.0.0.1:9", "key", "judge", Path("nowhere")), requests
 
 
 def test_a_score_that_cannot_be_read_is_asked_for_once_more(monkeypatch):
-    endpoint, asked = judge(monkeypatch, "It is fine.", "0.7")
-    assert ask_score(endpoint, "x") == 0.7 and asked == ["x", "x" + AGAIN]
-    endpoint, asked = judge(monkeypatch, "It is fine.", "5")
-    assert ask_score(endpoint, "x") is None and len(asked) == 2
+    endpoint, requests = judge(monkeypatch, "It is fine.", "0.7")
+    assert ask_score(endpoint, "x") == 0.7 and requests == ["x", "x" + AGAIN]
+    endpoint, requests = judge(monkeypatch, "It is fine.", "5")
+    assert ask_score(endpoint, "x") is None and len(requests) == 2
 
 
 def test_a_judge_that_does_not_answer_gives_no_score(monkeypatch):
-    endpoint, asked = judge(monkeypatch, None)
-    assert ask_score(endpoint, "x") is None and len(asked) == 1
+    endpoint, requests = judge(monkeypatch, None)
+    assert ask_score(endpoint, "x") is None and len(requests) == 1

@@ -56,18 +56,18 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int]]
     """``says(*replies)``: the model gives them in turn; returned is what it was asked, and of how many tokens."""
 
     def install(*replies: str) -> list[tuple[str, int]]:
-        asked: list[tuple[str, int]] = []
+        requests: list[tuple[str, int]] = []
 
         def answer_ids(
             model: object, tokenizer: Tokenizer, questions: Sequence[tuple[np.ndarray | None, str]], limit: int, batch_tokens: int
         ) -> list[list[int]]:
             assert all(image is not None and image.shape == (32, 32, 3) for image, _ in questions)
-            start = len(asked)
-            asked.extend((text, limit) for _, text in questions)
-            return [tokenizer.encode(reply) for reply in replies[start : len(asked)]]
+            start = len(requests)
+            requests.extend((text, limit) for _, text in questions)
+            return [tokenizer.encode(reply) for reply in replies[start : len(requests)]]
 
         monkeypatch.setattr(asking, "answer_ids", answer_ids)
-        return asked
+        return requests
 
     return install
 
@@ -117,19 +117,19 @@ PUBLISHED_ITEMS = {
 
 @pytest.mark.parametrize(("task", "limit", "replies", "items"), CASES, ids=[f"{case[0]}{case[3]}" for case in CASES])
 def test_right_wrong_and_malformed_replies(subject, copy, says, task, limit, replies, items):
-    asked = says(*replies)
+    requests = says(*replies)
     found = one(subject, copy(task), task, rules="stock")
     assert found.benchmark == BENCHMARKS[task].title and found.items == items and found.n == len(items)
-    assert [tokens for _, tokens in asked] == [limit] * len(items)
+    assert [tokens for _, tokens in requests] == [limit] * len(items)
 
 
 @pytest.mark.parametrize(("task", "limit", "replies", "items"), CASES, ids=[f"{case[0]}{case[3]}" for case in CASES])
 def test_both_rules_of_one_set_of_replies(subject, copy, says, task, limit, replies, items):
     """On nine benchmarks there is one rule; on three the paper's stands before that of 0.7.3, and the model is run once."""
-    asked = says(*replies)
+    requests = says(*replies)
     (piece,) = pieces(PublishedSettings(data=str(copy(task)), tasks=[task]))
     first, *further = piece.measure(subject)
-    assert [tokens for _, tokens in asked] == [limit] * len(items)
+    assert [tokens for _, tokens in requests] == [limit] * len(items)
     if task not in RULED:
         assert first.metric == "accuracy" and first.items == items
         return
@@ -250,7 +250,7 @@ def test_a_judges_score_is_read_as_by_the_stock_task(answer, monkeypatch):
 
 @pytest.mark.parametrize("rules", RULES)
 def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monkeypatch, rules):
-    asked = says("x = -1", "x = 3", "hm")
+    requests = says("x = -1", "x = 3", "hm")
 
     def ask(text: str) -> str:
         assert "What is x? | -1 <AND> -5 | " in text
@@ -261,7 +261,7 @@ def test_mmvet_asks_the_judge_and_counts_its_failures(subject, copy, says, monke
     judged_by(monkeypatch, ask)
     found = one(subject, copy("mmvet"), "mmvet", rules=rules)
     assert found.value == 0.5 and found.n == 1 and found.failures == 2 and found.note == "judged by judge"
-    assert asked[0][1] == 1024 and asked[0][0].endswith("What is x?")
+    assert requests[0][1] == 1024 and requests[0][0].endswith("What is x?")
 
 
 def test_a_judge_that_cannot_be_asked_is_one_line(subject, copy, says, monkeypatch):

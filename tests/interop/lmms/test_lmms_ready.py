@@ -48,8 +48,8 @@ def test_what_is_missing_is_one_line(subject: Subject, installed, tmp_path):
         pieces(PublishedSettings(data=str(tmp_path / "nowhere")))
     (tmp_path / "ai2d").mkdir()
     _, missing = pieces(PublishedSettings(data=str(tmp_path), tasks=["ai2d", "gqa"]))
-    told = r"has no folder gqa \(a copy of lmms-lab-encoder/GQA\): put it there, or name other tasks in published.tasks$"
-    with pytest.raises(UserError, match=told):
+    messages = r"has no folder gqa \(a copy of lmms-lab-encoder/GQA\): put it there, or name other tasks in published.tasks$"
+    with pytest.raises(UserError, match=messages):
         missing.measure(subject)
 
 
