@@ -136,10 +136,10 @@ class CellJob:
                 env=os.environ | variables,
                 pass_fds=() if lock is None else (lock.fileno(),),
             )
-        requests = False
+        stopping = False
         while (code := process.poll()) is None:
-            if signals and not requests:  # it may have come before there was a process
-                requests = True
+            if signals and not stopping:  # it may have come before there was a process
+                stopping = True
                 process.terminate()
             time.sleep(0.05)
         return code
