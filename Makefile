@@ -69,13 +69,13 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONPATH PYTHONHOME
 install: ## set up .venv with the exact versions of constraints.txt
 	@bash -c "$$SET_UP"
 
-components: install ## build the tiny tokenizer, VAE and encoder that are missing
+components: install ## list and verify the tiny tokenizer, VAEs and encoders
 	$(BIN)/tunalab components
 
-sweep: components ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, LAUNCH=slurm, ARGS="--dry-run" or key=value
+sweep: install ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, LAUNCH=slurm, ARGS="--dry-run" or key=value
 	$(BIN)/tunalab sweep $(SWEEP) $(VARIANT_FLAG) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)
 
-smoke: components ## all three front-ends, a few steps each
+smoke: install ## all three front-ends, a few steps each
 	$(BIN)/tunalab sweep smoke $(ARGS)
 
 figure6: install ## draw Figure 6 from the committed records; train what has none
@@ -94,7 +94,7 @@ ablations: install ## tables and pictures of effects of the committed ablations;
 	set -e; for records in results/ablations/*/; do \
 	  $(BIN)/tunalab table --records $${records%/}; $(BIN)/tunalab figure effects --records $${records%/} --out $${records%/}; done
 
-evaluate: components ## measure trained models: RUN=runs/figure6/tuna2-seed0 (default all of Figure 6), ARGS="--parts NAME" or part.key=value
+evaluate: install ## measure trained models: RUN=runs/figure6/tuna2-seed0 (default all of Figure 6), ARGS="--parts NAME" or part.key=value
 	$(BIN)/tunalab evaluate $(RUN) $(ARGS)
 
 report: install ## one HTML page, and its Markdown, of the records in RECORDS (default results/figure6)
@@ -103,7 +103,7 @@ report: install ## one HTML page, and its Markdown, of the records in RECORDS (d
 dashboard: install ## open MLflow's page on a comparison of the runs
 	$(BIN)/tunalab dashboard $(ARGS)
 
-bench: components ## training and generation against their slow references; what the sweep took and reached
+bench: install ## training and generation against their slow references; what the sweep took and reached
 	$(BIN)/tunalab bench $(ARGS)
 
 verify: install ## tables of what the scorers, the parser of scenes and chance levels are worth (results/verification), half an hour; one of them: ARGS=scorers
@@ -142,7 +142,7 @@ test-lmms: install ## tests of the published benchmarks; first installs the extr
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,lmms]'
 	$(BIN)/pytest -m lmms
 
-test-slurm: components test-slurm-cluster ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
+test-slurm: install test-slurm-cluster ## sweeps on a SLURM of two nodes, installed from Debian's packages and started here (as root)
 	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm/test_slurm_training.py
 
 test-slurm-cluster: install ## the part of it that trains no model, four minutes: CI runs it

@@ -11,8 +11,7 @@ import pytest
 from tunalab.cli import main
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import folder_of, write_component
+from tunalab.frontends.components.store import store
 from tunalab.settings.layers import find, names_of, own_or_shipped, run_files
 from tunalab.settings.loading import load_config
 from tunalab.sweeps.grid import load_sweep
@@ -32,8 +31,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def components(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tokenizer in the place of the tiny one, which takes seconds to train."""
-    settings = ComponentSettings().tokenizer
-    write_component(folder_of(tmp_path / "components", "tokenizer", settings), settings, tokenizer.save)
+    store(tmp_path / "components" / "tiny", "tokenizer", tokenizer, {"ids": tokenizer.vocabulary})
     monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "components"))
     return tmp_path / "components"
 
@@ -120,18 +118,6 @@ def test_what_init_writes_runs(empty: Path, components: Path, capsys: pytest.Cap
     assert main(planned[1:]) == 0
     out = capsys.readouterr().out
     assert "tuna2-seed0" in out and "coarse-seed0" in out and not Path("runs").exists()
-
-
-def test_a_dry_run_builds_the_tokenizer_alone(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TUNALAB_COMPONENTS", raising=False)
-    built: list[object] = []
-
-    def build(names: object) -> None:
-        built.append(names)
-        raise UserError("enough")
-
-    monkeypatch.setattr("tunalab.frontends.components.build.build_components", build)
-    assert main(["sweep", "smoke", "--dry-run"]) == 2 and built == [("tokenizer",)]
 
 
 # What is tried with the wheel, in one process: importing libraries takes most of the time.

@@ -31,7 +31,7 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["sweep", "mask_ratio", "--parallel", "-1"], ["--parallel -1", "out of range"]),
         (["train", "decoder.width"], ["decoder.width", "key=value"]),
         (["train", "stages.pretrain.mix={scenes/nothing: 1}"], ["scenes/nothing"]),
-        (["train"], ["component", "tunalab components"]),
+        (["train", "--variant", "tuna_r", "frontend.encoder=tiny@7"], ["tiny@7", "tiny/seed0@3000"]),
         (["sweep", "mask_ratio", "--variant", "tuna2", "decoder.widht=64"], ["decoder.widht", "width"]),
         (["train", "--paralel", "2"], ["--paralel"]),
         (["table", "--records", "results/figure6", "decoder.layers=6"], ["decoder.layers=6"]),

@@ -23,7 +23,6 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 from tests.training.test_resume import assert_same
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.images import read_input
 from tunalab.library import LOCK_HELD, as_texts
 from tunalab.settings.loading import to_plain
@@ -47,17 +46,15 @@ def write_config(path: Path, config: RunConfig) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(quick_components: tuple[Path, ComponentSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(quick_components: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an experiment ``small``, a variant ``mine``, and the run of them, ``run``, with its progress."""
-    root, settings = quick_components
     folder = tmp_path_factory.mktemp("study")
     (folder / "experiments").mkdir()
     (folder / "variants").mkdir()
     (folder / "variants" / "mine.yaml").write_text("{}")
     write_config(folder / "experiments" / "small.yaml", quick_config("tuna", **CHANGES))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNALAB_COMPONENTS", str(root))
-        patch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
         patch.chdir(folder)
         steps: list[tuple[int, int, float]] = []
         record = tunalab.train(
@@ -282,7 +279,6 @@ def test_a_sweep_returns_its_records(study: Path, monkeypatch: pytest.MonkeyPatc
 
     stand_in = SimpleNamespace(Popen=InProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess", stand_in)
-    monkeypatch.setattr("tunalab.driver.build_components", lambda seeds: None)
     monkeypatch.chdir(study)
     Path("sweeps").mkdir(exist_ok=True)
     sweep = {"experiment": "small", "variants": ["mine"], "seeds": [3], "factors": {"objective.masking.ratio": [0.0, 0.5]}}

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunalab.errors import EXIT_STOPPED, UserError
-from tunalab.library import LOCK_HELD, RUNS, Settings, as_texts, build_components, check_named
+from tunalab.library import LOCK_HELD, RUNS, Settings, as_texts, check_named
 from tunalab.redaction import hand_over, redacted
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunalab.settings.schema import RunConfig, TrackingConfig
     from tunalab.sweeps.grid import Cell, Resolved, Sweep
     from tunalab.sweeps.launcher import Launch
+    from tunalab.sweeps.trunks import Tree
 
 
 def sweep(
@@ -71,7 +72,9 @@ def read_launch_named(name: str | None) -> "Launch":
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep under further ``settings``, of one ``variant`` or all. ``resolved``: by name of the cell."""
+    """The runs of a sweep under further ``settings``, of one ``variant`` or all. ``resolved``: by name of the cell; ``trunks``:
+    whether what cells share is trained once.
+    """
 
     name: str
     variant: str | None
@@ -80,8 +83,17 @@ class Plan:
     cells: "list[Cell]"
     resolved: "dict[str, Resolved]"
 
+    trunks: bool = True
+
     def hash(self, cell: "Cell") -> str:
         return self.resolved[cell.name].hash
+
+    @cached_property
+    def tree(self) -> "Tree":
+        """The cells with what they share, or each alone where ``trunks`` are off."""
+        from tunalab.sweeps.trunks import alone, make_tree
+
+        return (make_tree if self.trunks else alone)(self.cells, self.resolved)
 
     def checked(self) -> "dict[str, RunConfig]":
         """The configurations by name of the cell. Raises UserError: one is of a run that could not begin."""
@@ -98,12 +110,18 @@ class Plan:
         return redacted(" ".join(["tunalab sweep", self.name, *flags, *self.settings]))
 
 
+TRUNKS_OFF = "trunks=off"  # among the settings: every cell is trained alone, for checking
+
+
 def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
     """Raises UserError: a file or setting is wrong, or two cells are the same run."""
     from tunalab.settings.layers import find, run_files
     from tunalab.sweeps.cells import is_finished
     from tunalab.sweeps.grid import check_distinct, check_settings, expand, load_sweep, own_directory, resolve, with_settings
 
+    shares = True
+    if TRUNKS_OFF in settings:
+        settings, shares = [text for text in settings if text != TRUNKS_OFF], False
     loaded = load_sweep(find("sweeps", name))
     cells = expand(loaded, variant, RUNS)
     check_named(settings)
@@ -122,14 +140,17 @@ def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
     if apart:
         first, where = apart[0].run_dir, moved[apart[0].name].run_dir
         print(f"{len(apart)} directories hold runs of other settings and stay as they are: {first} goes to {where}, and so on")
-    return Plan(name, variant, settings, loaded, [moved.get(cell.name, cell) for cell in cells], resolved)
+    return Plan(name, variant, settings, loaded, [moved.get(cell.name, cell) for cell in cells], resolved, shares)
 
 
 def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries: int | None = None, retry: bool = False) -> int:
     """Train what is not finished, write figures and tables of what is; the exit code: 0, 1 of failures, 75 when it was stopped."""
+    from tunalab.frontends.components.store import Components
+    from tunalab.records.record import CONFIG_FILE
     from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, publish, read_history
     from tunalab.sweeps.grid import own_settings
-    from tunalab.sweeps.launcher import Work, launcher
+    from tunalab.sweeps.launcher import SHIPPED, Work, launcher
+    from tunalab.sweeps.trunks import alone
     from tunalab.training.run import open_data
 
     cells, configs = plan.cells, plan.checked()
@@ -137,23 +158,32 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
     if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
         for name in {_reads(one.plain): name for name, one in plan.resolved.items()}.values():
             open_data(configs[name])
-        build_components({config.components_seed for config in configs.values()})
-    for cell in cells:
+        for config in configs.values():
+            Components(config.components_seed).describe(config)
+    for cell in [*cells, *plan.tree.trunks]:
         if retry and read_history(cell.run_dir).in_vain():
             forgive(cell.run_dir)
     with _tracked(plan.sweep.name, next(iter(configs.values())).tracking) as tracked, _lock_held():
 
         def command(cell: "Cell") -> list[str]:
+            begin = ["--until", cell.until] if cell.until else []
+            begin += ["--trunk", str(folders[cell.after])] if cell.after else []
+            saved = cell.run_dir / CONFIG_FILE
+            if cell.until and saved.is_file():  # begun before, maybe under the settings of another of its branches
+                return [sys.executable, "-m", "tunalab", "train", "--config", str(saved), "--run-dir", str(cell.run_dir), *begin]
             settings = [*own_settings(cell, plan.settings), f"tracking.sweep={cell.sweep}"]
             settings += [f"tracking.parent_run={tracked.parent}"] if tracked.parent else []
             settings = hand_over(settings, os.environ)
             names = ["--experiment", cell.experiment, "--variant", cell.variant, "--run-dir", str(cell.run_dir)]
-            return [sys.executable, "-m", "tunalab", "train", *names, *settings]
+            return [sys.executable, "-m", "tunalab", "train", *names, *begin, *settings]
 
-        hashes = {cell.name: plan.hash(cell) for cell in cells}
-        tokens = {cell.name: plan.resolved[cell.name].tokens for cell in cells}
+        # A launcher from outside knows nothing of trunks: there every cell is trained alone.
+        tree = plan.tree if isinstance(launch, SHIPPED) else alone(cells, plan.resolved)
+        tree = tree.needed(lambda cell: is_finished(cell, "" if cell.until else plan.hash(cell), plan.sweep.records))
+        folders = {cell.name: cell.run_dir for cell in tree.trunks}
+        hashes = {cell.name: (tree.resolved | plan.resolved)[cell.name].hash for cell in tree.cells}
         again = RETRIES if retries is None else retries
-        work = Work(cells, command, hashes, plan.sweep.records, lambda cell: tokens[cell.name], again)
+        work = Work(tree.cells, command, hashes, plan.sweep.records, lambda cell: tree.tokens[cell.name], again, tree.begins_at)
         result = launcher(launch, threads, parallel).run(work)
         tracked.exit_code = result.exit_code
     print(result.table())

@@ -185,18 +185,32 @@ def check_named(settings: list[str]) -> None:
             raise UserError(f"setting '{setting}' would only relabel the run: use --{setting.split('=')[0]} NAME")
 
 
-def attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None, callbacks: "Sequence[Callback]" = ()) -> int:
-    """Train; the exit code. Whoever holds the lock of the run writes its history: this process, unless a launcher does."""
+def attempt(
+    config: "RunConfig",
+    run_dir: Path,
+    lock: IO[str] | None,
+    callbacks: "Sequence[Callback]" = (),
+    trunk: Path | None = None,
+    until: str | None = None,
+) -> int:
+    """Train; the exit code. ``trunk``, ``until``: as of `tunalab train`.
+
+    Whoever holds the lock of the run writes its history: this process, unless a launcher does.
+    """
     from tunalab.records.record import RECORD_FILE, read_head
     from tunalab.sweeps.cells import How, begin, end, holds, read_history, settle
+    from tunalab.training.forking import place_of
     from tunalab.training.run import train as train_run
+
+    where: dict[str, Any] = {} if trunk is None else {"trunk": trunk}
+    where |= {} if until is None else {"until": place_of(until, config)}
 
     if lock is not None:
         head = read_head(run_dir / RECORD_FILE)
         settle(run_dir, finished=head is not None and head.finished)
         begin(run_dir, "alone", str(os.getpid()))
     try:
-        code = train_run(config, run_dir, read_history(run_dir).summary(), callbacks)
+        code = train_run(config, run_dir, read_history(run_dir).summary(), callbacks, **where)
     except BaseException as error:
         if lock is not None and holds(run_dir, lock):  # else what is there now is another's
             stopped = isinstance(error, KeyboardInterrupt)  # not by an error of its own: it goes on where it last saved
@@ -206,25 +220,6 @@ def attempt(config: "RunConfig", run_dir: Path, lock: IO[str] | None, callbacks:
         ends: dict[int, How] = {0: "finished", EXIT_STOPPED: "stopped"}
         end(run_dir, ends.get(code, "failed"))
     return code
-
-
-def build_tokenizer() -> None:
-    """Build the tiny tokenizer, which takes seconds, if it is not built yet."""
-    from tunalab.frontends.components.build import build_components as build
-    from tunalab.frontends.components.settings import ComponentSettings
-    from tunalab.frontends.components.store import components_root, folder_of, is_built
-
-    if not is_built(folder_of(components_root(), "tokenizer", ComponentSettings().tokenizer)):
-        build(names=("tokenizer",))
-
-
-def build_components(seeds: set[int]) -> None:
-    """Build what of each seed's components is not built yet."""
-    from tunalab.frontends.components.build import build_components as build
-    from tunalab.frontends.components.settings import ComponentSettings
-
-    for seed in sorted(seeds):
-        build(ComponentSettings.seeded(seed))
 
 
 # What a run or a sweep would cost.

@@ -12,6 +12,7 @@ from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunI
 from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import config_hash, from_plain, to_plain, to_yaml
 from tunalab.settings.schema import RunConfig
+from tunalab.training.claiming import END_FILE
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """\
@@ -39,15 +40,25 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Directories in the order in which runs were trained; training refuses those of other settings, as it really does."""
+    """Directories in the order in which runs were trained, no trunks; those of other settings are refused, as they really are."""
     done: list[Path] = []
 
-    def train(config: RunConfig, run_dir: Path, attempts: dict[str, int], callbacks: object = ()) -> int:
+    def train(
+        config: RunConfig,
+        run_dir: Path,
+        attempts: dict[str, int],
+        callbacks: object = (),
+        trunk: object = None,
+        until: object = None,
+    ) -> int:
         saved = run_dir / CONFIG_FILE
         if saved.exists() and config_hash(from_plain(read_yaml(saved))) != config_hash(config):
             raise UserError(f"{run_dir} holds a run with other settings")
         run_dir.mkdir(parents=True, exist_ok=True)
         saved.write_text(to_yaml(config))
+        if until is not None:
+            (run_dir / END_FILE).write_text("{}")
+            return 0
         write_record(run_dir / RECORD_FILE, record_of(config, run_dir.name))
         done.append(run_dir)
         return 0
@@ -58,7 +69,6 @@ def trained(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr("tunalab.training.run.train", train)
     monkeypatch.setattr("tunalab.analysis.figures.draw", draw)  # what it draws is tests/analysis/test_figures.py's
-    monkeypatch.setattr("tunalab.driver.build_components", lambda seeds: None)
     monkeypatch.setattr("tunalab.sweeps.local.subprocess.Popen", InProcess)
     return done
 

@@ -29,8 +29,9 @@ def test_cells_go_where_the_launch_file_says(
     monkeypatch.setattr(SlurmLauncher, "run", run)
     assert main(["sweep", "small", "--launch", "cluster", "--parallel", "3", "threads=2"]) == 75
     ((launcher, names),) = requests
-    assert launcher == SlurmLauncher(SlurmLaunch(nodes=2, array_parallelism=3), threads=2) and len(names) == 2
-    assert "2 queued" in capsys.readouterr().out and not trained
+    assert launcher == SlurmLauncher(SlurmLaunch(nodes=2, array_parallelism=3), threads=2)
+    assert [name.partition("-")[0] for name in names] == ["trunk", "tuna2", "tuna2"]
+    assert "3 queued" in capsys.readouterr().out and not trained
 
 
 def test_a_launch_file_that_is_none_or_wrong_is_named(launch_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,7 +245,7 @@ def test_a_command_that_breaks_shows_none(tmp_path: Path) -> None:
     code = (
         "import sys, tunalab.cli.services as services\nfrom tunalab.cli import main\n"
         "def broken(*_):\n    raise RuntimeError('cannot parse ' + sys.argv[1])\n"
-        "services.build_components = broken\nmain(['components'])"
+        "services.start_study = broken\nmain(['init', 'x'])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     url = f"postgresql://me:{SECRET}@host/x"

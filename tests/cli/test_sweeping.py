@@ -128,7 +128,7 @@ def test_the_parent_run_ends_as_the_sweep_did(
         "tunalab.tracking.tracker.log_files", lambda uri, run, paths: shown.extend(f"{run}: {p.name}" for p in paths)
     )
     if code:
-        monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts, callbacks: code)
+        monkeypatch.setattr("tunalab.training.run.train", lambda config, run_dir, attempts, callbacks, **where: code)
     file = checkout / "sweeps" / "small.yaml"
     file.write_text(file.read_text().replace("tracking.enabled: false", "tracking.enabled: true"))
     assert sweep() == code
@@ -141,22 +141,34 @@ def test_what_failed_as_often_as_it_may_is_started_when_asked(
 ) -> None:
     calls: list[Path] = []
 
-    def fails(config: object, run_dir: Path, attempts: object, callbacks: object) -> int:
+    def fails(config: object, run_dir: Path, attempts: object, callbacks: object, **where: object) -> int:
         calls.append(run_dir)
         return 1
 
     with monkeypatch.context() as broken:
         broken.setattr("tunalab.training.run.train", fails)
-        assert sweep() == 1 and len(calls) == 4  # each of the two once more, as it may have been the machine
-        assert sweep() == 1 and len(calls) == 4 and "--retry starts it again" in capsys.readouterr().out
-        assert main(["sweep", "small", "--status"]) == 0
+        assert sweep("trunks=off") == 1 and len(calls) == 4  # each of the two once more, as it may have been the machine
+        assert sweep("trunks=off") == 1 and len(calls) == 4 and "--retry starts it again" in capsys.readouterr().out
+        assert main(["sweep", "small", "--status", "trunks=off"]) == 0
         assert "2 runs: 2 failed" in capsys.readouterr().out
-        assert sweep("--retry") == 1 and len(calls) == 8
-    assert sweep("--retry") == 0 and len(trained) == 2
-    assert main(["sweep", "small", "--status"]) == 0
+        assert sweep("--retry", "trunks=off") == 1 and len(calls) == 8
+    assert sweep("--retry", "trunks=off") == 0 and len(trained) == 2
+    assert main(["sweep", "small", "--status", "trunks=off"]) == 0
     out = capsys.readouterr().out
     assert "2 runs: 2 done" in out and "failed 4 times" in out
     assert refusal(capsys, "sweep", "small", "--retries", "-1") == "error: --retries -1 is out of range (from 0)"
+
+
+def test_what_a_failed_trunk_holds_back_has_failed(
+    checkout: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("tunalab.training.run.train", lambda config, run_dir, attempts, callbacks, **where: 1)
+        assert sweep() == 1
+    assert capsys.readouterr().out.count("its trunk trunk-") == 2
+    assert main(["sweep", "small", "--status"]) == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
+    assert sweep("--retry") == 0 and len(trained) == 2
 
 
 def test_a_sweep_without_a_name_is_told_which_there_are(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

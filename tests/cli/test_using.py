@@ -14,7 +14,6 @@ from tests.training.conftest import MIX, quick_components, quick_config, use_qui
 import tunalab
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.images import read_settings
 from tunalab.inference.requests import GenerationRequest
 from tunalab.settings.loading import config_hash
@@ -30,14 +29,12 @@ CONFIG = quick_config(
 
 
 @pytest.fixture(scope="module")
-def trained_run(quick_components: tuple[Path, ComponentSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(quick_components: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tunalab.training.run import train
 
-    root, settings = quick_components
     folder = tmp_path_factory.mktemp("runs") / "tuna2-seed0"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNALAB_COMPONENTS", str(root))
-        patch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
         assert train(CONFIG, folder) == 0
     return folder
 

@@ -7,7 +7,7 @@ import torch
 from stand_ins import TINY, WIDTH, noise_captions, noise_texts
 from tests.variants import SETTINGS
 
-from tunalab.frontends.components.build import build_components
+from tunalab.frontends.components.build import PARTS, train_components
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.registry import build_frontend
@@ -15,9 +15,17 @@ from tunalab.settings.schema import FrontEndConfig
 
 
 @pytest.fixture(scope="session")
-def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
+def components_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a collection of the name "tiny", which stands before the one that comes with the package."""
     root: Path = tmp_path_factory.mktemp("components")
-    return build_components(TINY, lambda line: None, root, noise_captions, noise_texts)
+    train_components(root / "tiny", PARTS, TINY, lambda line: None, noise_captions, noise_texts)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def components(components_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Components:
+    monkeypatch.setenv("TUNALAB_COMPONENTS", str(components_folder))
+    return Components()
 
 
 @pytest.fixture(params=SETTINGS)

@@ -4,11 +4,10 @@ Shapes: B images, C channels, H W pixels, h w cells, N tokens, P numbers a token
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import TINY, WIDTH
+from stand_ins import WIDTH
 from tests.variants import SETTINGS
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -119,9 +118,9 @@ def test_what_a_front_end_returns_is_checked_too(wrong: str, shapes: str) -> Non
         frontend.embed(torch.zeros(1, 12, 8, 16))
 
 
-def test_builds_on_the_meta_device_without_any_file(settings: FrontEndConfig, components: Components, tmp_path: Path) -> None:
+def test_builds_on_the_meta_device(settings: FrontEndConfig, components: Components) -> None:
     with torch.device("meta"):
-        planned = build_frontend(settings, WIDTH, 32, Components(TINY, tmp_path / "nothing"))
+        planned = build_frontend(settings, WIDTH, 32, components)
         assert planned.embed(cells(planned, (4, 4))).shape == (2, 16, WIDTH)
     assert {tensor.device.type for tensor in planned.state_dict().values()} == {"meta"}
     built = build_frontend(settings, WIDTH, 32, components)

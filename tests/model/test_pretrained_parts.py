@@ -106,21 +106,28 @@ def test_a_table_that_is_too_small_is_refused_before_anything_is_read(tmp_path: 
         build_model(config, Components(), 11)
 
 
-def test_a_run_describes_only_the_built_components_it_uses(folders: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def no_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none" / "tiny").mkdir(parents=True)
+    (tmp_path / "none" / "tiny" / "index.json").write_text("{}")
+    monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "none"))
+
+
+def test_a_run_describes_only_the_components_it_uses(folders: Path, no_components: None) -> None:
     config = run_config(folders, FRONTENDS["tuna2"])
-    assert Components(root=tmp_path / "none").describe(config) == {}
+    assert Components().describe(config) == {}
     config.frontend = FrontEndConfig(name="siglip", encoder="tiny")
-    with pytest.raises(UserError, match="component 'encoder' is not built"):
-        Components(root=tmp_path / "none").describe(config)
+    with pytest.raises(UserError, match="no such encoder .choices: none"):
+        Components().describe(config)
     config.decoder.pretrained = ""
-    with pytest.raises(UserError, match="component 'tokenizer' is not built"):
-        Components(root=tmp_path / "none").describe(config)
+    with pytest.raises(UserError, match="there is no tokenizer"):
+        Components().describe(config)
 
 
-def test_a_tokenizer_may_be_another_than_the_checkpoints(folders: Path) -> None:
+def test_a_tokenizer_may_be_another_than_the_checkpoints(folders: Path, no_components: None) -> None:
     save_qwen_tokenizer(folders / "words", ("<|vision_start|>", "<|vision_end|>"))
-    components = Components(root=folders / "none")
+    components = Components()
     beside = components.tokenizer_for(DecoderConfig(tokenizer=str(folders / "words"), pretrained=str(folders / "qwen")))
     assert (beside.boi, beside.eoi) == (259, 260)
-    with pytest.raises(UserError, match="component 'tokenizer' is not built"):
+    with pytest.raises(UserError, match="there is no tokenizer"):
         components.tokenizer_for(DecoderConfig())

@@ -10,7 +10,6 @@ from tests.official.golden import NAMES, golden_checkpoint, shapes
 from torch import Tensor
 
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import build_model
 from tunalab.official.layout import read_tensors
 from tunalab.official.weights import counterpart
@@ -84,7 +83,7 @@ def test_what_may_be_missing_starts_as_every_model_starts(settings_of: Settings,
     printed: list[str] = []
     convert_to_tunalab(tmp_path / "foundation.pt", tmp_path / "ours", None, None, settings, printed.append)
     loaded = load(tmp_path / "ours", "cpu")
-    parts = RunParts(ComponentSettings())
+    parts = RunParts()
     fresh = build_model(loaded.config, parts, 2004).state_dict()
     made = {name: tensor for name, tensor in loaded.model.state_dict().items() if torch.equal(tensor, fresh[name])}
     started = [name for name in made if name.startswith(("decoder.model.layers.1.", "head.blocks.0.", "mask_token"))]
@@ -99,7 +98,7 @@ def test_what_may_be_missing_starts_as_every_model_starts(settings_of: Settings,
 
 def test_a_mask_token_starts_as_every_model_starts(golden_model: Callable[[str], Model]) -> None:
     loaded = golden_model("tuna_r")
-    fresh = build_model(loaded.config, RunParts(ComponentSettings()), 2004)
+    fresh = build_model(loaded.config, RunParts(), 2004)
     assert torch.equal(loaded.model.mask_token.token_D, fresh.mask_token.token_D)
 
 

@@ -9,10 +9,11 @@ from tests.variants import SETTINGS
 
 from tunalab.cli import main
 from tunalab.errors import UserError
+from tunalab.frontends.components.store import Components
 from tunalab.model.flops import flop_costs
 from tunalab.planning.memory import Activations, Sharding, state_bytes
 from tunalab.planning.plan import GPUS, Gpu, find_gpu, make_plan, placement, to_plain, to_text, vocabulary
-from tunalab.planning.workload import assumed
+from tunalab.planning.workload import workload
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig, StageConfig
 
@@ -41,7 +42,7 @@ def test_days_are_flops_over_rate() -> None:
     plan = make_plan(config, SLOW, gpus=2, utilisation=0.5)
     costs = flop_costs(config, vocabulary(config))
     for name, stage in config.stages.items():
-        per_token = costs.parts(assumed(stage.mix, config.data, 8).per_token)
+        per_token = costs.parts(workload(config, name, Components().tokenizer, 8).per_token)
         assert plan.stages[name].flops_per_token == per_token
         assert plan.stages[name].flops == pytest.approx(stage.tokens * sum(per_token.values()))
         assert plan.stages[name].days == pytest.approx(plan.stages[name].flops / (2 * 1e12 * 0.5) / 86400)
@@ -111,7 +112,7 @@ def test_gpus_are_known_by_name_or_rate() -> None:
 
 def test_a_pretrained_decoder_must_state_its_table() -> None:
     config = config_of()
-    assert vocabulary(config) == 512, "of the tiny tokenizer"
+    assert vocabulary(config) == 452, "of the tiny tokenizer"
     config.decoder.pretrained = "Qwen/Qwen2.5-1.5B-Instruct"
     with pytest.raises(UserError, match="decoder.vocabulary=0"):
         vocabulary(config)

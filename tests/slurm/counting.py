@@ -1,8 +1,8 @@
-"""What stands in for training:  counting.py RUN_DIR RECORD STEPS SECONDS
+"""What stands in for training:  counting.py RUN_DIR RECORD STEPS SECONDS END
 
 A step takes SECONDS. The "weights" are a hash over the steps that led to them, so two runs end with the same ones only if both
 trained every step once, in order. Saved every tenth step, and on SIGTERM, with 75 as exit code; goes on from the newest checkpoint.
-trained.txt gets a line for every step of every attempt, also of those that are lost.
+RECORD is copied to END at the end. trained.txt gets a line for every step of every attempt, also of those that are lost.
 """
 
 import hashlib
@@ -50,4 +50,4 @@ with (run_dir / "trained.txt").open("a", buffering=1) as trained:
             save()
 save()
 shutil.copy(record, run_dir / ".record.tmp")
-(run_dir / ".record.tmp").rename(run_dir / "record.json")
+(run_dir / ".record.tmp").rename(run_dir / sys.argv[5])

@@ -114,6 +114,27 @@ def test_drivers_come_and_go(counting: Sweep) -> None:
         assert len(sweep.check_trained_once(name)) == 1
 
 
+def test_branches_are_submitted_with_their_trunk_and_begin_when_it_has_ended(counting: Sweep) -> None:
+    sweep = counting("tree", ["trunk", "a", "b"], steps=30, launch={"watch": False})
+    assert "3 queued" in ends(sweep.drive(), code=75, seconds=30)  # nobody watches: SLURM itself holds the branches back
+    wait_for(lambda: all((sweep.dir(name) / "record.json").exists() for name in "ab"))
+    ended = read_history(sweep.dir("trunk")).attempts[-1].ended
+    for name in "ab":
+        began = read_history(sweep.dir(name)).attempts[0].began
+        assert began is not None and ended is not None and began >= ended
+        assert len(sweep.check_trained_once(name)) == 1
+    sweep.launch = {}
+    assert "3 skipped" in ends(sweep.drive())
+
+
+def test_a_trunk_that_fails_fails_its_branches_with_its_reason(counting: Sweep) -> None:
+    sweep = counting("felled", ["trunk", "a", "b"], steps=10)
+    (sweep.dir("trunk") / "trained.txt").mkdir(parents=True)  # counting.py fails on it
+    text = ends(sweep.drive(), code=1)
+    assert "3 failed" in text and text.count("its trunk trunk failed") >= 2 and "IsADirectoryError" in text
+    assert not read_history(sweep.dir("a")).attempts
+
+
 def test_a_cancelled_cell_stops_and_a_driver_that_does_not_watch_returns_at_once(counting: Sweep) -> None:
     sweep = counting("stopped", ["a", "b"], steps=60)
     driver = sweep.drive()

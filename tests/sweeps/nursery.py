@@ -156,9 +156,6 @@ def prepare() -> None:
     ):
         import_module(f"tunalab.{module}")
     import_module("mlflow.store.tracking.sqlalchemy_store")
-    quick = import_module("tests.training.conftest").QUICK
-    settings = import_module("tunalab.frontends.components.settings")
-    settings.ComponentSettings.seeded = staticmethod(lambda seed: quick)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 from tests.sweeps.driving import start_driver, wait_for
@@ -230,3 +231,48 @@ def test_the_last_line_is_found_behind_bars_colours_and_much_text(tmp_path):
     log.write_bytes(b"x" * 200_000 + b"\n 10%|#\r 20%|##\r\x1b[31mKeyError: 'a'\x1b[0m\n\n  \n")
     assert last_line(log) == "KeyError: 'a'"
     assert last_line(tmp_path / "none") == ""
+
+
+def grown(cells):
+    """A trunk, two branches, and a cell that stands alone."""
+    trunk = replace(cells[0], name="trunk-ab", run_dir=cells[0].run_dir.parent / "trunks" / "ab", until="pretrain@0.6")
+    return [trunk, *(replace(cell, after="trunk-ab") for cell in cells[:2]), cells[2]]
+
+
+ENDS = "(run_dir / 'trunk.json').write_text('{}')"
+
+
+def of_tree(trains, trunk, body="note('x')"):
+    return trains(lambda cell: trunk if cell.until else body)
+
+
+def test_branches_begin_when_their_trunk_has_ended_and_others_need_not_wait(cells, trains):
+    tree = grown(cells)
+    command = of_tree(trains, f"time.sleep(0.5); {ENDS}", "note(str((run_dir.parent / 'trunks/ab/trunk.json').exists()))")
+    assert states(run(tree, command, parallel=3)) == ["finished"] * 4
+    assert [(cell.run_dir / "notes.txt").read_text() for cell in tree[1:]] == ["True\n", "True\n", "False\n"]
+    assert states(run(tree, command)) == ["skipped"] * 4
+
+
+def test_a_trunk_that_fails_fails_its_branches_with_one_reason(cells, trains):
+    tree = grown(cells)
+    result = run(tree, of_tree(trains, "raise ValueError('loss is nan')"), parallel=2)
+    assert states(result) == ["failed", "failed", "failed", "finished"] and result.exit_code == 1
+    reasons = {outcome.reason.split(" (")[0] for outcome in result.outcomes[1:3]}
+    assert reasons == {"its trunk trunk-ab failed: ValueError: loss is nan"}
+    assert not (tree[1].run_dir / "notes.txt").exists()
+
+
+def test_a_trunk_that_is_killed_is_started_again_while_its_branches_wait(cells, trains):
+    tree = grown(cells)
+    been = "been = run_dir / 'been'\nif not been.exists():\n    been.touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert states(run(tree, of_tree(trains, been + ENDS), parallel=2)) == ["finished"] * 4
+
+
+def test_a_stopped_trunk_leaves_its_branches_for_the_next_call(cells, trains):
+    tree = grown(cells)
+    stopping = f"if not (run_dir / 'been').exists():\n    (run_dir / 'been').touch()\n    sys.exit(75)\n{ENDS}"
+    command = of_tree(trains, stopping)
+    first = run(tree, command, parallel=2)
+    assert states(first) == ["stopped", "not started", "not started", "finished"] and first.exit_code == 75
+    assert states(run(tree, command)) == ["finished", "finished", "finished", "skipped"]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tunalab.records.record import write_record
 from tunalab.sweeps.cells import ATTEMPTS_FILE, begin, end, take_lock
 from tunalab.sweeps.grid import Cell
 from tunalab.sweeps.state import CellState, dry_run, look, show, summary, table
+from tunalab.sweeps.trunks import Tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +30,12 @@ class OneHash:
     hash, tokens = "hash", 1000
 
 
+def tree(cells: list[Cell]) -> Tree:
+    return Tree(cells, {cell.name: 1000 for cell in cells})
+
+
 def states(cells: list[Cell], **options: object) -> list[CellState]:
-    return look(cells, dict.fromkeys((cell.name for cell in cells), OneHash()), **options)  # type: ignore[arg-type]
+    return look(tree(cells), dict.fromkeys((cell.name for cell in cells), OneHash()), **options)  # type: ignore[arg-type]
 
 
 def state(cell: Cell, **options: object) -> CellState:
@@ -207,6 +213,8 @@ print("seconds", time.process_time())
 
 
 def test_dry_run_lists_every_run_and_adds_up(cells, capsys):
+    alone = Tree(cells, {cell.name: 2_000_000 for cell in cells})
+
     def describe(cell):
         return {
             "ratio": cell.factors["objective.masking.ratio"],
@@ -216,7 +224,7 @@ def test_dry_run_lists_every_run_and_adds_up(cells, capsys):
             "minutes": 4.0,
         }
 
-    text = dry_run(cells, describe, parallel=2)
+    text = dry_run(alone, describe, parallel=2)
     assert capsys.readouterr().out == text + "\n"
     lines = text.splitlines()
     assert lines[0].split() == ["run", "ratio", "parameters", "tokens", "flops", "minutes"]
@@ -225,3 +233,49 @@ def test_dry_run_lists_every_run_and_adds_up(cells, capsys):
     assert lines[5].split() == ["4", "runs", "8,000,000", "3.20e+13", "16.0"]
     assert lines[6] == "about 8.0 minutes with 2 run(s) at a time"
     assert not any(cell.run_dir.exists() for cell in cells)
+
+
+def grown(cells: list[Cell]) -> Tree:
+    """A trunk of 600 tokens, two branches of 1000, and a cell that stands alone."""
+    trunk = replace(cells[0], name="trunk-ab", run_dir=cells[0].run_dir.parent / "trunks" / "ab", until="pretrain@0.6")
+    branches = [replace(cell, after="trunk-ab") for cell in cells[:2]]
+    return Tree([trunk, *branches, cells[2]], {"trunk-ab": 600, **{cell.name: 1000 for cell in cells[:3]}}, {"trunk-ab": OneHash()})  # type: ignore[dict-item]
+
+
+def test_a_dry_run_shows_the_tree_and_what_sharing_saves(cells: list[Cell], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dry_run(grown(cells), lambda cell: {"tokens": 1000, "minutes": 10.0}).splitlines()
+    capsys.readouterr()
+    names = [cell.name for cell in cells]
+    assert [line.split("  ")[0].strip() for line in lines[1:5]] != names and lines[1].startswith("trunk-ab until pretrain@0.6")
+    assert [line.startswith(f"  {name}") for line, name in zip(lines[2:4], names, strict=False)] == [True, True]
+    assert lines[4].startswith(names[2])
+    assert [line.split()[-2:] for line in lines[1:5]] == [["600", "6.0"], ["400", "4.0"], ["400", "4.0"], ["1,000", "10.0"]]
+    assert lines[5].split() == ["3", "runs", "2,400", "24.0"]
+    assert lines[6] == "2,400 tokens are trained, 0.80 of 3,000 with each run alone (trunks=off)"
+
+
+def test_the_state_of_a_tree_stands_in_its_order(cells: list[Cell]) -> None:
+    tree = grown(cells)
+    tree.trunks[0].run_dir.mkdir(parents=True)
+    (tree.trunks[0].run_dir / "trunk.json").write_text("{}")
+    begun(tree.cells[1], tokens=700)
+    found = look(tree, dict.fromkeys((cell.name for cell in cells), OneHash()))  # type: ignore[arg-type]
+    assert [(one.state, one.depth, one.total) for one in found] == [
+        ("done", 0, 600),
+        ("queued", 1, 1000),
+        ("queued", 1, 1000),
+        ("queued", 0, 1000),
+    ]
+    lines = table(found).splitlines()
+    assert [lines[1][:8], lines[2].split()[0]] == ["trunk-ab", cells[0].name] and lines[-1].startswith("3 runs: 3 queued")
+    assert max(map(len, lines)) <= 80
+
+
+def test_watching_without_a_terminal_prints_lines_and_the_table_at_the_end(cells: list[Cell]) -> None:
+    running = [CellState(cells[0], "running", 10, 100)]
+    done = [CellState(cells[0], "done", 100, 100)]
+    looks = iter([running, running, running, running, done, done])
+    stream = io.StringIO()
+    show(lambda: next(looks), once=False, watch=True, stream=stream, line_seconds=0.0)
+    lines = stream.getvalue().splitlines()
+    assert [line.startswith("1 runs: 1 running") for line in lines[:2]] == [True, True] and lines[-1].startswith("1 runs: 1 done")

@@ -6,17 +6,13 @@ import pytest
 from tests.training.conftest import MIX, quick_components, quick_config, use_quick_components
 from tests.variants import SETTINGS
 
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.training.run import train
 
 __all__ = ["quick_components", "use_quick_components"]
 
 
 @pytest.fixture(scope="session", params=sorted(SETTINGS))
-def run_dir(
-    request: pytest.FixtureRequest, quick_components: tuple[Path, ComponentSettings], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    root, settings = quick_components
+def run_dir(request: pytest.FixtureRequest, quick_components: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / f"{request.param}-seed0"
     stages = {"pretrain": {"tokens": 700, "masking": True, "mix": MIX}}
     config = quick_config(
@@ -29,7 +25,6 @@ def run_dir(
         evaluation__sample_prompts=0,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNALAB_COMPONENTS", str(root))
-        patch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
         assert train(config, folder) == 0
     return folder

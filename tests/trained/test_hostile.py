@@ -18,8 +18,7 @@ from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.subject import kept_array
 from tunalab.files import sha256
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import Components
+from tunalab.frontends.components.store import INDEX, Components, content_hash
 from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import from_plain
 from tunalab.trained.model import load
@@ -70,6 +69,10 @@ def seal(folder: Path) -> None:
             entries = {name: {"sha256": digest, "bytes": (path.parent / name).stat().st_size} for name, digest in sums.items()}
             manifest["files"] = entries
         path.write_text(json.dumps(manifest if "files" in manifest else sums))
+    if (folder / INDEX).is_file() and (folder / INDEX).read_bytes().startswith(b"{"):
+        index = json.loads((folder / INDEX).read_text())
+        entries = {name: entry | {"sha256": content_hash(folder / entry["file"])} for name, entry in index.items()}
+        (folder / INDEX).write_text(json.dumps(entries))
 
 
 def refused(folder: Path, copy: Path, content: bytes, read: Callable[[Path], object], names: Iterable[str] = ()) -> set[str]:
@@ -165,15 +168,15 @@ def test_a_checkpoint_of_the_first_format(hostile: bytes, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_component(quick_components: tuple[Path, ComponentSettings], hostile: bytes, tmp_path: Path) -> None:
-    root, settings = quick_components
-
+def test_a_component(quick_components: Path, hostile: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(copy: Path) -> None:
-        components: Any = Components(settings, copy)
+        monkeypatch.setenv("TUNALAB_COMPONENTS", str(copy.parent))
+        components: Any = Components()
         components.tokenizer, components.vae(), components.encoder(pretrained=True)
 
-    found = refused(root, tmp_path / "copy", hostile, read)
-    assert found >= {"manifest.json", "tokenizer.json", "vae.safetensors", "latents.json", "encoder.safetensors"}
+    found = refused(quick_components / "tiny", tmp_path / "tiny", hostile, read)
+    assert found >= {"index.json", "tokenizer.json", "tunalab_tokenizer.json"}
+    assert {name.partition("-")[0] for name in found} >= {"vae", "encoder"}
 
 
 @pytest.mark.parametrize("name", ["0.npy", "0.npz"])

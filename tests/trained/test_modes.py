@@ -11,10 +11,7 @@ from safetensors.torch import save_file
 from tests.training.conftest import MIX, quick_config
 
 from tunalab.files import whole_file, whole_folder, write_atomically
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.siglip import save_encoder
-from tunalab.frontends.components.store import load_component, write_component
-from tunalab.frontends.components.vae import save_vae
+from tunalab.frontends.components.store import Components, store
 from tunalab.sweeps.cells import begin, take_lock
 from tunalab.trained.convert import write_official
 from tunalab.trained.model import load
@@ -38,9 +35,7 @@ def wrong(folder: Path, umask: int) -> dict[str, str]:
     return found
 
 
-def test_a_run_and_what_is_made_of_it(
-    umask: int, tmp_path: Path, quick_components: tuple[Path, ComponentSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_and_what_is_made_of_it(umask: int, tmp_path: Path, quick_components: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNALAB_CACHE", str(tmp_path / "cache"))
     run_dir = tmp_path / "run"
     evaluation = {
@@ -59,11 +54,10 @@ def test_a_run_and_what_is_made_of_it(
     with lock:
         assert train(config, run_dir) == 0
     load(run_dir, "cpu").save_pretrained(tmp_path / "export")
-    root, settings = quick_components
-    vae, encoder = (load_component(name, settings, root) for name in ("vae", "encoder"))
-    write_component(tmp_path / "vae", settings.vae, lambda folder: save_vae(folder, vae))
-    write_component(tmp_path / "encoder", settings.encoder, lambda folder: save_encoder(folder, encoder))
     tensors = {"a": torch.ones(2)}
+    components = Components()
+    store(tmp_path / "own", "encoder/seed0@1", tensors, {})
+    store(tmp_path / "own", "tokenizer", components.tokenizer, {})
     for name in ("w.pt", "w.safetensors", "shards"):
         write_official(tmp_path / name, tensors)
     names = {path.name for path in tmp_path.rglob("*")}
@@ -71,7 +65,7 @@ def test_a_run_and_what_is_made_of_it(
         "model.safetensors",
         "tokenizer.json",
         "vae.safetensors",
-        "encoder.safetensors",
+        "index.json",
         "progress.json",
         "record.json",
     } <= names

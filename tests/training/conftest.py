@@ -6,19 +6,17 @@ from pathlib import Path
 import pytest
 
 from tests.variants import SETTINGS
-from tunalab.frontends.components.build import build_components
-from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.build import PARTS, Recipe, TokenizerConfig, train_components
 from tunalab.frontends.components.siglip import EncoderConfig
-from tunalab.frontends.components.tokenizer import TokenizerConfig
 from tunalab.frontends.components.vae import VaeConfig
 from tunalab.settings.loading import from_plain
 from tunalab.settings.schema import REVISION, RunConfig
 
 MIX = {"scenes/caption": 0.2, "scenes/vqa": 0.4, "scenes/text_to_image": 0.2, "scenes/edit": 0.1, "scenes/text": 0.1}
-QUICK = ComponentSettings(
+QUICK = Recipe(
     tokenizer=TokenizerConfig(texts=500, vocabulary=400),
     vae=VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=64, held_out=8),
-    encoder=EncoderConfig(steps=2, batch=4, width=32, heads=2, held_out=8),
+    encoder=EncoderConfig(snapshots=(2,), batch=4, width=32, heads=2, held_out=8),
 )
 
 
@@ -26,20 +24,19 @@ QUICK = ComponentSettings(
 def built(base: Path) -> Path:
     """Once a session: of a fixture that is imported, pytest makes one for each file that imports it."""
     root = base / "quick_components"
-    build_components(QUICK, log=lambda line: None, root=root)
+    train_components(root / "tiny", PARTS, QUICK, lambda line: None)
     return root
 
 
 @pytest.fixture(scope="session")
-def quick_components(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComponentSettings]:
-    return built(tmp_path_factory.getbasetemp()), QUICK
+def quick_components(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For TUNALAB_COMPONENTS: a collection of the name "tiny", which stands before the one that comes with the package."""
+    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)
-def use_quick_components(quick_components: tuple[Path, ComponentSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    root, settings = quick_components
-    monkeypatch.setenv("TUNALAB_COMPONENTS", str(root))
-    monkeypatch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: settings))
+def use_quick_components(quick_components: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNALAB_COMPONENTS", str(quick_components))
 
 
 @pytest.fixture(params=list(SETTINGS))

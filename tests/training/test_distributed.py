@@ -16,14 +16,12 @@ import pytest
 import torch
 
 from tests.tolerances import model_terms, relative
-from tests.training.conftest import QUICK
 from tests.training.test_module import make_harness
 from tests.training.test_resume import assert_same, final
 from tests.training.two_ranks import KILL_AT, MUON, STOP_AT, config_of
 from tunalab.data.stream import Step, StepLoader, open_stream
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.along import evaluate
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import flop_costs
 from tunalab.trained.model import load
@@ -54,10 +52,10 @@ def free_ports(count: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory, quick_components: tuple[Path, ComponentSettings]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, quick_components: Path) -> Path:
     """Where two_ranks.py has left its runs and reports."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    variables = environment(quick_components[0])
+    variables = environment(quick_components)
     ports = free_ports(2)
     started = []
     for rank in (0, 1):
@@ -88,19 +86,16 @@ def printed(folder: Path, key: str, rank: int = 0, stream: str = "printed") -> s
 
 
 @pytest.fixture(scope="session")
-def one_process(
-    folder: Path, quick_components: tuple[Path, ComponentSettings]
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def one_process(folder: Path, quick_components: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The same run on one process, which reads the documents of both ranks: losses of every step, weights at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNALAB_COMPONENTS", str(quick_components[0]))
-        patch.setattr(ComponentSettings, "seeded", staticmethod(lambda seed: QUICK))
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
         return alone(folder)
 
 
 def alone(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     config = config_of("none")
-    components = Components(ComponentSettings.seeded(0))
+    components = Components()
     tokenizer = components.tokenizer_for(config.decoder)
     harness = make_harness(config)
     optimizer = harness.configure_optimizers()
@@ -178,6 +173,15 @@ def test_killed_without_warning_and_resumed_is_the_same_run(folder: Path) -> Non
 def test_stopped_and_resumed_replicas_are_the_same_run(folder: Path) -> None:
     assert report(folder, "ddp resumed") == [0, 0]
     assert_same(final(folder / "ddp-whole"), final(folder / "ddp"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_branch_of_a_trunk_is_the_same_run(strategy: str, folder: Path) -> None:
+    assert report(folder, f"{strategy} trunk") == report(folder, f"{strategy} branch") == [0, 0]
+    assert "beginning from" in printed(folder, f"{strategy} branch")
+    assert_same(final(folder / f"{strategy}-whole"), final(folder / f"{strategy}-branch"))
+    record = json.loads((folder / f"{strategy}-branch" / "record.json").read_text())
+    assert record["lineage"]["kind"] == "trunk" and len(record["points"]) == 2
 
 
 def test_shards_are_shared_out(folder: Path) -> None:

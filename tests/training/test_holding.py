@@ -117,11 +117,9 @@ def test_a_folder_removed_while_its_lock_is_taken_is_made_anew(tmp_path: Path, m
 @pytest.fixture(scope="module")
 def two_runs(quick_components: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``zero`` and ``one``, by their seeds."""
-    root, settings = quick_components
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNALAB_COMPONENTS", str(root))
-        patch.setattr("tunalab.frontends.components.settings.ComponentSettings.seeded", staticmethod(lambda seed: settings))
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
         for seed, name in enumerate(("zero", "one")):
             assert train(quick_config(seed=seed), folder / name) == 0
     return folder

@@ -15,7 +15,6 @@ from tunalab.data.sequence import to_sequence
 from tunalab.data.stream import Step
 from tunalab.data.tokenizer import QWEN25_SPECIALS
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.inference.prompts import question_prompt
 from tunalab.model import objective
@@ -30,7 +29,7 @@ from tunalab.training.run import train
 
 
 def make_harness(config: RunConfig) -> Harness:
-    components = Components(ComponentSettings.seeded(0))
+    components = Components()
     model = build_model(config, components, components.tokenizer.vocabulary)
     harness = Harness(config, model)
     harness.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
@@ -40,7 +39,7 @@ def make_harness(config: RunConfig) -> Harness:
 
 
 def rows(kinds: list[str], per_row: int = 3) -> list[list[Placed]]:
-    tokenizer = Components(ComponentSettings.seeded(0)).tokenizer
+    tokenizer = Components().tokenizer
     made = []
     for number, kind in enumerate(kinds):
         document = ScenesCorpus(kind, "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0)).document(number)
@@ -194,17 +193,13 @@ def test_what_is_trained_in_turns_is_used_in_turns(chat: str, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"stages__pretrain__mix": {"manifest/absent": 1.0}}, "absent"),
-        ({"components_seed": 7}, "component"),
+        ({"components_seed": 7}, "components_seed=7: no such encoder"),
         ({"stages__pretrain__mix": {"nothing/here": 1.0}}, "nothing"),
     ],
 )
-def test_a_mistake_leaves_no_claimed_folder(
-    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "components_seed" in changes:  # of this seed none were built
-        monkeypatch.setenv("TUNALAB_COMPONENTS", str(tmp_path / "empty"))
+def test_a_mistake_leaves_no_claimed_folder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        train(quick_config(**changes), tmp_path / "run")
+        train(quick_config("tuna_r", **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     if message == "absent":
         assert train(quick_config(), tmp_path / "run") == 0

@@ -5,7 +5,6 @@ import pytest
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
 from tunalab.evaluation.along import evaluation_tokens
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import frontend_class
 from tunalab.model.unified import build_model
@@ -17,7 +16,7 @@ def learning(variant: str, train: str, encoder_trained: bool = True) -> set[str]
     """The parts of the model that learn: front-end parts by name, everything else by child."""
     config = quick_config(variant)
     config.frontend.encoder_trained = encoder_trained
-    model = build_model(config, Components(ComponentSettings.seeded(0)), 400)
+    model = build_model(config, Components(), 400)
     set_trainable(model, train, config.optimizer)
     names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {"/".join(name[:2] if name[0] == "frontend" else name[:1]) for name in names}

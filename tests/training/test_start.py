@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from tests.official.golden import golden_checkpoint
 from tests.training.conftest import quick_config
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components, frozen_origin
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import detect, official_config
 from tunalab.settings.schema import RunConfig, StartConfig
-from tunalab.trained.folder import About, RunParts, learnt_state, stored_once, write_export
+from tunalab.trained.folder import RunParts, learnt_state, stored_once, write_export
 from tunalab.training import run as running
 from tunalab.training.run import train
 from tunalab.training.start import load_start
@@ -28,7 +27,7 @@ VOCABULARY = 400
 
 
 def fresh(config: RunConfig) -> UnifiedModel:
-    return build_model(config, Components(ComponentSettings.seeded(0)), VOCABULARY)
+    return build_model(config, Components(), VOCABULARY)
 
 
 def write(
@@ -40,11 +39,11 @@ def write(
     frozen: dict[str, Any] | None = None,
 ) -> Path:
     """``frozen``: what is known of frozen parts, by default everything."""
-    settings = ComponentSettings.seeded(0)
+    parts = RunParts()
     weights = {name: tensor for name, tensor in stored_once(config, learnt_state(model)).items() if drop not in name}
-    known = frozen_origin(config, settings, model.frontend) if frozen is None else frozen
-    about = About({}, VOCABULARY, asdict(settings), known, [])
-    write_export(folder, about, config, weights, tokenizer, RunParts(settings), model.frontend)
+    known = frozen_origin(config, parts, model.frontend) if frozen is None else frozen
+    about = replace(parts.about(config, model, {}), vocabulary=VOCABULARY, frozen=known)
+    write_export(folder, about, config, weights, tokenizer, parts, model.frontend)
     return folder
 
 
@@ -117,7 +116,7 @@ def test_latents_are_those_of_the_vae_it_learnt_with(tmp_path: Path) -> None:
 
 def test_ids_mean_what_they_meant(tmp_path: Path) -> None:
     config = quick_config("tuna2")
-    own = Components(ComponentSettings.seeded(0)).tokenizer
+    own = Components().tokenizer
     folder = write(tmp_path / "ours", config, fresh(config), tokenizer=own)
     started(config, folder)
     exchanged = replace(own.specials, boi=own.specials.eoi, eoi=own.specials.boi)

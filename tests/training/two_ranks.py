@@ -18,16 +18,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.training.conftest import MIX, QUICK, quick_config
+from tests.training.conftest import MIX, quick_config
 from tunalab.cli import main
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.cells import take_lock
 from tunalab.training.checkpoints import MANIFEST, PROGRESS, CheckpointStore, write_whole
 from tunalab.training.distribution import RankFailed, Ranks, joined
+from tunalab.training.forking import Place
 from tunalab.training.module import Harness, Progress
 from tunalab.training.run import train
 
@@ -265,10 +265,20 @@ def started_by(launcher: dict[str, str], port: str) -> Iterator[None]:
         del os.environ[name]
 
 
+def branch(folder: Path, strategy: str, report: Report) -> None:
+    """A trunk of another last stage, and the run of the whole test as its branch."""
+    other = config_of(strategy)
+    other.stages["sft"].lr = 1e-3
+    trunk = folder / f"{strategy}-trunk"
+    report.note(f"{strategy} trunk", lambda: train(other, trunk, until=Place(2, 0.0)))
+    report.note(f"{strategy} branch", lambda: train(config_of(strategy), folder / f"{strategy}-branch", trunk=trunk))
+
+
 def replicas(folder: Path, report: Report) -> None:
     report.note("other devices", lambda: command(folder, "other-devices", config_of("ddp", distribution__devices=3)))
     report.note("locked", lambda: locked(folder))
     whole(folder, "ddp", report)
+    branch(folder, "ddp", report)
     stop(folder, "ddp", report)
     report.note("ddp resumed", lambda: train(config_of("ddp"), folder / "ddp"))
     report.note("failing source", lambda: failing_source(folder))
@@ -277,6 +287,7 @@ def replicas(folder: Path, report: Report) -> None:
 
 def shards(folder: Path, report: Report) -> None:
     whole(folder, "fsdp2", report)
+    branch(folder, "fsdp2", report)
     report.note("killed", lambda: killed(folder))
     in_first(lambda: damage_second_shard(folder / "killed"))
     report.note("killed resumed", lambda: train(config_of("fsdp2"), folder / "killed"))
@@ -297,7 +308,6 @@ def shards(folder: Path, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    ComponentSettings.seeded = staticmethod(lambda seed: QUICK)  # type: ignore[method-assign]
     FOLDER, RANK, *PORTS = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     REPORT = Report(FOLDER / f"rank{RANK}.json")
     with started_by(slurm(RANK), PORTS[0]):

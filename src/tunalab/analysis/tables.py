@@ -32,7 +32,7 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
         tables["accuracy.md"] = accuracy_markdown(accuracy, legend, left_out, flagged(finished))
         tables["accuracy.csv"] = accuracy
     cost = cost_table(records)
-    tables |= {"cost.md": cost_markdown(cost, legend), "cost.csv": cost}
+    tables |= {"cost.md": cost_markdown(cost, legend, shared_note(records)), "cost.csv": cost}
     return write_tables_to(folder, command, tables) + write_effects(records, folder, command)
 
 
@@ -121,8 +121,8 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
     return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
-def cost_markdown(table: pd.DataFrame, legend: Legend) -> str:
-    """The cost table with units spelled out."""
+def cost_markdown(table: pd.DataFrame, legend: Legend, shared: str = "") -> str:
+    """The cost table with units spelled out. ``shared``: :func:`shared_note`."""
     parts = [name for name in table.columns if name.endswith("_parameters")]
     keys = list(table.columns[1 : table.columns.get_loc("seeds")])
     names = key_labels(keys)
@@ -138,7 +138,26 @@ def cost_markdown(table: pd.DataFrame, legend: Legend) -> str:
         for row in table.to_dict("records")
     ]
     note = "Means over seeds; minutes add up over interruptions, on the machine named in the records."
-    return f"{markdown_table(head, rows)}\n\n{note}\n"
+    return f"{markdown_table(head, rows)}\n\n{note}{shared}\n"
+
+
+def shared_note(records: Sequence[Record]) -> str:
+    """What a sweep trained once for several runs; empty where it trained each alone."""
+    trunks: dict[str, int] = {}  # name -> tokens of its own
+    own = 0
+    for record in usable(records):
+        chain = record.lineage.get("trunks", [])
+        ends = [record.totals.tokens, *(tokens for _, tokens in chain), 0]
+        own += ends[0] - ends[1]
+        trunks.update({name: ends[at] - ends[at + 1] for at, (name, _) in enumerate(chain, start=1)})
+    if not trunks:
+        return ""
+    alone = sum(record.totals.tokens for record in usable(records))
+    together = own + sum(trunks.values())
+    return (
+        f" A row says what a run costs alone. What runs share was trained once: {together:,} tokens in place of {alone:,}, "
+        f"{together / alone:.2f} of them."
+    )
 
 
 def _settings(lines: Sequence[Line]) -> list[Setting]:

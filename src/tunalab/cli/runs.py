@@ -27,6 +27,10 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--variant", help=f"a file of variants/ (default: {VARIANT})")
     sub.add_argument("--config", type=Path, help="a run's saved config.yaml: train the same run again, in another directory")
     sub.add_argument("--run-dir", type=_named, help="default: runs/<experiment>/<variant>-seed<seed>, with --config also its hash")
+    words = "run directory of a sweep's trunk: where it ends this run begins, if they share all until there"
+    sub.add_argument("--trunk", type=Path, metavar="DIR", help=words)
+    words = "be such a trunk: end before the first step of the stage that has this share of its tokens behind it"
+    sub.add_argument("--until", metavar="STAGE@SHARE", help=words)
     add_settings(sub)
 
     sub = add_command(commands, settings, "print the settings of a run: value, source, range or choices, help")
@@ -70,7 +74,7 @@ def train(arguments: argparse.Namespace) -> int:
         return _train_together(arguments)
     config, run_dir, lock = _prepared(arguments)
     with lock as held:
-        return attempt(config, run_dir, held)
+        return attempt(config, run_dir, held, trunk=arguments.trunk, until=arguments.until)
 
 
 def _train_together(arguments: argparse.Namespace) -> int:
@@ -82,7 +86,7 @@ def _train_together(arguments: argparse.Namespace) -> int:
             with ranks.together(patient=True):  # the first start indexes the shards, which may take hours
                 config, run_dir, lock = _prepared(arguments, locks=ranks.first)
             with lock as held:
-                return attempt(config, run_dir, held)
+                return attempt(config, run_dir, held, trunk=arguments.trunk, until=arguments.until)
     except ReportedByFirst:
         return MISTAKE
 

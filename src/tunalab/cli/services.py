@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tunalab.bench import GPU_PARTS, PARTS
 from tunalab.cli.common import add_command
 from tunalab.errors import UserError
-from tunalab.library import RUNS, build_components, start_study, sync_mlflow
+from tunalab.library import RUNS, start_study, sync_mlflow
 from tunalab.verification import CHECKS
 
 if TYPE_CHECKING:
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     sub = add_command(commands, init, "make a folder to start from: an experiment, a variant, a sweep, a Makefile")
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="new, or empty")
-    sub = add_command(commands, components, "build the tiny tokenizer, VAE and encoder that are not built yet")
-    sub.add_argument("--seed", type=int, default=0, help="of the components (default: 0)")
+    sub = add_command(
+        commands, components, "list and verify the tiny tokenizer, VAEs and encoders; `components train`: train others"
+    )
+    sub.add_argument("action", nargs="?", choices=["train"], help="default: list and verify")
+    sub.add_argument("settings", nargs="*", metavar="PART.KEY=VALUE", help="of the recipe: encoder.width=192 vae.steps=9000")
+    sub.add_argument("--collection", default="own", help="folder in TUNALAB_COMPONENTS, by default ./components (default: own)")
+    sub.add_argument(
+        "--parts", nargs="+", default=["vae", "encoder"], metavar="PART", help="of tokenizer, vae, encoder (default: the last two)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of weights and of the images that are seen (default: 0)")
     default = "default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     sub = add_command(commands, dashboard, "open MLflow's page with a comparison of the runs")
     sub.add_argument("--uri", help=default)
@@ -51,7 +59,17 @@ def init(arguments: argparse.Namespace) -> int:
 
 
 def components(arguments: argparse.Namespace) -> int:
-    build_components({arguments.seed})
+    from tunalab.frontends.components.build import Recipe, train_components
+    from tunalab.frontends.components.store import collections, components_root
+
+    if arguments.action == "train":
+        recipe = Recipe().changed(arguments.settings).seeded(arguments.seed)
+        train_components(components_root() / arguments.collection, arguments.parts, recipe)
+    for name, collection in collections().items():
+        for component in map(collection.component, collection.index):
+            path = component.verified()
+            quality = "  ".join(f"{key}={value}" for key, value in component.entry.get("quality", {}).items())
+            print(f"{name}: {component.name:<20} {path.name}  {quality}")
     return 0
 
 

@@ -27,6 +27,7 @@ def add(commands: "Commands") -> None:
     sub.add_argument(
         "--status", action="store_true", help="print the state of every run, from the disk alone; on a terminal until Ctrl-C"
     )
+    sub.add_argument("--watch", action="store_true", help="with --status: again and again, also where there is no terminal")
     sub.add_argument("--once", action="store_true", help="with --status: print it once, also on a terminal")
     sub.add_argument("--retries", type=int, help="restarts of a run that was killed without progress (default: 3)")
     sub.add_argument("--retry", action="store_true", help="start runs again that have used up their restarts")
@@ -49,18 +50,16 @@ def sweep(arguments: argparse.Namespace) -> int:
     plan = plan_sweep(arguments.sweep, arguments.variant, arguments.settings)
     if arguments.status:
         retries = RETRIES if arguments.retries is None else arguments.retries
-        show(partial(look, plan.cells, plan.resolved, plan.sweep.records, retries), arguments.once)
+        show(partial(look, plan.tree, plan.resolved, plan.sweep.records, retries), arguments.once, arguments.watch)
         return 0
     if arguments.dry_run:
-        from tunalab.library import build_tokenizer
         from tunalab.planning.sweep import estimate
         from tunalab.sweeps.launcher import at_a_time
 
         configs = plan.checked()
         threads = max(config.threads for config in configs.values())
-        if any(not (config.decoder.tokenizer or config.decoder.pretrained) for config in configs.values()):
-            build_tokenizer()
-        dry_run(plan.cells, lambda cell: estimate(configs[cell.name]), at_a_time(launch, threads, arguments.parallel))
+        configs |= {name: resolved.config for name, resolved in plan.tree.resolved.items()}
+        dry_run(plan.tree, lambda cell: estimate(configs[cell.name]), at_a_time(launch, threads, arguments.parallel))
         return 0
     return run_sweep(plan, launch, arguments.parallel, arguments.retries, arguments.retry)
 
@@ -94,5 +93,8 @@ def _check_together(arguments: argparse.Namespace) -> None:
                 raise UserError(
                     f"--{other.replace('_', '-')} does nothing beside --{mode.replace('_', '-')}: leave one of them out"
                 )
-    if arguments.once and not arguments.status:
-        raise UserError("--once does nothing without --status: leave it out, or give both")
+    for option in ("once", "watch"):
+        if getattr(arguments, option) and not arguments.status:
+            raise UserError(f"--{option} does nothing without --status: leave it out, or give both")
+    if arguments.once and arguments.watch:
+        raise UserError("--once does nothing beside --watch: leave one of them out")

@@ -8,8 +8,7 @@ import torch
 from tunalab.data.buckets import Buckets
 from tunalab.data.packing import micro_batches
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import Components, folder_of, is_built
+from tunalab.frontends.components.store import Components, tiny_tokenizer
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.planning.memory import WITH, WITHOUT, Count, Memory, Sharding, Totals, memory, parts, totals, trace, trained_in
@@ -131,13 +130,12 @@ def make_plan(
         raise UserError(f"--gpus {gpus} is out of range (from 1)")
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation {utilisation} is out of range (above 0, to 1)")
-    components = Components(ComponentSettings.seeded(config.components_seed))
+    components = Components(config.components_seed)
     with torch.device("meta"):
         model = build_model(config, components, vocabulary(config))
     token_pixels = model.frontend.space.token_pixels
     costs = model_costs(model, image_sizes(config.data))
-    here = is_built(folder_of(components.root, "tokenizer", components.settings.tokenizer))
-    tokenizer = components.tokenizer_for(config.decoder) if sample or (needs_no_files(config) and here) else None
+    tokenizer = components.tokenizer_for(config.decoder) if sample or needs_no_files(config) else None
     accumulated = micro_batches(config.data, gpus)
     step_places = accumulated * gpus * config.data.rows * config.data.row_tokens
     stages = {}
@@ -181,7 +179,7 @@ def vocabulary(config: RunConfig) -> int:
         return config.decoder.vocabulary
     if config.decoder.pretrained or config.decoder.tokenizer:
         raise UserError("decoder.vocabulary=0: a plan reads no tokenizer, so the rows of the embedding table must be stated")
-    return ComponentSettings().tokenizer.vocabulary
+    return int(tiny_tokenizer().entry["ids"])
 
 
 def placement(config: RunConfig, gpus: int, micro_batches: int, strategy: str | None) -> Sharding:

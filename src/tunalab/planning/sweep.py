@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import build_model
@@ -24,7 +23,7 @@ CORE_FLOPS = 2.6e10
 
 def estimate(config: RunConfig) -> dict[str, Any]:
     """Variant, mask ratio, seed, tokens, FLOPs and minutes on one core; the first stage's documents stand for all."""
-    components = Components(ComponentSettings.seeded(config.components_seed))
+    components = Components(config.components_seed)
     tokenizer = components.tokenizer_for(config.decoder)
     with torch.device("meta"):
         model = build_model(config, components, tokenizer.vocabulary)

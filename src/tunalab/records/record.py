@@ -134,6 +134,7 @@ class Record:
     schema: int = SCHEMA
     attempts: dict[str, int] = field(default_factory=dict)  # starts, and how often one was killed, preempted, stopped or failed
     data: dict[str, Any] = field(default_factory=dict)  # what was read (training/callbacks.py), and changes that were accepted
+    lineage: dict[str, Any] = field(default_factory=dict)  # of a run that began where another was (training/forking.py)
     frontend: Look | None = None  # how it is shown; None in records of earlier versions, read :attr:`look` instead
     evaluation: list[Evaluated] = field(default_factory=list)  # of the finished model (`tunalab evaluate`), a part at a time
 
@@ -154,7 +155,7 @@ def write_record(path: Path, record: Record) -> None:
         for score in point["benchmarks"].values():
             if score["outcomes"] is None:
                 del score["outcomes"]
-    for name in ("attempts", "data", "frontend"):
+    for name in ("attempts", "data", "lineage", "frontend"):
         if not plain[name]:  # not on record
             del plain[name]
     evaluation = plain.pop("evaluation")

@@ -206,7 +206,7 @@ class FrontEndConfig:
     )
     encoder: str = setting(
         "",
-        help='"tiny" (built by `make components`), or a pretrained one by name (frontends/encoder.py)',
+        help='"tiny", tiny/seed1@3000 (`tunalab components` lists them), or a pretrained one by name (docs/encoders.md)',
     )
     encoder_pretrained: bool = setting(
         True,
@@ -225,7 +225,7 @@ class FrontEndConfig:
         False,
         help="the position grid is resized as timm does; false: as transformers and the official models do",
     )
-    vae: str = setting("", help='"tiny", a diffusers folder, or NAME/SUBFOLDER on the Hub')
+    vae: str = setting("", help='"tiny", tiny/seed1, a diffusers folder, or NAME/SUBFOLDER on the Hub')
     vae_statistics: str = setting(
         "published",
         choices=("published", "official"),
@@ -249,7 +249,7 @@ class DecoderConfig:
     )
     tokenizer: str = setting(
         "",
-        help="name on the Hub or folder; empty: that of pretrained, or the tiny one of `make components`",
+        help="name on the Hub or folder; empty: that of pretrained, or the tiny one",
     )
     chat: str = setting(
         "none",
@@ -452,6 +452,11 @@ class StartConfig:
 
     checkpoint: str = setting("", help="exported folder or official checkpoint; empty: none")
     allow_missing: list[str] = setting([], help="patterns (*) of weights it may lack")
+    fork: str = setting(
+        "",
+        help="RUN or RUN@TOKENS: go on from another run's checkpoint, with its optimiser, averages and place in the data, under "
+        "these settings; empty: none",
+    )
     accept_changed_data: bool = setting(
         False,
         acts="never",
@@ -626,7 +631,7 @@ class RunConfig:
         help='of its lines, "#RRGGBB"; empty: what its front-end states, or one that is free',
     )
     seed: int = setting(0, at_least=0, at_most=SEED, help="seed of weights, data order and draws")
-    components_seed: int = setting(0, at_least=0, at_most=SEED, help="seed of the tiny components")
+    components_seed: int = setting(0, at_least=0, at_most=SEED, help="seed of the tiny components whose name gives none")
     precision: str = setting(
         "auto",
         choices=("auto", "fp32", "bf16"),
@@ -653,6 +658,13 @@ class RunConfig:
         acts="never",
         changes="nothing",
         help="checkpoints that are kept",
+    )
+    checkpoint_keep: list[int] = setting(
+        [],
+        at_least=1,
+        acts="never",
+        changes="nothing",
+        help="tokens: the checkpoint at the end of the step that reaches each is written and stays, beside the newest ones",
     )
     activation_checkpointing: bool = setting(
         False,

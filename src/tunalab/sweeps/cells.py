@@ -29,7 +29,7 @@ from tunalab.records.record import RECORD_FILE, Record, read_head, read_record, 
 from tunalab.redaction import redacted
 from tunalab.settings.loading import completed, plain_hash
 from tunalab.sweeps.grid import Cell
-from tunalab.training.claiming import LOCK_FILE, is_same
+from tunalab.training.claiming import END_FILE, LOCK_FILE, is_same
 
 ATTEMPTS_FILE = "attempts.jsonl"
 How = Literal["finished", "failed", "stopped", "preempted", "killed"]
@@ -206,7 +206,9 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
 
 
 def is_finished(cell: Cell, config_hash: str, records: Path | None = None) -> bool:
-    """Whether there is a :func:`finished_record`, most often without reading the whole of it."""
+    """Whether there is a :func:`finished_record`, most often without reading the whole of it; of a trunk, whether it has ended."""
+    if cell.until:
+        return (cell.run_dir / END_FILE).is_file()
     for path in _record_files(cell, records):
         head = read_head(path)
         if head is None or (head.finished and head.config_hash != config_hash):

@@ -68,7 +68,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. ``overrides`` are ``key=value`` settings: the sweep's, its arm's, its factors'; not the seed."""
+    """One run of a sweep. ``overrides`` are ``key=value`` settings: the sweep's, its arm's, its factors'; not the seed.
+
+    ``until``: of a trunk, STAGE@SHARE where it ends. ``after``: the name of the trunk that it begins at (trunks.py).
+    """
 
     name: str
     sweep: str
@@ -78,6 +81,8 @@ class Cell:
     factors: dict[str, Any]
     overrides: list[str]
     run_dir: Path
+    until: str = ""
+    after: str = ""
 
 
 def load_sweep(path: Path) -> Sweep:

@@ -203,7 +203,9 @@ class Work:
     """The cells of a sweep. ``hashes``: of their resolved configurations, by name; a finished record with it, in the run directory
     or in ``records``, is a finished cell. ``command``: the argument list that trains one. ``total_tokens``: its budget.
 
-    ``retries``: how often a cell that was killed in vain is started again.
+    ``retries``: how often a cell that was killed in vain is started again. ``begins_at``: tokens that a cell has from its trunk.
+
+    A cell whose ``after`` names another one waits for it (:meth:`held_back`).
     """
 
     cells: Sequence[Cell]
@@ -212,9 +214,22 @@ class Work:
     records: Path | None = None
     total_tokens: Callable[[Cell], int] | None = None
     retries: int = RETRIES
+    begins_at: Callable[[Cell], int] = lambda cell: 0
 
     def is_finished(self, cell: Cell) -> bool:
         return is_finished(cell, self.hashes[cell.name], self.records)
+
+    def held_back(self, cell: Cell, outcomes: Mapping[str, Outcome]) -> Literal["", "waits"] | Outcome:
+        """Of a cell with a trunk: "" when that has ended, "waits" before, an outcome when it will not end."""
+        trunk = next((one for one in self.cells if one.name == cell.after), None)
+        if trunk is None or self.is_finished(trunk):
+            return ""
+        outcome = outcomes.get(trunk.name)
+        if outcome is None or outcome.state == "queued":
+            return "waits"
+        if outcome.state == "failed":
+            return Outcome(cell, "failed", f"its trunk {trunk.name} failed: {outcome.reason}", outcome.log)
+        return Outcome(cell, "not started", f"its trunk {trunk.name} is {outcome.state}")
 
     def settled(self, cell: Cell) -> Outcome | None:
         """The outcome of a cell that is not to be started, None for one that is. The caller holds the cell's lock.

@@ -54,7 +54,7 @@ class LocalLauncher:
 
     def run(self, work: Work) -> Result:
         queue = _Queue(work, self.threads, self.gpus)
-        progress = Progress(work.cells, work.total_tokens, self.stream, self.line_seconds)
+        progress = Progress(work.cells, work.total_tokens, self.stream, self.line_seconds, work.begins_at)
         with stop_signals() as signals:
             try:
                 queue.work_off(self.parallel or default_parallel(self.threads, self.gpus), progress, signals)
@@ -82,8 +82,8 @@ class _Queue:
         while self.running or ((self.waiting or self.busy) and not signals):
             self._reap(progress)
             self._serve(signals, progress)
-            while self.waiting and len(self.running) < parallel and not signals:
-                self._start(self.waiting.popleft(), progress)
+            while len(self.running) < parallel and not signals and (cell := self._next(progress)):
+                self._start(cell, progress)
             if time.monotonic() - last_look >= 1.0:  # status files and foreign locks change slowly
                 last_look = time.monotonic()
                 if not signals and len(self.running) < parallel:
@@ -92,6 +92,19 @@ class _Queue:
                 progress.update([run.cell for run in self.running], ended)
             if self.running or self.busy:
                 time.sleep(0.05)
+
+    def _next(self, progress: Progress) -> Cell | None:
+        """The first cell that waits for nothing; those whose trunk will not end get their outcomes."""
+        for cell in list(self.waiting):
+            held = self.work.held_back(cell, self.outcomes)
+            if held == "waits":
+                continue
+            self.waiting.remove(cell)
+            if not isinstance(held, Outcome):
+                return cell
+            self.outcomes[cell.name] = held
+            progress.say(f"{cell.name} {held.state}: {held.reason}")
+        return None
 
     def abandon(self) -> None:
         """After an error of the driver itself: ask what still runs to save and end."""

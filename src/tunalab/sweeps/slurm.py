@@ -93,8 +93,8 @@ class SlurmQueue:
                 jobs[cells[index]] = job
         return jobs
 
-    def submit(self, jobs: Sequence[CellJob]) -> str:
-        """Submit an array of these cells; its number. The caller is :meth:`alone`.
+    def submit(self, jobs: Sequence[CellJob], after: str | None = None) -> str:
+        """Submit an array of these cells; its number. The caller is :meth:`alone`. ``after``: a job that must have ended well.
 
         Raises:
             UserError: sbatch refuses; says why.
@@ -105,7 +105,7 @@ class SlurmQueue:
         name = f"{self.sweep}-{secrets.token_hex(4)}"
         write_atomically(self._manifest(name), json.dumps([vars(key_of(job)) for job in jobs], indent=0) + "\n")
         executor = SlurmExecutor(self.folder)
-        executor.update_parameters(**sbatch_parameters(self.launch, name))
+        executor.update_parameters(**sbatch_parameters(self.launch, name, after))
         try:
             return str(executor.submit_array(jobs)[0].job_id).split("_")[0]
         except (FailedJobError, FailedSubmissionError) as error:
@@ -148,7 +148,7 @@ def check_installed() -> None:
         raise UserError(f"no {', '.join(missing)} on this machine: a launch file for slurm needs one that submits jobs")
 
 
-def sbatch_parameters(launch: SlurmLaunch, name: str) -> dict[str, Any]:
+def sbatch_parameters(launch: SlurmLaunch, name: str, after: str | None = None) -> dict[str, Any]:
     """For submitit: its own names where it has some.
 
     The cell is told by SIGTERM ahead of its time limit as at any other time, in place of submitit's USR2. The batch script lives on
@@ -175,7 +175,13 @@ def sbatch_parameters(launch: SlurmLaunch, name: str) -> dict[str, Any]:
         "srun_args": ["--kill-on-bad-exit=1", f"--wait={WAIT_SECONDS}", f"--cpus-per-task={launch.cpus_per_task}"],
         "stderr_to_stdout": True,
         "wckey": None,
-        "additional_parameters": {"requeue": True, "export": "ALL", "signal": f"TERM@{launch.signal_seconds}", **launch.sbatch},
+        "additional_parameters": {
+            "requeue": True,
+            "export": "ALL",
+            "signal": f"TERM@{launch.signal_seconds}",
+            **({} if after is None else {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}),
+            **launch.sbatch,
+        },
     }
 
 
@@ -199,7 +205,7 @@ class SlurmLauncher:
     def run(self, work: Work) -> Result:
         """Raises UserError: there is no SLURM here, its controller does not answer, or sbatch refuses."""
         check_installed()
-        progress = Progress(work.cells, work.total_tokens, self.stream, self.line_seconds)
+        progress = Progress(work.cells, work.total_tokens, self.stream, self.line_seconds, work.begins_at)
         watch = _Watch(work, self.launch, self.threads, progress)
         try:
             with stop_signals() as signals:
@@ -245,8 +251,12 @@ class _Watch:
             with self.queue.alone():
                 self.jobs = self.queue.jobs()
                 missing = [cell for cell in missing if not self._alive(cell)]
-                if missing:
-                    self._submit(missing)
+                while missing:  # trunks first: what begins at one depends on its job
+                    behind = {cell.name for cell in missing}
+                    first = [cell for cell in missing if cell.after not in behind or not self._waits(cell)]
+                    for trunk in dict.fromkeys(cell.after if self._waits(cell) else "" for cell in first):
+                        self._submit([cell for cell in first if (cell.after if self._waits(cell) else "") == trunk], trunk)
+                    missing = [cell for cell in missing if cell not in first]
         self._tell()
         return bool(self._open())
 
@@ -276,6 +286,9 @@ class _Watch:
         job = self._job(cell)
         return job if job is not None and job.alive else None
 
+    def _waits(self, cell: Cell) -> bool:
+        return self.work.held_back(cell, self.outcomes) == "waits"
+
     def _is_missing(self, cell: Cell) -> bool:
         """Whether a cell is to be submitted; notes the outcome of one that has ended."""
         if self._alive(cell):
@@ -283,6 +296,10 @@ class _Watch:
             return False
         if self.work.is_finished(cell):
             self._note(Outcome(cell, "finished" if cell.name in self._began else "skipped", log=cell.run_dir / LOG_FILE))
+            return False
+        held = self.work.held_back(cell, self.outcomes)
+        if isinstance(held, Outcome):
+            self._note(held)
             return False
         lock = take_lock(cell.run_dir)
         if lock is None:
@@ -308,7 +325,8 @@ class _Watch:
             return Outcome(cell, "failed", f"left the queue {sent.times} times without an end", cell.run_dir / LOG_FILE)
         return None
 
-    def _submit(self, cells: list[Cell]) -> None:
+    def _submit(self, cells: list[Cell], trunk: str = "") -> None:
+        """An array of these cells, which SLURM starts once the job of the trunk that they all wait for has ended well."""
         jobs = [
             CellJob(
                 replace(cell, factors={}, overrides=[]),  # it needs none of them, and they may hold credentials
@@ -322,7 +340,8 @@ class _Watch:
             for cell in cells
         ]
         before = {cell.name: len(read_history(cell.run_dir).attempts) for cell in cells}
-        number = self.queue.submit(jobs)
+        waited_for = next((self._alive(cell) for cell in self.work.cells if trunk and cell.name == trunk), None)
+        number = self.queue.submit(jobs, None if waited_for is None else waited_for.name)
         for name, attempts in before.items():
             self._sent[name] = _Sent(self._sent.get(name, _Sent()).times + 1, attempts)
             self._began.setdefault(name, time.monotonic())

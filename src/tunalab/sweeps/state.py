@@ -5,34 +5,55 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tunalab.records.log import Status, read_status
 from tunalab.sweeps.cells import RETRIES, Attempt, History, How, is_finished, is_locked, read_history
 from tunalab.sweeps.grid import Cell, Resolved
 from tunalab.terminal import LINE_SECONDS, amount, columns, duration, redraws, share, wrapped
 
+if TYPE_CHECKING:
+    from tunalab.sweeps.trunks import Tree
+
 ADDED_UP = ("tokens", "flops", "minutes")
 
 
-def dry_run(cells: Sequence[Cell], describe: Callable[[Cell], Mapping[str, Any]], parallel: int = 1) -> str:
+def dry_run(tree: "Tree", describe: Callable[[Cell], Mapping[str, Any]], parallel: int = 1) -> str:
     """Print, and return, a table of every run: ``describe(cell)`` gives its columns (parameters, tokens, flops, minutes, ...).
 
-    Tokens, FLOPs and minutes are added up in the last row; minutes are also divided by ``parallel``.
+    What is trained for a run, and added up in the last row, is what it does not have from its trunk, under which it stands. Minutes
+    are also divided by ``parallel``; trunks come before their branches, so that it can take somewhat longer.
     """
-    described = [dict(describe(cell)) for cell in cells]
+    described = [_own(tree, cell, describe(cell)) for cell in tree.cells]
     keys = list(dict.fromkeys(key for row in described for key in row))
     lines = [["run", *keys]]
-    lines += [[cell.name, *(_text(row.get(key)) for key in keys)] for cell, row in zip(cells, described, strict=True)]
+    for cell, row in zip(tree.cells, described, strict=True):
+        until = f" until {cell.until}" if cell.until else ""
+        lines.append(["  " * tree.depth(cell) + cell.name + until, *(_text(row.get(key)) for key in keys)])
     sums = {key: sum(row[key] for row in described) for key in keys if key in ADDED_UP and all(key in row for row in described)}
-    lines.append([f"{len(cells)} runs", *(_text(sums.get(key)) for key in keys)])
+    runs = sum(not cell.until for cell in tree.cells)
+    lines.append([f"{runs} runs", *(_text(sums.get(key)) for key in keys)])
     text = columns(lines)
+    alone, together = tree.totals()
+    if tree.trunks:
+        text += f"\n{together:,} tokens are trained, {together / alone:.2f} of {alone:,} with each run alone (trunks=off)"
     if "minutes" in sums:
         text += f"\nabout {_text(sums['minutes'] / parallel)} minutes with {parallel} run(s) at a time"
     print(text)
     return text
+
+
+def _own(tree: "Tree", cell: Cell, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a run for the tokens between its trunk's end and its own."""
+    row = dict(described)
+    own = tree.tokens[cell.name] - tree.begins_at(cell)
+    whole = row.get("tokens") or 0
+    if whole and own != whole:
+        row.update({key: row[key] * own / whole for key in ADDED_UP if key in row and key != "tokens"}, tokens=own)
+    return row
 
 
 def _text(value: Any) -> str:
@@ -64,23 +85,28 @@ class CellState:
     speed: float = 0.0
     seconds_left: float | None = None
     note: str = ""
+    depth: int = 0  # of trunks above it
 
     def row(self) -> list[str]:
         speed = f"{self.speed:,.0f}" if self.speed else ""
         left = "" if self.seconds_left is None else duration(self.seconds_left)
-        return [self.cell.name, self.state, f"{self.tokens:,}", share(self.tokens, self.total), speed, left]
+        return ["  " * self.depth + self.cell.name, self.state, f"{self.tokens:,}", share(self.tokens, self.total), speed, left]
 
 
-def look(
-    cells: Sequence[Cell], resolved: Mapping[str, Resolved], records: Path | None = None, retries: int = RETRIES
-) -> list[CellState]:
-    """The state of every cell, now. Raises UserError: a published record is damaged."""
+def look(tree: "Tree", resolved: Mapping[str, Resolved], records: Path | None = None, retries: int = RETRIES) -> list[CellState]:
+    """The state of every cell and trunk, now. Raises UserError: a published record is damaged."""
     now, host = time.time(), socket.gethostname()
-    return [_look(cell, resolved[cell.name], records, retries, now, host) for cell in cells]
+    every = {**tree.resolved, **resolved}
+    found: dict[str, CellState] = {}
+    for cell in tree.cells:
+        state = _look(cell, every[cell.name], records, retries, now, host, tree.tokens[cell.name])
+        if state.state == "queued" and cell.after and found[cell.after].state == "failed":
+            state = replace(state, state="failed", note=_joined(f"its trunk {cell.after} failed", state.note))
+        found[cell.name] = replace(state, depth=tree.depth(cell))
+    return list(found.values())
 
 
-def _look(cell: Cell, resolved: Resolved, records: Path | None, retries: int, now: float, host: str) -> CellState:
-    total = resolved.tokens
+def _look(cell: Cell, resolved: Resolved, records: Path | None, retries: int, now: float, host: str, total: int) -> CellState:
     history = read_history(cell.run_dir)
     before = _happened(history)
     if is_finished(cell, resolved.hash, records):
@@ -118,8 +144,9 @@ def _happened(history: History) -> str:
 
 
 def table(states: Sequence[CellState], most: int | None = None) -> str:
-    """A row per cell, of ``most`` those that matter most, and a line that sums up."""
-    ranked = sorted(states, key=lambda one: STATES.index(one.state))
+    """A row per cell, of ``most`` those that matter most, and a line that sums up. With trunks the order is that of the tree."""
+    trees = any(one.depth for one in states) and (most is None or len(states) <= most)
+    ranked = list(states) if trees else sorted(states, key=lambda one: STATES.index(one.state))
     hidden = 0 if most is None else max(0, len(ranked) - most)
     rows = [["run", "state", "tokens", "", "tokens/s", "left"], *(one.row() for one in ranked[hidden:])]
     lines = columns(rows).splitlines()
@@ -133,18 +160,34 @@ def table(states: Sequence[CellState], most: int | None = None) -> str:
 
 def summary(states: Sequence[CellState]) -> str:
     """How many cells are in which state, and how far all are together."""
-    counts = {state: sum(one.state == state for one in states) for state in STATES}
+    counts = {state: sum(one.state == state for one in states if not one.cell.until) for state in STATES}
     done, total = sum(min(one.tokens, one.total) for one in states), sum(one.total for one in states)  # last steps go beyond
     speed = sum(one.speed for one in states)
     open_tokens = sum(max(0, one.total - one.tokens) for one in states if one.state in ("queued", "running"))
     left = f", about {duration(open_tokens / speed)} left" if speed and open_tokens else ""
     far = f"{share(done, total)} of {amount(total)} tokens" if total else ""
-    return f"{len(states)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {far}{left}"
+    runs = sum(not one.cell.until for one in states)
+    return f"{runs} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}; {far}{left}"
 
 
-def show(look_again: Callable[[], list[CellState]], once: bool, stream: TextIO | None = None, seconds: float = 2.0) -> None:
-    """Print the table; on a terminal (unless ``once``) again and again in its own place, until nothing is left to do or Ctrl-C."""
+def show(
+    look_again: Callable[[], list[CellState]],
+    once: bool,
+    watch: bool = False,
+    stream: TextIO | None = None,
+    seconds: float = 2.0,
+    line_seconds: float = LINE_SECONDS,
+) -> None:
+    """Print the table; on a terminal (unless ``once``) again and again in its own place, until nothing is left to do or Ctrl-C.
+
+    ``watch``: elsewhere too, a line that sums up at intervals, and the table at the end.
+    """
     stream = sys.stdout if stream is None else stream
+    if watch and not redraws(stream):
+        with suppress(KeyboardInterrupt):
+            while any(one.state in ("queued", "running") for one in look_again()):
+                print(summary(look_again()), file=stream, flush=True)
+                time.sleep(line_seconds)
     if once or not redraws(stream):
         print(table(look_again()), file=stream)
         return
@@ -176,6 +219,7 @@ class Progress:
     """Shows how far a sweep is, on a terminal as a bar, elsewhere (a log, a pipe) as a line now and then.
 
     ``total_tokens`` gives a cell's budget; without it, a cell counts once its status file says how much it will consume.
+    ``begins_at``: tokens that it has from its trunk, which are not its own.
     """
 
     def __init__(
@@ -184,11 +228,14 @@ class Progress:
         total_tokens: Callable[[Cell], int] | None = None,
         stream: TextIO | None = None,
         line_seconds: float = LINE_SECONDS,
+        begins_at: Callable[[Cell], int] = lambda cell: 0,
     ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.line_seconds = line_seconds
         self.cells = list(cells)
-        self.totals = {cell.name: total_tokens(cell) for cell in cells} if total_tokens else {}
+        self.begins = {cell.name: begins_at(cell) for cell in cells}
+        self.totals = {cell.name: total_tokens(cell) - self.begins[cell.name] for cell in cells} if total_tokens else {}
+        self.known = frozenset(self.totals)
         self.done: dict[str, int] = {}
         self._start = self._last_line = time.monotonic()
         self._first: int | None = None
@@ -234,8 +281,10 @@ class Progress:
 
     def _read(self, cell: Cell, status: Status | None) -> None:
         if status is not None:
-            self.done[cell.name] = min(status.tokens, status.total_tokens)  # the last step goes beyond
-            self.totals[cell.name] = status.total_tokens
+            if cell.name not in self.known:
+                self.totals[cell.name] = status.total_tokens
+            own = status.tokens - self.begins[cell.name]
+            self.done[cell.name] = max(0, min(own, self.totals[cell.name]))  # the last step goes beyond
 
     def _left(self, done: int, total: int) -> str:
         gained = done - (self._first or 0)

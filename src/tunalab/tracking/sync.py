@@ -42,7 +42,12 @@ ACCURACY = "accuracy/"  # metrics at planned token counts, which runs of all see
 
 
 def run_tags(
-    name: str, config: Mapping[str, Any], config_hash: str, environment: Mapping[str, Any], look: Look
+    name: str,
+    config: Mapping[str, Any],
+    config_hash: str,
+    environment: Mapping[str, Any],
+    look: Look,
+    lineage: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
     """What runs are found and grouped by: sweep, variant, arm (all but the seed) and so on; code and packages.
 
@@ -62,6 +67,9 @@ def run_tags(
         "mlflow.source.name": "tunalab",
         "mlflow.source.type": "LOCAL",
     }
+    if lineage:
+        tags |= {f"lineage.{key}": lineage[key] for key in ("kind", "run", "config_hash", "tokens")}
+        tags["lineage.settings"] = ", ".join(lineage["settings"])
     if environment.get("commit"):
         tags |= {"mlflow.source.git.commit": environment["commit"], "code.modified": environment.get("dirty")}
     tags |= {name: environment[name] for name in ("python", "cpu", "accelerator") if environment.get(name)}
@@ -216,7 +224,7 @@ def _sync(uri: str, experiment: str, kept: Kept) -> int:
         uri,
         experiment,
         kept.name,
-        run_tags(kept.name, record.config, record.run.config_hash, record.environment, record.look),
+        run_tags(kept.name, record.config, record.run.config_hash, record.environment, record.look, record.lineage),
         id_file=kept.id_file,
         run_id=_find(client, uri, experiment, kept),
         parent_run_id=parent,

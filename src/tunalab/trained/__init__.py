@@ -3,15 +3,7 @@
 from pathlib import Path
 
 from tunalab.errors import UserError
-
-
-def kept_at(path: str | Path) -> tuple[Path, int | None]:
-    """``RUN@TOKENS`` as the run and the tokens of a kept checkpoint; anything else as it is."""
-    path = Path(path)
-    run, at, tokens = path.name.rpartition("@")
-    if run and at and tokens.replace("_", "").isdecimal() and not path.exists():
-        return path.with_name(run), int(tokens)
-    return path, None
+from tunalab.training import kept_at
 
 
 def check_folder(path: str | Path) -> None:

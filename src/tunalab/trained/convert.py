@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tunalab.errors import UserError
 from tunalab.files import whole_file
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.model.unified import build_model
 from tunalab.official.layout import (
     MODELS,
@@ -55,7 +54,7 @@ def convert_to_tunalab(
     official = detect(tensors)
     report(f"{source}: official {official.name}, {len(tensors)} tensors")
     config = official_config(tensors, official, experiment, variant, settings)
-    parts = RunParts(ComponentSettings.seeded(config.components_seed))
+    parts = RunParts(config.components_seed)
     parts.prepare(config)
     vocabulary = config.decoder.vocabulary
     tokenizer = parts.own_tokenizer(config.decoder)

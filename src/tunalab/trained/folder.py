@@ -8,6 +8,7 @@
 - manifest.json: where it all comes from, and the size and hash of every other file
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tunalab.data.pretrained import locate
 from tunalab.data.tokenizer import Tokenizer, pretrained_tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components import siglip, vae
 from tunalab.frontends.components.siglip import EncoderConfig
-from tunalab.frontends.components.store import TINY, Components, frozen_origin
-from tunalab.frontends.components.tokenizer import TokenizerConfig
-from tunalab.frontends.components.vae import VaeConfig, load_vae, save_vae
+from tunalab.frontends.components.store import TINY, Component, Components, frozen_origin
+from tunalab.frontends.components.vae import VaeConfig
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.encoder import TRANSFORMERS, read_siglip_config
-from tunalab.frontends.loading import check_fit, read_json
+from tunalab.frontends.loading import check_fit, load_strictly, read_json, read_safetensors
 from tunalab.frontends.registry import frontend_class
 from tunalab.frontends.vae import LatentCodec, pretrained_vae
 from tunalab.model.unified import UnifiedModel, build_model
@@ -54,7 +55,7 @@ class About:
     """What the manifest says besides the files.
 
     ``origin``: the run or the checkpoint that the weights come from, which of them they are, and how far it was.
-    ``vocabulary``: rows of the embedding table. ``components``: settings of the tiny parts, by which their architecture is built.
+    ``vocabulary``: rows of the embedding table. ``components``: configurations of the tiny parts, by which they are built.
     ``frozen``: of each frozen part the name it has in the configuration and, where there is one, the hash of its files there.
     ``initialised``: weights that were not in the checkpoint and start from scratch.
     """
@@ -130,13 +131,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 FROZEN_VAE, ENCODER = "frozen/vae", "encoder"
+VAE_WEIGHTS, STATISTICS = "vae.safetensors", "latents.json"
 
 
 class RunParts(Components):
     """The components of a run, from where the run had them."""
 
-    def __init__(self, settings: ComponentSettings, root: Path | None = None) -> None:
-        super().__init__(settings, root)
+    def __init__(self, seed: int = 0, vae: Component | None = None) -> None:
+        super().__init__(seed, vae)
         self._vae: LatentCodec | None = None
 
     def prepare(self, config: RunConfig) -> None:
@@ -152,8 +154,8 @@ class RunParts(Components):
         name = decoder.tokenizer or decoder.pretrained
         return pretrained_tokenizer(name, "decoder.tokenizer", add=False).with_chat(decoder.chat) if name else None
 
-    def frozen_vae(self, config: RunConfig) -> LatentCodec:
-        return super().vae(config.frontend.vae)
+    def frozen_vae(self, run: RunConfig) -> LatentCodec:
+        return super().vae(run.frontend.vae)
 
     def vae(self, name: str = TINY) -> LatentCodec:
         assert self._vae is not None, "prepare() reads it"
@@ -167,24 +169,54 @@ class RunParts(Components):
         return About(
             origin=origin,
             vocabulary=model.decoder.config.vocab_size,
-            components=asdict(self.settings),
-            frozen=frozen_origin(config, self.settings, model.frontend),
+            components={kind: one.entry["config"] for kind, one in self.used(config).items() if kind != "tokenizer"},
+            frozen=frozen_origin(config, self, model.frontend),
             initialised=[],
         )
 
     def write(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
         """Put what an export holds besides weights and tokenizer where :class:`ExportedParts` finds it."""
-        write_encoder_config(folder, config)
-        write_frozen(folder, config, frontend)
+        self.write_encoder_config(folder, config)
+        self.write_frozen(folder, config, frontend)
+
+    def write_frozen(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
+        """Raises UserError: a front-end with a frozen part that is no VAE, for which there is no way to store."""
+        for part in frontend.frozen_parts:
+            codec = frontend.get_submodule(part)
+            if not isinstance(codec, LatentCodec):
+                raise UserError(f"frozen part '{part}' of {type(frontend).__name__} cannot be exported: it is no VAE")
+            target = folder / FROZEN_VAE
+            target.mkdir(parents=True)
+            if self.find("vae", config.frontend.vae):
+                save_file({name: tensor.contiguous() for name, tensor in codec.vae.state_dict().items()}, target / VAE_WEIGHTS)
+                statistics = {"mean": codec.mean_C.tolist(), "std": codec.std_C.tolist()}
+                (target / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+            else:
+                codec.vae.save_pretrained(str(target))  # type: ignore[operator]
+
+    def write_encoder_config(self, folder: Path, config: RunConfig) -> None:
+        """The encoder's architecture, where it follows neither from its name nor from the manifest."""
+        name = config.frontend.encoder
+        if name.startswith(TRANSFORMERS):
+            source = locate(name.removeprefix(TRANSFORMERS), "frontend.encoder", TRANSFORMERS)
+            read_siglip_config(source, published=True).save_pretrained(str(folder / ENCODER))
+        elif name and not self.find("encoder", name) and Path(name).is_dir():
+            (folder / ENCODER).mkdir()
+            shutil.copyfile(Path(name) / "config.json", folder / ENCODER / "config.json")
 
 
 class ExportedParts(RunParts):
     """Of an exported folder: nothing outside it is read. ``exported``: what its manifest says."""
 
     def __init__(self, folder: Path, exported: About) -> None:
-        super().__init__(settings_from_plain(exported.components))
+        super().__init__()
         self.folder = folder
         self.exported = exported
+
+    def find(self, kind: str, given: str) -> Component | None:
+        held = self.exported.components
+        ours = given == TINY if "tokenizer" in held else bool(given)  # earlier versions put all three there, whether used or not
+        return Component(self.folder, kind, {"config": held[kind]}) if ours and kind in held else None
 
     def about(self, config: RunConfig, model: UnifiedModel, origin: dict[str, Any]) -> About:
         return self.exported
@@ -192,48 +224,30 @@ class ExportedParts(RunParts):
     def write(self, folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
         if (self.folder / ENCODER).is_dir():
             shutil.copytree(self.folder / ENCODER, folder / ENCODER)
-        write_frozen(folder, config, frontend)
+        self.write_frozen(folder, config, frontend)
 
-    def frozen_vae(self, config: RunConfig) -> LatentCodec:
-        if config.frontend.vae == TINY:
-            return load_vae(self.folder / FROZEN_VAE, self.settings.vae)
-        return pretrained_vae(str(self.folder / FROZEN_VAE))
+    def frozen_vae(self, run: RunConfig) -> LatentCodec:
+        if not (self.folder / FROZEN_VAE / STATISTICS).is_file():
+            return pretrained_vae(str(self.folder / FROZEN_VAE))
+        config = known(VaeConfig, self.exported.components["vae"])
+        network = vae.architecture(config)
+        what = f"export {self.folder}"
+        load_strictly(network, read_safetensors(self.folder / FROZEN_VAE / VAE_WEIGHTS, what), what)
+        statistics = read_json(self.folder / FROZEN_VAE / STATISTICS, what)
+        return vae.codec(config, network.eval().requires_grad_(False), statistics["mean"], statistics["std"])
 
     def encoder(self, name: str = TINY, pretrained: bool = False) -> "TimmViT":
         own = self.folder / ENCODER
+        tiny = self.find("encoder", name)
+        if tiny and not own.is_dir():
+            return siglip.architecture(known(EncoderConfig, tiny.entry["config"]))
         return super().encoder(str(own) if own.is_dir() else name, pretrained)
 
 
-def write_frozen(folder: Path, config: RunConfig, frontend: VisualFrontEnd) -> None:
-    """Raises UserError: a front-end with a frozen part that is no VAE, for which there is no way to store."""
-    for part in frontend.frozen_parts:
-        codec = frontend.get_submodule(part)
-        if not isinstance(codec, LatentCodec):
-            raise UserError(f"frozen part '{part}' of {type(frontend).__name__} cannot be exported: it is no VAE")
-        target = folder / FROZEN_VAE
-        target.mkdir(parents=True)
-        if config.frontend.vae == TINY:
-            save_vae(target, codec)
-        else:
-            codec.vae.save_pretrained(str(target))  # type: ignore[operator]
-
-
-def write_encoder_config(folder: Path, config: RunConfig) -> None:
-    """The encoder's architecture, where it does not follow from its name."""
-    name = config.frontend.encoder
-    if name.startswith(TRANSFORMERS):
-        source = locate(name.removeprefix(TRANSFORMERS), "frontend.encoder", TRANSFORMERS)
-        read_siglip_config(source, published=True).save_pretrained(str(folder / ENCODER))
-    elif name not in ("", TINY) and Path(name).is_dir():
-        (folder / ENCODER).mkdir()
-        shutil.copyfile(Path(name) / "config.json", folder / ENCODER / "config.json")
-
-
-def settings_from_plain(plain: dict[str, Any]) -> ComponentSettings:
-    """The settings that ``asdict`` made plain."""
-    tokenizer = TokenizerConfig(**plain["tokenizer"])
-    encoder = EncoderConfig(**{**plain["encoder"], "tokenizer": tokenizer})
-    return ComponentSettings(tokenizer=tokenizer, vae=VaeConfig(**plain["vae"]), encoder=encoder)
+def known(kind: Any, plain: dict[str, Any]) -> Any:
+    """A configuration of a component as an export of this or an earlier version holds it: how it was trained does not matter."""
+    names = {field.name for field in fields(kind)} - {"snapshots"}
+    return kind(**{name: value for name, value in plain.items() if name in names})
 
 
 # With tied embeddings the output table is another name of the input table, stored once.

@@ -19,7 +19,6 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.attention import draw_heads
 from tunalab.evaluation.samples import draw_grid
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.inference.attention import averaged, cut_prompt, draw_map, image_columns, last_rows, tokens_through
 from tunalab.inference.images import ImageLike, check_size, each_image, input_buckets, read_input, read_settings, save_image
 from tunalab.inference.prompts import device_of
@@ -39,7 +38,7 @@ from tunalab.model.unified import UnifiedModel
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.loading import config_hash, read_config
 from tunalab.settings.schema import RunConfig
-from tunalab.trained import check_folder, kept_at
+from tunalab.trained import check_folder
 from tunalab.trained.folder import (
     TOKENIZER,
     ExportedParts,
@@ -52,7 +51,9 @@ from tunalab.trained.folder import (
     stored_once,
     write_export,
 )
+from tunalab.training import kept_at
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage, learnt_weights, read_saved, refuse_foreign
+from tunalab.training.start import vae_of
 
 Images = ImageLike | Sequence[ImageLike]
 
@@ -347,7 +348,7 @@ def load(path: str | Path, device: str | torch.device | None = None, raw: bool =
     config = read_config(place / CONFIG_FILE)
     if not export:
         checkpoint = find_checkpoint(place, config, tokens)
-        parts = RunParts(ComponentSettings.seeded(config.components_seed))
+        parts = RunParts(config.components_seed, vae_of(place, config))
         tokenizer = parts.tokenizer_for(config.decoder)
         learnt = learnt_weights(checkpoint, raw)
         model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(checkpoint))

@@ -7,7 +7,7 @@ SIGHUP the handler only sets a flag: at the end of the step all ranks save and l
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -103,29 +103,37 @@ class Resuming(Callback):
 class Checkpointing(Callback):
     """Stands last among the callbacks, so that a checkpoint holds what the others did at the same step."""
 
-    def __init__(self, store: CheckpointStore, seconds: float, stop: StopSignal) -> None:
+    def __init__(self, store: CheckpointStore, seconds: float, stop: StopSignal, kept: Sequence[int] = ()) -> None:
+        """``kept``: counts of tokens whose checkpoints stay."""
         self.store = store
         self.seconds = seconds
         self.stop = stop
+        self.kept = kept
         self.requested = False  # set by other callbacks: save at the end of this step
         self._last = time.monotonic()
         self._saved_step = -1
+        self._tokens = 0  # before the step
+
+    def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
+        self._tokens = pl_module.progress.tokens
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Harness, *_: Any) -> None:  # type: ignore[override]
         due = time.monotonic() - self._last >= self.seconds
         due = bool(self.store.ranks.numbers([due])[0, 0])  # one clock decides, else ranks would wait for each other
-        if due or self.requested or self.stop.stopped:
-            self.save(trainer, pl_module)
+        before, self._tokens = self._tokens, pl_module.progress.tokens
+        stays = any(before < tokens <= self._tokens for tokens in self.kept)
+        if due or stays or self.requested or self.stop.stopped:
+            self.save(trainer, pl_module, stays)
 
     def on_train_end(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         if pl_module.progress.steps != self._saved_step:
             self.save(trainer, pl_module)
 
-    def save(self, trainer: Trainer, pl_module: Harness) -> None:
+    def save(self, trainer: Trainer, pl_module: Harness, stays: bool = False) -> None:
         def write(folder: Path) -> None:
             write_state(folder, pl_module, trainer.optimizers[0])
 
-        self.store.save(pl_module.progress.steps, write, config_hash=config_hash(pl_module.config))
+        self.store.save(pl_module.progress.steps, write, stays, config_hash=config_hash(pl_module.config))
         self._saved_step = pl_module.progress.steps
         self._last = time.monotonic()
         self.requested = False
@@ -145,7 +153,10 @@ class Evaluating(Callback):
         evaluate: Callable[[Harness], dict[str, Any]],
         on_point: Callable[[Harness], None],
         checkpointing: Checkpointing,
+        at_end: bool = True,
     ) -> None:
+        """``at_end``: the end of the training is a point too."""
+        self.at_end = at_end
         self.at_tokens = at_tokens
         self.evaluate = evaluate
         self.on_point = on_point
@@ -158,7 +169,7 @@ class Evaluating(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         # The last step may end just short of the last count; the end of training is always a point.
         points = pl_module.progress.points
-        spent = not self.checkpointing.stop.stopped
+        spent = self.at_end and not self.checkpointing.stop.stopped
         if spent and (not points or points[-1]["steps"] != pl_module.progress.steps):
             self._point(pl_module)
 

@@ -55,9 +55,9 @@ class CheckpointStore:
         self.keep = keep
         self.ranks = ranks
 
-    def save(self, step: int, write: Callable[[Path], None], **about: str) -> Path:
+    def save(self, step: int, write: Callable[[Path], None], stays: bool = False, **about: str) -> Path:
         """``write`` fills an empty folder; it becomes a checkpoint in one rename, after everything has reached the disk. Its
-        manifest says ``about`` as well.
+        manifest says ``about`` as well. ``stays``: it is kept whatever comes after it.
 
         A crash or a full disk at any moment leaves the earlier checkpoints as they were. Older ones go only afterwards; one that
         cannot go (a file of it is in use on NFS) is named through ``warn``, and the next save tries again.
@@ -67,10 +67,10 @@ class CheckpointStore:
             for stale in self.folder.glob(".step-*") if self.ranks.first else ():
                 with suppress(OSError):
                     remove(stale)
-        write_whole(final, write, {"step": step, **about}, self.ranks)
+        write_whole(final, write, {"step": step, **({"stays": True} if stays else {}), **about}, self.ranks)
         with self.ranks.together():
             # What lies behind this step was damaged when the run went on: it would push out those that are whole.
-            reached = [path for path in self.steps() if step_of(path) <= step]
+            reached = [path for path in self.steps() if step_of(path) <= step and not _stays(path)]
             for old in reached[: -self.keep] if self.ranks.first else ():
                 try:
                     remove(old)
@@ -95,6 +95,13 @@ class CheckpointStore:
             if self.ranks.first:
                 warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
         return None
+
+
+def _stays(path: Path) -> bool:
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("stays") is True
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def step_of(path: Path) -> int:

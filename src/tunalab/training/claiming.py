@@ -13,6 +13,7 @@ from tunalab.settings.loading import config_hash, read_config, to_plain, to_yaml
 from tunalab.settings.schema import RunConfig
 
 LOCK_FILE = "lock"
+END_FILE = "trunk.json"  # of a sweep's trunk: where it ends; written when it is there
 HASH_LINE = "# hash: "  # first line of the file: whose the directory is is found without reading the settings
 
 

@@ -11,7 +11,6 @@ from lightning import LightningDataModule
 from tunalab.data.stream import COUNTS, Step, StepLoader, open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.flops import FlopCosts, image_sizes, model_costs
 from tunalab.model.objective import loss_counts
@@ -51,6 +50,7 @@ class JointSteps:
 
     def __init__(self, loader: StepLoader, stages: Sequence[str], costs: FlopCosts, ranks: Ranks = ALONE) -> None:
         self.loader = loader
+        self.until: tuple[int, float] | None = None  # number of a stage and share of its tokens: a step from there on ends the run
         self.sources = sorted(loader.stream.sources)
         self.stages = list(stages)
         self.costs = costs
@@ -71,7 +71,10 @@ class JointSteps:
                         raise failure
             if mine is None or (rows[:, 0] == ENDED).any():
                 return
-            yield self._joint(mine, rows.tolist())
+            joint = self._joint(mine, rows.tolist())
+            if self.until is not None and (self.stages.index(joint.stage), joint.stage_progress) >= self.until:
+                return
+            yield joint
 
     def _summary(self, step: Step | None, failure: UserError | None) -> list[float]:
         if step is None:
@@ -140,7 +143,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> JointSteps:
         config = self.config
-        tokenizer = Components(ComponentSettings.seeded(config.components_seed)).tokenizer_for(config.decoder)
+        tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
         with torch.device("meta"):
             model = build_model(config, None, tokenizer.vocabulary)
         folder = Path(self.folder or (self.trainer.default_root_dir if self.trainer else "."))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
@@ -81,7 +80,7 @@ class Harness(LightningModule):
         self.automatic_optimization = False
         self.config = config
         if model is None:
-            components = Components(ComponentSettings.seeded(config.components_seed))
+            components = Components(config.components_seed)
             model = build_model(config, components, components.tokenizer_for(config.decoder).vocabulary)
         self.model = model
         self.ranks = ranks

@@ -15,7 +15,6 @@ from lightning import Callback, Trainer
 from tunalab.data.changes import checked_data, data_versions, keep
 from tunalab.errors import UserError, stop_signals_heeded
 from tunalab.evaluation.along import evaluate, evaluation_tokens
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.model.unified import parameter_counts
 from tunalab.records.environment import environment
@@ -42,7 +41,7 @@ def callbacks(config: RunConfig, folder: str | Path, seconds: float | None = Non
     """
     folder, stop = Path(folder), StopSignal()
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, warn=_warn)
-    components = Components(ComponentSettings.seeded(config.components_seed))
+    components = Components(config.components_seed)
     tokenizer = components.tokenizer_for(config.decoder)
     recording = Recording(folder, components, stop)
     saving = Checkpointing(store, config.checkpoint_seconds if seconds is None else seconds, stop)

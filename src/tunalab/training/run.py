@@ -30,7 +30,6 @@ from tunalab.evaluation.along import evaluate, evaluation_tokens
 from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
-from tunalab.frontends.components.settings import ComponentSettings
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.registry import build_frontend, look_of
@@ -45,13 +44,14 @@ from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker
 from tunalab.training.callbacks import Checkpointing, Evaluating, Printing, Reporting, Resuming, StopSignal, what_was_read
-from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
+from tunalab.training.checkpoints import CheckpointStore, Saved, read_saved, refuse_foreign
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
+from tunalab.training.forking import Parent, Place, end_trunk, fork_of, read_lineage, trunk_of
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
-from tunalab.training.start import load_start
+from tunalab.training.start import load_start, vae_of
 
 FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
 
@@ -74,7 +74,7 @@ def check_run(config: RunConfig) -> None:
     _check_row(config, space, images=2 if two else 1)
     if config.optimizer.groups:
         with torch.device("meta"):
-            components = Components(ComponentSettings.seeded(config.components_seed))
+            components = Components(config.components_seed)
             model = build_model(config, components, vocabulary=1)
         matched_groups(learnt_parameters(model), config.optimizer.groups)
 
@@ -106,7 +106,7 @@ def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_si
     """
     config = FrontEndConfig(**dict(settings))  # type: ignore[arg-type]
     with torch.device("meta"), torch.no_grad():
-        frontend = build_frontend(config, width, image_size, Components(ComponentSettings.seeded(components_seed)))
+        frontend = build_frontend(config, width, image_size, Components(components_seed))
         try:
             x_BChw = frontend.to_space(torch.empty(1, 3, image_size, image_size))
             frontend.embed(x_BChw)
@@ -143,7 +143,12 @@ def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **plac
 
 
 def train(
-    config: RunConfig, run_dir: Path, attempts: Mapping[str, int] | None = None, callbacks: Sequence[lightning.Callback] = ()
+    config: RunConfig,
+    run_dir: Path,
+    attempts: Mapping[str, int] | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
+    trunk: Path | None = None,
+    until: Place | None = None,
 ) -> int:
     """Train, or go on training, in ``run_dir``; returns the exit code: 0 finished, 75 stopped and resumable, 1 not finite.
 
@@ -153,6 +158,9 @@ def train(
 
     ``attempts``: how often the run was started and how that ended, for its record. ``callbacks``: further ones, at the end of each
     step before it is saved.
+
+    ``trunk``: the run directory of a sweep's trunk; where that is finished, and shares with this run all that acts until its end, a
+    run without checkpoints of its own begins there (training/forking.py). ``until``: this run is a trunk, and ends there.
 
     Started by torchrun or srun, all processes train it together, and each returns the same code; the directory must be the same
     for all of them. Going on with another number of processes is another order of documents: see ``distribution.other_world``.
@@ -165,7 +173,7 @@ def train(
         with ranks.together():
             distribution = Distribution.of(config.distribution, ranks)
             check_unclaimed(run_dir, config)
-            run = Run(config, run_dir, distribution, attempts or {}, callbacks)
+            run = Run(config, run_dir, distribution, attempts or {}, callbacks, trunk, until)
         return run.go()
 
 
@@ -179,20 +187,27 @@ class Run:
         distribution: Distribution,
         attempts: Mapping[str, int],
         callbacks: Sequence[lightning.Callback] = (),
+        trunk: Path | None = None,
+        until: Place | None = None,
     ) -> None:
         self.config = config
+        self.until = until
+        self.trunk = trunk
+        self.parent: Parent | None = None
         self.callbacks = list(callbacks)
         self.attempts = dict(attempts)
         self.run_dir = run_dir
         self.distribution = distribution
         self.ranks = distribution.ranks
-        self.components = Components(ComponentSettings.seeded(config.components_seed))
+        self.components = Components(config.components_seed, vae_of(run_dir, config))
         self.tokenizer = self.components.tokenizer_for(config.decoder)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.reporting = Reporting(run_dir, budget(config))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
         if not self.store.steps():  # a run that goes on has weights of its own
-            load_start(model, config, self._print)
+            self.parent = self._find_parent()
+            if self.parent is None:
+                load_start(model, config, self._print)
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.described = self.components.describe(config)
@@ -204,25 +219,32 @@ class Run:
         self.tracker: Tracker | None = None
         self.stop = StopSignal(self.ranks)
         self.resuming = Resuming()
-        self.seen = DataDigests({})  # of the first rank
-        self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop)
+        self.seen = DataDigests({})  # of the first rank, as what follows
+        self.lineage: dict[str, Any] = {}
+        self.checkpointing = Checkpointing(self.store, config.checkpoint_seconds, self.stop, config.checkpoint_keep)
         at = evaluation_tokens(config.evaluation, budget(config))
-        self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing)
+        self.evaluating = Evaluating(at, self._evaluate, self._on_point, self.checkpointing, until is None)
         self.holding: Holding | None = None  # of the first rank, once the run is known to begin
 
     def go(self) -> int:
-        resume = self.resuming.checkpoint = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
+        resume = self.store.newest_valid(warn=lambda line: print(f"warning: {line}", flush=True))
+        if self.parent is not None:
+            resume = self.parent.checkpoint
+        self.resuming.checkpoint = resume
         with self.ranks.together(patient=True):  # shards whose index cannot be kept are indexed once more
             if resume is None and self.store.steps():
                 raise UserError(f"every checkpoint in {self.store.folder} is damaged: remove that folder to start from scratch")
             loader = self._loader(resume)
             trainer = self._trainer()
         if self.ranks.first and resume is not None:
-            print(f"resuming from {resume}", flush=True)
+            print(f"resuming from {resume}" if self.parent is None else f"beginning from {resume}", flush=True)
         with self.ranks.together():
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
                 claim(self.run_dir, self.config)
+                if self.parent is not None:
+                    self.parent.hand_over(self.run_dir)
+                self.lineage = read_lineage(self.run_dir)
                 self.holding = self.stop.holding = Holding(self.run_dir)
                 keep(self.run_dir, self.seen)
                 self.tracker = self.reporting.tracker = self._tracker(resume)
@@ -241,7 +263,9 @@ class Run:
             self._print(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on")
             return EXIT_STOPPED
         if self.ranks.first:
-            self._write_record(finished=True)
+            self._write_record(finished=self.until is None)
+            if self.until is not None:
+                end_trunk(self.run_dir, self.until, self.module.progress.steps)
             self.reporting.status(self.module, "done")
         self._close("FINISHED")
         return 0
@@ -267,11 +291,21 @@ class Run:
         placed = self.distribution.trainer_arguments(self.config)
         return build_trainer(self.config, callbacks, default_root_dir=str(self.run_dir), **placed)
 
+    def _find_parent(self) -> Parent | None:
+        """Where a run without checkpoints begins: at its trunk's end, in another run, or (None) at its start."""
+        if self.trunk is not None:
+            parent = trunk_of(self.trunk, self.config)
+            if parent is None:
+                self._print(f"the trunk in {self.trunk} is not there or not this run's: the run begins at its start")
+            return parent
+        return fork_of(self.config) if self.config.start.fork else None
+
     def _loader(self, resume: Path | None) -> JointSteps:
         config, ranks = self.config, self.ranks
         if resume is not None:
-            refuse_foreign(resume, config)
-            self._find_lanes(resume)
+            if self.parent is None:
+                refuse_foreign(resume, config)
+            self._find_lanes(read_saved(resume) if self.parent is None else self.parent.saved(config), resume)
         accept = config.start.accept_changed_data
         steps = read_steps(
             config,
@@ -288,12 +322,14 @@ class Run:
             sources = steps.loader.stream.sources
             self.environment["data"] = data_versions(sources, config.data, config.revision)
             tokens = None if resume is None else read_saved(resume).progress["tokens"]
-            self.seen = checked_data(self.run_dir, sources, config.data.full_digests, accept, tokens)
+            held = self.trunk if self.trunk is not None and self.parent is not None else self.run_dir
+            self.seen = checked_data(held, sources, config.data.full_digests, accept, tokens)
+        steps.until = None if self.until is None else (self.until.stage, self.until.share)
         return steps
 
-    def _find_lanes(self, resume: Path) -> None:
+    def _find_lanes(self, saved: Saved, resume: Path) -> None:
         """Where this rank's stream goes on: exactly where it was, or with other ranks by the rule of data/stream.py."""
-        saved, ranks, resuming = read_saved(resume), self.ranks, self.resuming
+        ranks, resuming = self.ranks, self.resuming
         if saved.world_size == ranks.world_size:
             resuming.lanes, resuming.next_lane = saved.lanes[ranks.rank], saved.next_lane[ranks.rank]
         elif self.config.distribution.other_world:
@@ -317,7 +353,8 @@ class Run:
             full_uri(tracking.uri),
             tracking.experiment,
             self.run_dir.name,
-            run_tags(self.run_dir.name, self.plain, self.hash, self.environment, look_of(self.config)),
+            run_tags(self.run_dir.name, self.plain, self.hash, self.environment, look_of(self.config), self.lineage)
+            | ({} if self.until is None else {"trunk": "yes"}),
             id_file=self.run_dir / RUN_ID,
             parent_run_id=tracking.parent_run or None,
             sources=self.environment.get("data"),
@@ -366,6 +403,7 @@ class Run:
             self.seen.accepted,
             finished,
             self.attempts,
+            self.lineage,
         )
 
     def _check_held(self) -> None:
@@ -393,6 +431,7 @@ def write_run_record(
     accepted: list[dict[str, Any]],
     finished: bool,
     attempts: Mapping[str, int] | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> None:
     """``record.json`` of a run as far as it is. ``accepted``: changes of its data that it went on with."""
     module.note_memory()
@@ -422,6 +461,7 @@ def write_run_record(
             **({"outside": outside} if outside else {}),
         },
         frontend=look_of(config),
+        lineage=dict(lineage or {}),
     )
     write_record(run_dir / RECORD_FILE, record)
 

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import Components, frozen_origin
+from tunalab.frontends.components.store import (
+    Component,
+    Components,
+    components_root,
+    earlier_vae,
+    find_component,
+    frozen_origin,
+)
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.loading import read_json
+from tunalab.frontends.registry import frontend_class
 from tunalab.model.unified import UnifiedModel
 from tunalab.official.layout import (
     detect,
@@ -27,7 +34,7 @@ from tunalab.official.layout import (
     without_vae,
 )
 from tunalab.official.weights import Converted, initial_weights, match_ours, to_ours
-from tunalab.records.record import CONFIG_FILE
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record
 from tunalab.redaction import redacted
 from tunalab.settings.loading import read_config
 from tunalab.settings.schema import RunConfig
@@ -47,6 +54,26 @@ SETTINGS = (
 ROLES = ("bos", "eos", "boi", "eoi", "image_pad", "pad", "prefix_space")
 
 
+def vae_of(run_dir: Path, config: RunConfig) -> Component | None:
+    """The VAE that a run directory's record names, where it is not the one that its settings name now: an earlier version's, which
+    lies in :func:`components_root` still. A frozen VAE is in no checkpoint, and with another one all that was learnt is wrong.
+
+    Raises UserError when it is gone.
+    """
+    if "vae" not in frontend_class(config.frontend.name).frozen_parts or not (run_dir / RECORD_FILE).is_file():
+        return None
+    began = read_record(run_dir / RECORD_FILE).components.get("vae", {}).get("folder")
+    now = find_component("vae", config.frontend.vae, config.components_seed, "frontend.vae")
+    if began is None or now is None or began == now.path.name:
+        return None
+    folder = components_root() / began
+    if not folder.is_dir():
+        raise UserError(
+            f"{run_dir} was trained with the VAE {began}, and {config.frontend.vae} is {now.path.name}: {folder} is missing"
+        )
+    return earlier_vae(folder)
+
+
 def refuse_other_meaning(folder: Path, config: RunConfig, components: Components, frontend: VisualFrontEnd) -> None:
     """Raises UserError, one line with both sides, where a run would read the weights of an undamaged export as something else."""
     trained = read_config(folder / CONFIG_FILE)
@@ -54,7 +81,7 @@ def refuse_other_meaning(folder: Path, config: RunConfig, components: Components
     manifest = read_json(folder / MANIFEST, f"start.checkpoint={folder}")
     if not isinstance(manifest.get("tunalab"), dict):
         raise UserError(f"start.checkpoint={folder} is not an exported folder (its {MANIFEST} says otherwise)")
-    _refuse_other_frozen(folder, manifest, frozen_origin(config, components.settings, frontend))
+    _refuse_other_frozen(folder, manifest, frozen_origin(config, components, frontend))
     if (folder / "tokenizer").is_dir():
         _refuse_other_tokenizer(Tokenizer.load(folder / "tokenizer"), components.tokenizer_for(config.decoder))
 
@@ -117,7 +144,7 @@ def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None
     frozen = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
     state = model.state_dict()
     own = {name: tensor for name, tensor in state.items() if not name.startswith(frozen)}
-    components = Components(ComponentSettings.seeded(config.components_seed))
+    components = Components(config.components_seed)
     if (path / MANIFEST).is_file():
         converted = _ours(path, config, own, components, model.frontend)
     else:

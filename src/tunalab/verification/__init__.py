@@ -20,6 +20,7 @@ CHECKS: dict[str, str] = {
     "scorers": "tunalab.verification.scorers",
     "sampling": "tunalab.verification.sampling",
     "encoders": "tunalab.verification.encoders",
+    "components": "tunalab.verification.components",
 }
 
 

@@ -5,7 +5,6 @@ Shapes: B images, H W pixels, N patch tokens, V encoder width.
 
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -95,7 +94,7 @@ def compare(name: str, sizes: dict[str, Any] | None = None) -> Compared:
     with TemporaryDirectory() as folder:
         save_for_hf(library, folder, model_args=arguments, safe_serialization=True)
         settings = FrontEndConfig(name="siglip", patch=patch, encoder=folder, encoder_antialias=True)
-        frontend = build_frontend(settings, 8, grid * patch, Components(root=Path(folder)))
+        frontend = build_frontend(settings, 8, grid * patch, Components())
     frontend.connector = torch.nn.Identity()
     for rows, columns in ((3 * grid // 4, 3 * grid // 4), (grid // 2, 2 * grid)):
         size = (rows * patch, columns * patch)

@@ -3,6 +3,10 @@
 Shapes: B images, C latent channels, H W pixels, h w latent cells, F channels of folded pixels.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +15,14 @@ from torch.nn import functional as F
 from tunalab.errors import UserError
 from tunalab.frontends.components.training import to_tensor
 from tunalab.frontends.components.vae import VaeConfig, architecture, codec, start_at_principal_components, train_vae
+from tunalab.frontends.vae import LatentCodec
 
 CONFIG = VaeConfig(latent_channels=4, width=16, steps=2, batch=4, start_images=256, held_out=16)
 
 
-def gradients(split: str, seed: int, count: int, image_size: int) -> tuple[np.ndarray, list[str]]:
+def gradients(
+    split: str, seed: int, count: int, image_size: int, kinds: Sequence[str] = (), short: float = 0
+) -> tuple[np.ndarray, list[str]]:
     """Smooth images: linear in row and column per colour, so cells of 8x8 pixels have few principal components."""
     rng = np.random.default_rng([seed, *split.encode()])
     ramp = np.linspace(-1, 1, image_size)
@@ -43,8 +50,14 @@ def test_the_start_is_the_best_linear_codec() -> None:
     torch.testing.assert_close(z_BChw.square().mean(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
 
 
-def test_latents_have_unit_variance_and_training_starts_above_nothing() -> None:
-    trained, quality = train_vae(CONFIG, gradients, lambda steps: steps)
+def trained_vae(folder: Path) -> tuple[LatentCodec, dict[str, Any]]:
+    kept: list[tuple[LatentCodec, dict[str, Any]]] = []
+    train_vae(CONFIG, gradients, lambda codec, record: kept.append((codec, record)), folder / "state", lambda steps: steps)
+    return kept[0][0], kept[0][1]["quality"]
+
+
+def test_latents_have_unit_variance_and_training_starts_above_nothing(tmp_path: Path) -> None:
+    trained, quality = trained_vae(tmp_path)
     with torch.no_grad():
         x_BChw = trained.encode(to_tensor(gradients("components", 5, 256, 32)[0]))
     torch.testing.assert_close(x_BChw.std(dim=(0, 2, 3)), torch.ones(4), rtol=0.2, atol=0)
@@ -53,13 +66,13 @@ def test_latents_have_unit_variance_and_training_starts_above_nothing() -> None:
     assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
-def test_training_does_not_touch_the_global_random_state_and_repeats() -> None:
+def test_training_does_not_touch_the_global_random_state_and_repeats(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, _ = train_vae(CONFIG, gradients, lambda steps: steps)
+    first, _ = trained_vae(tmp_path)
     assert torch.equal(torch.rand(1), expected)
-    second, _ = train_vae(CONFIG, gradients, lambda steps: steps)
+    second, _ = trained_vae(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 

@@ -1,5 +1,6 @@
 """Documents of every kind made from scenes, edits among them, and the samples from which components are pretrained."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -9,7 +10,7 @@ from tunalab.data.documents import KINDS, Document, Image, Kind, Text
 from tunalab.data.scenes.graph import Item, Scene, belongs, check_split, other, place
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import EXAMPLE_LEVELS, SceneSettings, check_image_size, draw_level, draw_scene, stream
-from tunalab.data.scenes.sentences import DESCRIBE, caption, draw_text, further_questions
+from tunalab.data.scenes.sentences import DESCRIBE, caption, draw_text, further_questions, word_caption
 from tunalab.data.scenes.vocabulary import CELLS, COLOURS, QUADRANTS, SCENE_KINDS, SHAPES
 from tunalab.errors import UserError
 
@@ -121,18 +122,23 @@ def caption_examples(
     seed: int,
     count: int,
     image_size: int,
+    kinds: Sequence[str] = SCENE_KINDS,
+    short: float = 0.0,
     levels: tuple[float, float, float] = EXAMPLE_LEVELS,
 ) -> tuple[np.ndarray, list[str]]:
-    """``count`` images (count, image_size, image_size, 3) uint8 with their captions, scene kinds in turn."""
+    """``count`` images (count, image_size, image_size, 3) uint8 with their captions, the kinds of scenes in turn.
+
+    ``short``: the share of the captions of words that name the word alone, and neither its colour nor its place.
+    """
     check_split(split)
     check_image_size(image_size)
     images_NHWC = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
     captions = []
     for index in range(count):
         rng = stream("caption example", split, seed, index)
-        scene = draw_scene(rng, split, SCENE_KINDS[index % len(SCENE_KINDS)], draw_level(rng, levels))
+        scene = draw_scene(rng, split, kinds[index % len(kinds)], draw_level(rng, levels))
         images_NHWC[index] = render(scene, image_size)
-        captions.append(caption(scene))
+        captions.append(word_caption(scene) if scene.kind == "ocr" and rng.random() < short else caption(scene))
     return images_NHWC, captions
 
 

@@ -43,6 +43,11 @@ def caption(scene: Scene) -> str:
     return f"on {scene.background}: " + ", ".join(phrases.values())
 
 
+def word_caption(scene: Scene) -> str:
+    """Of a scene of kind "ocr": its word."""
+    return next(f"word {item.text}" for item in scene.items if item.shape == "word")
+
+
 Turn = tuple[str, str]  # prompt, answer
 
 

@@ -1,122 +1,179 @@
-"""Building what is missing of the components: `tunalab components`."""
+"""Training the components of a collection: `tunalab components train`."""
 
 import importlib.metadata
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
+from torch import nn
 
 from tunalab import terminal
-from tunalab.frontends.components import siglip, tokenizer, vae
-from tunalab.frontends.components.settings import ComponentSettings
-from tunalab.frontends.components.store import (
-    NAMES,
-    Components,
-    components_root,
-    folder_of,
-    is_built,
-    load_component,
-    verify,
-    write_component,
-)
-from tunalab.frontends.components.training import CaptionSource, Progress, TextSource
+from tunalab.data.scenes.vocabulary import CORPUS_VERSION
+from tunalab.data.tokenizer import Tokenizer, train_tokenizer
+from tunalab.errors import UserError, first_line
+from tunalab.frontends.components import siglip, vae
+from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.store import INDEX, Collection, encoder_weights, plain, store, tiny_tokenizer
+from tunalab.frontends.components.training import MIX, SHORT, TRAIN_SPLIT, CaptionSource, TextSource, trainer_device
+from tunalab.frontends.components.vae import VaeConfig
+from tunalab.frontends.vae import LatentCodec
 
-# Sums are split over threads, so another number of them gives other weights.
-THREADS = 2
+PARTS = ("tokenizer", "vae", "encoder")
 VERSIONS = ("torch", "timm", "diffusers", "open_clip_torch", "transformers", "tokenizers")
+TOKENIZER_HELD_OUT_SEED = 13
 
 
-def build_components(
-    settings: ComponentSettings | None = None,
+@dataclass(frozen=True)
+class TokenizerConfig:
+    seed: int = 0
+    vocabulary: int = 512
+    texts: int = 20000
+    corpus: int = CORPUS_VERSION
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the tiny tokenizer, VAE and encoder of micro scale are trained."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def seeded(self, seed: int) -> "Recipe":
+        """The same recipe from another seed. The tokenizer stays: vocabularies must not differ by seed."""
+        if seed < 0:
+            raise UserError(f"seed={seed} is out of range (from 0)")
+        return Recipe(self.tokenizer, replace(self.vae, seed=seed), replace(self.encoder, seed=seed))
+
+    def changed(self, settings: Sequence[str]) -> "Recipe":
+        """The recipe with settings like "encoder.width=192". Raises UserError naming the one that is wrong."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        recipe: Any = OmegaConf.structured(self)
+        for given in settings:
+            try:
+                OmegaConf.set_readonly(recipe, False)
+                recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([given]))
+            except (OmegaConfBaseException, ValueError) as error:
+                keys = [f"{part.name}.{key.name}" for part in fields(self) for key in fields(getattr(self, part.name))]
+                raise UserError(f"{given}: {first_line(error)} (choices: {', '.join(keys)})") from error
+        changed = OmegaConf.to_object(recipe)
+        assert isinstance(changed, Recipe)
+        return changed
+
+
+def train_components(
+    folder: Path,
+    parts: Sequence[str] = ("vae", "encoder"),
+    recipe: Recipe = Recipe(),
     log: Callable[[str], None] = print,
-    root: Path | None = None,
     captions: CaptionSource | None = None,
     texts: TextSource | None = None,
-    names: Sequence[str] = NAMES,
-) -> Components:
-    """Train and store every component of ``names`` that is not there yet; return the handle to all.
+) -> Collection:
+    """Train what of ``parts`` is not in the collection yet, and store it there.
 
-    ``captions`` and ``texts`` default to the scenes corpus. Processes that build at once wait for each other, and the
-    later ones find the work done. A stopped build leaves nothing behind that would be taken for a component.
-    Raises UserError when a component that is there is damaged.
+    A training that was stopped goes on from its last minute. Of two processes that train the same part the second waits, and
+    finds the work done. On one thread: sums are split over threads, so another number of them gives other weights. ``captions``
+    and ``texts`` default to the scenes corpus.
     """
-    settings, root = settings or ComponentSettings(), root or components_root()
-    root.mkdir(parents=True, exist_ok=True)
     if captions is None or texts is None:
         from tunalab.data import scenes
 
         captions, texts = captions or scenes.caption_examples, texts or scenes.text_sample
-    for number, name in enumerate(names, start=1):
-        config = getattr(settings, name)
-        folder = folder_of(root, name, config)
-        if not is_built(folder):
-            lock = FileLock(root / f".{folder.name}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                log(f"component {name}: another process is building it; waiting")
-                lock.acquire()
-            try:
-                if not is_built(folder):
-                    log(f"component {name} ({number} of {len(names)}): building {folder}")
-                    with fixed_threads(THREADS):
-                        _build(name, settings, root, captions, texts)
-            finally:
-                lock.release()
-        verify(folder, name)
-        quality = json.loads((folder / "quality.json").read_text(encoding="utf-8"))
-        log(f"component {name}: {folder}  " + "  ".join(f"{k}={v}" for k, v in quality.items() if k != "versions"))
-    return Components(settings, root)
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"part {part} is unknown (choices: {', '.join(PARTS)})")
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for part in parts:
+            config = getattr(recipe, part)
+            with FileLock(folder / f".{part}-seed{config.seed}.lock"):
+                _TRAINERS[part](folder, recipe, log, captions, texts)
+    finally:
+        torch.set_num_threads(threads)
+    return Collection(folder)
 
 
-def _build(name: str, settings: ComponentSettings, root: Path, captions: CaptionSource, texts: TextSource) -> None:
-    config = getattr(settings, name)
-    progress = progress_bar(name, getattr(config, "steps", 0))
-    started = time.perf_counter()
-    save: Callable[[Path], None]
-    if name == "tokenizer":
-        trained, quality = tokenizer.build_tokenizer(config, texts)
-        save = trained.save
-    elif name == "vae":
-        codec, quality = vae.train_vae(config, captions, progress)
-        save = lambda folder: vae.save_vae(folder, codec)  # noqa: E731
-    else:
-        words = load_component("tokenizer", settings, root)
-        encoder, quality = siglip.train_encoder(config, words, captions, progress)
-        save = lambda folder: siglip.save_encoder(folder, encoder)  # noqa: E731
-    record = {
-        **quality,
-        "seconds": round(time.perf_counter() - started, 1),
+def _is_there(folder: Path, name: str, config: Any, log: Callable[[str], None]) -> bool:
+    index = Collection(folder).index if (folder / INDEX).is_file() else {}
+    there = name in index and index[name].get("config") == plain(config)
+    log(f"component {name}: " + (f"{folder / index[name]['file']} is there" if there else f"training, into {folder}"))
+    return there
+
+
+def build_tokenizer(config: TokenizerConfig, texts: TextSource) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, and how many tokens a lower-case word of further texts takes."""
+    tokenizer = train_tokenizer(texts(config.seed, config.texts), config.vocabulary)
+    sample = texts(TOKENIZER_HELD_OUT_SEED, 1000)
+    words = [word for text in sample for word in text.split() if word.isalpha() and word.islower()]
+    pieces = sum(len(tokenizer.encode(word)) for word in words)
+    return tokenizer, {
+        "tokens_per_word": round(pieces / max(1, len(words)), 4),
+        "tokens_per_text": round(sum(len(tokenizer.encode(text)) for text in sample) / max(1, len(sample)), 2),
+        "n": len(sample),
+        "split": "components",
+    }
+
+
+def _train_tokenizer(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+    if not _is_there(folder, "tokenizer", recipe.tokenizer, log):
+        trained, quality = build_tokenizer(recipe.tokenizer, texts)
+        store(folder, "tokenizer", trained, _about(recipe.tokenizer, {"ids": trained.vocabulary, "quality": quality}))
+
+
+def _train_vae(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+    config, name = recipe.vae, f"vae/seed{recipe.vae.seed}"
+    if _is_there(folder, name, config, log):
+        return
+
+    def keep(codec: LatentCodec, record: dict[str, Any]) -> None:
+        latents = {"mean": codec.mean_C.tolist(), "std": codec.std_C.tolist()}
+        store(folder, name, codec.vae.state_dict(), _about(config, record | latents | {"data": SEEN}))
+        log(f"component {name}: {record['quality']}")
+
+    vae.train_vae(config, captions, keep, folder / f".vae-seed{config.seed}.state", _bar(name, config.steps))
+
+
+def _train_encoder(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+    config, name = recipe.encoder, f"encoder/seed{recipe.encoder.seed}"
+    if _is_there(folder, f"{name}@{config.snapshots[-1]}", config, log):
+        return
+    own = Collection(folder) if (folder / INDEX).is_file() else None
+    words = own.component("tokenizer") if own and "tokenizer" in own.index else tiny_tokenizer()
+
+    def keep(steps: int, tower: nn.Module, record: dict[str, Any]) -> None:
+        about = _about(config, record | {"data": SEEN}) | {"tokenizer": words.entry["sha256"]}
+        store(folder, f"{name}@{steps}", encoder_weights(config, tower), about)
+        log(f"component {name}@{steps}: {record['quality']}")
+
+    state = folder / f".encoder-seed{config.seed}.state"
+    text = Tokenizer.load(words.verified())
+    siglip.train_encoder(config, text, captions, keep, state, _bar(name, config.snapshots[-1]))
+
+
+_TRAINERS = {"tokenizer": _train_tokenizer, "vae": _train_vae, "encoder": _train_encoder}
+
+
+SEEN = {"split": TRAIN_SPLIT, "kinds": MIX, "short": SHORT}
+
+
+def _about(config: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """What the index says of a component: its recipe, what it saw, took and reached."""
+    return {
+        "config": plain(config),
+        **record,
+        "device": trainer_device().type,
         "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
     }
 
-    def write(folder: Path) -> None:
-        save(folder)
-        (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    write_component(folder_of(root, name, config), config, write)
-
-
-@contextmanager
-def fixed_threads(count: int) -> Iterator[None]:
-    """torch computes with ``count`` threads inside, with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def progress_bar(name: str, steps: int) -> Progress:
+def _bar(name: str, steps: int) -> Callable[[Iterable[int]], Iterable[int]]:
     """A bar with the time left, on stderr."""
-
-    def bar(items: Iterable[Any]) -> Iterable[Any]:
-        return terminal.progress_bar(items, total=steps, desc=f"component {name}", unit="step", mininterval=1.0, leave=True)
-
-    return bar
+    return partial(terminal.progress_bar, total=steps, desc=f"component {name}", unit="step", mininterval=1.0, leave=True)

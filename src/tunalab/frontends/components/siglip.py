@@ -1,43 +1,41 @@
 """The tiny SigLIP: a timm ViT and an open_clip text tower, trained on captioned scenes with open_clip's sigmoid loss.
 
-Only the image tower is kept. Shapes: B images (or captions), L text tokens, E joint embedding.
+Of the image tower everything but the pooling is kept. Shapes: B images (or captions), L text tokens, E joint embedding.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.frontends.components.tokenizer import TokenizerConfig
+from tunalab.errors import UserError
 from tunalab.frontends.components.training import (
     HELD_OUT_SPLIT,
     CaptionSource,
     Progress,
-    batches,
-    cosine_with_warmup,
     to_tensor,
+    train,
     trainer_device,
+    training_batch,
 )
-from tunalab.frontends.loading import load_strictly, read_safetensors
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-WEIGHTS = "encoder.safetensors"
 HELD_OUT_SEED = 11
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """``tokenizer``: of the text tower, part of what the encoder was trained on and so of its hash."""
+    """``snapshots``: after how many steps the averaged weights are kept; the last of them is the end of the training."""
 
     seed: int = 0
     image_size: int = 32
@@ -47,30 +45,32 @@ class EncoderConfig:
     heads: int = 4
     text_layers: int = 2
     context: int = 64
-    steps: int = 600
+    snapshots: tuple[int, ...] = (300, 1000, 3000, 10_000)
     batch: int = 64
     lr: float = 1e-3
     held_out: int = 256
     corpus: int = CORPUS_VERSION
-    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    def __post_init__(self) -> None:
+        if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)) or self.snapshots[0] < 1:
+            raise UserError(f"snapshots={list(self.snapshots)}: numbers of steps from 1 that increase")
 
 
-def architecture(config: EncoderConfig) -> "VisionTransformer":
-    """The image tower with random weights, in SigLIP's form: no class token, attention pooling, tanh GELU."""
+def architecture(config: EncoderConfig, pooled: bool = False) -> "VisionTransformer":
+    """The image tower with random weights, in SigLIP's form: no class token, tanh GELU; ``pooled``: with attention pooling."""
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = VisionTransformer(
+    return VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch,
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.heads,
         class_token=False,
-        global_pool="map",
+        global_pool="map" if pooled else "",
         num_classes=0,
         act_layer="gelu_tanh",
     )
-    return vit
 
 
 class Contrastive(nn.Module):
@@ -80,7 +80,8 @@ class Contrastive(nn.Module):
         super().__init__()
         from open_clip.transformer import TextTransformer
 
-        self.image = architecture(config)
+        self.tokenizer, self.context = tokenizer, config.context
+        self.image = architecture(config, pooled=True)
         self.text = TextTransformer(
             context_length=config.context,
             vocab_size=tokenizer.vocabulary,
@@ -97,50 +98,75 @@ class Contrastive(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def forward(self, image_BCHW: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (B, E) of images and texts."""
-        return F.normalize(self.image(image_BCHW), dim=-1), F.normalize(self.text(text_BL), dim=-1)
+    def forward(self, image_BCHW: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (B, E) of images and captions."""
+        return F.normalize(self.image(image_BCHW), dim=-1), F.normalize(self.read(captions), dim=-1)
+
+    def read(self, captions: list[str]) -> Tensor:
+        """Embeddings (B, E). bos comes first, where the tower pools; captions are cut at ``context`` tokens.
+
+        The text tower costs more than the image tower, and a third of the captions is twice as long as the others: these are
+        read apart, so that the others are not padded to their length.
+        """
+        tokenizer, context = self.tokenizer, self.context
+        rows = [[tokenizer.bos, *tokenizer.encode(caption)][:context] for caption in captions]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        cut = -(-2 * len(rows) // 3)
+        parts = [text_batch([rows[i] for i in part], tokenizer.pad) for part in (order[:cut], order[cut:]) if part]
+        device = self.bias.device
+        sorted_BE = torch.cat([self.text(part_BL.to(device)) for part_BL in parts])
+        return sorted_BE[torch.tensor(order, device=device).argsort()]
 
 
-def text_batch(captions: list[str], tokenizer: Tokenizer, context: int) -> Tensor:
-    """Token ids (B, L), bos first (where the tower pools), cut at ``context`` and padded to the longest."""
-    rows = [[tokenizer.bos, *tokenizer.encode(caption)][:context] for caption in captions]
-    length = max(len(row) for row in rows)
-    return torch.tensor([row + [tokenizer.pad] * (length - len(row)) for row in rows])
+def text_batch(rows: list[list[int]], pad: int) -> Tensor:
+    """Token ids (B, L), padded to the longest row."""
+    length = max(map(len, rows))
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
 def train_encoder(
-    config: EncoderConfig, tokenizer: Tokenizer, source: CaptionSource, progress: Progress
-) -> tuple["VisionTransformer", dict[str, Any]]:
-    """The trained image tower (on the CPU) and its held-out quality."""
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+    source: CaptionSource,
+    keep: Callable[[int, nn.Module, dict[str, Any]], None],
+    state: Path,
+    progress: Progress,
+) -> None:
+    """Train both towers; ``keep(steps, image_tower, record)`` gets the averaged image tower at each snapshot, with its quality.
+
+    ``state``: file from which a stopped training goes on.
+    """
     from open_clip.loss import SigLipLoss
 
     device = trainer_device()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = Contrastive(config, tokenizer).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-3)
-        schedule = cosine_with_warmup(optimizer, config.steps)
-        loss_of = SigLipLoss()
-        for images_BHWC, captions in progress(batches(source, config.seed + 1, config.batch, config.image_size, config.steps)):
-            text_BL = text_batch(captions, tokenizer, config.context).to(device)
-            image_BE, text_BE = model(to_tensor(images_BHWC).to(device), text_BL)
-            loss = loss_of(image_BE, text_BE, model.log_scale.exp(), model.bias)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-    model = model.to("cpu").eval().requires_grad_(False)
-    return model.image, quality(config, model, tokenizer, source)
+    loss = SigLipLoss()
+
+    def loss_of(step: int) -> Tensor:
+        images_BHWC, captions = training_batch(source, config.seed + 1, step, config.batch, config.image_size)
+        image_BE, text_BE = model(to_tensor(images_BHWC).to(device), captions)
+        value: Tensor = loss(image_BE, text_BE, model.log_scale.exp(), model.bias)
+        return value
+
+    def kept(steps: int) -> Callable[[nn.Module, dict[str, Any]], None]:
+        def call(averaged: nn.Module, record: dict[str, Any]) -> None:
+            assert isinstance(averaged, Contrastive)
+            keep(steps, averaged.image, {**record, "images": steps * config.batch, "quality": quality(config, averaged, source)})
+
+        return call
+
+    train(model, config.lr, config.snapshots[-1], loss_of, {steps: kept(steps) for steps in config.snapshots}, state, progress)
 
 
 @torch.no_grad()
-def quality(config: EncoderConfig, model: Contrastive, tokenizer: Tokenizer, source: CaptionSource) -> dict[str, Any]:
+def quality(config: EncoderConfig, model: nn.Module, source: CaptionSource) -> dict[str, Any]:
     """Held-out image-to-text retrieval among distinct captions: the share whose own caption ranks first, or in five."""
     images_BHWC, captions = distinct(*source(HELD_OUT_SPLIT, HELD_OUT_SEED, 2 * config.held_out, config.image_size))
     images_BHWC, captions = images_BHWC[: config.held_out], captions[: config.held_out]
-    image_BE, text_BE = model(to_tensor(images_BHWC), text_batch(captions, tokenizer, config.context))
+    device = next(model.parameters()).device
+    image_BE, text_BE = model(to_tensor(images_BHWC).to(device), captions)
     score_BB = image_BE @ text_BE.T
     own_B = score_BB.diagonal()[:, None]
     # A tie counts against the image, so that a collapsed tower cannot score.
@@ -159,15 +185,3 @@ def distinct(images_BHWC: np.ndarray, captions: list[str]) -> tuple[np.ndarray, 
     """The first example of each caption."""
     first = list({caption: captions.index(caption) for caption in captions}.values())
     return images_BHWC[first], [captions[i] for i in first]
-
-
-def save_encoder(folder: Path, vit: "VisionTransformer") -> None:
-    save_file({name: tensor.contiguous() for name, tensor in vit.state_dict().items()}, folder / WEIGHTS)
-
-
-def load_encoder(folder: Path, config: EncoderConfig) -> "VisionTransformer":
-    """The tower that :func:`save_encoder` wrote. Raises UserError when the weights do not fit the configuration."""
-    vit = architecture(config)
-    what = f"component 'encoder' in {folder}"
-    load_strictly(vit, read_safetensors(folder / WEIGHTS, what), what)
-    return vit.requires_grad_(True)

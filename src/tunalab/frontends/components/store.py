@@ -1,42 +1,218 @@
-"""The folder of built components: one sub-folder per name and configuration, written whole or not at all.
+"""The tiny tokenizer, VAEs and encoders by name: those that come with tunalab, and a user's own.
 
-    <root>/<name>-<hash of its configuration>/   config.json, the component's own files, quality.json, manifest.json
+A collection is a folder with an index:
 
-The manifest holds the sha256 of every other file: zeroed weights load without any error otherwise.
+    index.json                       name -> file, sha256, configuration, what its training saw, took and reached
+    tokenizer-<hash>/                a name is "tokenizer", "vae/seed0" or "encoder/seed0@3000"
+    vae-<hash>.safetensors           half precision: it becomes float32 when it is read, so that every machine computes with
+    encoder-<hash>.safetensors       the same numbers
+
+`tiny` comes with the package. Others lie in TUNALAB_COMPONENTS, by default ``components`` in the working directory, or anywhere by
+path; `tunalab components train` makes them. A setting names a component as COLLECTION, COLLECTION/seed1 or COLLECTION/seed1@3000:
+without a seed it is the run's ``components_seed``, without a number of steps the longest training.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from tunalab.data.tokenizer import Tokenizer, pretrained_tokenizer
-from tunalab.errors import UserError
-from tunalab.files import listed, sha256, write_folder
+from tunalab.errors import UserError, first_line
+from tunalab.files import below, listed, remove, sha256, whole_folder, write_atomically
 from tunalab.frontends.components import siglip, vae
-from tunalab.frontends.components.settings import ComponentSettings
+from tunalab.frontends.components.siglip import EncoderConfig
+from tunalab.frontends.components.vae import VaeConfig
 from tunalab.frontends.contract import VisualFrontEnd
 from tunalab.frontends.encoder import FORMS, pretrained_encoder
-from tunalab.frontends.loading import read_json
+from tunalab.frontends.loading import load_strictly, read_json, read_safetensors
 from tunalab.frontends.vae import LatentCodec, pretrained_vae
-from tunalab.settings.loading import digest
 from tunalab.settings.schema import DecoderConfig, RunConfig
 
 if TYPE_CHECKING:
     from tunalab.frontends.encoder import TimmViT
 
-
-MANIFEST = "manifest.json"
+TINY = "tiny"
+SHIPPED = Path(__file__).parent / "shipped"
+INDEX = "index.json"
+_REFERENCE = re.compile(r"(?P<collection>.+?)(/seed(?P<seed>\d+))?(@(?P<steps>\d+))?$")
 
 
 def components_root() -> Path:
-    """TUNALAB_COMPONENTS, or ``components`` in the working directory."""
+    """TUNALAB_COMPONENTS, or ``components`` in the working directory: where a user's own collections lie."""
     return Path(os.environ.get("TUNALAB_COMPONENTS") or "components")
+
+
+@dataclass(frozen=True)
+class Component:
+    """``name`` in the index of ``folder``, and what stands there of it."""
+
+    folder: Path
+    name: str
+    entry: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        path = below(self.folder, str(self.entry.get("file", "")), links=True)
+        if path is None:
+            raise UserError(f"component '{self.name}': {self.folder / INDEX} names no file in its folder")
+        return path
+
+    def verified(self) -> Path:
+        """The path of its file. Raises UserError when that is missing or damaged: zeroed weights load without any error."""
+        if not self.path.exists() or content_hash(self.path) != self.entry.get("sha256"):
+            state = "damaged" if self.path.exists() else "missing"
+            remedy = "install tunalab again" if self.folder == SHIPPED else "train it again with `tunalab components train`"
+            raise UserError(f"component '{self.name}': {self.path} is {state}: {remedy}")
+        return self.path
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file; of a folder that of its files' names and hashes."""
+    if path.is_file():
+        return sha256(path)
+    lines = [f"{file.name} {sha256(file)}\n" for file in sorted(path.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class Collection:
+    """The components of one folder. Raises UserError when there is no index, or a broken one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index: dict[str, dict[str, Any]] = read_json(folder / INDEX, f"components in {folder}")
+        if not all(isinstance(entry, dict) for entry in self.index.values()):
+            raise UserError(f"components in {folder}: {INDEX} is damaged (an entry is no JSON object)")
+
+    def names(self, kind: str) -> list[str]:
+        """Those of a kind: "vae", "encoder"."""
+        return [name for name in self.index if name.partition("/")[0] == kind]
+
+    def component(self, name: str) -> Component:
+        return Component(self.folder, name, self.index[name])
+
+    def find(self, kind: str, seed: int, steps: int | None) -> Component | None:
+        """``steps``: of the snapshot, None for the last one."""
+        found = {self.steps(name): name for name in self.names(kind) if name.partition("@")[0] == f"{kind}/seed{seed}"}
+        name = found.get(max(found, default=0) if steps is None else steps)
+        return None if name is None else self.component(name)
+
+    @staticmethod
+    def steps(name: str) -> int:
+        return int(name.partition("@")[2] or 0)
+
+
+def collections() -> dict[str, Collection]:
+    """The collection that comes with tunalab, and those in :func:`components_root`, by name."""
+    folders = {path.parent.name: path.parent for path in sorted(components_root().glob(f"*/{INDEX}"))}
+    return {name: Collection(folder) for name, folder in {TINY: SHIPPED, **folders}.items()}
+
+
+def find_component(kind: str, given: str, seed: int, setting: str) -> Component | None:
+    """The component that a setting names; None where ``given`` names no collection at all, such as a model of timm.
+
+    Raises UserError naming the seeds and snapshots that there are.
+    """
+    match = _REFERENCE.match(given)
+    if match is None:
+        return None
+    folders = [components_root() / match["collection"], Path(match["collection"])]
+    if match["collection"] == TINY:
+        folders = [components_root() / TINY, SHIPPED]
+    folder = next((folder for folder in folders if (folder / INDEX).is_file()), None)
+    if folder is None:
+        return None
+    collection = Collection(folder)
+    seed = seed if match["seed"] is None else int(match["seed"])
+    found = collection.find(kind, seed, None if match["steps"] is None else int(match["steps"]))
+    if found is None:
+        choices = ", ".join(f"{match['collection']}/{name.partition('/')[2]}" for name in collection.names(kind))
+        default = "" if match["seed"] else f" with components_seed={seed}"
+        raise UserError(f"{setting}={given}{default}: no such {kind} (choices: {choices or 'none'})")
+    return found
+
+
+def store(folder: Path, name: str, content: dict[str, Tensor] | Tokenizer, about: dict[str, Any]) -> None:
+    """Put weights (in half precision) or a tokenizer into a collection, in a file named by its hash; ``about``: for the index."""
+    kind, suffix = name.partition("/")[0], ".safetensors" if isinstance(content, dict) else ""
+    with whole_folder(folder / f".{kind}") as fresh:
+        made = fresh / kind
+        if isinstance(content, dict):
+            save_file({key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in content.items()}, made)
+        else:
+            made.mkdir()
+            content.save(made)
+    made = folder / f".{kind}" / kind
+    digest = content_hash(made)
+    file = f"{kind}-{digest[:12]}{suffix}"
+    if not (folder / file).exists():
+        os.replace(made, folder / file)
+    remove(folder / f".{kind}")
+    with FileLock(folder / ".index.lock"):
+        index = Collection(folder).index if (folder / INDEX).is_file() else {}
+        index[name] = {"file": file, "sha256": digest, **about}
+        write_atomically(folder / INDEX, json.dumps(dict(sorted(index.items(), key=_order)), indent=1) + "\n")
+
+
+def _order(item: tuple[str, Any]) -> tuple[str, int]:
+    name, _, steps = item[0].partition("@")
+    return name, int(steps or 0)
+
+
+def encoder_weights(config: EncoderConfig, tower: nn.Module) -> dict[str, Tensor]:
+    """A trained image tower without its pooling."""
+    kept = siglip.architecture(config).state_dict()
+    return {name: tensor for name, tensor in tower.state_dict().items() if name in kept}
+
+
+def _float32(path: Path, what: str) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in read_safetensors(path, what).items()}
+
+
+def load_encoder(component: Component, pretrained: bool = True) -> "TimmViT":
+    """The image tower, without pooling; on the meta device without weights, with random ones unless ``pretrained``."""
+    with _reading(component):
+        vit = siglip.architecture(EncoderConfig(**_tuples(component.entry["config"])))
+    if pretrained and not on_meta():
+        what = f"component '{component.name}' in {component.folder}"
+        load_strictly(vit, _float32(component.verified(), what), what)
+    return vit
+
+
+def load_vae(component: Component) -> LatentCodec:
+    """The codec; on the meta device without weights."""
+    with _reading(component):
+        config = VaeConfig(**component.entry["config"])
+        network = vae.architecture(config)
+        codec = vae.codec(config, network.eval().requires_grad_(False), component.entry["mean"], component.entry["std"])
+    if not on_meta():
+        what = f"component '{component.name}' in {component.folder}"
+        load_strictly(network, _float32(component.verified(), what), what)
+    return codec
+
+
+@contextmanager
+def _reading(component: Component) -> Iterator[None]:
+    """Whatever a damaged entry of an index leads to is one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise UserError(f"component '{component.name}': {component.folder / INDEX} is damaged ({first_line(error)})") from error
+
+
+def _tuples(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -46,79 +222,32 @@ def plain(config: Any) -> dict[str, Any]:
     return loaded
 
 
-def folder_of(root: Path, name: str, config: Any) -> Path:
-    return root / f"{name}-{digest(plain(config))}"
-
-
-def is_built(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
-
-
-def write_component(folder: Path, config: Any, write: Callable[[Path], None]) -> None:
-    """Create ``folder`` from what ``write`` puts into an empty one, plus configuration and manifest, whole or not at all.
-
-    A folder without a manifest that is there already is what an older, interrupted copy left, and is replaced.
-    """
-
-    def fill(fresh: Path) -> None:
-        (fresh / "config.json").write_text(json.dumps(plain(config), indent=1) + "\n", encoding="utf-8")
-        write(fresh)
-        sums = {path.name: sha256(path) for path in sorted(fresh.iterdir())}
-        (fresh / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-
-    write_folder(folder, fill)
-
-
-def verify(folder: Path, name: str) -> None:
-    """Raises UserError, naming the component and the remedy, when it is not built or a file of it is damaged."""
-    if not is_built(folder):
-        raise UserError(f"component '{name}' is not built ({folder} is missing): run `tunalab components`")
-    for file, expected in read_json(folder / MANIFEST, f"component '{name}'").items():
-        path = folder / file
-        if not path.is_file() or sha256(path) != expected:
-            state = "damaged" if path.is_file() else "missing"
-            raise UserError(f"component '{name}': {path} is {state}: delete {folder} and run `tunalab components`")
-
-
-# Built components, loaded when asked for.
-
-NAMES = ("tokenizer", "vae", "encoder")
-TINY = "tiny"
-
-
-def load_component(name: str, settings: ComponentSettings, root: Path) -> Any:
-    """A fresh Tokenizer, LatentCodec or VisionTransformer.
-
-    Raises UserError: unknown name, not built (naming the command), damaged file, or weights that do not fit.
-    """
-    if name not in NAMES:
-        raise UserError(f"component '{name}' is not known (choices: {', '.join(NAMES)})")
-    folder = folder_of(root, name, getattr(settings, name))
-    verify(folder, name)
-    if name == "tokenizer":
-        return Tokenizer.load(folder)
-    # Whatever the default device is, weights are read on the CPU and moved with the model.
-    with torch.device("cpu"):
-        return vae.load_vae(folder, settings.vae) if name == "vae" else siglip.load_encoder(folder, settings.encoder)
+def on_meta() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 class Components:
     """Lazy access to the pretrained parts of a run.
 
     Every call gives a fresh module that belongs to the caller. Under ``torch.device("meta")`` modules are architectures
-    without weights and nothing is read.
+    without weights and no weights are read.
     """
 
-    def __init__(self, settings: ComponentSettings | None = None, root: Path | None = None) -> None:
-        """``root``: folder of built components, by default TUNALAB_COMPONENTS or ./components."""
-        self.settings = settings or ComponentSettings()
-        self.root = root or components_root()
+    def __init__(self, seed: int = 0, vae: Component | None = None) -> None:
+        """``seed``: of the components whose name gives none (the run's ``components_seed``). ``vae``: instead of the one that the
+        settings name (:func:`earlier_vae`).
+        """
+        self.seed = seed
+        self._vae_instead = vae
+
+    def find(self, kind: str, given: str) -> Component | None:
+        """As :func:`find_component`."""
+        instead = self._vae_instead if kind == "vae" else None
+        return instead or find_component(kind, given, self.seed, f"frontend.{kind}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = load_component("tokenizer", self.settings, self.root)
-        assert isinstance(tokenizer, Tokenizer)
-        return tokenizer
+        return Tokenizer.load(tiny_tokenizer().verified())
 
     def tokenizer_for(self, decoder: DecoderConfig) -> Tokenizer:
         """The tokenizer that a decoder's settings name: its own, that of its checkpoint, or the tiny one.
@@ -134,62 +263,69 @@ class Components:
         return tokenizer.with_chat(decoder.chat)
 
     def vae(self, name: str = TINY) -> LatentCodec:
-        """``tiny``, or a VAE of diffusers by folder or name. Raises UserError when there is none of that name."""
+        """One of a collection, or a VAE of diffusers by folder or name. Raises UserError when there is none of that name."""
         if not name:
             raise UserError(
                 f"frontend.vae is empty: this front-end needs one ({TINY}, a diffusers folder, or OWNER/NAME/SUBFOLDER)"
             )
-        if name != TINY:
-            return pretrained_vae(name)
-        if on_meta():
-            config = self.settings.vae
-            return vae.codec(config, vae.architecture(config), [0.0] * config.latent_channels, [1.0] * config.latent_channels)
-        loaded = load_component("vae", self.settings, self.root)
-        assert isinstance(loaded, LatentCodec)
-        return loaded
+        component = self.find("vae", name)
+        return load_vae(component) if component else pretrained_vae(name)
 
     def encoder(self, name: str = TINY, pretrained: bool = True) -> "TimmViT":
-        """``tiny``, or a ViT as frontends/encoder.py reads its name; random weights only when ``pretrained`` is False.
+        """One of a collection, or a ViT as frontends/encoder.py reads its name; random weights only when ``pretrained`` is False.
 
         Raises UserError when there is none of that name, or its weights cannot be had.
         """
         if not name:
             raise UserError(f"frontend.encoder is empty: this front-end needs one ({TINY}, {FORMS})")
-        if name != TINY:
-            return pretrained_encoder(name, pretrained)
-        if on_meta() or not pretrained:
-            return siglip.architecture(self.settings.encoder)
-        loaded: TimmViT = load_component("encoder", self.settings, self.root)
-        return loaded
+        component = self.find("encoder", name)
+        return load_encoder(component, pretrained) if component else pretrained_encoder(name, pretrained)
 
-    def describe(self, config: RunConfig | None = None) -> dict[str, Any]:
-        """Folder name and held-out quality of built components, for the record of a run: of all, or of those that a run with
-        a tokenizer of its own uses.
-        """
-        names: tuple[str, ...] = NAMES
-        if config is not None and (config.decoder.tokenizer or config.decoder.pretrained):
-            names = tuple(name for name in ("vae", "encoder") if getattr(config.frontend, name) == TINY)
-        described = {}
-        for name in names:
-            folder = folder_of(self.root, name, getattr(self.settings, name))
-            verify(folder, name)
-            described[name] = {"folder": folder.name, "quality": read_json(folder / "quality.json", f"component '{name}'")}
-        return described
+    def used(self, config: RunConfig) -> dict[str, Component]:
+        """The components of collections that a run uses, by kind."""
+        found = {} if config.decoder.tokenizer or config.decoder.pretrained else {"tokenizer": tiny_tokenizer()}
+        for kind in ("vae", "encoder"):
+            name = getattr(config.frontend, kind)
+            if name and (component := self.find(kind, name)):
+                found[kind] = component
+        return found
+
+    def describe(self, config: RunConfig) -> dict[str, Any]:
+        """Name, file and held-out quality of the components that a run uses, for its record."""
+        return {
+            kind: {"name": one.name, "folder": one.verified().name, "quality": one.entry.get("quality", {})}
+            for kind, one in self.used(config).items()
+        }
 
 
-def on_meta() -> bool:
-    return torch.get_default_device().type == "meta"
+def tiny_tokenizer() -> Component:
+    """Raises UserError when the collection of that name has none."""
+    folder = next(folder for folder in (components_root() / TINY, SHIPPED) if folder == SHIPPED or (folder / INDEX).is_file())
+    collection = Collection(folder)
+    if "tokenizer" not in collection.index:
+        raise UserError(f"components in {folder}: there is no tokenizer; `tunalab components train` makes one")
+    return collection.component("tokenizer")
+
+
+def earlier_vae(folder: Path) -> Component:
+    """A VAE that an earlier version trained into a folder of its own: config.json, vae.safetensors, latents.json, manifest.json."""
+    what = f"component 'vae' in {folder}"
+    config, latents = read_json(folder / "config.json", what), read_json(folder / "latents.json", what)
+    known = {key: value for key, value in config.items() if key in {field.name for field in fields(VaeConfig)}}
+    digest = read_json(folder / "manifest.json", what).get("vae.safetensors")
+    return Component(folder, folder.name, {**latents, "file": "vae.safetensors", "sha256": digest, "config": known})
 
 
 # Where the frozen parts of a model come from: what is kept with exported weights, and compared before others start from
 # them.
 
 
-def frozen_origin(config: RunConfig, settings: ComponentSettings, frontend: VisualFrontEnd) -> dict[str, Any]:
+def frozen_origin(config: RunConfig, components: Components, frontend: VisualFrontEnd) -> dict[str, Any]:
     """Of each frozen part: its name in the configuration and, of a file that lies here, its hash."""
     if not frontend.frozen_parts:
         return {}
     name = config.frontend.vae
-    folder = folder_of(components_root(), "vae", settings.vae) if name == TINY else Path(name)
-    files = listed(folder, "*.safetensors")
-    return {"vae": {"name": folder.name if name == TINY else name, "sha256": {file.name: sha256(file) for file in files}}}
+    component = components.find("vae", name)
+    if component:
+        return {"vae": {"name": component.name, "sha256": {component.path.name: component.entry["sha256"]}}}
+    return {"vae": {"name": name, "sha256": {file.name: sha256(file) for file in listed(Path(name), "*.safetensors")}}}

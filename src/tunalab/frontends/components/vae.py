@@ -3,13 +3,12 @@
 Shapes: B images, C latent channels, H W pixels, h w latent cells, F channels of folded pixels.
 """
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,18 +16,17 @@ from tunalab.data.scenes.vocabulary import CORPUS_VERSION
 from tunalab.errors import UserError
 from tunalab.frontends.components.training import (
     HELD_OUT_SPLIT,
+    MIX,
     TRAIN_SPLIT,
     CaptionSource,
     Progress,
-    batches,
-    cosine_with_warmup,
     to_tensor,
+    train,
     trainer_device,
+    training_batch,
 )
-from tunalab.frontends.loading import load_strictly, read_json, read_safetensors
 from tunalab.frontends.vae import LatentCodec, psnr
 
-WEIGHTS, STATISTICS = "vae.safetensors", "latents.json"
 HELD_OUT_SEED = 7
 START_LOG_VARIANCE = -6.0
 
@@ -45,9 +43,9 @@ class VaeConfig:
     image_size: int = 32
     latent_channels: int = 32
     stride: int = 8
-    width: int = 128
+    width: int = 112
     layers: int = 1
-    steps: int = 1200
+    steps: int = 6000
     batch: int = 32
     lr: float = 5e-4
     kl_weight: float = 1e-6
@@ -138,39 +136,46 @@ def codec(config: VaeConfig, vae: nn.Module, mean: list[float], std: list[float]
     return LatentCodec(vae, config.latent_channels, config.stride, mean, std, fold=config.stride)
 
 
-def train_vae(config: VaeConfig, source: CaptionSource, progress: Progress) -> tuple[LatentCodec, dict[str, Any]]:
-    """The trained codec (on the CPU) and its held-out quality."""
+def train_vae(
+    config: VaeConfig, source: CaptionSource, keep: Callable[[LatentCodec, dict[str, Any]], None], state: Path, progress: Progress
+) -> None:
+    """Train a codec; ``keep(codec, record)`` gets the averaged one at the end, on the CPU, with its quality.
+
+    ``state``: file from which a stopped training goes on.
+    """
     device = trainer_device()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        vae = architecture(config)
-        start_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size)
+        vae: Any = architecture(config)
+    if not state.is_file():
+        start_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size, kinds=MIX)
         start_at_principal_components(vae, F.pixel_unshuffle(to_tensor(start_BHWC), config.stride))
-        vae = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-        schedule = cosine_with_warmup(optimizer, config.steps)
-        for images_BHWC, _ in progress(batches(source, config.seed, config.batch, config.image_size, config.steps)):
-            folded_BFhw = F.pixel_unshuffle(to_tensor(images_BHWC).to(device), config.stride)
-            posterior = vae.encode(folded_BFhw).latent_dist
-            error = vae.decode(posterior.sample()).sample - folded_BFhw
-            # Squared error sets the PSNR; a little absolute error keeps edges from being traded against flat areas.
-            loss = error.square().mean() + 0.05 * error.abs().mean() + config.kl_weight * posterior.kl().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-    vae = vae.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    mean, std = latent_statistics(config, vae, source)
-    trained = codec(config, vae, mean, std)
-    return trained, quality(config, trained, source)
+    vae = vae.to(device, memory_format=torch.channels_last)
+
+    def loss_of(step: int) -> Tensor:
+        images_BHWC, _ = training_batch(source, config.seed, step, config.batch, config.image_size)
+        folded_BFhw = F.pixel_unshuffle(to_tensor(images_BHWC).to(device), config.stride)
+        posterior = vae.encode(folded_BFhw).latent_dist
+        # Noise of its own for each step, so that a training that goes on draws what it would have drawn.
+        draws = torch.Generator(device).manual_seed(config.seed * 1_000_000 + step)
+        error = vae.decode(posterior.sample(draws)).sample - folded_BFhw
+        # Squared error sets the PSNR; a little absolute error keeps edges from being traded against flat areas.
+        loss: Tensor = error.square().mean() + 0.05 * error.abs().mean() + config.kl_weight * posterior.kl().mean()
+        return loss
+
+    def kept(averaged: nn.Module, record: dict[str, Any]) -> None:
+        cpu = averaged.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)  # type: ignore[call-overload]
+        trained = codec(config, cpu, *latent_statistics(config, cpu, source))
+        keep(trained, {**record, "images": config.steps * config.batch, "quality": quality(config, trained, source)})
+
+    train(vae, config.lr, config.steps, loss_of, {config.steps: kept}, state, progress, weight_decay=1e-4)
 
 
 @torch.no_grad()
 def latent_statistics(config: VaeConfig, vae: nn.Module, source: CaptionSource) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over training images."""
     raw = codec(config, vae, [0.0] * config.latent_channels, [1.0] * config.latent_channels)
-    images_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size)
+    images_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size, kinds=MIX)
     z_BChw = raw.encode(to_tensor(images_BHWC))
     std_C = z_BChw.std(dim=(0, 2, 3)).clamp(min=1e-6)
     return z_BChw.mean(dim=(0, 2, 3)).tolist(), std_C.tolist()
@@ -188,18 +193,3 @@ def quality(config: VaeConfig, trained: LatentCodec, source: CaptionSource) -> d
         "n": len(psnr_B),
         "split": HELD_OUT_SPLIT,
     }
-
-
-def save_vae(folder: Path, trained: LatentCodec) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in trained.vae.state_dict().items()}, folder / WEIGHTS)
-    statistics = {"mean": trained.mean_C.tolist(), "std": trained.std_C.tolist()}
-    (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
-
-
-def load_vae(folder: Path, config: VaeConfig) -> LatentCodec:
-    """The codec that :func:`save_vae` wrote. Raises UserError when the weights do not fit the configuration."""
-    vae = architecture(config)
-    what = f"component 'vae' in {folder}"
-    load_strictly(vae, read_safetensors(folder / WEIGHTS, what), what)
-    statistics = read_json(folder / STATISTICS, "component 'vae'")
-    return codec(config, vae.eval().requires_grad_(False), statistics["mean"], statistics["std"])

@@ -1,0 +1,237 @@
+"""A run that begins where another was: a branch of a sweep's trunk, or a run with ``start.fork``.
+
+Runs whose settings begin to differ only at some place of the training are one run until there. A sweep trains that part once, as
+a trunk, and each branch goes on from the trunk's checkpoint: bit for bit what it would have been alone, as data, noise and masks
+are functions of (seed, place in the stream). ``start.fork`` does the same by hand, with whatever settings the shapes of the
+weights allow.
+
+The parent is only read. Its log, samples and points until there are copied, so that the child's curve is whole; what the child has
+of it stands in ``lineage.json`` and in the record.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tunalab.errors import UserError
+from tunalab.evaluation.along import evaluation_tokens
+from tunalab.files import DATA_FILE, listed, write_atomically
+from tunalab.records.log import TRAINING_LOG
+from tunalab.records.record import CONFIG_FILE
+from tunalab.redaction import redacted_settings
+from tunalab.settings.layers import leaves, unequal
+from tunalab.settings.loading import budget, config_hash, digest, read_config, to_plain
+from tunalab.settings.schema import SETTINGS, RunConfig
+from tunalab.training import kept_at
+from tunalab.training.checkpoints import CheckpointStore, Saved, damage, read_saved
+from tunalab.training.claiming import END_FILE
+
+LINEAGE_FILE = "lineage.json"  # of a run that began where another was
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A place in the training: before the first step of a stage (by its number) that has at least ``share`` of the stage's tokens
+    behind it.
+    """
+
+    stage: int
+    share: float
+
+    def text(self, config: RunConfig) -> str:
+        """As ``--until`` has it."""
+        return f"{list(config.stages)[self.stage]}@{self.share!r}"
+
+    def tokens(self, config: RunConfig) -> int:
+        """About where that is; a step more or less."""
+        stages = [stage.tokens for stage in config.stages.values()]
+        return sum(stages[: self.stage]) + math.ceil(self.share * stages[self.stage])
+
+
+START = Place(0, 0.0)
+
+
+def place_of(text: str, config: RunConfig) -> Place:
+    """From the text of ``--until``. Raises UserError."""
+    stage, at, share = text.rpartition("@")
+    place = None
+    with suppress(ValueError):
+        place = Place(list(config.stages).index(stage), float(share))
+    if not at or place is None or not 0 <= place.share <= 1:
+        raise UserError(f"--until {text} is no STAGE@SHARE (stages: {', '.join(config.stages)}; a share from 0 to 1)")
+    return place
+
+
+def timeline(config: RunConfig) -> dict[Place, str]:
+    """Where settings begin to act (settings/schema.py declares when), in order, and a digest of those that begin there.
+
+    What is about the evaluation along a run acts from the start: a trunk's points are its branches' points.
+    """
+    masked = _first_masked(config)
+    acting: dict[Place, dict[str, Any]] = {START: {"points": evaluation_tokens(config.evaluation, budget(config))}}
+    # Of finite sources the order depends on how many there are.
+    acting[START]["sources"] = sorted({source for stage in config.stages.values() for source in stage.mix})
+    numbers = {name: number for number, name in enumerate(config.stages)}
+    plain = to_plain(config)
+    stages = plain.pop("stages")
+    for key, value in leaves(plain):
+        acts = SETTINGS[key].acts if key in SETTINGS else "start"  # a member of a mapping that a user named
+        if acts == "never" and not key.startswith(("evaluation.", "sampling.")):
+            continue
+        place = masked if acts == "masking" else START
+        if place is not None:
+            acting.setdefault(place, {})[key] = value
+    for name, stage in stages.items():
+        acting.setdefault(Place(numbers[name], 0.0), {})[f"stages.{name}"] = stage
+    return {place: digest(acting[place]) for place in sorted(acting)}
+
+
+def _first_masked(config: RunConfig) -> Place | None:
+    """Where masking begins, or would with a ratio above 0; None where no stage masks."""
+    for number, stage in enumerate(config.stages.values()):
+        if stage.masking and stage.tokens:
+            return Place(number, config.objective.masking.start)
+    return None
+
+
+def shared(config: RunConfig, until: Place) -> str:
+    """A digest of a place and all that acts before it."""
+    return digest([asdict(until), [[asdict(place), what] for place, what in timeline(config).items() if place < until]])
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a run has of its parent: ``tokens``, ``steps``, ``seconds`` and ``flops`` until there.
+
+    ``kind``: "trunk" of a sweep, or "fork" by hand. ``config_hash``: of the parent; of a trunk, of what its branches share.
+    ``settings``: that differ, dotted key -> [parent's value, child's value]. ``trunks``: of a branch, name and end (tokens) of
+    each trunk behind it, the nearest first.
+    """
+
+    kind: Literal["trunk", "fork"]
+    run: str
+    config_hash: str
+    tokens: int
+    steps: int
+    seconds: float
+    flops: float
+    settings: dict[str, list[Any]] = field(default_factory=dict)
+    trunks: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An undamaged checkpoint of another run, and what the child has of it."""
+
+    run_dir: Path
+    checkpoint: Path
+    lineage: Lineage
+
+    def saved(self, config: RunConfig) -> Saved:
+        """The numbers of the checkpoint, for the child's sources: those that only the child reads begin at their start."""
+        saved = read_saved(self.checkpoint)
+        names = {source for stage in config.stages.values() for source in stage.mix}
+        return replace(saved, lanes=[{at: _for_sources(lane, names) for at, lane in lanes.items()} for lanes in saved.lanes])
+
+    def hand_over(self, run_dir: Path) -> None:
+        """Copy what makes the child's curve whole, and write down where it comes from."""
+        for name in (TRAINING_LOG, DATA_FILE, "rejects.jsonl"):
+            if (self.run_dir / name).is_file():
+                shutil.copyfile(self.run_dir / name, run_dir / name)
+        for path in listed(self.run_dir / SAMPLES, "tokens-*.png"):
+            if int(path.stem.removeprefix("tokens-")) <= self.lineage.tokens:
+                (run_dir / SAMPLES).mkdir(exist_ok=True)
+                shutil.copyfile(path, run_dir / SAMPLES / path.name)
+        write_atomically(run_dir / LINEAGE_FILE, json.dumps(asdict(self.lineage), indent=1) + "\n")
+
+
+def _for_sources(lane: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    counts = lane["mixer"]["counts"]
+    if set(counts) == names:
+        return dict(lane)
+    return {
+        **lane,
+        "sources": {name: fingerprint for name, fingerprint in lane.get("sources", {}).items() if name in names},
+        "mixer": {**lane["mixer"], "counts": {name: counts.get(name, 0) for name in names}},
+        "waiting": [pick for pick in lane["waiting"] if pick[1] in names],
+    }
+
+
+def read_lineage(run_dir: Path) -> dict[str, Any]:
+    """Plain, for the record; empty for a run that began at its start."""
+    try:
+        plain = json.loads((run_dir / LINEAGE_FILE).read_text(encoding="utf-8"))
+        return asdict(Lineage(**plain))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{run_dir / LINEAGE_FILE} is damaged: remove the run directory and start the run again") from error
+
+
+def trunk_of(folder: Path, config: RunConfig) -> Parent | None:
+    """The end of a sweep's trunk for one of its branches; None where the trunk is not there, not finished, or another's."""
+    try:
+        end = json.loads((folder / END_FILE).read_text(encoding="utf-8"))
+        theirs = read_config(folder / CONFIG_FILE)
+        until = Place(**end["until"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+    checkpoint = folder / "checkpoints" / f"step-{end['steps']:09d}"
+    if shared(theirs, until) != shared(config, until) or damage(checkpoint):
+        return None
+    return _parent("trunk", folder, checkpoint, shared(config, until), theirs, config)
+
+
+def end_trunk(folder: Path, until: Place, steps: int) -> None:
+    write_atomically(folder / END_FILE, json.dumps({"until": asdict(until), "steps": steps}) + "\n")
+
+
+def fork_of(config: RunConfig) -> Parent:
+    """The checkpoint that ``start.fork`` names: RUN@TOKENS, or the newest of RUN.
+
+    Raises UserError: there is none, or the child's stages are not the parent's until there.
+    """
+    given = config.start.fork
+    run_dir, tokens = kept_at(given)
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"start.fork={given}: there is no run in {run_dir}")
+    store = CheckpointStore(run_dir / "checkpoints")
+    found = {read_saved(path).progress["tokens"]: path for path in store.steps() if damage(path) is None}
+    if not found or (tokens is not None and tokens not in found):
+        choices = ", ".join(f"{run_dir}@{number}" for number in found) or "none"
+        raise UserError(f"start.fork={given}: no undamaged checkpoint there (choices: {choices})")
+    checkpoint = found[max(found) if tokens is None else tokens]
+    theirs = read_config(run_dir / CONFIG_FILE)
+    stage = read_saved(checkpoint).progress["stage"]
+    behind = list(theirs.stages)[: list(theirs.stages).index(stage) + 1] if stage else []
+    ours = list(config.stages)[: len(behind)]
+    if ours != behind:
+        raise UserError(
+            f"start.fork={given}: at that checkpoint the stages {', '.join(behind)} have begun, and this run's first are "
+            f"{', '.join(ours)}: name those of the parent first, and add others behind them"
+        )
+    for name in behind[:-1]:
+        if config.stages[name].tokens != theirs.stages[name].tokens:
+            raise UserError(
+                f"start.fork={given}: stages.{name}.tokens is over at that checkpoint, and stays {theirs.stages[name].tokens}"
+            )
+    return _parent("fork", run_dir, checkpoint, config_hash(theirs), theirs, config)
+
+
+def _parent(kind: Any, folder: Path, checkpoint: Path, hashed: str, theirs: RunConfig, ours: RunConfig) -> Parent:
+    progress = read_saved(checkpoint).progress
+    parent, child = to_plain(theirs), to_plain(ours)
+    differ = {
+        key: redacted_settings([there, here])
+        for key, there, here in unequal(parent, child)
+        if key != "start.fork" and (key not in SETTINGS or SETTINGS[key].identity)
+    }
+    reached = {name: progress[name] for name in ("tokens", "steps", "seconds", "flops")}
+    trunks = [[folder.name, progress["tokens"]], *read_lineage(folder).get("trunks", [])] if kind == "trunk" else []
+    return Parent(folder, checkpoint, Lineage(kind, folder.name, hashed, **reached, settings=differ, trunks=trunks))
