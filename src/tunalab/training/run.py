@@ -125,7 +125,8 @@ def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **plac
     precision = ("bf16" if cuda else "fp32") if config.precision == "auto" else config.precision
     # Advice that does not apply: frozen parts are meant to be in eval mode, one core has no workers to spare, and nothing is
     # done in place to what the model returns.
-    for words in ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "returned a view tensor", "`srun` command"):
+    advice = ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "a view tensor", "`srun` command")
+    for words in advice:
         warnings.filterwarnings("ignore", message=f".*{words}.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return lightning.Trainer(
