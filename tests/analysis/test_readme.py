@@ -30,7 +30,7 @@ def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore
     made[0] = replace(made[0], environment=made[0].environment | {"cores": 1})  # tied to one core: the machine is the same
     seconds = sum(record.totals.seconds for record in made)
     text = readme_block(made)
-    assert f"6 runs, 2 seeds, {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens a run." in text
+    assert f"6 runs, 2 seeds, {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens per run." in text
     each = ", ".join(f"{label} 7" for label in ("Tuna", "Tuna-R", "Tuna-2"))
     hours = f"{seconds / 60:.0f} core-minutes, about {seconds / 7200:.1f} hours on 2 cores, in all."
     assert f"without evaluation, on a core of Abacus: {each}; {hours}" in text

@@ -238,7 +238,7 @@ def counterpart(kind: str, benchmark: str, split: str, metric: str) -> Result | 
 
 
 NOTE = """\
-Measured here: mean over {seeds} seed(s) with its 95% interval, over items and, with several seeds, over seeds; n counts the
+Measured here: mean over {seeds} with its 95% interval, over items and, with several seeds, over seeds; n counts the
 items of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold, where more is better: ahead of
 every other front-end by a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction
 for the number of rows. Settings in which the runs differ besides the front-end: {unequal}. Published numbers are those of 7B
@@ -303,7 +303,8 @@ def evaluation_markdown(
         if len(brief) < len(of_kind):
             notes.append("- Further rows stand in `evaluation.csv`.")
         text += [f"## {kind}", "", markdown_table(head, rows), "", *notes, ""]
-    seeds = "/".join(str(count) for count in sorted(set(means["seeds"])))
+    counts = "/".join(str(count) for count in sorted(set(means["seeds"])))
+    seeds = "one seed" if counts == "1" else f"{counts} seeds"
     return "\n".join([*text, NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none")]) + "\n"
 
 

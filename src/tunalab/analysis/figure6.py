@@ -164,7 +164,7 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def figure6(found: Panels, axis: Axis) -> Figure:
-    """Accuracy against tokens consumed or another axis, a panel a benchmark, a line a variant (or, of one variant, a setting)."""
+    """Accuracy against tokens or another axis: a panel for each benchmark, a line for each variant (of one: for each setting)."""
     looks = styles(found.lines)
     of_panel = {panel.benchmark: panel for panel in found.panels}
     figure, panels = grid(list(of_panel), list(looks.values()), axis.label)

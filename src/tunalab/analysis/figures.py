@@ -37,9 +37,9 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 def mask_ratio(records: Sequence[Record]) -> Figure:
-    """Accuracy at the last point that all runs share, against mask ratio, a panel a benchmark, a line a variant.
+    """Accuracy at the last point that all runs share, against mask ratio, a panel for each benchmark, a line for each variant.
 
-    Where more than the mask ratio differs, a line a variant and setting: a colour a variant, dashes a setting.
+    Where more than the mask ratio differs, a line for each variant and setting: a colour a variant, dashes a setting.
 
     Raises UserError: nothing is evaluated, or there is one mask ratio only.
     """

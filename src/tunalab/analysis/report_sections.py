@@ -433,7 +433,7 @@ def undrawable(records: Sequence[Record]) -> str:
 
 
 def curves(why_none: str, drawn: Sequence[Picture]) -> Section:
-    what = "Accuracy against tokens consumed, a panel a benchmark. In the page; alone: `tunalab figure curves --records FOLDER`."
+    what = "Accuracy against tokens, a panel for each benchmark. In the page; alone: `tunalab figure curves --records FOLDER`."
     return Section("Curves", f"None: {why_none}." if why_none else what, drawn)
 
 

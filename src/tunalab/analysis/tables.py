@@ -107,12 +107,15 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
         labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
         rows.append([*labels, *cells, percent(part["chance"].mean()), n])
     seeds = sorted(set(table["seeds"].tolist()))
-    note = (
-        f"Accuracy in percent at {int(table['tokens'].iloc[0]):,} tokens, mean over {' or '.join(map(str, seeds))} seed(s) with "
-        "its 95% interval; n counts the questions of all seeds together. Bold: ahead of the next best by a difference whose 95% "
-        "interval, paired by seed and (where recorded) by question, excludes 0: a bootstrap over questions, and Student's t of "
-        "the scatter between seeds, which all columns estimate together."
-    )
+    of = f", the mean of {' or '.join(map(str, seeds))} seeds" if seeds != [1] else ", one seed"
+    tokens = f"{int(table['tokens'].iloc[0]):,} tokens"
+    note = f"Accuracy in percent at {tokens}{of}, with its 95% interval; n counts the questions of all seeds."
+    if seeds == [1]:
+        note += " The interval is of the questions alone: one seed says nothing about another."
+    else:
+        note += " The interval covers questions (bootstrap) and seeds (Student's t, with one scatter of seeds for the whole table)."
+    if table["leads"].any():
+        note += " Bold: ahead of the next best by a difference whose 95% interval, paired by seed and question, excludes 0."
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
     if unequal:
@@ -181,9 +184,9 @@ def readme_block(records: Sequence[Record]) -> str:
     tokens = f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,} (by seed)"
     return "\n".join(
         [
-            "![Accuracy against tokens consumed, a panel a benchmark, a line a front-end](results/figure6.png)",
+            "![Accuracy against tokens consumed: a panel for each benchmark, a line for each front-end](results/figure6.png)",
             "",
-            f"{len(records)} runs, {len(seeds)} seeds, {tokens} tokens a run. {_time(records)} "
+            f"{len(records)} runs, {len(seeds)} seeds, {tokens} tokens per run. {_time(records)} "
             "`make figure6 table` draws it from `results/figure6/`; what was "
             "seen, also against the paper: [results/LOG.md](results/LOG.md). The harder levels: "
             "[results/figure6/accuracy.md](results/figure6/accuracy.md).",
@@ -208,7 +211,7 @@ def _time(records: Sequence[Record]) -> str:
             on, together = f"one {name}", f"{sum(record.totals.seconds for record in runs) / 60:.0f} GPU-minutes"
         else:
             on, together = _on_cores(name, runs)
-        sentences.append(f"Minutes of training a run, without evaluation, on {on}: {', '.join(each)}; {together} in all.")
+        sentences.append(f"Minutes of training per run, without evaluation, on {on}: {', '.join(each)}; {together} in all.")
     return " ".join(sentences)
 
 
