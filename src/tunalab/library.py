@@ -198,8 +198,8 @@ def attempt(
     Whoever holds the lock of the run writes its history: this process, unless a launcher does.
     """
     from tunalab.records.record import RECORD_FILE, read_head
+    from tunalab.settings.timeline import place_of
     from tunalab.sweeps.cells import How, begin, end, holds, read_history, settle
-    from tunalab.training.forking import place_of
     from tunalab.training.run import train as train_run
 
     where: dict[str, Any] = {} if trunk is None else {"trunk": trunk}

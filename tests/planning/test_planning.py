@@ -55,7 +55,7 @@ def test_steps_of_all_ranks() -> None:
     config = config_of(rows=2, row_tokens=512, accumulate=3)
     plan = make_plan(config, SLOW, gpus=4)
     assert plan.step_places == 4 * 3 * 2 * 512 and plan.micro_batches == 3
-    assert plan.step_tokens == pytest.approx(0.97 * plan.step_places)
+    assert 0.95 * plan.step_places < plan.step_tokens <= plan.step_places
     assert plan.stages["first"].steps == round(100_000 / plan.step_tokens)
     set_tokens = config_of(rows=1, row_tokens=512, step_tokens=8 * 512)
     assert [make_plan(set_tokens, SLOW, gpus=gpus).micro_batches for gpus in (1, 8)] == [8, 1]

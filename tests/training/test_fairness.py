@@ -19,7 +19,7 @@ from tests.variants import SETTINGS, variants_of
 from tunalab.data.packing import PackedBatch
 from tunalab.data.stream import Step, open_stream
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.evaluation.along import evaluation_tokens, held_out, pack, prompt_of
+from tunalab.evaluation.along import held_out, pack, prompt_of
 from tunalab.evaluation.benchmarks import benchmarks
 from tunalab.frontends.components.store import Components
 from tunalab.inference.generation import noise_of
@@ -29,6 +29,7 @@ from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.layers import leaves, read_experiment
 from tunalab.settings.loading import load_config, to_plain
 from tunalab.settings.schema import RunConfig
+from tunalab.settings.timeline import evaluation_tokens
 from tunalab.training.optimisation import learning_rate, masks
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,12 +16,13 @@ from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.records.log import TRAINING_LOG
 from tunalab.records.record import read_record
 from tunalab.settings.schema import RunConfig
+from tunalab.settings.timeline import Place, place_of, shared, timeline
 from tunalab.sweeps.grid import Cell, Resolved
 from tunalab.sweeps.trunks import Tree, make_tree
 from tunalab.training.callbacks import StopSignal
 from tunalab.training.checkpoints import CheckpointStore, read_saved, read_whole
 from tunalab.training.claiming import END_FILE
-from tunalab.training.forking import Place, fork_of, place_of, read_lineage, shared, timeline, trunk_of
+from tunalab.training.forking import fork_of, read_lineage, trunk_of
 from tunalab.training.run import train
 
 QUICK = {"points": 3, "groups": 2, "loss_documents": 2, "psnr_images": 0, "sample_prompts": 1}

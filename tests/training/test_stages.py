@@ -4,11 +4,11 @@ import pytest
 
 from tests.training.conftest import quick_config
 from tests.variants import SETTINGS
-from tunalab.evaluation.along import evaluation_tokens
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.registry import frontend_class
 from tunalab.model.unified import build_model
 from tunalab.settings.schema import MaskingConfig, OptimizerConfig, StageConfig
+from tunalab.settings.timeline import evaluation_tokens
 from tunalab.training.optimisation import learning_rate, masks, set_trainable
 
 

@@ -32,6 +32,7 @@ NEVER: dict[str, Any] = {
     "colour": "#123456",
     "checkpoint_seconds": 0.0,
     "keep_checkpoints": 1,
+    "checkpoint_keep": [600],
     "data.full_digests": True,
     "data.reject_share": 0.5,
     "data.unfit_share": 0.9,

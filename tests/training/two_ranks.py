@@ -24,10 +24,10 @@ from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
 from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import RunConfig
+from tunalab.settings.timeline import Place
 from tunalab.sweeps.cells import take_lock
 from tunalab.training.checkpoints import MANIFEST, PROGRESS, CheckpointStore, write_whole
 from tunalab.training.distribution import RankFailed, Ranks, joined
-from tunalab.training.forking import Place
 from tunalab.training.module import Harness, Progress
 from tunalab.training.run import train
 

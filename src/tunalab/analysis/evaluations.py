@@ -304,8 +304,8 @@ def evaluation_markdown(
             notes.append("- Further rows stand in `evaluation.csv`.")
         text += [f"## {kind}", "", markdown_table(head, rows), "", *notes, ""]
     counts = "/".join(str(count) for count in sorted(set(means["seeds"])))
-    seeds = "one seed" if counts == "1" else f"{counts} seeds"
-    return "\n".join([*text, NOTE.format(seeds=seeds, unequal=", ".join(unequal) or "none")]) + "\n"
+    of = "one seed" if counts == "1" else f"{counts} seeds"
+    return "\n".join([*text, NOTE.format(seeds=of, unequal=", ".join(unequal) or "none")]) + "\n"
 
 
 def _notes(rows: pd.DataFrame, legend: Legend) -> list[str]:

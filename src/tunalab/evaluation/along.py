@@ -1,6 +1,5 @@
 """Evaluation inside a run, at planned token counts. It leaves the model as it found it."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from tunalab.inference.prompts import answer
 from tunalab.model import flow
 from tunalab.model.objective import draw, flow_loss, noised, to_space
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import DataConfig, EvaluationConfig, RunConfig
+from tunalab.settings.schema import DataConfig, RunConfig
 
 
 @contextmanager
@@ -42,15 +41,6 @@ def evaluation_mode(model: UnifiedModel) -> Iterator[None]:
 
 
 # When a run is evaluated: at token counts, log-spaced, the same for every variant.
-
-
-def evaluation_tokens(evaluation: EvaluationConfig, budget: int) -> list[int]:
-    """Token counts, log-spaced from ``first`` (a share of the budget) to the budget."""
-    if evaluation.points == 1:
-        return [budget]
-    first = math.log(evaluation.first)
-    shares = [math.exp(first * (1 - k / (evaluation.points - 1))) for k in range(evaluation.points)]
-    return sorted({max(1, round(share * budget)) for share in shares})
 
 
 # Held-out scenes documents: the same for every run of the same data settings, packed like training's.

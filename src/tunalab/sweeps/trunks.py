@@ -11,12 +11,13 @@ no independent runs, and have one seed.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.loading import read_config
+from tunalab.settings.timeline import START, Place, shared, timeline
 from tunalab.sweeps.cells import newest_step
 from tunalab.sweeps.grid import Cell, Resolved
-from tunalab.training.forking import START, Place, shared, timeline
 
 FOLDER = "trunks"
 
@@ -57,8 +58,12 @@ class Tree:
         return replace(self, cells=[cell if cell.after in names else replace(cell, after="") for cell in kept])
 
     def depth(self, cell: Cell) -> int:
-        by_name = {one.name: one for one in self.cells}
-        return 1 + self.depth(by_name[cell.after]) if cell.after else 0
+        """How many trunks stand above a cell."""
+        return 1 + self.depth(self._by_name[cell.after]) if cell.after else 0
+
+    @cached_property
+    def _by_name(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
 
 
 def alone(cells: Sequence[Cell], resolved: Mapping[str, Resolved]) -> Tree:
@@ -68,7 +73,7 @@ def alone(cells: Sequence[Cell], resolved: Mapping[str, Resolved]) -> Tree:
 
 def make_tree(cells: Sequence[Cell], resolved: Mapping[str, Resolved]) -> Tree:
     """With a trunk for all cells whose settings are equal at the start and begin to differ later, and so on behind it."""
-    times = {cell.name: timeline(resolved[cell.name].config) for cell in cells}
+    times = {cell.name: timeline(resolved[cell.name].config, resolved[cell.name].plain) for cell in cells}
     tree = alone([], resolved)
 
     def grow(group: Sequence[Cell], begun: Place, after: str) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunalab.errors import UserError
-from tunalab.evaluation.along import evaluation_tokens
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed
 from tunalab.frontends.looks import Look
@@ -22,6 +21,7 @@ from tunalab.records.log import Row, read_rows
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, read_record
 from tunalab.settings.loading import config_hash, read_config, to_plain
 from tunalab.settings.schema import EvaluationConfig
+from tunalab.settings.timeline import evaluation_tokens
 from tunalab.tracking.client import (
     connect,
     creation_lock,

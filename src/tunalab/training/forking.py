@@ -10,99 +10,27 @@ of it stands in ``lineage.json`` and in the record.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tunalab.errors import UserError
-from tunalab.evaluation.along import evaluation_tokens
 from tunalab.files import DATA_FILE, listed, write_atomically
 from tunalab.records.log import TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
-from tunalab.settings.layers import leaves, unequal
-from tunalab.settings.loading import budget, config_hash, digest, read_config, to_plain
+from tunalab.settings.layers import unequal
+from tunalab.settings.loading import config_hash, read_config, to_plain
 from tunalab.settings.schema import SETTINGS, RunConfig
+from tunalab.settings.timeline import Place, shared
 from tunalab.training import kept_at
 from tunalab.training.checkpoints import CheckpointStore, Saved, damage, read_saved
 from tunalab.training.claiming import END_FILE
 
 LINEAGE_FILE = "lineage.json"  # of a run that began where another was
 SAMPLES = "samples"
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """A place in the training: before the first step of a stage (by its number) that has at least ``share`` of the stage's tokens
-    behind it.
-    """
-
-    stage: int
-    share: float
-
-    def text(self, config: RunConfig) -> str:
-        """As ``--until`` has it."""
-        return f"{list(config.stages)[self.stage]}@{self.share!r}"
-
-    def tokens(self, config: RunConfig) -> int:
-        """About where that is; a step more or less."""
-        stages = [stage.tokens for stage in config.stages.values()]
-        return sum(stages[: self.stage]) + math.ceil(self.share * stages[self.stage])
-
-
-START = Place(0, 0.0)
-
-
-def place_of(text: str, config: RunConfig) -> Place:
-    """From the text of ``--until``. Raises UserError."""
-    stage, at, share = text.rpartition("@")
-    place = None
-    with suppress(ValueError):
-        place = Place(list(config.stages).index(stage), float(share))
-    if not at or place is None or not 0 <= place.share <= 1:
-        raise UserError(f"--until {text} is no STAGE@SHARE (stages: {', '.join(config.stages)}; a share from 0 to 1)")
-    return place
-
-
-def timeline(config: RunConfig) -> dict[Place, str]:
-    """Where settings begin to act (settings/schema.py declares when), in order, and a digest of those that begin there.
-
-    What is about the evaluation along a run acts from the start: a trunk's points are its branches' points.
-    """
-    masked = _first_masked(config)
-    acting: dict[Place, dict[str, Any]] = {START: {"points": evaluation_tokens(config.evaluation, budget(config))}}
-    # Of finite sources the order depends on how many there are.
-    acting[START]["sources"] = sorted({source for stage in config.stages.values() for source in stage.mix})
-    numbers = {name: number for number, name in enumerate(config.stages)}
-    plain = to_plain(config)
-    stages = plain.pop("stages")
-    for key, value in leaves(plain):
-        acts = SETTINGS[key].acts if key in SETTINGS else "start"  # a member of a mapping that a user named
-        if acts == "never" and not key.startswith(("evaluation.", "sampling.")):
-            continue
-        place = masked if acts == "masking" else START
-        if place is not None:
-            acting.setdefault(place, {})[key] = value
-    for name, stage in stages.items():
-        acting.setdefault(Place(numbers[name], 0.0), {})[f"stages.{name}"] = stage
-    return {place: digest(acting[place]) for place in sorted(acting)}
-
-
-def _first_masked(config: RunConfig) -> Place | None:
-    """Where masking begins, or would with a ratio above 0; None where no stage masks."""
-    for number, stage in enumerate(config.stages.values()):
-        if stage.masking and stage.tokens:
-            return Place(number, config.objective.masking.start)
-    return None
-
-
-def shared(config: RunConfig, until: Place) -> str:
-    """A digest of a place and all that acts before it."""
-    return digest([asdict(until), [[asdict(place), what] for place, what in timeline(config).items() if place < until]])
 
 
 @dataclass(frozen=True)

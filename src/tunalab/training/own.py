@@ -14,12 +14,13 @@ from lightning import Callback, Trainer
 
 from tunalab.data.changes import checked_data, data_versions, keep
 from tunalab.errors import UserError, stop_signals_heeded
-from tunalab.evaluation.along import evaluate, evaluation_tokens
+from tunalab.evaluation.along import evaluate
 from tunalab.frontends.components.store import Components
 from tunalab.model.unified import parameter_counts
 from tunalab.records.environment import environment
 from tunalab.settings.loading import budget
 from tunalab.settings.schema import RunConfig
+from tunalab.settings.timeline import evaluation_tokens
 from tunalab.training.callbacks import Checkpointing, Evaluating, Resuming, StopSignal
 from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_foreign
 from tunalab.training.claiming import check_unclaimed, claim

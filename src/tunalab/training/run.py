@@ -26,7 +26,7 @@ from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
-from tunalab.evaluation.along import evaluate, evaluation_tokens
+from tunalab.evaluation.along import evaluate
 from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
@@ -40,6 +40,7 @@ from tunalab.records.log import rewind
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.settings.loading import budget, config_hash, to_plain
 from tunalab.settings.schema import FrontEndConfig, RunConfig
+from tunalab.settings.timeline import Place, evaluation_tokens
 from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import point_metrics, run_tags
 from tunalab.tracking.tracker import RUN_ID, Tracker
@@ -47,7 +48,7 @@ from tunalab.training.callbacks import Checkpointing, Evaluating, Printing, Repo
 from tunalab.training.checkpoints import CheckpointStore, Saved, read_saved, refuse_foreign
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
-from tunalab.training.forking import Parent, Place, end_trunk, fork_of, read_lineage, trunk_of
+from tunalab.training.forking import Parent, end_trunk, fork_of, read_lineage, trunk_of
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
