@@ -134,6 +134,7 @@ for command in (
     ["plan", "smoke", "tuna2"],
     ["figure", "figure6", "--records", records, "--out", "drawn"],
     ["init", "study"],
+    ["components"],
     ["train", "--experiment", "none"],
 ):
     print(f"-- {command[0]}", flush=True)
@@ -161,8 +162,9 @@ def python(folder: Path, *arguments: str, path: Path | None = None) -> str:
 
 
 @pytest.mark.slow
-def test_a_wheel_works_in_an_empty_folder(empty: Path, components: Path, tmp_path: Path) -> None:
+def test_a_wheel_works_in_an_empty_folder(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a source distribution of a copy without git and tests, installed beside the environment's packages."""
+    monkeypatch.delenv("TUNALAB_COMPONENTS", raising=False)  # its own come with it
     source, target = tmp_path / "source", tmp_path / "target"
     clutter = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
     for name in ("src", "experiments", "variants", "sweeps"):
@@ -184,7 +186,7 @@ def test_a_wheel_works_in_an_empty_folder(empty: Path, components: Path, tmp_pat
     assert "key=value" in python(empty, str(target / "bin/tunalab"), "train", "--help", path=target)
     printed = python(empty, "-c", TRY, str(target), str(ROOT / "results/figure6"), path=target)
     codes = [line for line in printed.splitlines() if line.startswith("exit")]
-    assert codes == ["exit 0"] * 4 + ["exit 2"], printed
+    assert codes == ["exit 0"] * 5 + ["exit 2"], printed
     assert "4 runs" in printed and "front-end: projection" in printed, printed
-    assert "(shipped choices: ablation, " in printed
+    assert "(shipped choices: ablation, " in printed and "tiny: encoder/seed0@3000" in printed
     assert sorted(path.name for path in empty.iterdir()) == ["drawn", "study"]

@@ -303,8 +303,8 @@ def evaluation_markdown(
         if len(brief) < len(of_kind):
             notes.append("- Further rows stand in `evaluation.csv`.")
         text += [f"## {kind}", "", markdown_table(head, rows), "", *notes, ""]
-    counts = "/".join(str(count) for count in sorted(set(means["seeds"])))
-    of = "one seed" if counts == "1" else f"{counts} seeds"
+    number = "/".join(str(count) for count in sorted(set(means["seeds"])))
+    of = "one seed" if number == "1" else f"{number} seeds"
     return "\n".join([*text, NOTE.format(seeds=of, unequal=", ".join(unequal) or "none")]) + "\n"
 
 
