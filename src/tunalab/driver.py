@@ -146,7 +146,6 @@ def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
 def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries: int | None = None, retry: bool = False) -> int:
     """Train what is not finished, write figures and tables of what is; the exit code: 0, 1 of failures, 75 when it was stopped."""
     from tunalab.frontends.components.store import Components
-    from tunalab.records.record import CONFIG_FILE
     from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, publish, read_history
     from tunalab.sweeps.grid import own_settings
     from tunalab.sweeps.launcher import SHIPPED, Work, launcher
@@ -168,9 +167,9 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
         def command(cell: "Cell") -> list[str]:
             begin = ["--until", cell.until] if cell.until else []
             begin += ["--trunk", str(folders[cell.after])] if cell.after else []
-            saved = cell.run_dir / CONFIG_FILE
-            if cell.until and saved.is_file():  # begun before, maybe under the settings of another of its branches
-                return [sys.executable, "-m", "tunalab", "train", "--config", str(saved), "--run-dir", str(cell.run_dir), *begin]
+            if cell.name in tree.saved:
+                names = ["--config", str(tree.saved[cell.name]), "--run-dir", str(cell.run_dir)]
+                return [sys.executable, "-m", "tunalab", "train", *names, *begin]
             settings = [*own_settings(cell, plan.settings), f"tracking.sweep={cell.sweep}"]
             settings += [f"tracking.parent_run={tracked.parent}"] if tracked.parent else []
             settings = hand_over(settings, os.environ)

@@ -166,6 +166,24 @@ def test_a_trunk_is_named_by_what_its_branches_share(tmp_path: Path) -> None:
     assert len({trunk(0.0, 0.5), *(trunk(0.0, 0.5, **change) for change in others)}) == 5
 
 
+def test_a_trunk_that_was_begun_under_another_branchs_settings_goes_on_under_them(tmp_path: Path) -> None:
+    def grid(*ratios: float) -> dict[str, RunConfig]:
+        return {str(ratio): config_of(evaluation__points=1, objective__masking__ratio=ratio) for ratio in ratios}
+
+    tree = tree_of(grid(0.3, 0.9), tmp_path)
+    (trunk,) = tree.trunks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopSignal, "on_train_batch_end", stop_at(2))
+        until = place_of(trunk.until, tree.resolved[trunk.name].config)
+        assert train(tree.resolved[trunk.name].config, trunk.run_dir, until=until) == EXIT_STOPPED
+    assert not tree_of(grid(0.3, 0.9), tmp_path).saved
+    other = tree_of(grid(0.1, 0.9), tmp_path)
+    assert other.trunks[0].name == trunk.name and other.saved == {trunk.name: trunk.run_dir / "config.yaml"}
+    train_tree(other, grid(0.1, 0.9))
+    assert train(grid(0.1)["0.1"], tmp_path / "alone") == 0
+    assert_equal_runs(tmp_path / "0.1", tmp_path / "alone")
+
+
 def test_trunks_that_nothing_needs_are_left_out(tmp_path: Path) -> None:
     configs = {str(ratio): config_of(objective__masking__ratio=ratio) for ratio in (0.0, 0.5, 0.9)}
     tree = tree_of(configs, tmp_path)

@@ -12,12 +12,14 @@ no independent runs, and have one seed.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from tunalab.records.record import CONFIG_FILE
 from tunalab.settings.loading import read_config
 from tunalab.settings.timeline import START, Place, shared, timeline
 from tunalab.sweeps.cells import newest_step
 from tunalab.sweeps.grid import Cell, Resolved
+from tunalab.training.claiming import claimed_hash
 
 FOLDER = "trunks"
 
@@ -26,12 +28,14 @@ FOLDER = "trunks"
 class Tree:
     """``cells`` in the order of training, a trunk before what begins at its end; each knows its trunk (``Cell.after``).
 
-    ``tokens``: where a cell or trunk ends, by name; of a trunk a step more or less. ``resolved``: of trunks.
+    ``tokens``: where a cell or trunk ends, by name; of a trunk a step more or less. ``resolved``: of trunks. ``saved``: the
+    configuration of a trunk that was begun under the settings of another branch than would be taken now.
     """
 
     cells: list[Cell]
     tokens: dict[str, int]
     resolved: dict[str, Resolved] = field(default_factory=dict)
+    saved: dict[str, Path] = field(default_factory=dict)
 
     @property
     def trunks(self) -> list[Cell]:
@@ -85,10 +89,11 @@ def make_tree(cells: Sequence[Cell], resolved: Mapping[str, Resolved]) -> Tree:
         if until > begun:
             trunk = _trunk(group[0], resolved[group[0].name], until, after)
             tree.cells.append(trunk)
-            saved = trunk.run_dir / CONFIG_FILE  # of another of its branches, where it was begun before
-            config = read_config(saved) if saved.is_file() else resolved[group[0].name].config
-            tree.resolved[trunk.name] = Resolved(config)
-            tree.tokens[trunk.name] = until.tokens(config)
+            settings, saved = resolved[group[0].name], trunk.run_dir / CONFIG_FILE
+            if claimed_hash(trunk.run_dir) not in (None, settings.hash):
+                settings, tree.saved[trunk.name] = Resolved(read_config(saved)), saved
+            tree.resolved[trunk.name] = settings
+            tree.tokens[trunk.name] = until.tokens(settings.config)
             after = trunk.name
         parts: dict[str | None, list[Cell]] = {}
         for cell in group:
