@@ -1,6 +1,7 @@
 """Commands around the runs: `tunalab init`, `components`, `dashboard`, `mlflow-sync`, `bench` and `verify`."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,12 @@ def components(arguments: argparse.Namespace) -> int:
     from tunalab.frontends.components.store import collections, components_root
 
     if arguments.action == "train":
-        recipe = Recipe().changed(arguments.settings).seeded(arguments.seed)
-        train_components(components_root() / arguments.collection, arguments.parts, recipe)
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", arguments.collection):
+            raise UserError(f"--collection {arguments.collection!r} is no name of a folder (letters, digits, '.', '_', '-')")
+        parts = [word for word in arguments.parts if "=" not in word]
+        settings = [*arguments.settings, *(word for word in arguments.parts if "=" in word)]  # behind --parts
+        recipe = Recipe().changed(settings).seeded(arguments.seed)
+        train_components(components_root() / arguments.collection, parts, recipe)
     for name, collection in collections().items():
         for component in map(collection.component, collection.index):
             path = component.verified()
