@@ -13,6 +13,7 @@ import torch
 
 from tests.training.conftest import MIX, quick_config
 from tunalab.errors import EXIT_STOPPED, UserError
+from tunalab.frontends.components.store import Components
 from tunalab.records.log import TRAINING_LOG
 from tunalab.records.record import read_record
 from tunalab.settings.schema import RunConfig
@@ -22,7 +23,7 @@ from tunalab.sweeps.trunks import Tree, make_tree
 from tunalab.training.callbacks import StopSignal
 from tunalab.training.checkpoints import CheckpointStore, read_saved, read_whole
 from tunalab.training.claiming import END_FILE
-from tunalab.training.forking import fork_of, read_lineage, trunk_of
+from tunalab.training.forking import Parent, fork_of, read_lineage, trunk_of
 from tunalab.training.run import train
 
 QUICK = {"points": 3, "groups": 2, "loss_documents": 2, "psnr_images": 0, "sample_prompts": 1}
@@ -253,6 +254,10 @@ def test_every_branch_is_the_run_that_it_would_have_been_alone(number: int, tmp_
             assert abs(lineage["tokens"] - tree.tokens[cell.after]) <= 512
 
 
+def begun_at(folder: Path, config: RunConfig) -> Parent | None:
+    return trunk_of(folder, config, Components().describe(config))
+
+
 def stop_at(step: int) -> Any:
     """The run stops, as by SIGTERM, at the end of a step."""
 
@@ -293,18 +298,21 @@ def test_a_trunk_ends_before_the_first_step_that_masks(tmp_path: Path) -> None:
     progress = read_saved(CheckpointStore(tmp_path / "trunk" / "checkpoints").steps()[-1]).progress
     assert end["steps"] == progress["steps"] and progress["stage"] == "pretrain" and not progress["points"]
     assert until.tokens(config) <= progress["tokens"] < until.tokens(config) + 2 * 256
-    parent = trunk_of(tmp_path / "trunk", config_of(evaluation__points=1, objective__masking__ratio=0.9))
+    parent = begun_at(tmp_path / "trunk", config_of(evaluation__points=1, objective__masking__ratio=0.9))
     assert parent is not None and parent.lineage.settings == {"objective.masking.ratio": [0.5, 0.9]}
 
 
 def test_a_trunk_of_other_settings_or_a_damaged_one_is_not_begun_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(evaluation__points=1)
     assert train(config, tmp_path / "trunk", until=Place(1, 0.4)) == 0
-    assert trunk_of(tmp_path / "trunk", replace(config, seed=9)) is None
-    assert trunk_of(tmp_path / "nothing", config) is None
+    assert begun_at(tmp_path / "trunk", replace(config, seed=9)) is None
+    assert begun_at(tmp_path / "nothing", config) is None
+    assert begun_at(tmp_path / "trunk", config) is not None
+    other = {kind: part | {"folder": "another"} for kind, part in Components().describe(config).items()}
+    assert trunk_of(tmp_path / "trunk", config, other) is None, "trained with other components"
     checkpoint = CheckpointStore(tmp_path / "trunk" / "checkpoints").steps()[-1]
     (checkpoint / "progress.json").write_text("{}")
-    assert trunk_of(tmp_path / "trunk", config) is None
+    assert begun_at(tmp_path / "trunk", config) is None
     assert train(config, tmp_path / "run", trunk=tmp_path / "trunk") == 0
     assert "the run begins at its start" in capsys.readouterr().out
     assert read_lineage(tmp_path / "run") == {} and read_record(tmp_path / "run" / "record.json").run.finished

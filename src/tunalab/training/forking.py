@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, listed, write_atomically
 from tunalab.records.log import TRAINING_LOG
-from tunalab.records.record import CONFIG_FILE
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record
 from tunalab.redaction import redacted_settings
 from tunalab.settings.layers import unequal
 from tunalab.settings.loading import config_hash, read_config, to_plain
@@ -102,16 +102,21 @@ def read_lineage(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{run_dir / LINEAGE_FILE} is damaged: remove the run directory and start the run again") from error
 
 
-def trunk_of(folder: Path, config: RunConfig) -> Parent | None:
-    """The end of a sweep's trunk for one of its branches; None where the trunk is not there, not finished, or another's."""
+def trunk_of(folder: Path, config: RunConfig, components: Mapping[str, Any]) -> Parent | None:
+    """The end of a sweep's trunk for one of its branches; None where the trunk is not there, not finished, or another's.
+
+    ``components``: as the branch's record will describe them. The trunk's must be the same files.
+    """
     try:
         end = json.loads((folder / END_FILE).read_text(encoding="utf-8"))
         theirs = read_config(folder / CONFIG_FILE)
         until = Place(**end["until"])
+        checkpoint = folder / "checkpoints" / f"step-{end['steps']:09d}"
+        of_trunk = read_record(folder / RECORD_FILE).components
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
-    checkpoint = folder / "checkpoints" / f"step-{end['steps']:09d}"
-    if shared(theirs, until) != shared(config, until) or damage(checkpoint):
+    files = [{kind: part["folder"] for kind, part in described.items()} for described in (of_trunk, components)]
+    if shared(theirs, until) != shared(config, until) or files[0] != files[1] or damage(checkpoint):
         return None
     return _parent("trunk", folder, checkpoint, shared(config, until), theirs, config)
 

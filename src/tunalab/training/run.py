@@ -202,6 +202,7 @@ class Run:
         self.distribution = distribution
         self.ranks = distribution.ranks
         self.components = Components(config.components_seed, vae_of(run_dir, config))
+        self.described = self.components.describe(config)
         self.tokenizer = self.components.tokenizer_for(config.decoder)
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.reporting = Reporting(run_dir, budget(config))
@@ -212,7 +213,6 @@ class Run:
                 load_start(model, config, self._print)
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
-        self.described = self.components.describe(config)
         self.environment = environment()
         if self.ranks.world_size > 1:
             self.environment |= {"processes": self.ranks.world_size, "strategy": distribution.strategy}
@@ -296,7 +296,7 @@ class Run:
     def _find_parent(self) -> Parent | None:
         """Where a run without checkpoints begins: at its trunk's end, in another run, or (None) at its start."""
         if self.trunk is not None:
-            parent = trunk_of(self.trunk, self.config)
+            parent = trunk_of(self.trunk, self.config, self.described)
             if parent is None:
                 self._print(f"the trunk in {self.trunk} is not there or not this run's: the run begins at its start")
             return parent
