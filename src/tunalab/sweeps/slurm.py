@@ -252,10 +252,13 @@ class _Watch:
                 self.jobs = self.queue.jobs()
                 missing = [cell for cell in missing if not self._alive(cell)]
                 while missing:  # trunks first: what begins at one depends on its job
-                    behind = {cell.name for cell in missing}
-                    first = [cell for cell in missing if cell.after not in behind or not self._waits(cell)]
-                    for trunk in dict.fromkeys(cell.after if self._waits(cell) else "" for cell in first):
-                        self._submit([cell for cell in first if (cell.after if self._waits(cell) else "") == trunk], trunk)
+                    names = {cell.name for cell in missing}
+                    waiting = {cell.name: cell.after if self._waits(cell) else "" for cell in missing}
+                    first = [cell for cell in missing if waiting[cell.name] not in names]
+                    for trunk in dict.fromkeys(waiting[cell.name] for cell in first):
+                        job = next((self._alive(cell) for cell in self.work.cells if cell.name == trunk), None)
+                        if job is not None or not trunk:  # a trunk that a process of another launcher trains is waited for here
+                            self._submit([cell for cell in first if waiting[cell.name] == trunk], job)
                     missing = [cell for cell in missing if cell not in first]
         self._tell()
         return bool(self._open())
@@ -325,7 +328,7 @@ class _Watch:
             return Outcome(cell, "failed", f"left the queue {sent.times} times without an end", cell.run_dir / LOG_FILE)
         return None
 
-    def _submit(self, cells: list[Cell], trunk: str = "") -> None:
+    def _submit(self, cells: list[Cell], waits_for: Job | None) -> None:
         """An array of these cells, which SLURM starts once the job of the trunk that they all wait for has ended well."""
         jobs = [
             CellJob(
@@ -340,8 +343,7 @@ class _Watch:
             for cell in cells
         ]
         before = {cell.name: len(read_history(cell.run_dir).attempts) for cell in cells}
-        waited_for = next((self._alive(cell) for cell in self.work.cells if trunk and cell.name == trunk), None)
-        number = self.queue.submit(jobs, None if waited_for is None else waited_for.name)
+        number = self.queue.submit(jobs, None if waits_for is None else waits_for.name)
         for name, attempts in before.items():
             self._sent[name] = _Sent(self._sent.get(name, _Sent()).times + 1, attempts)
             self._began.setdefault(name, time.monotonic())
