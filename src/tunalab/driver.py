@@ -104,6 +104,12 @@ class Plan:
             check_run(config)
         return configs
 
+    def open_tree(self) -> "Tree":
+        """The tree without trunks that nothing needs any more."""
+        from tunalab.sweeps.cells import is_finished
+
+        return self.tree.needed(lambda cell: is_finished(cell, "" if cell.until else self.hash(cell), self.sweep.records))
+
     @property
     def command(self) -> str:
         flags = [f"--variant {self.variant}"] if self.variant else []
@@ -177,8 +183,7 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
             return [sys.executable, "-m", "tunalab", "train", *names, *begin, *settings]
 
         # A launcher from outside knows nothing of trunks: there every cell is trained alone.
-        tree = plan.tree if isinstance(launch, SHIPPED) else alone(cells, plan.resolved)
-        tree = tree.needed(lambda cell: is_finished(cell, "" if cell.until else plan.hash(cell), plan.sweep.records))
+        tree = plan.open_tree() if isinstance(launch, SHIPPED) else alone(cells, plan.resolved)
         folders = {cell.name: cell.run_dir for cell in tree.trunks}
         hashes = {cell.name: (tree.resolved | plan.resolved)[cell.name].hash for cell in tree.cells}
         again = RETRIES if retries is None else retries

@@ -119,9 +119,6 @@ def test_a_run_describes_only_the_components_it_uses(folders: Path, no_component
     config.frontend = FrontEndConfig(name="siglip", encoder="tiny")
     with pytest.raises(UserError, match="no such encoder .choices: none"):
         Components().describe(config)
-    config.decoder.pretrained = ""
-    with pytest.raises(UserError, match="there is no tokenizer"):
-        Components().describe(config)
 
 
 def test_a_tokenizer_may_be_another_than_the_checkpoints(folders: Path, no_components: None) -> None:
@@ -129,5 +126,4 @@ def test_a_tokenizer_may_be_another_than_the_checkpoints(folders: Path, no_compo
     components = Components()
     beside = components.tokenizer_for(DecoderConfig(tokenizer=str(folders / "words"), pretrained=str(folders / "qwen")))
     assert (beside.boi, beside.eoi) == (259, 260)
-    with pytest.raises(UserError, match="there is no tokenizer"):
-        components.tokenizer_for(DecoderConfig())
+    assert components.tokenizer_for(DecoderConfig()).boi != beside.boi  # the tiny one

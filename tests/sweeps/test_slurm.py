@@ -217,7 +217,8 @@ def test_retries_and_requeues_are_bounded(fake: Fake, cells: list[Cell], monkeyp
         with pytest.raises(CellFailed, match="failed: no such data"):
             train(cells[0], "print('no such data'); raise SystemExit(1)", monkeypatch)
     assert fake.told == "requeue 7_2\n"  # after the first time, not after the second
-    assert "failed" in train(cells[0], "", monkeypatch)  # a third job would not even begin
+    with pytest.raises(CellFailed, match="no such data .2 times"):  # a third job would not even begin
+        train(cells[0], "", monkeypatch)
     with pytest.raises(CellFailed, match="not requeued: 1 times are all"):
         train(cells[1], "raise SystemExit(75)", monkeypatch, requeues=1)
     assert fake.told == "requeue 7_2\n"

@@ -318,6 +318,31 @@ def test_a_trunk_of_other_settings_or_a_damaged_one_is_not_begun_at(tmp_path: Pa
     assert read_lineage(tmp_path / "run") == {} and read_record(tmp_path / "run" / "record.json").run.finished
 
 
+def test_a_branch_killed_before_it_saved_may_begin_at_its_start(tmp_path: Path) -> None:
+    """Nothing of the trunk is left in its record then."""
+    config = config_of(evaluation__points=1)
+    assert train(config, tmp_path / "trunk", until=Place(1, 0.4)) == 0
+
+    def killed(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StopSignal, "on_train_batch_end", killed)
+        train(config, tmp_path / "run", trunk=tmp_path / "trunk")
+    assert read_lineage(tmp_path / "run") and not CheckpointStore(tmp_path / "run" / "checkpoints").steps()
+    assert train(config, tmp_path / "run") == 0
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.run.finished and not record.lineage and not read_lineage(tmp_path / "run")
+
+
+def test_a_source_without_weight_is_none(tmp_path: Path) -> None:
+    stages = {**STAGES, "pretrain": {**STAGES["pretrain"], "mix": {**MIX, "easy_vqa/vqa": 0.0}}}
+    config = config_of(evaluation__points=1, stages=stages)
+    assert train(config, tmp_path / "trunk", until=Place(1, 0.4)) == 0
+    assert train(config, tmp_path / "run", trunk=tmp_path / "trunk") == 0
+    assert read_lineage(tmp_path / "run")
+
+
 def test_what_is_shared_ends_at_the_place() -> None:
     one, other = config_of(objective__masking__ratio=0.0), config_of(objective__masking__ratio=0.9)
     assert shared(one, Place(1, 0.4)) == shared(other, Place(1, 0.4))
@@ -376,11 +401,15 @@ def test_forks_that_cannot_be_are_one_line(tmp_path: Path, monkeypatch: pytest.M
         ({"start": {"fork": "parent@5"}}, r"choices: parent@\d+"),
         ({"start": {"fork": "parent"}, "stages": other}, "the stages connector, pretrain, sft have begun"),
         ({"start": {"fork": "parent"}, "stages": shorter}, "connector.tokens is over"),
+        ({"start": {"fork": "parent"}, "data__workers": 2}, "data.workers=2 must be the parent's, 0"),
     ):
         with pytest.raises(UserError, match=line):
-            fork_of(config_of(**change))
+            fork_of(config_of(**change), {})
     with pytest.raises(UserError, match="decoder|shape"):
         train(config_of(start={"fork": "parent"}, decoder={"width": 48, "layers": 2, "mlp": 48}), Path("child"))
     with pytest.raises(UserError, match="there is no run"):
         train(config_of(start={"fork": "nowhere"}), Path("child2"))
-    assert not Path("child2").exists()
+    assert not Path("child").exists() and not Path("child2").exists()
+    config = config_of(start={"fork": "parent"})
+    with pytest.raises(UserError, match="the tokenizer there is tokenizer-.*, here another"):
+        fork_of(config, {"tokenizer": {"folder": "another"}})

@@ -50,7 +50,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     plan = plan_sweep(arguments.sweep, arguments.variant, arguments.settings)
     if arguments.status:
         retries = RETRIES if arguments.retries is None else arguments.retries
-        show(partial(look, plan.tree, plan.resolved, plan.sweep.records, retries), arguments.once, arguments.watch)
+        tree = plan.open_tree()
+        show(partial(look, tree, plan.resolved, plan.sweep.records, retries), arguments.once, arguments.watch)
         return 0
     if arguments.dry_run:
         from tunalab.planning.sweep import estimate

@@ -110,6 +110,7 @@ SMALLEST = {"memory_gb": 1, "requeues": 0, "retries": 0, "gpus_per_node": 0, "si
 TAKEN = {
     *("array", "job-name", "comment", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "ntasks", "wrap"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account", "constraint", "qos"),
+    *("dependency", "kill-on-invalid-dep"),
 }
 
 

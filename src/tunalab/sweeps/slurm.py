@@ -317,6 +317,8 @@ class _Watch:
 
     def _end_of_job(self, cell: Cell) -> Outcome | None:
         """Of a cell that could be started: why it should not be."""
+        if self._waits(cell):  # its job went with its trunk's, which is submitted again
+            return None
         job, sent = self._job(cell), self._sent.get(cell.name, _Sent())
         if job is not None and job.state == "CANCELLED" and cell.name in self._began:
             return Outcome(cell, "stopped", f"job {job.name} was cancelled; goes on when started again")
@@ -345,7 +347,7 @@ class _Watch:
         before = {cell.name: len(read_history(cell.run_dir).attempts) for cell in cells}
         number = self.queue.submit(jobs, None if waits_for is None else waits_for.name)
         for name, attempts in before.items():
-            self._sent[name] = _Sent(self._sent.get(name, _Sent()).times + 1, attempts)
+            self._sent[name] = _Sent(self._sent.get(name, _Sent()).times + (waits_for is None), attempts)
             self._began.setdefault(name, time.monotonic())
         names = ", ".join(cell.name for cell in cells[:3]) + (", ..." if len(cells) > 3 else "")
         self.progress.say(f"submitted {len(cells)} cell(s) as job {number}: {names}")

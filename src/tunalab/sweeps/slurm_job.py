@@ -74,6 +74,8 @@ class CellJob:
             work = Work([self.cell], lambda _: self.argv, {self.cell.name: self.config_hash}, self.records, retries=self.retries)
             settled = work.settled(self.cell)
             if settled is not None:
+                if settled.state == "failed":  # a job that ends well starts those that depend on it
+                    raise CellFailed(settled.reason)
                 return f"{settled.state} {settled.reason}"
             begin(run_dir, "slurm", attempt_name())
             start = log.stat().st_size if log.exists() else 0

@@ -86,6 +86,7 @@ class CellState:
     seconds_left: float | None = None
     note: str = ""
     depth: int = 0  # of trunks above it
+    begins: int = 0  # tokens that it has from its trunk
 
     def row(self) -> list[str]:
         speed = f"{self.speed:,.0f}" if self.speed else ""
@@ -102,7 +103,7 @@ def look(tree: "Tree", resolved: Mapping[str, Resolved], records: Path | None = 
         state = _look(cell, every[cell.name], records, retries, now, host, tree.tokens[cell.name])
         if state.state == "queued" and cell.after and found[cell.after].state == "failed":
             state = replace(state, state="failed", note=_joined(f"its trunk {cell.after} failed", state.note))
-        found[cell.name] = replace(state, depth=tree.depth(cell))
+        found[cell.name] = replace(state, depth=tree.depth(cell), begins=tree.begins_at(cell))
     return list(found.values())
 
 
@@ -161,9 +162,10 @@ def table(states: Sequence[CellState], most: int | None = None) -> str:
 def summary(states: Sequence[CellState]) -> str:
     """How many cells are in which state, and how far all are together."""
     counts = {state: sum(one.state == state for one in states if not one.cell.until) for state in STATES}
-    done, total = sum(min(one.tokens, one.total) for one in states), sum(one.total for one in states)  # last steps go beyond
+    done = sum(max(0, min(one.tokens, one.total) - one.begins) for one in states)  # last steps go beyond
+    total = sum(one.total - one.begins for one in states)
     speed = sum(one.speed for one in states)
-    open_tokens = sum(max(0, one.total - one.tokens) for one in states if one.state in ("queued", "running"))
+    open_tokens = sum(max(0, one.total - max(one.tokens, one.begins)) for one in states if one.state in ("queued", "running"))
     left = f", about {duration(open_tokens / speed)} left" if speed and open_tokens else ""
     far = f"{share(done, total)} of {amount(total)} tokens" if total else ""
     runs = sum(not one.cell.until for one in states)

@@ -16,8 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from tunalab.errors import UserError
 from tunalab.files import DATA_FILE, listed, write_atomically
+from tunalab.frontends.loading import check_fit
 from tunalab.records.log import TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record
 from tunalab.redaction import redacted_settings
@@ -26,7 +29,7 @@ from tunalab.settings.loading import config_hash, read_config, to_plain
 from tunalab.settings.schema import SETTINGS, RunConfig
 from tunalab.settings.timeline import Place, shared
 from tunalab.training import kept_at
-from tunalab.training.checkpoints import CheckpointStore, Saved, damage, read_saved
+from tunalab.training.checkpoints import MODEL, CheckpointStore, Saved, damage, read_saved, stored_tensors
 from tunalab.training.claiming import END_FILE
 
 LINEAGE_FILE = "lineage.json"  # of a run that began where another was
@@ -64,7 +67,7 @@ class Parent:
     def saved(self, config: RunConfig) -> Saved:
         """The numbers of the checkpoint, for the child's sources: those that only the child reads begin at their start."""
         saved = read_saved(self.checkpoint)
-        names = {source for stage in config.stages.values() for source in stage.mix}
+        names = {source for stage in config.stages.values() for source, weight in stage.mix.items() if weight > 0}
         return replace(saved, lanes=[{at: _for_sources(lane, names) for at, lane in lanes.items()} for lanes in saved.lanes])
 
     def hand_over(self, run_dir: Path) -> None:
@@ -125,10 +128,12 @@ def end_trunk(folder: Path, until: Place, steps: int) -> None:
     write_atomically(folder / END_FILE, json.dumps({"until": asdict(until), "steps": steps}) + "\n")
 
 
-def fork_of(config: RunConfig) -> Parent:
+def fork_of(config: RunConfig, components: Mapping[str, Any]) -> Parent:
     """The checkpoint that ``start.fork`` names: RUN@TOKENS, or the newest of RUN.
 
-    Raises UserError: there is none, or the child's stages are not the parent's until there.
+    ``components``: as the child's record describes them. Raises UserError: there is none, the child's stages are not the parent's
+    until there, or its frozen VAE, its tokenizer or its data processes are others, so that weights or places in the data would mean
+    something else.
     """
     given = config.start.fork
     run_dir, tokens = kept_at(given)
@@ -154,7 +159,21 @@ def fork_of(config: RunConfig) -> Parent:
             raise UserError(
                 f"start.fork={given}: stages.{name}.tokens is over at that checkpoint, and stays {theirs.stages[name].tokens}"
             )
+    if config.data.workers != theirs.data.workers:
+        raise UserError(f"start.fork={given}: data.workers={config.data.workers} must be the parent's, {theirs.data.workers}")
+    of_parent = read_record(run_dir / RECORD_FILE).components if (run_dir / RECORD_FILE).is_file() else {}
+    for kind in ("vae", "tokenizer"):
+        there, here = (described.get(kind, {}).get("folder") for described in (of_parent, components))
+        if there and here and there != here:
+            raise UserError(f"start.fork={given}: the {kind} there is {there}, here {here}: what was learnt means another one")
     return _parent("fork", run_dir, checkpoint, config_hash(theirs), theirs, config)
+
+
+def refuse_other_shapes(checkpoint: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Raises UserError, listing both sides, where a checkpoint lacks one of the ``parameters`` or has it in another shape."""
+    stored = stored_tensors(checkpoint)
+    own = {f"{MODEL}{name}": tensor for name, tensor in parameters.items()}
+    check_fit(own, {name: stored[name] for name in own if name in stored}, f"checkpoint {checkpoint}")
 
 
 def _parent(kind: Any, folder: Path, checkpoint: Path, hashed: str, theirs: RunConfig, ours: RunConfig) -> Parent:

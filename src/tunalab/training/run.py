@@ -48,7 +48,7 @@ from tunalab.training.callbacks import Checkpointing, Evaluating, Printing, Repo
 from tunalab.training.checkpoints import CheckpointStore, Saved, read_saved, refuse_foreign
 from tunalab.training.claiming import Holding, check_unclaimed, claim
 from tunalab.training.distribution import Distribution, joined
-from tunalab.training.forking import Parent, end_trunk, fork_of, read_lineage, trunk_of
+from tunalab.training.forking import LINEAGE_FILE, Parent, end_trunk, fork_of, read_lineage, refuse_other_shapes, trunk_of
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
@@ -207,10 +207,12 @@ class Run:
         model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.reporting = Reporting(run_dir, budget(config))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
-        if not self.store.steps():  # a run that goes on has weights of its own
+        if self.ranks.broadcast(not self.store.steps()):  # a run that goes on has weights of its own
             self.parent = self._find_parent()
             if self.parent is None:
                 load_start(model, config, self._print)
+            else:
+                refuse_other_shapes(self.parent.checkpoint, learnt_parameters(model))
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.environment = environment()
@@ -246,6 +248,8 @@ class Run:
                 claim(self.run_dir, self.config)
                 if self.parent is not None:
                     self.parent.hand_over(self.run_dir)
+                elif resume is None:  # left by an attempt that began at a trunk and was killed before it saved
+                    (self.run_dir / LINEAGE_FILE).unlink(missing_ok=True)
                 self.lineage = read_lineage(self.run_dir)
                 self.holding = self.stop.holding = Holding(self.run_dir)
                 keep(self.run_dir, self.seen)
@@ -294,13 +298,24 @@ class Run:
         return build_trainer(self.config, callbacks, default_root_dir=str(self.run_dir), **placed)
 
     def _find_parent(self) -> Parent | None:
-        """Where a run without checkpoints begins: at its trunk's end, in another run, or (None) at its start."""
-        if self.trunk is not None:
-            parent = trunk_of(self.trunk, self.config, self.described)
-            if parent is None:
-                self._print(f"the trunk in {self.trunk} is not there or not this run's: the run begins at its start")
-            return parent
-        return fork_of(self.config) if self.config.start.fork else None
+        """Where a run without checkpoints begins: at its trunk's end, in another run, or (None) at its start.
+
+        The first rank looks, as a shared file system may show others something else yet.
+        """
+        found: Parent | UserError | None = None
+        if self.ranks.first:
+            try:
+                found = None if self.trunk is None else trunk_of(self.trunk, self.config, self.described)
+                if self.trunk is not None and found is None:
+                    self._print(f"the trunk in {self.trunk} is not there or not this run's: the run begins at its start")
+                if found is None and self.config.start.fork:
+                    found = fork_of(self.config, self.described)
+            except UserError as error:
+                found = error
+        found = self.ranks.broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     def _loader(self, resume: Path | None) -> JointSteps:
         config, ranks = self.config, self.ranks

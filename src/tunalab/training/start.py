@@ -13,8 +13,11 @@ from torch import Tensor
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import (
+    SHIPPED,
+    Collection,
     Component,
     Components,
+    collections,
     components_root,
     earlier_vae,
     find_component,
@@ -66,6 +69,10 @@ def vae_of(run_dir: Path, config: RunConfig) -> Component | None:
     now = find_component("vae", config.frontend.vae, config.components_seed, "frontend.vae")
     if began is None or now is None or began == now.path.name:
         return None
+    for collection in (Collection(SHIPPED), *collections().values()):
+        for name in collection.names("vae"):
+            if collection.index[name].get("file") == began:
+                return collection.component(name)
     folder = components_root() / began
     if not folder.is_dir():
         raise UserError(

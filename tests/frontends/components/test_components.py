@@ -232,7 +232,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
         return lambda averaged, record: into.append((averaged.weight.clone(), record["losses"]))
 
     model, loss_of = quadratic(2.0)
-    train(model, 0.1, 20, loss_of, {10: keep(whole), 20: keep(whole)}, tmp_path / "a", lambda steps: steps)
+    train(model, 0.1, 20, loss_of, {10: keep(whole), 20: keep(whole)}, tmp_path / "a", lambda steps: steps, {})
 
     class Stopped(Exception):
         pass
@@ -245,13 +245,18 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
 
     model, loss_of = quadratic(2.0)
     with pytest.raises(Stopped):
-        train(model, 0.1, 20, loss_of, {10: keep(parts), 20: keep(parts)}, tmp_path / "b", stopping)
+        train(model, 0.1, 20, loss_of, {10: keep(parts), 20: keep(parts)}, tmp_path / "b", stopping, {})
     model, loss_of = quadratic(2.0)
     nn.init.zeros_(model.weight)  # what is saved counts, not the start
-    train(model, 0.1, 20, loss_of, {10: keep(parts), 20: keep(parts)}, tmp_path / "b", lambda steps: steps)
+    shutil.copy(tmp_path / "b", tmp_path / "c")
+    train(model, 0.1, 20, loss_of, {10: keep(parts), 20: keep(parts)}, tmp_path / "b", lambda steps: steps, {})
     assert [record for _, record in whole] == [record for _, record in parts]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, parts, strict=True))
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    model, loss_of = quadratic(2.0)
+    other: list[Any] = []
+    train(model, 0.1, 20, loss_of, {10: keep(other), 20: keep(other)}, tmp_path / "c", lambda steps: steps, {"lr": 0.2})
+    assert len(other) == 2, "what was stopped under another recipe is not gone on with"
 
 
 def test_the_average_spans_the_last_tenth(tmp_path: Path) -> None:
@@ -267,7 +272,7 @@ def test_the_average_spans_the_last_tenth(tmp_path: Path) -> None:
     def keep(averaged: Any, record: object) -> None:
         averages[1] = averaged.weight.item()
 
-    train(model, 0.0, 1000, loss_of, {1000: keep}, tmp_path / "state", lambda steps: steps, weight_decay=0.0)
+    train(model, 0.0, 1000, loss_of, {1000: keep}, tmp_path / "state", lambda steps: steps, {}, weight_decay=0.0)
     assert averages[1] == pytest.approx(1000 * 7.94 / 8.94, rel=2e-3)
 
 

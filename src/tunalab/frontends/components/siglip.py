@@ -5,7 +5,7 @@ Of the image tower everything but the pooling is kept. Shapes: B images (or capt
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,9 @@ def train_encoder(
 
         return call
 
-    train(model, config.lr, config.snapshots[-1], loss_of, {steps: kept(steps) for steps in config.snapshots}, state, progress)
+    snapshots = {steps: kept(steps) for steps in config.snapshots}
+    recipe = {**asdict(config), "tokens": tokenizer.backend.backend_tokenizer.to_str()}
+    train(model, config.lr, config.snapshots[-1], loss_of, snapshots, state, progress, recipe)
 
 
 @torch.no_grad()

@@ -146,19 +146,20 @@ def find_component(kind: str, given: str, seed: int, setting: str) -> Component 
 def store(folder: Path, name: str, content: dict[str, Tensor] | Tokenizer, about: dict[str, Any]) -> None:
     """Put weights (in half precision) or a tokenizer into a collection, in a file named by its hash; ``about``: for the index."""
     kind, suffix = name.partition("/")[0], ".safetensors" if isinstance(content, dict) else ""
-    with whole_folder(folder / f".{kind}") as fresh:
+    staging = folder / f".{name.replace('/', '-')}"  # of its own, as other seeds may be stored at the same time
+    with whole_folder(staging) as fresh:
         made = fresh / kind
         if isinstance(content, dict):
             save_file({key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in content.items()}, made)
         else:
             made.mkdir()
             content.save(made)
-    made = folder / f".{kind}" / kind
+    made = staging / kind
     digest = content_hash(made)
     file = f"{kind}-{digest[:12]}{suffix}"
     if not (folder / file).exists():
         os.replace(made, folder / file)
-    remove(folder / f".{kind}")
+    remove(staging)
     with FileLock(folder / ".index.lock"):
         index = Collection(folder).index if (folder / INDEX).is_file() else {}
         index[name] = {"file": file, "sha256": digest, **about}
@@ -299,12 +300,10 @@ class Components:
 
 
 def tiny_tokenizer() -> Component:
-    """Raises UserError when the collection of that name has none."""
-    folder = next(folder for folder in (components_root() / TINY, SHIPPED) if folder == SHIPPED or (folder / INDEX).is_file())
-    collection = Collection(folder)
-    if "tokenizer" not in collection.index:
-        raise UserError(f"components in {folder}: there is no tokenizer; `tunalab components train` makes one")
-    return collection.component("tokenizer")
+    """That of a user's own collection "tiny" where it has one, else the shipped one."""
+    own = components_root() / TINY
+    collection = Collection(own) if (own / INDEX).is_file() else Collection(SHIPPED)
+    return (collection if "tokenizer" in collection.index else Collection(SHIPPED)).component("tokenizer")
 
 
 def earlier_vae(folder: Path) -> Component:

@@ -70,19 +70,20 @@ def train(
     snapshots: dict[int, Callable[[nn.Module, dict[str, Any]], None]],
     state: Path,
     progress: Progress,
+    recipe: dict[str, Any],
     weight_decay: float = 1e-3,
 ) -> None:
     """AdamW at a constant rate after a warm-up. ``loss_of(step)`` gives a step's loss, a function of weights and step alone.
 
     ``snapshots[steps]`` is called with the averaged model (:func:`power_average`) and what there is to record: the mean loss of
-    each hundredth of the steps so far, the seconds spent. ``state``: file from which a stopped training goes on; it is removed at
-    the end.
+    each hundredth of the steps so far, the seconds spent. ``state``: file from which a stopped training goes on, if it is of the
+    same ``recipe``; it is removed at the end.
     """
     averaged = AveragedModel(model, multi_avg_fn=power_average)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     done, spent, losses = 0, 0.0, list[float]()
-    if state.is_file():
-        saved = torch.load(state, map_location="cpu", weights_only=True)
+    saved = torch.load(state, map_location="cpu", weights_only=True) if state.is_file() else {}
+    if saved.get("recipe") == recipe:
         model.load_state_dict(saved["model"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -107,6 +108,7 @@ def train(
             with whole_file(state) as file:
                 torch.save(
                     {
+                        "recipe": recipe,
                         "model": model.state_dict(),
                         "averaged": averaged.state_dict(),
                         "optimizer": optimizer.state_dict(),

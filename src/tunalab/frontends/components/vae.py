@@ -4,7 +4,7 @@ Shapes: B images, C latent channels, H W pixels, h w latent cells, F channels of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,8 @@ def train_vae(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         vae: Any = architecture(config)
-    if not state.is_file():
-        start_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size, kinds=MIX)
-        start_at_principal_components(vae, F.pixel_unshuffle(to_tensor(start_BHWC), config.stride))
+    start_BHWC, _ = source(TRAIN_SPLIT, config.seed, config.start_images, config.image_size, kinds=MIX)
+    start_at_principal_components(vae, F.pixel_unshuffle(to_tensor(start_BHWC), config.stride))
     vae = vae.to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
@@ -168,7 +167,7 @@ def train_vae(
         trained = codec(config, cpu, *latent_statistics(config, cpu, source))
         keep(trained, {**record, "images": config.steps * config.batch, "quality": quality(config, trained, source)})
 
-    train(vae, config.lr, config.steps, loss_of, {config.steps: kept}, state, progress, weight_decay=1e-4)
+    train(vae, config.lr, config.steps, loss_of, {config.steps: kept}, state, progress, asdict(config), weight_decay=1e-4)
 
 
 @torch.no_grad()
