@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tunalab.frontends.components.build import Recipe
 from tunalab.frontends.components.store import SHIPPED, Collection, Components, content_hash, load_encoder, load_vae, plain
 
+ROOT = Path(__file__).parents[3]
 COLLECTION = Collection(SHIPPED)
 ENCODERS, VAES = COLLECTION.names("encoder"), COLLECTION.names("vae")
 
@@ -48,6 +49,15 @@ def test_what_they_reach_is_what_was_asked_for() -> None:
             assert COLLECTION.index[name]["quality"]["image_to_text_recall_at_1"] >= 0.92, name
     for name in VAES:
         assert COLLECTION.index[name]["quality"]["psnr_db"] >= 28, name
+
+
+def test_the_table_of_probes_is_of_these_components_and_says_that_they_read() -> None:
+    text = (ROOT / "results" / "verification" / "components.md").read_text(encoding="utf-8")
+    rows = {cells[0]: cells for line in text.splitlines() if line.startswith("| ") and (cells := line.strip("| ").split(" | "))}
+    column = rows["features"].index("ocr")
+    words = {name: float(rows[name][column].split(" / ")[0]) for name in ENCODERS}
+    assert min(value for name, value in words.items() if Collection.steps(name) >= 3000) >= 0.40
+    assert all(f"{COLLECTION.index[name]['quality']['image_to_text_recall_at_1']:.3f}" in rows[name] for name in ENCODERS)
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *VAES])
