@@ -314,7 +314,7 @@ def test_a_trunk_of_other_settings_or_a_damaged_one_is_not_begun_at(tmp_path: Pa
     (checkpoint / "progress.json").write_text("{}")
     assert begun_at(tmp_path / "trunk", config) is None
     assert train(config, tmp_path / "run", trunk=tmp_path / "trunk") == 0
-    assert "the run begins at its start" in capsys.readouterr().out
+    assert "what they share is trained again" in capsys.readouterr().out
     assert read_lineage(tmp_path / "run") == {} and read_record(tmp_path / "run" / "record.json").run.finished
 
 
@@ -389,6 +389,14 @@ def test_a_fork_from_a_kept_checkpoint_under_the_same_settings_is_the_same_run(
     assert [point.tokens for point in read_record(Path("child/record.json")).points] == [
         point.tokens for point in read_record(Path("parent/record.json")).points
     ]
+
+
+def test_a_fork_whose_trunk_is_lost_is_a_fork_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(config_of(evaluation__points=1), Path("parent")) == 0
+    stages = {**STAGES, "tuning": {"tokens": 300, "mix": {"scenes/caption": 1.0}}}
+    assert train(config_of(evaluation__points=1, stages=stages, start={"fork": "parent"}), Path("child"), trunk=Path("lost")) == 0
+    assert read_lineage(Path("child"))["kind"] == "fork"
 
 
 def test_forks_that_cannot_be_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

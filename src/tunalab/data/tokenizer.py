@@ -144,7 +144,7 @@ class Tokenizer:
                 specials = specials or SpecialTokens(**sidecar["specials"])
                 prefix_space = bool(sidecar["prefix_space"])
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder))
-        except Exception as error:
+        except Exception as error:  # tokenizers raises Exception itself for a file that is none of its own
             raise UserError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from error
         return cls(backend, specials or SpecialTokens(), prefix_space)
 

@@ -146,7 +146,7 @@ def _vote(
             for name, rate, row in zip(chosen, outcome.rates, outcome.places, strict=True):
                 interval = "" if rate.low is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
                 print(f"  {name}: {rate.value:.3f}{interval}{' ' * bool(rate.split)}{rate.split}, n {rate.n}")
-                cells = [f"{letter} {place.described}" for letter, place in zip(LETTERS, row, strict=False)]
+                cells = [f"{letter} {place.described}" for letter, place in zip(LETTERS[: len(row)], row, strict=True)]
                 print(f"    wins by place shown: {', '.join(cells)}")
                 places.append({"candidates": chosen, "candidate": name, "places": [asdict(place) for place in row]})
                 rates[name].append(rate)

@@ -307,7 +307,7 @@ class Run:
             try:
                 found = None if self.trunk is None else trunk_of(self.trunk, self.config, self.described)
                 if self.trunk is not None and found is None:
-                    self._print(f"the trunk in {self.trunk} is not there or not this run's: the run begins at its start")
+                    self._print(f"the trunk in {self.trunk} is not there or not this run's: what they share is trained again")
                 if found is None and self.config.start.fork:
                     found = fork_of(self.config, self.described)
             except UserError as error:
@@ -339,7 +339,9 @@ class Run:
             sources = steps.loader.stream.sources
             self.environment["data"] = data_versions(sources, config.data, config.revision)
             tokens = None if resume is None else read_saved(resume).progress["tokens"]
-            held = self.trunk if self.trunk is not None and self.parent is not None else self.run_dir
+            # A branch goes on with its trunk's data; a fork may read other data than its parent.
+            branch = self.parent is not None and self.parent.lineage.kind == "trunk"
+            held = self.parent.run_dir if branch and self.parent is not None else self.run_dir
             self.seen = checked_data(held, sources, config.data.full_digests, accept, tokens)
         steps.until = None if self.until is None else (self.until.stage, self.until.share)
         return steps
