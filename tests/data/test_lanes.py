@@ -21,7 +21,7 @@ def stream(tokenizer: Tokenizer, folder: Path, rank: int, world_size: int, resum
     return TrainingStream(
         DataConfig(rows=1, row_tokens=256, lookahead=12),
         STAGES,
-        lambda name: ScenesCorpus(name.removeprefix("scenes/"), "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0)),  # type: ignore[arg-type]
+        lambda name: ScenesCorpus(name.removeprefix("scenes/"), "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0, "grid")),  # type: ignore[arg-type]
         tokenizer,
         8,
         0,

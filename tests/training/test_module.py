@@ -42,7 +42,7 @@ def rows(kinds: list[str], per_row: int = 3) -> list[list[Placed]]:
     tokenizer = Components().tokenizer
     made = []
     for number, kind in enumerate(kinds):
-        document = ScenesCorpus(kind, "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0)).document(number)
+        document = ScenesCorpus(kind, "train", SceneSettings(32, (1.0, 0.0, 0.0), 3, 0, "grid")).document(number)
         made.append(Placed(number, to_sequence(document, tokenizer, 8)))
     return [made[i : i + per_row] for i in range(0, len(made), per_row)]
 
@@ -193,7 +193,7 @@ def test_what_is_trained_in_turns_is_used_in_turns(chat: str, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"stages__pretrain__mix": {"manifest/absent": 1.0}}, "absent"),
-        ({"components_seed": 7}, "components_seed=7: no such encoder"),
+        ({"frontend__encoder": "tiny/seed7"}, "tiny/seed7: no such encoder"),
         ({"stages__pretrain__mix": {"nothing/here": 1.0}}, "nothing"),
     ],
 )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -73,6 +74,7 @@ def test_learning_rate_warms_up_then_follows_its_schedule(schedule: str) -> None
     shares = (0.0, 0.25, 0.5, 0.75, 1.0, 1.01)
     assert [learning_rate(stage, optimizer, 1000, share) for share in shares] == pytest.approx(expected, rel=1e-12)
     assert learning_rate(stage, optimizer, 0, 0.75) == pytest.approx(expected[3] / 4, rel=1e-12)
+    assert learning_rate(stage, replace(optimizer, lr_factor=0.5), 0, 0.75) == pytest.approx(expected[3] / 8, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def bench_generation(
     model: UnifiedModel, config: RunConfig, tokenizer: Tokenizer, images: int = 8, repeats: int = 3, padded: int = 512
 ) -> dict[str, Any]:
     """Seconds an image of both, in turns, over the same prompts and noise; median ratio; largest difference of the images."""
-    settings = SceneSettings(config.data.image_size, EXAMPLE_LEVELS, config.data.questions_per_image, seed=0)
+    settings = SceneSettings(config.data.image_size, EXAMPLE_LEVELS, config.data.questions_per_image, seed=0, placement="grid")
     corpus = ScenesCorpus("text_to_image", "test", settings)
     space = model.frontend.space
     texts = [s.text for n in range(images) for s in corpus.document(n).segments if isinstance(s, Text)]

@@ -119,7 +119,7 @@ def build_source(name: str, data: DataConfig, seed: int) -> Corpus:
     if family == "corpus":
         return OutsideCorpus(name, which, data, seed)
     one, two, three = data.levels
-    scenes = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed)
+    scenes = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed, data.placement)
     if family == "questions":
         return QuestionCorpus(name, question_kind(which, data), "train", scenes)
     return ScenesCorpus(next(kind for kind in KINDS if kind == which), "train", scenes)

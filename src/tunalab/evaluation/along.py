@@ -52,13 +52,15 @@ DOCUMENT_SEED = 0  # never the run's
 def held_out(kind: Kind, count: int, config: RunConfig) -> tuple[Document, ...]:
     """The first ``count`` documents of a kind of the test split, at the levels the run trains on."""
     data = config.data
-    return _documents(kind, count, data.image_size, (*data.levels,), data.questions_per_image)
+    return _documents(kind, count, data.image_size, (*data.levels,), data.questions_per_image, data.placement)
 
 
 # Kept by the process: a run evaluates many times, and drawing and rendering cost more than the model.
 @lru_cache(maxsize=16)
-def _documents(kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int) -> tuple[Document, ...]:
-    corpus = ScenesCorpus(kind, SPLIT, SceneSettings(image_size, levels, questions, DOCUMENT_SEED))
+def _documents(
+    kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int, placement: str
+) -> tuple[Document, ...]:
+    corpus = ScenesCorpus(kind, SPLIT, SceneSettings(image_size, levels, questions, DOCUMENT_SEED, placement))
     return tuple(corpus.document(index) for index in range(count))
 
 

@@ -63,7 +63,9 @@ class ThingQuestion:
 
 
 @lru_cache(maxsize=4)
-def thing_questions(levels: tuple[int, ...], count: int, image_size: int, token_pixels: int) -> tuple[ThingQuestion, ...]:
+def thing_questions(
+    levels: tuple[int, ...], count: int, image_size: int, token_pixels: int, placement: str = "grid"
+) -> tuple[ThingQuestion, ...]:
     """``count`` questions of every kind and level, the same for every model of one image and token size; of pairs one of the two
     images, as they are nearly the same.
 
@@ -73,7 +75,7 @@ def thing_questions(levels: tuple[int, ...], count: int, image_size: int, token_
     found = []
     for level in levels:
         for kind in KINDS:
-            scenes = benchmark_scenes(kind, level, SPLIT, QUESTION_SEED, _SCENES.get(kind, 1) * count)
+            scenes = benchmark_scenes(kind, level, SPLIT, QUESTION_SEED, _SCENES.get(kind, 1) * count, placement=placement)
             named = ((scene, named_thing(scene)) for scene in scenes)
             kept = [(scene, name) for scene, name in named if name is not None][:count]
             found += [_thing_question(benchmark_name(kind, level), scene, *name, image_size, token_pixels) for scene, name in kept]
@@ -154,7 +156,8 @@ class OnThings:
 def measure(subject: Subject, settings: AttentionSettings) -> list[Measure]:
     """Raises UserError: no such level, or not so many different scenes."""
     space = subject.model.frontend.space
-    questions = thing_questions(tuple(settings.levels), settings.questions, subject.config.data.image_size, space.token_pixels)
+    data = subject.config.data
+    questions = thing_questions(tuple(settings.levels), settings.questions, data.image_size, space.token_pixels, data.placement)
     measures = []
     for row in ROWS:
         found_on = look(subject, questions, row)

@@ -58,16 +58,13 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
 
     Raises UserError: easy-VQA is not installed, or there are not as many different questions as asked for.
     """
-    evaluation, size = config.evaluation, config.data.image_size
+    evaluation, size, placement = config.evaluation, config.data.image_size, config.data.placement
     found = []
     if evaluation.groups:
-        found += [
-            _scenes(kind, level, SPLIT, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in BENCHMARKS
-        ]
+        levels, groups = sorted(set(evaluation.levels)), evaluation.groups
+        found += [_scenes(kind, level, SPLIT, size, groups, placement=placement) for level in levels for kind in BENCHMARKS]
         kinds = [question_kind(key, config.data) for key in config.data.questions]
-        found += [
-            _of_kind(kind, level, SPLIT, size, evaluation.groups) for level in sorted(set(evaluation.levels)) for kind in kinds
-        ]
+        found += [_of_kind(kind, level, SPLIT, size, groups, placement) for level in levels for kind in kinds]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
     return found + [outside(key, config, chosen.items) for key, chosen in evaluation.benchmarks.items()]
@@ -137,15 +134,17 @@ def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], sid
     return Benchmark(key, key, None, questions, float(chance), getattr(made, "is_right", is_right))
 
 
-def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int) -> Benchmark:
+def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int, placement: str = "grid") -> Benchmark:
     """Of a kind of question about scenes that is not ours. Raises UserError: it asks nothing, or wrongly."""
-    questions, chance = questions_of(kind, level, split, image_size, QUESTION_SEED, groups)
+    questions, chance = questions_of(kind, level, split, image_size, QUESTION_SEED, groups, placement)
     return Benchmark(benchmark_name(kind.name, level), kind.name, level, questions, chance)
 
 
-def scenes(kind: str, level: int, split: str, image_size: int, groups: int, fewer: bool = False) -> Benchmark:
-    """Raises UserError as data.scenes.benchmark, whose ``fewer`` it is."""
-    questions = scenes_benchmark(kind, level, split, image_size, QUESTION_SEED, groups, fewer)
+def scenes(
+    kind: str, level: int, split: str, image_size: int, groups: int, fewer: bool = False, placement: str = "grid"
+) -> Benchmark:
+    """Raises UserError as data.scenes.benchmark, whose ``fewer`` and ``placement`` they are."""
+    questions = scenes_benchmark(kind, level, split, image_size, QUESTION_SEED, groups, fewer, placement)
     return _benchmark(benchmark_name(kind, level), BENCHMARKS[kind], level, questions, split)
 
 

@@ -62,16 +62,17 @@ def measure(subject: Subject, settings: UnderstandingSettings) -> list[Measure]:
 
 def chosen_benchmarks(config: RunConfig, settings: UnderstandingSettings) -> list[tuple[str, Callable[[], Benchmark]]]:
     """Splits and benchmarks in the order of asking. They are built one at a time: at 512 px all images together are gigabytes."""
-    size, groups = config.data.image_size, settings.groups
+    size, groups, placement = config.data.image_size, settings.groups, config.data.placement
     cells: list[tuple[str, Callable[[], Benchmark]]] = []
     for split in SCENE_SPLITS:
         for level in sorted(set(settings.levels)):
             for kind in BENCHMARKS:
                 if groups and split in settings.splits and kind in settings.benchmarks:
-                    cells.append((split, partial(scenes, kind, level, split, size, groups, fewer=True)))
+                    cells.append((split, partial(scenes, kind, level, split, size, groups, fewer=True, placement=placement)))
             for key in config.data.questions:
                 if groups and split in settings.splits:
-                    cells.append((split, partial(of_kind, question_kind(key, config.data), level, split, size, groups)))
+                    kind_of = question_kind(key, config.data)
+                    cells.append((split, partial(of_kind, kind_of, level, split, size, groups, placement)))
     if settings.easy_vqa:
         cells.append((SPLIT, partial(easy_vqa, size, settings.easy_vqa)))
     return cells + [(SPLIT, partial(outside, key, config)) for key in config.evaluation.benchmarks]

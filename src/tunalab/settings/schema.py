@@ -140,6 +140,12 @@ class DataConfig:
         help="an image of a file that would be enlarged by a larger factor is left out of training",
     )
     levels: list[float] = setting([0.85, 0.1, 0.05], at_least=0, help="shares of levels 1, 2, 3")
+    placement: str = setting(
+        "grid",
+        choices=("grid", "free"),
+        help="grid: scenes stand on the grid of cells, at level 1 one small thing in one visual token; free: columns and rows "
+        "of things are displaced, in training and in the questions. Prompts for generation and their judgement stay on the grid",
+    )
     questions_per_image: int = setting(5, at_least=1, at_most=8, help="questions about each scene")
     caption_drop: float = setting(
         0.1,
@@ -394,6 +400,7 @@ class OptimizerConfig:
         help="what decays; matrices: not biases, gains, embedding tables, learnt positions and tokens",
     )
     clip: float = setting(1.0, at_least=0, help="largest norm of the gradient; 0: no bound")
+    lr_factor: float = setting(1.0, at_least=0, help="of the rates of all stages: what a front-end's own best rate is tuned by")
     warmup_steps: int = setting(
         100,
         at_least=0,
@@ -631,7 +638,13 @@ class RunConfig:
         help='of its lines, "#RRGGBB"; empty: what its front-end states, or one that is free',
     )
     seed: int = setting(0, at_least=0, at_most=SEED, help="seed of weights, data order and draws")
-    components_seed: int = setting(0, at_least=0, at_most=SEED, help="seed of the tiny components whose name gives none")
+    components_seed: int = setting(
+        0,
+        at_least=0,
+        at_most=SEED,
+        help="which of the seeds of tiny components whose name gives none, counted around: of three encoders 4 is the second; "
+        "${seed}: run seeds cross with components",
+    )
     precision: str = setting(
         "auto",
         choices=("auto", "fp32", "bf16"),

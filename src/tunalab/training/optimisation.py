@@ -70,7 +70,7 @@ def learning_rate(stage: StageConfig, optimizer: OptimizerConfig, stage_step: in
         share = 1 - (1 - end) * max(0.0, 1 - (1 - at) / stage.cooldown)
     else:
         share = 1.0
-    return stage.lr * warmup * share
+    return stage.lr * optimizer.lr_factor * warmup * share
 
 
 def masks(masking: MaskingConfig, stage: StageConfig, stage_progress: float) -> bool:

@@ -33,7 +33,9 @@ LAYOUT = {
 
 
 def scene_settings(**changes):
-    return SceneSettings(**{"image_size": 32, "levels": EXAMPLE_LEVELS, "questions_per_image": 3, "seed": 0, **changes})
+    return SceneSettings(
+        **{"image_size": 32, "levels": EXAMPLE_LEVELS, "questions_per_image": 3, "seed": 0, "placement": "grid", **changes}
+    )
 
 
 def name(segment):

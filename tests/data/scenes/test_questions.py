@@ -9,22 +9,25 @@ from random import Random
 import pytest
 
 from tunalab.data.scenes import BENCHMARKS, SCENE_KINDS, benchmark, scene
-from tunalab.data.scenes.corpus import turns
-from tunalab.data.scenes.graph import JITTER
+from tunalab.data.scenes.corpus import ScenesCorpus, draw_edit, turns
+from tunalab.data.scenes.graph import JITTER, PLACEMENTS, belongs
+from tunalab.data.scenes.render import masks
+from tunalab.data.scenes.sampling import SceneSettings, draw_scene, stream
 from tunalab.data.scenes.sentences import DESCRIBE, further_questions
-from tunalab.data.scenes.vocabulary import LEVELS, SLOTS
+from tunalab.data.scenes.vocabulary import LEVELS, SLOTS, UNITS
 from tunalab.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from solver import solve  # a sibling file: tests are no package
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", SCENE_KINDS)
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_reader_of_the_graph_answers_everything(kind, level):
+def test_a_reader_of_the_graph_answers_everything(kind, level, placement):
     for split in ("train", "composition"):
         for index in range(60):
-            drawn = scene(split, 3, index, kind, level)
+            drawn = draw_scene(stream(split, index), split, kind, level, placement)
             for one in (drawn, drawn.twin or drawn):
                 for prompt, answer in [(one.prompt, one.answer), *(turn for fact in further_questions(one) for turn in fact)]:
                     assert solve(one, prompt) == answer, (one, prompt)
@@ -77,6 +80,59 @@ def test_levels_get_harder(kind):
     assert things[0] < things[1] <= things[2] or letters[0] < letters[1] < letters[2]
     if kind not in ("charts", "ocr"):
         assert offsets == [JITTER[level] for level in LEVELS] and offsets[0] == 0
+
+
+def _patches(one, item_index):
+    """Cells of the grid of patches at 32 px in which a thing shows."""
+    mask_HW = masks(one, 32)[item_index]
+    return len({(y // 8, x // 8) for y, x in zip(*mask_HW.nonzero(), strict=True)})
+
+
+@pytest.mark.parametrize("kind", ["count", "search", "pattern"])
+def test_on_the_grid_a_small_thing_is_in_one_patch_and_placed_freely_in_several(kind):
+    shares = {}
+    for placement in PLACEMENTS:
+        drawn = [draw_scene(stream("patches", index), "train", kind, 1, placement) for index in range(100)]
+        counts = [_patches(one, n) for one in drawn for n, item in enumerate(one.items) if item.size == "small"]
+        shares[placement] = sum(count > 1 for count in counts) / len(counts)
+    assert shares["grid"] == 0 and shares["free"] > 0.6, shares
+
+
+@pytest.mark.parametrize("kind", SCENE_KINDS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_things_placed_freely_stay_in_the_image_in_their_split_and_nearest_to_the_slot_that_captions_name(kind, level):
+    moved = 0
+    for index in range(100):
+        one = draw_scene(stream("free", index), "test", kind, level, "free")
+        assert belongs(one, "test")
+        moved += one.content != draw_scene(stream("free", index), "test", kind, level).content
+        for item in one.items:
+            left, top, right, bottom = (round(UNITS * edge) for edge in item.box)
+            assert min(left, top) >= 0 and max(right, bottom) <= UNITS
+            if item.size and item.slot in SLOTS:
+                x, y = SLOTS[item.slot]
+                assert abs(item.x - x) < 8 and abs(item.y - y) < 8
+            assert item.shape != "bar" or bottom == UNITS
+    assert moved > 80
+
+
+def test_an_edit_of_things_placed_freely_leaves_the_others_where_they_are():
+    for index in range(40):
+        source, instruction, target = draw_edit(stream("edit", index), "train", 1 + index % 3, placement="free")
+        assert belongs(source, "train") and belongs(target, "train")
+        kept = len(set(source.items) & set(target.items))
+        assert kept >= max(len(source.items), len(target.items)) - 1, instruction
+
+
+def test_documents_and_questions_follow_the_placement_and_the_grid_is_what_it_was():
+    grid, free = (
+        ScenesCorpus("vqa", "train", SceneSettings(32, (1, 0, 0), 3, 0, placement)).document(5) for placement in PLACEMENTS
+    )
+    assert (grid.segments[0].pixels_HWC != free.segments[0].pixels_HWC).any()
+    on_grid, freely = (benchmark("count", 1, "test", 32, 0, 20, placement=placement) for placement in PLACEMENTS)
+    assert any((one.image_HWC != two.image_HWC).any() for one, two in zip(on_grid, freely, strict=True))
+    with pytest.raises(UserError, match="choose from grid, free"):
+        SceneSettings(32, (1, 0, 0), 3, 0, "off")
 
 
 def test_benchmark_has_no_image_twice_and_repeats_itself():

@@ -119,14 +119,20 @@ def test_names(given: str, name: str, components: Components, components_folder:
 @pytest.mark.parametrize(
     ("given", "seed", "line"),
     [
-        ("tiny@7", 0, "tiny@7 with components_seed=0: no such encoder .choices: tiny/seed0@1, tiny/seed0@2"),
+        ("tiny@7", 0, "tiny@7: no such encoder .choices: tiny/seed0@1, tiny/seed0@2"),
         ("tiny/seed5@1", 0, "tiny/seed5@1: no such encoder"),
-        ("tiny", 3, "tiny with components_seed=3: no such encoder"),
     ],
 )
 def test_seeds_and_snapshots_that_are_not_there_name_those_that_are(given: str, seed: int, line: str) -> None:
     with pytest.raises(UserError, match=f"frontend.encoder={line}"):
         Components(seed).encoder(given)
+
+
+def test_seeds_of_runs_cross_with_components() -> None:
+    found = [[find_component(kind, "tiny", seed, f"frontend.{kind}") for seed in range(6)] for kind in ("encoder", "vae")]
+    encoders, vaes = ([one.name for one in row if one] for row in found)
+    assert encoders == [f"encoder/seed{seed % len(set(encoders))}@{encoders[0].partition('@')[2]}" for seed in range(6)]
+    assert vaes == [f"vae/seed{seed % len(set(vaes))}" for seed in range(6)]
 
 
 def test_other_names_are_no_components() -> None:

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 
 from tunalab.data.documents import KINDS, Document, Image, Kind, Text
-from tunalab.data.scenes.graph import Item, Scene, belongs, check_split, other, place
+from tunalab.data.scenes.graph import Item, Scene, belongs, check_split, displaced, other, place
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import EXAMPLE_LEVELS, SceneSettings, check_image_size, draw_level, draw_scene, stream
 from tunalab.data.scenes.sentences import DESCRIBE, caption, draw_text, further_questions, word_caption
@@ -46,7 +46,7 @@ def edit_items(rng: Random, edit: str, scene: Scene) -> tuple[str, list[Item]]:
     return f"add a {size}{colour} {shape} {slot}", items
 
 
-def draw_edit(rng: Random, split: str, level: int, edit: str | None = None) -> tuple[Scene, str, Scene]:
+def draw_edit(rng: Random, split: str, level: int, edit: str | None = None, placement: str = "grid") -> tuple[Scene, str, Scene]:
     """Source scene, instruction, target scene; both scenes belong to the split. ``edit``: one of EDITS, drawn where it is None."""
     edit = edit or rng.choice(EDITS)
     for _ in range(_TRIES):
@@ -55,7 +55,9 @@ def draw_edit(rng: Random, split: str, level: int, edit: str | None = None) -> t
             continue  # no free place
         instruction, items = edit_items(rng, edit, source)
         target = replace(source, items=tuple(sorted(items)))
-        if belongs(target, split):
+        if placement == "free":
+            source, target = displaced(rng, source, target)
+        if belongs(source, split) and belongs(target, split):
             return source, instruction, target
     raise RuntimeError(f"scenes: no edit {edit} of level {level} for split {split} in {_TRIES} tries")
 
@@ -101,9 +103,9 @@ class ScenesCorpus:
         if self.kind == "text":
             return Document("text", (Text(draw_text(rng, self.split, level), target=True),))
         if self.kind == "edit":
-            source, instruction, target = draw_edit(rng, self.split, level)
+            source, instruction, target = draw_edit(rng, self.split, level, placement=self.settings.placement)
             return Document("edit", (self._image(source), Text(instruction), self._image(target, generate=True)))
-        scene = draw_scene(rng, self.split, rng.choice(SCENE_KINDS), level)
+        scene = draw_scene(rng, self.split, rng.choice(SCENE_KINDS), level, self.settings.placement)
         if self.kind == "caption":
             return Document("caption", (self._image(scene), Text(DESCRIBE), Text(caption(scene), target=True)))
         if self.kind == "text_to_image":

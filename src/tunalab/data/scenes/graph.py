@@ -3,12 +3,23 @@
 The split is decided by what a scene shows, so that no image is ever in two splits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
 
-from tunalab.data.scenes.vocabulary import BACKGROUNDS, HELD_BARS, HELD_COUNTS, HELD_PAIRS, RADIUS, SLOTS, SPLITS, UNITS, held_word
+from tunalab.data.scenes.vocabulary import (
+    BACKGROUNDS,
+    CELL,
+    HELD_BARS,
+    HELD_COUNTS,
+    HELD_PAIRS,
+    RADIUS,
+    SLOTS,
+    SPLITS,
+    UNITS,
+    held_word,
+)
 from tunalab.errors import UserError
 
 
@@ -84,6 +95,74 @@ def place(rng: Random | None, level: int, shape: str, colour: str, size: str, sl
         x = min(max(x + rng.randint(-jitter, jitter), radius), UNITS - radius)
         y = min(max(y + rng.randint(-jitter, jitter), radius), UNITS - radius)
     return Item(shape, colour, x, y, radius, radius, "", size, slot)
+
+
+PLACEMENTS = ("grid", "free")
+_FARTHEST = CELL // 2 - 1  # from the nominal place: its slot stays the nearest one
+
+
+def displaced(rng: Random, *scenes: Scene) -> tuple[Scene, ...]:
+    """The scenes with their columns and rows of things displaced (placement "free"), alike in each: off the grid of patches, with
+    every answer still right.
+
+    What overlaps along an axis moves together along it, so that what is in a row stays in a row; columns neither meet nor pass each
+    other. Things stay in the image and nearest to their slots, a word's corner in its cell, bars on the lower edge.
+    """
+    items = sorted({item for scene in scenes for item in scene.items})
+    dx = _displacements(rng, items, 0)
+    dy = dict.fromkeys(items, 0) if any(item.shape == "bar" for item in items) else _displacements(rng, items, 1)
+    return tuple(
+        replace(scene, items=tuple(sorted(item._replace(x=item.x + dx[item], y=item.y + dy[item]) for item in scene.items)))
+        for scene in scenes
+    )
+
+
+def _displacements(rng: Random, items: list[Item], axis: int) -> dict[Item, int]:
+    """Of each item along x (``axis`` 0) or y (1), drawn from the first column on within what leaves room for the others."""
+    columns: list[list[Item]] = []
+    ends: list[int] = []  # of each column along the axis
+    gaps: list[int] = []  # ahead of each column
+    for item in sorted(items, key=lambda item: _extent(item, axis)):
+        begin, end = _extent(item, axis)
+        if columns and begin < ends[-1]:
+            columns[-1].append(item)
+            ends[-1] = max(ends[-1], end)
+        else:
+            gaps.append(begin - ends[-1] if ends else UNITS)
+            columns.append([item])
+            ends.append(end)
+    rooms = [_room(column, axis) for column in columns]
+    greatest = rooms[-1][1]
+    bounds = []
+    for (_, most), gap in zip(reversed(rooms), [UNITS, *reversed(gaps[1:])], strict=True):
+        greatest = min(most, greatest + gap)
+        bounds.append(greatest)
+    found: dict[Item, int] = {}
+    moved = -UNITS
+    for column, (least, _), most, gap in zip(columns, rooms, reversed(bounds), gaps, strict=True):
+        moved = rng.randint(max(least, moved - gap), most)
+        found |= dict.fromkeys(column, moved)
+    return found
+
+
+def _extent(item: Item, axis: int) -> tuple[int, int]:
+    centre, radius = ((item.x, item.rx), (item.y, item.ry))[axis]
+    return centre - radius, centre + radius
+
+
+def _room(items: list[Item], axis: int) -> tuple[int, int]:
+    """The least and the greatest displacement of things that move together, were they alone."""
+    least, greatest = -_FARTHEST, _FARTHEST
+    for item in items:
+        begin, end = _extent(item, axis)
+        least, greatest = max(least, -begin), min(greatest, UNITS - end)
+        if item.shape == "word":
+            corner = SLOTS[item.slot][axis] - CELL // 2 - begin  # of its cell, from its own
+            least, greatest = max(least, corner), min(greatest, corner + CELL - 1)
+        elif item.slot in SLOTS:
+            off = (begin + end) // 2 - SLOTS[item.slot][axis]
+            least, greatest = max(least, -_FARTHEST - off), min(greatest, _FARTHEST - off)
+    return least, greatest
 
 
 def other(rng: Random, choices: tuple[str, ...], *taken: str) -> str:

@@ -37,7 +37,9 @@ def check_groups(groups: int, levels: Sequence[int]) -> None:
             )
 
 
-def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, fewer: bool = False) -> list[Scene]:
+def benchmark_scenes(
+    kind: str, level: int, split: str, seed: int, groups: int, fewer: bool = False, placement: str = "grid"
+) -> list[Scene]:
     """The scenes of a benchmark, no two with the same image. ``fewer``: where there are not so many, all that there are.
 
     A smaller number of groups is the beginning of a larger one.
@@ -53,7 +55,7 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, 
     scenes: dict[str, Scene] = {}
     index = repeats = 0
     while len(scenes) < groups and repeats < _REPEATS:
-        scene = draw_scene(stream("benchmark", kind, level, split, seed, index), split, kind, level)
+        scene = draw_scene(stream("benchmark", kind, level, split, seed, index), split, kind, level, placement)
         repeats = repeats + 1 if scene.content in scenes else 0
         scenes.setdefault(scene.content, scene)
         index += 1
@@ -62,7 +64,9 @@ def benchmark_scenes(kind: str, level: int, split: str, seed: int, groups: int, 
     return list(scenes.values())
 
 
-def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False) -> list[Question]:
+def benchmark(
+    kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False, placement: str = "grid"
+) -> list[Question]:
     """Questions, two a group for pairs, else one.
 
     Raises:
@@ -70,7 +74,7 @@ def benchmark(kind: str, level: int, split: str, image_size: int, seed: int, gro
     """
     check_image_size(image_size)
     questions = []
-    scenes = benchmark_scenes(kind, level, split, seed, groups, fewer)
+    scenes = benchmark_scenes(kind, level, split, seed, groups, fewer, placement)
     for group, scene in enumerate(scenes):
         views = [scene] if scene.twin is None else [scene, scene.twin]
         questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
@@ -126,7 +130,7 @@ class QuestionCorpus:
     def document(self, index: int) -> Document:
         settings = self._settings
         rng = stream("questions", self.name, self._split, settings.seed, index)
-        first = _draw(self._kind, rng, self._split, draw_level(rng, settings.levels))
+        first = _draw(self._kind, rng, self._split, draw_level(rng, settings.levels), settings.placement)
         further = (self._kind.of(first.scene, rng) for _ in range(settings.questions_per_image - 1))
         turns = {one.prompt: one.answer for one in (first, *filter(None, further))}
         texts = (text for prompt, answer in turns.items() for text in (Text(prompt), Text(answer, target=True)))
@@ -134,7 +138,7 @@ class QuestionCorpus:
 
 
 def questions_of(
-    kind: QuestionKind, level: int, split: str, image_size: int, seed: int, groups: int
+    kind: QuestionKind, level: int, split: str, image_size: int, seed: int, groups: int, placement: str = "grid"
 ) -> tuple[list[Question], float]:
     """``groups`` questions, no two about the same image (fewer where there are fewer), and what guessing reaches.
 
@@ -142,20 +146,20 @@ def questions_of(
     prompt has most often in training.
     """
     check_image_size(image_size)
-    drawn = list(_distinct(kind, level, split, seed, groups))
+    drawn = list(_distinct(kind, level, split, seed, groups, placement))
     questions = [Question(render(one.scene, image_size), one.prompt, one.answer, number) for number, one in enumerate(drawn)]
     trained: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in islice(_drawn(kind, level, "train", seed), TRAINED):
+    for one in islice(_drawn(kind, level, "train", seed, placement), TRAINED):
         trained[one.prompt][one.answer] += 1
     usual = {prompt: answers.most_common(1)[0][0] for prompt, answers in trained.items()}
     guesses = (sum(1 / one.options for one in drawn), sum(usual.get(one.prompt) == one.answer for one in drawn))
     return questions, max(guesses) / len(drawn)
 
 
-def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int) -> Iterator[Drawn]:
+def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int, placement: str) -> Iterator[Drawn]:
     contents: set[str] = set()
     repeats = 0
-    for one in _drawn(kind, level, split, seed):
+    for one in _drawn(kind, level, split, seed, placement):
         repeats = repeats + 1 if one.scene.content in contents else 0
         if len(contents) == groups or repeats == _TRIES:
             return
@@ -164,15 +168,15 @@ def _distinct(kind: QuestionKind, level: int, split: str, seed: int, groups: int
             yield one
 
 
-def _drawn(kind: QuestionKind, level: int, split: str, seed: int) -> Iterator[Drawn]:
+def _drawn(kind: QuestionKind, level: int, split: str, seed: int, placement: str) -> Iterator[Drawn]:
     rng = stream("question benchmark", kind.name, level, split, seed)
     while True:
-        yield _draw(kind, rng, split, level)
+        yield _draw(kind, rng, split, level, placement)
 
 
-def _draw(kind: QuestionKind, rng: Random, split: str, level: int) -> Drawn:
+def _draw(kind: QuestionKind, rng: Random, split: str, level: int, placement: str) -> Drawn:
     for _ in range(_TRIES):
-        drawn = kind.of(draw_scene(rng, split, rng.choice(SCENE_KINDS), level), rng)
+        drawn = kind.of(draw_scene(rng, split, rng.choice(SCENE_KINDS), level, placement), rng)
         if drawn is not None:
             return drawn
     raise UserError(f"data.questions.{kind.name}: it asks nothing about {_TRIES} scenes of level {level}, split {split}")

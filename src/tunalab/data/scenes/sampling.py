@@ -1,12 +1,12 @@
 """The scenes corpus: its settings, and scenes as a pure function of (split, seed, index)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import isfinite
 from random import Random
 
-from tunalab.data.scenes.graph import Scene, belongs, check_split
+from tunalab.data.scenes.graph import PLACEMENTS, Scene, belongs, check_split, displaced
 from tunalab.data.scenes.shapes import build_count, build_objects, build_pairs, build_relations, build_search
 from tunalab.data.scenes.symbols import build_charts, build_ocr, build_pattern
 from tunalab.data.scenes.vocabulary import LEVELS, SCENE_KINDS
@@ -28,7 +28,7 @@ class SceneSettings:
     """What a user chooses about the corpus; the defaults stand with the run's settings (config.DataConfig).
 
     image_size: side in pixels, a multiple of 16. levels: weight of levels 1, 2, 3 in the stream. questions_per_image:
-    question-answer turns of a vqa document. seed: of the stream, not of the splits.
+    question-answer turns of a vqa document. seed: of the stream, not of the splits. placement: "grid", or "free" (graph.displaced).
 
     Raises:
         UserError: a value out of range.
@@ -38,6 +38,7 @@ class SceneSettings:
     levels: tuple[float, float, float]
     questions_per_image: int
     seed: int
+    placement: str
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
@@ -48,6 +49,8 @@ class SceneSettings:
             raise UserError(f"scenes: questions_per_image is {self.questions_per_image!r}; it must be 1 to 8")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise UserError(f"scenes: seed is {self.seed!r}; it must be an integer >= 0")
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"scenes: placement is {self.placement!r}; choose from {', '.join(PLACEMENTS)}")
 
 
 _TRIES = 20_000
@@ -74,12 +77,15 @@ def draw_level(rng: Random, weights: tuple[float, float, float]) -> int:
     return 1 if point < weights[0] else 2 if point < weights[0] + weights[1] else 3
 
 
-def draw_scene(rng: Random, split: str, kind: str, level: int) -> Scene:
+def draw_scene(rng: Random, split: str, kind: str, level: int, placement: str = "grid") -> Scene:
     """A scene of a kind and level that belongs to a split. Template and answer are fixed before the redrawing."""
     build = _BUILDERS[kind]
     pick = rng.getrandbits(40)
     for _ in range(_TRIES):
         scene = build(rng, level, pick)
+        if placement == "free":
+            one, *twin = displaced(rng, *filter(None, (scene, scene.twin)))
+            scene = replace(one, twin=twin[0] if twin else None)
         if belongs(scene, split):
             return scene
     raise RuntimeError(f"scenes: no {kind} of level {level} for split {split} in {_TRIES} tries")

@@ -102,6 +102,9 @@ class Collection:
     def component(self, name: str) -> Component:
         return Component(self.folder, name, self.index[name])
 
+    def seeds(self, kind: str) -> list[int]:
+        return sorted({int(name.partition("@")[0].removeprefix(f"{kind}/seed")) for name in self.names(kind)})
+
     def find(self, kind: str, seed: int, steps: int | None) -> Component | None:
         """``steps``: of the snapshot, None for the last one."""
         found = {self.steps(name): name for name in self.names(kind) if name.partition("@")[0] == f"{kind}/seed{seed}"}
@@ -122,6 +125,9 @@ def collections() -> dict[str, Collection]:
 def find_component(kind: str, given: str, seed: int, setting: str) -> Component | None:
     """The component that a setting names; None where ``given`` names no collection at all, such as a model of timm.
 
+    Without a seed of its own it is number ``seed`` of the collection's, counted around: run seed s with ``components_seed: ${seed}``
+    uses encoder s mod 3 and VAE s mod 2 of the shipped ones.
+
     Raises UserError naming the seeds and snapshots that there are.
     """
     match = _REFERENCE.match(given)
@@ -134,12 +140,15 @@ def find_component(kind: str, given: str, seed: int, setting: str) -> Component 
     if folder is None:
         return None
     collection = Collection(folder)
-    seed = seed if match["seed"] is None else int(match["seed"])
+    seeds = collection.seeds(kind)
+    if match["seed"] is not None:
+        seed = int(match["seed"])
+    elif seeds:
+        seed = seeds[seed % len(seeds)]
     found = collection.find(kind, seed, None if match["steps"] is None else int(match["steps"]))
     if found is None:
         choices = ", ".join(f"{match['collection']}/{name.partition('/')[2]}" for name in collection.names(kind))
-        default = "" if match["seed"] else f" with components_seed={seed}"
-        raise UserError(f"{setting}={given}{default}: no such {kind} (choices: {choices or 'none'})")
+        raise UserError(f"{setting}={given}: no such {kind} (choices: {choices or 'none'})")
     return found
 
 
