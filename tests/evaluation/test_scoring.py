@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from tunalab.data.documents import Question
 from tunalab.errors import UserError
-from tunalab.evaluation.along import ask
+from tunalab.evaluation.along import answers_and_margins, evaluation_mode, margin, scored
 from tunalab.evaluation.benchmarks import Benchmark, benchmark_name, benchmarks, is_right, right_groups, score
 from tunalab.evaluation.measure import wilson
 from tunalab.settings.schema import RunConfig
@@ -76,11 +77,78 @@ def test_a_perfect_answerer_is_right_everywhere_and_a_broken_one_nowhere():
     config.evaluation.easy_vqa = 30
     requests = benchmarks(config)
     assert requests[-1].name == "easy_vqa" and len(requests) == 15
-    truth = {(id(q.image_HWC), q.prompt): q.answer for benchmark in requests for q in benchmark.questions}
-    perfect = ask(requests, lambda questions: [truth[id(image), prompt] for image, prompt in questions])
+    truth = [question.answer for benchmark in requests for question in benchmark.questions]
+    perfect = scored(requests, truth)
     assert all(s.accuracy == 1 and s.high == 1 and s.low > s.chance for s in perfect.values())
     assert {name: s.n for name, s in perfect.items()} == {b.name: 30 if b.name == "easy_vqa" else 12 for b in requests}
-    silent = ask(requests, lambda questions: [""] * len(questions))
+    silent = scored(requests, [""] * len(truth))
     assert all(s.correct == 0 and s.low == 0 for s in silent.values())
     with pytest.raises(UserError, match="answers to"):
-        ask(requests, lambda questions: ["red"] * (len(questions) - 1))
+        scored(requests, ["red"] * (len(truth) - 1))
+
+
+def test_the_margin_is_of_the_right_option_over_the_best_wrong_one():
+    asked = Question(IMAGE, "is the ring red or blue?", "blue", 0, ("red", "blue", "green"))
+    assert margin(asked, [-3.0, -0.5, -1.25]) == 0.75
+    assert margin(asked, [-0.25, -2.0, -1.25]) == -1.75
+    assert margin(Question(IMAGE, "what word is this?", "HELLO", 0), []) is None
+
+
+def test_margins_are_those_of_groups_bounded_and_only_where_all_options_are_known():
+    made = _benchmark(("red", 7), ("blue", 7), ("red", 2), ("blue", 2))
+    answers = ["red", "blue", "red", "blue"]
+    result = score(made, answers, [2.0, 0.53, 30.0, 9.0])
+    assert result.margin_items().tolist() == [0.5, 127 / 16]  # the least sure of each group, in steps of 1/16
+    assert result.margin == pytest.approx((0.53 + 127 / 16) / 2, rel=1e-12)
+    for nothing in (score(made, answers), score(made, answers, [2.0, None, 1.0, 1.0])):
+        assert nothing.margin is nothing.margins is nothing.margin_items() is None
+    with pytest.raises(ValueError, match="zip"):
+        score(made, answers, [1.0])
+
+
+def test_every_question_with_few_answers_says_which():
+    pytest.importorskip("easy_vqa")
+    config = _small_config()
+    config.evaluation.easy_vqa = 60
+    config.evaluation.levels = [1, 2, 3]
+    for benchmark in benchmarks(config):
+        closed = {bool(question.options) for question in benchmark.questions}
+        assert closed == {not benchmark.name.startswith("ocr")}, benchmark.name
+        for question in benchmark.questions:
+            if question.options:
+                assert question.answer in question.options and len(set(question.options)) == len(question.options) >= 2
+
+
+def test_with_the_shipped_tokenizer_an_option_is_not_the_beginning_of_another(tokenizer):
+    """The likelihood of an option has no end: where one began another, it would be at least as likely."""
+    config = _small_config()
+    config.evaluation.levels = [1, 2, 3]
+    for options in {question.options for benchmark in benchmarks(config) for question in benchmark.questions}:
+        ids = [tuple(tokenizer.encode(option)) for option in options]
+        assert all(one == other or one != other[: len(one)] for one in ids for other in ids), options
+
+
+def test_a_right_answer_has_a_positive_margin_in_a_group_of_closed_questions(tiny_model, tokenizer):
+    """Answers and margins come from the same reading of the prompt: who answers with an option that is one token has the better
+    of the others' likelihoods below it."""
+    config = _small_config()
+    chosen = [benchmark for benchmark in benchmarks(config) if benchmark.name in ("search", "pairs")]
+    model = tiny_model("patch_embed")
+    questions = [question for benchmark in chosen for question in benchmark.questions]
+    with evaluation_mode(model):
+        answers, margins = answers_and_margins(model, tokenizer, questions, 4)
+        biased = model.decoder.lm_head
+        likely = questions[0].answer
+        (token,) = tokenizer.encode(likely)
+        hook = biased.register_forward_hook(
+            lambda *call: call[2].index_add(-1, torch.tensor([token]), torch.full((*call[2].shape[:-1], 1), 50.0))
+        )
+        try:
+            _, sure = answers_and_margins(model, tokenizer, questions, 4)
+        finally:
+            hook.remove()
+    assert len(answers) == len(margins) == len(questions) and all(one is not None for one in margins)
+    for question, value in zip(questions, sure, strict=True):
+        if likely in question.options:
+            assert (value > 0) == (question.answer == likely)
+    assert scored(chosen, answers, margins)["search"].margin is not None

@@ -2,11 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from tunalab.bench.reference import reference_answer
+from tunalab.bench.reference import reference_answer, reference_likelihood
 from tunalab.data.documents import Document, Image, Text
 from tunalab.data.sequence import to_sequence
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.inference.prompts import answer, answer_prompts, batches, edit_prompt, image_prompt, question_prompt
+from tunalab.inference.prompts import (
+    answer,
+    answer_prompts,
+    answers_and_likelihoods,
+    batches,
+    edit_prompt,
+    image_prompt,
+    question_prompt,
+)
 
 MAX_TOKENS = 6
 
@@ -36,6 +44,22 @@ def test_batched_cached_answers_are_those_of_full_forward_passes(name, tiny_mode
     assert answer_prompts(model, prompts, MAX_TOKENS, eos) == expected
     assert answer_prompts(model, prompts, MAX_TOKENS, eos, batch_tokens=70) == expected
     assert [answer_prompts(model, [prompt], MAX_TOKENS, eos)[0] for prompt in prompts] == expected
+
+
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_likelihoods_of_options_are_those_of_full_forward_passes(name, tiny_model, tokenizer, questions):
+    model = tiny_model(name)
+    prompts = [question_prompt(tokenizer, model.frontend.space, *question) for question in questions]
+    words = ["red", "blue", "rings and crosses", "ring", "top left red", "7"]
+    options = [[tokenizer.encode(word) for word in words[: number % 5]] for number in range(len(prompts))]
+    eos = tokenizer.eos
+    expected = [[reference_likelihood(model, prompt, ids) for ids in those] for prompt, those in zip(prompts, options, strict=True)]
+    for batch_tokens in (4096, 70):
+        answers, found = answers_and_likelihoods(model, prompts, options, MAX_TOKENS, eos, batch_tokens)
+        assert answers == answer_prompts(model, prompts, MAX_TOKENS, eos)
+        for one, other in zip(found, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert max(len(ids) for those in options for ids in those) > 1 and min(value for row in expected for value in row) < -0.1
 
 
 def test_in_turns_too_answers_are_those_of_full_forward_passes(tiny_model, chat_tokenizer, questions):

@@ -149,6 +149,17 @@ def reference_answer(model: UnifiedModel, prompt: Prompt, max_tokens: int) -> li
 
 
 @torch.no_grad()
+def reference_likelihood(model: UnifiedModel, prompt: Prompt, option: Sequence[int]) -> float:
+    """Log-likelihood of the tokens behind a prompt, in nats: one full forward pass a token."""
+    ids, found = prompt.ids_L.tolist(), 0.0
+    for token in option:
+        hidden_LD = _run(model, [ids], [prompt], len(ids), None, None)[0]
+        found += float(model.decoder.lm_head(hidden_LD[-1]).log_softmax(-1)[token])
+        ids.append(token)
+    return found
+
+
+@torch.no_grad()
 def reference_sample(
     model: UnifiedModel,
     prompts: Sequence[Prompt],

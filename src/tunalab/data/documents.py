@@ -102,13 +102,15 @@ class Question:
     """One item of a benchmark.
 
     ``image_HWC`` is RGB uint8. Questions with the same ``group`` count as one item that is right only if all of them
-    are; a benchmark without groups gives every question a number of its own.
+    are; a benchmark without groups gives every question a number of its own. ``options``: every answer that the prompt leaves open,
+    the right one among them; empty where they are not a few.
     """
 
     image_HWC: np.ndarray
     prompt: str
     answer: str
     group: int
+    options: tuple[str, ...] = ()
 
 
 PREFIX = "copy/"  # of the name of a source whose images are copied

@@ -90,8 +90,20 @@ def easy_vqa_benchmark(image_size: int, count: int | None = None, seed: int = 0)
         prompt, answer, image_id = rows[number]
         if image_id not in images:
             images[image_id] = _read_image(folder, "test", image_id, image_size)
-        questions.append(Question(images[image_id], prompt, answer, group=number))
+        questions.append(Question(images[image_id], prompt, answer, group=number, options=_options(answer)))
     return questions
+
+
+# Its three sorts of answers.
+_SORTS = (
+    ("yes", "no"),
+    ("circle", "rectangle", "triangle"),
+    ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow"),
+)
+
+
+def _options(answer: str) -> tuple[str, ...]:
+    return next((sort for sort in _SORTS if answer in sort), ())
 
 
 def worded_questions(split: str) -> list[tuple[str, str]]:

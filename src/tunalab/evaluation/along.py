@@ -1,18 +1,17 @@
 """Evaluation inside a run, at planned token counts. It leaves the model as it found it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.documents import KINDS, Document, Kind, Text
+from tunalab.data.documents import KINDS, Document, Kind, Question, Text
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
@@ -21,11 +20,11 @@ from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
 from tunalab.evaluation.measure import Score
 from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
-from tunalab.inference.prompts import answer
+from tunalab.inference.prompts import answers_and_likelihoods, question_prompt
 from tunalab.model import flow
 from tunalab.model.objective import draw, flow_loss, noised, to_space
 from tunalab.model.unified import UnifiedModel
-from tunalab.settings.schema import DataConfig, RunConfig
+from tunalab.settings.schema import SEED, DataConfig, RunConfig
 
 
 @contextmanager
@@ -46,21 +45,23 @@ def evaluation_mode(model: UnifiedModel) -> Iterator[None]:
 # Held-out scenes documents: the same for every run of the same data settings, packed like training's.
 
 SPLIT = "test"
-DOCUMENT_SEED = 0  # never the run's
+DOCUMENT_SEED = 0
+_CHOOSING_SEED = SEED + 1  # larger than any run's, whose documents of the training split these must not be
 
 
-def held_out(kind: Kind, count: int, config: RunConfig) -> tuple[Document, ...]:
-    """The first ``count`` documents of a kind of the test split, at the levels the run trains on."""
+def held_out(kind: Kind, count: int, config: RunConfig, split: str = SPLIT) -> tuple[Document, ...]:
+    """The first ``count`` documents of a kind, at the levels the run trains on; none of them is ever trained on."""
     data = config.data
-    return _documents(kind, count, data.image_size, (*data.levels,), data.questions_per_image, data.placement)
+    seed = _CHOOSING_SEED if split == "train" else DOCUMENT_SEED
+    one, two, three = data.levels
+    settings = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed, data.placement)
+    return _documents(kind, count, split, settings)
 
 
 # Kept by the process: a run evaluates many times, and drawing and rendering cost more than the model.
 @lru_cache(maxsize=16)
-def _documents(
-    kind: Kind, count: int, image_size: int, levels: tuple[float, float, float], questions: int, placement: str
-) -> tuple[Document, ...]:
-    corpus = ScenesCorpus(kind, SPLIT, SceneSettings(image_size, levels, questions, DOCUMENT_SEED, placement))
+def _documents(kind: Kind, count: int, split: str, settings: SceneSettings) -> tuple[Document, ...]:
+    corpus = ScenesCorpus(kind, split, settings)
     return tuple(corpus.document(index) for index in range(count))
 
 
@@ -106,11 +107,11 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
     For every kind of scenes document in the run's stages; a loss that a kind has no targets for is left out.
     """
     kinds = trained_kinds(config)
-    count = config.evaluation.loss_documents
+    count, split = config.evaluation.loss_documents, config.evaluation.loss_split
     if not kinds or not count:
         return {}
     # One document of every kind in turn: packed together, no batch is without images unless all are.
-    documents = [document for group in zip(*(held_out(kind, count, config) for kind in kinds)) for document in group]
+    documents = [document for group in zip(*(held_out(kind, count, config, split) for kind in kinds)) for document in group]
     # Held-out images are clean: the light noise of training is an augmentation.
     objective = replace(config.objective, understanding_noise=0.0)
     device = model.mask_token.token_D.device
@@ -170,8 +171,6 @@ def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) 
 
 # Everything that is measured at a point of a run, in the form its record keeps.
 
-Answerer = Callable[[Sequence[tuple[np.ndarray | None, str]]], Sequence[str]]
-
 
 def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, Any]:
     """``benchmarks`` (name -> fields of a Score), ``losses`` (name -> nats or squared error), ``one_step_psnr`` (t -> dB).
@@ -179,10 +178,9 @@ def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> di
     The model's training mode is restored. Raises UserError when a benchmark's data is missing.
     """
     with evaluation_mode(model):
-        scores = ask(
-            benchmarks(config),
-            lambda questions: answer(model, tokenizer, questions, config.evaluation.max_answer_tokens),
-        )
+        chosen = benchmarks(config)
+        questions = [question for benchmark in chosen for question in benchmark.questions]
+        scores = scored(chosen, *answers_and_margins(model, tokenizer, questions, config.evaluation.max_answer_tokens))
         return {
             "benchmarks": {name: asdict(one) for name, one in scores.items()},
             "losses": held_out_losses(model, tokenizer, config),
@@ -190,12 +188,34 @@ def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> di
         }
 
 
-def ask(chosen: Sequence[Benchmark], answerer: Answerer) -> dict[str, Score]:
-    """Scores of whatever answers (image, prompt) pairs. All benchmarks are asked at once: larger batches of equal length."""
-    questions = [(question.image_HWC, question.prompt) for benchmark in chosen for question in benchmark.questions]
-    answers = list(answerer(questions))
-    scores = {}
+def answers_and_margins(
+    model: UnifiedModel, tokenizer: Tokenizer, questions: Sequence[Question], max_tokens: int
+) -> tuple[list[str], list[float | None]]:
+    """All questions are asked at once: larger batches of equal length.
+
+    The margin is the log-likelihood of the right option less that of the best wrong one, in nats; None where options are no few.
+    """
+    prompts = [question_prompt(tokenizer, model.frontend.space, question.image_HWC, question.prompt) for question in questions]
+    encoded = {text: tokenizer.encode(text) for text in {option for question in questions for option in question.options}}
+    options = [[encoded[option] for option in question.options] for question in questions]
+    answers, likelihoods = answers_and_likelihoods(model, prompts, options, max_tokens, tokenizer.eos)
+    decoded = {ids: tokenizer.decode(ids) for ids in {tuple(ids) for ids in answers}}  # most answers are given many times
+    return [decoded[tuple(ids)] for ids in answers], [margin(*pair) for pair in zip(questions, likelihoods, strict=True)]
+
+
+def margin(question: Question, likelihoods: Sequence[float]) -> float | None:
+    """``likelihoods``: of the question's options, in nats."""
+    if not question.options:
+        return None
+    right = question.options.index(question.answer)
+    return likelihoods[right] - max(value for number, value in enumerate(likelihoods) if number != right)
+
+
+def scored(chosen: Sequence[Benchmark], answers: Sequence[str], margins: Sequence[float | None] = ()) -> dict[str, Score]:
+    """Scores of the answers to all questions of some benchmarks, in order."""
+    scores, first = {}, 0
     for benchmark in chosen:
-        given, answers = answers[: len(benchmark.questions)], answers[len(benchmark.questions) :]
-        scores[benchmark.name] = score(benchmark, given)
+        last = first + len(benchmark.questions)
+        scores[benchmark.name] = score(benchmark, answers[first:last], margins[first:last] or None)
+        first = last
     return scores

@@ -3,6 +3,7 @@
 Also their scores: exact match of answers, counted by groups of questions, with a Wilson interval.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,8 +167,8 @@ _easy_vqa = lru_cache(maxsize=2)(easy_vqa)
 _of_kind = lru_cache(maxsize=16)(of_kind)
 
 
-def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
-    """The score of one answer a question, in order.
+def score(benchmark: Benchmark, answers: Sequence[str], margins: Sequence[float | None] | None = None) -> Score:
+    """The score of one answer a question, in order. ``margins``: of each question, None where its options are no few.
 
     Raises UserError when the benchmark has no questions or the answers are not as many: a share of what happens to be there would
     look like a result.
@@ -176,7 +177,17 @@ def score(benchmark: Benchmark, answers: Sequence[str]) -> Score:
         raise UserError(f"benchmark {benchmark.name} has no questions")
     if len(answers) != len(benchmark.questions):
         raise UserError(f"benchmark {benchmark.name}: {len(answers)} answers to {len(benchmark.questions)} questions")
-    return Score.from_outcomes(right_groups(benchmark, answers), benchmark.chance)
+    return Score.from_outcomes(right_groups(benchmark, answers), benchmark.chance, _least_margins(benchmark, margins))
+
+
+def _least_margins(benchmark: Benchmark, margins: Sequence[float | None] | None) -> list[float] | None:
+    """Of each group the smallest margin of its questions: a group is as right as the question that it is least sure of."""
+    groups: dict[int, float] = {}
+    for question, margin in zip(benchmark.questions, margins or (), strict=margins is not None):
+        if margin is None:
+            return None
+        groups[question.group] = min(groups.get(question.group, math.inf), margin)
+    return list(groups.values()) or None
 
 
 def right_groups(benchmark: Benchmark, answers: Sequence[str]) -> list[bool]:

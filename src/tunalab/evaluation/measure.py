@@ -5,7 +5,7 @@ Read without a model, its data or numpy: whoever looks which runs are finished w
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from math import sqrt
@@ -32,12 +32,20 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
 
+MARGIN_STEPS = 16  # per nat
+MOST_MARGIN = 127 / MARGIN_STEPS
+
+
 @dataclass(frozen=True)
 class Score:
     """One benchmark at one point. ``low`` and ``high`` are the 95% Wilson interval, ``chance`` the level of guessing.
 
     ``outcomes`` (optional) holds right or wrong per question in the benchmark's own order, packed into hexadecimal digits:
     only with it can two variants be compared question by question, which is far sharper than two separate intervals.
+
+    ``margins`` (optional) holds per question, in the same order, the log-likelihood of the right answer less that of the best wrong
+    one, in nats: bounded by ``MOST_MARGIN`` (odds of 2,800 to 1), in steps of 1/16, a signed byte each in hexadecimal digits.
+    ``margin`` is their mean before rounding. It still tells models apart where all answers are right, or all at chance.
     """
 
     correct: int
@@ -47,6 +55,8 @@ class Score:
     low: float
     high: float
     outcomes: str | None = None
+    margin: float | None = None
+    margins: str | None = None
 
     @classmethod
     def of(cls, correct: int, n: int, chance: float) -> "Score":
@@ -55,13 +65,19 @@ class Score:
         return cls(correct, n, chance, correct / n, low, high)
 
     @classmethod
-    def from_outcomes(cls, outcomes: Sequence[bool], chance: float) -> "Score":
-        """A score from right or wrong per question, in an order that is the same for every variant."""
+    def from_outcomes(cls, outcomes: Sequence[bool], chance: float, margins: Sequence[float] | None = None) -> "Score":
+        """A score from right or wrong (and the margin) per question, in an order that is the same for every variant."""
         import numpy as np
 
         bits = np.asarray(outcomes, dtype=bool)
         low, high = wilson(int(bits.sum()), len(bits))
-        return cls(int(bits.sum()), len(bits), chance, float(bits.mean()), low, high, np.packbits(bits).tobytes().hex())
+        packed = np.packbits(bits).tobytes().hex()
+        score = cls(int(bits.sum()), len(bits), chance, float(bits.mean()), low, high, packed)
+        if margins is None:
+            return score
+        bounded = np.clip(np.asarray(margins, dtype=np.float64), -MOST_MARGIN, MOST_MARGIN)
+        steps = np.rint(bounded * MARGIN_STEPS).astype(np.int8)
+        return replace(score, margin=float(bounded.mean()), margins=steps.tobytes().hex())
 
     def items(self) -> "np.ndarray | None":
         """Right or wrong per question, shape (n,) bool; None where the record holds counts only."""
@@ -71,6 +87,14 @@ class Score:
 
         packed = np.frombuffer(bytes.fromhex(self.outcomes), dtype=np.uint8)
         return np.unpackbits(packed, count=self.n).astype(bool)
+
+    def margin_items(self) -> "np.ndarray | None":
+        """Margins per question in nats, shape (n,), to 1/32; None where the record holds none."""
+        if self.margins is None:
+            return None
+        import numpy as np
+
+        return np.frombuffer(bytes.fromhex(self.margins), dtype=np.int8) / MARGIN_STEPS
 
 
 # Chance of the benchmarks: the best of four ways of answering that never look at an image.

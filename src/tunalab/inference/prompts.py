@@ -243,17 +243,66 @@ def answer_ids(
     return answer_prompts(model, prompts, max_tokens, tokenizer.eos, batch_tokens)
 
 
-@torch.no_grad()
 def answer_prompts(
     model: UnifiedModel, prompts: Sequence[Prompt], max_tokens: int, eos: int, batch_tokens: int = 4096
 ) -> list[list[int]]:
     """As :func:`answer`, from prompts to token ids, without the eos at their end."""
+    return answers_and_likelihoods(model, prompts, [()] * len(prompts), max_tokens, eos, batch_tokens)[0]
+
+
+@torch.no_grad()
+def answers_and_likelihoods(
+    model: UnifiedModel,
+    prompts: Sequence[Prompt],
+    options: Sequence[Sequence[Sequence[int]]],
+    max_tokens: int,
+    eos: int,
+    batch_tokens: int = 4096,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """As :func:`answer_prompts`, and of every option of a prompt (token ids) the log-likelihood of its tokens, in nats.
+
+    The eos behind an option is not part of it: an option of one token costs nothing beyond the answer.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
+    likelihoods: list[list[float]] = [[] for _ in prompts]
     for numbers in batches([len(prompt.ids_L) for prompt in prompts], batch_tokens):
-        found = _answer_batch(model, [prompts[number] for number in numbers], max_tokens, eos)
-        for number, ids in zip(numbers, found, strict=True):
+        prefixes = encode_prefixes(model, [prompts[number] for number in numbers], flow_head=False)
+        for row, one in zip(prefixes.prompt_B.tolist(), _likelihoods(model, prefixes, [options[n] for n in numbers]), strict=True):
+            likelihoods[numbers[row]] = one
+        for number, ids in zip(numbers, _answer_batch(model, prefixes, max_tokens, eos), strict=True):
             answers[number] = ids
-    return answers
+    return answers, likelihoods
+
+
+def _likelihoods(model: UnifiedModel, prefixes: Prefixes, options: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+    """Of the options of each row of ``prefixes``, in their order. ``options``: of each prompt, by its number in the batch."""
+    of_row = [options[prompt] for prompt in prefixes.prompt_B.tolist()]
+    found = [[0.0] * len(row) for row in of_row]
+    going_on = [(row, number) for row, those in enumerate(of_row) for number in range(len(those))]
+    if not going_on:
+        return found
+    log_p_BV = torch.log_softmax(model.decoder.lm_head(prefixes.last_BD).float(), dim=-1)
+    device = log_p_BV.device
+    rows = [row for row, _ in going_on]  # of log_p_BV, for each option that goes on
+    cache = CachedAttention.join([prefixes.decoder])  # its own: the answers go on from the prefixes as they are
+    position_B = prefixes.length_B
+    for step in range(max(len(one) for those in of_row for one in those)):
+        tokens = [of_row[row][number][step] for row, number in going_on]
+        for (row, number), value in zip(going_on, log_p_BV[rows, tokens].tolist(), strict=True):
+            found[row][number] += value
+        kept = [k for k, (row, number) in enumerate(going_on) if len(of_row[row][number]) > step + 1]
+        if not kept:
+            break
+        # From here on each option is a row of its own, behind its tokens so far.
+        chosen = [rows[k] for k in kept]
+        cache, position_B = cache.select(chosen), position_B[torch.tensor(chosen, device=device)]
+        id_B = torch.tensor([tokens[k] for k in kept], device=device)
+        h_B1D = model.decoder.model.embed_tokens(id_B[:, None])
+        last_BD = hidden_states(model.decoder, h_B1D, position_B[:, None], cache)[:, 0]
+        log_p_BV = torch.log_softmax(model.decoder.lm_head(last_BD).float(), dim=-1)
+        position_B = position_B + 1
+        going_on, rows = [going_on[k] for k in kept], list(range(len(kept)))
+    return found
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -270,9 +319,8 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _answer_batch(model: UnifiedModel, prompts: Sequence[Prompt], max_tokens: int, eos: int) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in prompts]
-    prefixes = encode_prefixes(model, prompts, flow_head=False)
+def _answer_batch(model: UnifiedModel, prefixes: Prefixes, max_tokens: int, eos: int) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in range(len(prefixes.prompt_B))]
     cache, position_B, last_BD = prefixes.decoder, prefixes.length_B, prefixes.last_BD
     rows = prefixes.prompt_B.tolist()
     for step in range(max_tokens):

@@ -153,8 +153,9 @@ def write_record(path: Path, record: Record) -> None:
     plain = asdict(record)
     for point in plain["points"]:
         for score in point["benchmarks"].values():
-            if score["outcomes"] is None:
-                del score["outcomes"]
+            for name in ("outcomes", "margin", "margins"):
+                if score[name] is None:
+                    del score[name]
     for name in ("attempts", "data", "lineage", "frontend"):
         if not plain[name]:  # not on record
             del plain[name]

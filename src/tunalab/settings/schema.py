@@ -533,6 +533,11 @@ class EvaluationConfig:
     benchmarks: dict[str, BenchmarkConfig] = group(dict)
     max_answer_tokens: int = setting(8, at_least=1, help="limit of an answer")
     loss_documents: int = setting(128, at_least=0, help="held-out documents per kind")
+    loss_split: str = setting(
+        "test",
+        choices=("test", "train"),
+        help="of these documents; train: scenes as in training, in documents that no run trains on, to choose settings by",
+    )
     psnr_images: int = setting(64, at_least=0, help="images that are denoised")
     psnr_times: list[float] = setting(
         [0.3, 0.6, 0.9],

@@ -57,7 +57,8 @@ class Item(NamedTuple):
 class Scene:
     """A scene with its main question.
 
-    ``items`` are in drawing order. ``options`` is the number of equally likely answers that the prompt leaves open.
+    ``items`` are in drawing order. ``options`` is the number of equally likely answers that the prompt leaves open; ``choices`` are
+    these answers where they are a few.
     ``twin`` is the near-identical second scene of kind "pairs", with the same prompt and another answer.
     """
 
@@ -70,6 +71,7 @@ class Scene:
     template: str
     options: int
     twin: "Scene | None" = None
+    choices: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:

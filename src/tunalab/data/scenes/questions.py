@@ -77,7 +77,7 @@ def benchmark(
     scenes = benchmark_scenes(kind, level, split, seed, groups, fewer, placement)
     for group, scene in enumerate(scenes):
         views = [scene] if scene.twin is None else [scene, scene.twin]
-        questions += [Question(render(view, image_size), view.prompt, view.answer, group) for view in views]
+        questions += [Question(render(view, image_size), view.prompt, view.answer, group, view.choices) for view in views]
     return questions
 
 

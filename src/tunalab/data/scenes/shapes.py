@@ -46,8 +46,9 @@ def build_objects(rng: Random, level: int, pick: int) -> Scene:
     sizes = [rng.choice(("large", "small")) if level == 2 else {1: "large", 3: "small"}[level] for _ in slots]
     items = [place(rng, level, *parts) for parts in zip(shapes, colours, sizes, slots, strict=True)]
     prompt = colour_question(shape) if template == "colour" else shape_question(colour)
-    options = len(COLOURS if template == "colour" else SHAPES)
-    return Scene("objects", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
+    choices = COLOURS if template == "colour" else SHAPES
+    on = background(rng, level)
+    return Scene("objects", level, on, tuple(sorted(items)), prompt, answer, template, len(choices), choices=choices)
 
 
 def build_relations(rng: Random, level: int, pick: int) -> Scene:
@@ -59,11 +60,13 @@ def build_relations(rng: Random, level: int, pick: int) -> Scene:
     name = anchor.shape if level == 1 else f"{anchor.colour} {anchor.shape}"
     if template == "where":
         subject = target.shape if level == 1 else f"{target.colour} {target.shape}"
-        prompt, answer, options = f"where is the {subject} from the {name}?", direction, len(DIRECTIONS)
+        prompt, answer, choices = f"where is the {subject} from the {name}?", direction, tuple(DIRECTIONS)
     else:
         side = f"{direction} of" if direction in ("left", "right") else direction
-        prompt, answer, options = f"what is {side} the {name}?", target.shape, len(SHAPES) - 1
-    return Scene("relations", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
+        prompt, answer = f"what is {side} the {name}?", target.shape
+        choices = tuple(shape for shape in SHAPES if shape != anchor.shape)
+    on = background(rng, level)
+    return Scene("relations", level, on, tuple(sorted(items)), prompt, answer, template, len(choices), choices=choices)
 
 
 def _relations_in_quadrants(rng: Random, level: int, template: str, pick: int) -> tuple[list[Item], Item, Item, str]:
@@ -152,8 +155,8 @@ def build_pairs(rng: Random, level: int, pick: int) -> Scene:
     two = tuple(sorted([changed, *items[1:]]))
     if pick // 12 % 2:
         one, two, values = two, one, values[::-1]
-    twin = Scene("pairs", level, on, two, prompt, values[1], template, 2)
-    return Scene("pairs", level, on, one, prompt, values[0], template, 2, twin)
+    twin = Scene("pairs", level, on, two, prompt, values[1], template, 2, choices=values)
+    return Scene("pairs", level, on, one, prompt, values[0], template, 2, twin, values)
 
 
 def build_search(rng: Random, level: int, pick: int) -> Scene:
@@ -177,8 +180,9 @@ def build_search(rng: Random, level: int, pick: int) -> Scene:
     for i, slot in enumerate(slots[1:]):
         items.append(place(rng, level, *distractors[i % kinds], "small", slot))
     prompt = colour_question(shape) if template == "colour" else shape_question(colour)
-    options = len(COLOURS if template == "colour" else SHAPES)
-    return Scene("search", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
+    choices = COLOURS if template == "colour" else SHAPES
+    on = background(rng, level)
+    return Scene("search", level, on, tuple(sorted(items)), prompt, answer, template, len(choices), choices=choices)
 
 
 def build_count(rng: Random, level: int, pick: int) -> Scene:
@@ -195,7 +199,9 @@ def build_count(rng: Random, level: int, pick: int) -> Scene:
     slots = rng.sample(_CELLS, len(things))
     items = [place(rng, level, *thing, "small", slot) for thing, slot in zip(things, slots, strict=True)]
     prompt = count_question(PLURALS[shape] if level < 3 else f"{colour} {PLURALS[shape]}")
-    return Scene("count", level, background(rng, level), tuple(sorted(items)), prompt, str(number), "number", most)
+    choices = tuple(str(one) for one in range(1, most + 1))
+    on = background(rng, level)
+    return Scene("count", level, on, tuple(sorted(items)), prompt, str(number), "number", most, choices=choices)
 
 
 def count_question(things: str) -> str:

@@ -26,14 +26,14 @@ def build_charts(rng: Random, level: int, pick: int) -> Scene:
         answer = str(values[pick % len(values)])
         heights = [int(answer), *(rng.choice(values) for _ in range(number - 1))]
         colours = rng.sample(COLOURS, number)
-        prompt, options = value_question(colours[0]), len(values)
+        prompt, choices = value_question(colours[0]), tuple(str(value) for value in values)
     else:
         answer = COLOURS[pick % len(COLOURS)]
         ordered = sorted(values, reverse=template == "tallest")
         extreme = rng.randrange(len(ordered) - 1)
         heights = [ordered[extreme], *(rng.choice(ordered[extreme + 1 :]) for _ in range(number - 1))]
         colours = [answer, *others(rng, COLOURS, number - 1, answer)]
-        prompt, options = (TALLEST if template == "tallest" else SHORTEST), len(COLOURS)
+        prompt, choices = (TALLEST if template == "tallest" else SHORTEST), COLOURS
     order = rng.sample(range(number), number)
     pitch = UNITS // columns
     shift = rng.randint(0, UNITS - number * pitch) if level == 3 else 0
@@ -42,7 +42,8 @@ def build_charts(rng: Random, level: int, pick: int) -> Scene:
         half = heights[i] * VALUE_STEP // 2
         x = column * pitch + pitch // 2 + shift
         items.append(Item("bar", colours[i], x, UNITS - half, pitch // 2 - 1, half, "", "", str(column)))
-    return Scene("charts", level, background(rng, level), tuple(sorted(items)), prompt, answer, template, options)
+    on = background(rng, level)
+    return Scene("charts", level, on, tuple(sorted(items)), prompt, answer, template, len(choices), choices=choices)
 
 
 def word_item(text: str, colour: str, left: int, top: int, pitch: int, slot: str, dot: int = DOT) -> Item:
@@ -99,7 +100,7 @@ def build_pattern(rng: Random, level: int, pick: int) -> Scene:
         else:
             items.append(place(rng, level, *thing, "small", slot))
     prompt = f"what {template} is missing?"
-    return Scene("pattern", level, on, tuple(sorted(items)), prompt, answer, template, len(choices))
+    return Scene("pattern", level, on, tuple(sorted(items)), prompt, answer, template, len(choices), choices=choices)
 
 
 _Cells = dict[tuple[int, int], tuple[str, str] | None]

@@ -125,8 +125,8 @@ def collections() -> dict[str, Collection]:
 def find_component(kind: str, given: str, seed: int, setting: str) -> Component | None:
     """The component that a setting names; None where ``given`` names no collection at all, such as a model of timm.
 
-    Without a seed of its own it is number ``seed`` of the collection's, counted around: run seed s with ``components_seed: ${seed}``
-    uses encoder s mod 3 and VAE s mod 2 of the shipped ones.
+    Without a seed of its own it is number ``seed`` of the collection's, counted around: with ``components_seed: ${seed}`` run
+    seed s uses encoder s mod 3 and VAE s mod 2 of the shipped ones.
 
     Raises UserError naming the seeds and snapshots that there are.
     """
