@@ -166,6 +166,8 @@ def _resized(image: Image.Image, size: Size, box: tuple[int, int, int, int]) -> 
     """
     height, width = size
     left, top, right, bottom = box
+    if box == (0, 0, width, height) == (0, 0, *image.size):
+        return np.array(image)
     whole = (right - left) % width == 0 and (bottom - top) % height == 0
     resample = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
     return np.array(image.resize((width, height), resample, box=box))
@@ -222,7 +224,7 @@ def _to_rgb(where: str, image: Image.Image, depth: int) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"

@@ -124,10 +124,14 @@ def read_range(url: str, start: int, end: int) -> bytes:
         UserError: its server does not give them.
     """
     with _gone_is_a_reject(url):
-        system, path = _system(url)
-        if _is_remote(system):
-            return _retried(url, lambda: _fetch(system, path, start, end))
-        data = cast(bytes, system.cat_file(path, start=start, end=end))
+        path = url
+        if "://" in url:
+            system, path = _system(url)
+            if _is_remote(system):
+                return _retried(url, lambda: _fetch(system, path, start, end))
+        with open(path, "rb", buffering=0) as file:  # through fsspec a sample takes a third of a millisecond more
+            file.seek(start)
+            data = file.read(end - start)
     if len(data) != end - start:
         raise Reject(f"{url} is shorter than it was when the run began")
     return data
