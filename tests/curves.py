@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.synthetic import synthetic_record
 from tunalab.analysis.curves import Line
-from tunalab.analysis.resampling import Curve, Draws, learning_curves
+from tunalab.analysis.learning import Curve, learning_curves
 from tunalab.evaluation.measure import Score
 from tunalab.records.labels import Setting
 from tunalab.records.record import Point, Record
@@ -43,6 +43,6 @@ def answered(
     return made
 
 
-def curves_of(draws: Draws, *sides: Sequence[Record]) -> list[Curve]:
+def curves_of(*sides: Sequence[Record]) -> list[Curve]:
     """A curve a side, without the look at settings: it takes longer than everything that is simulated."""
-    return learning_curves([Line(side[0].run.variant, Setting(), tuple(side)) for side in sides], "count", draws)
+    return learning_curves([Line(side[0].run.variant, Setting(), tuple(side)) for side in sides], "count")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.claims import Gap, claims_markdown, verdict, write_claims
+from tunalab.analysis.claims import Gap, claims_markdown, corrected, verdict, write_claims
 from tunalab.data.scenes.vocabulary import BENCHMARKS
 from tunalab.evaluation.benchmarks import benchmark_name
 from tunalab.evaluation.measure import mean, share
@@ -13,7 +13,7 @@ from tunalab.evaluation.whole import Evaluated
 def evaluated(records, right: dict[str, float], levels=(1, 2, 3)):
     """Records whose variants answer a share of all questions, the same questions first."""
     made = []
-    for record in records(seeds=2):
+    for record in records(seeds=4):
         n = 200
         outcomes = [index < right[record.run.variant] * n for index in np.random.default_rng(record.run.seed).permutation(n)]
         measures = [
@@ -29,14 +29,14 @@ def row(text: str, claim: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_a_claim_is_shown_opposite_or_neither(records):
+def test_a_claim_is_supported_contradicted_or_undecided(records):
     shown = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8}))
-    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[1:3] == ["shown", "level 1: Tuna-2 - Tuna-R"]
-    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[3].startswith("**+0.200 [")
+    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[1:3] == ["supported", "level 1: Tuna-2 - Tuna-R"]
+    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[3].startswith("**+0.200** [")
     opposite = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.8, "tuna2": 0.6}))
-    assert row(opposite, "Understanding ends Tuna-2 > Tuna-R")[1] == "opposite"
+    assert row(opposite, "Understanding ends Tuna-2 > Tuna-R")[1] == "contradicted"
     level = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}))
-    assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "not shown"
+    assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "undecided"
 
 
 def test_what_was_not_measured_says_so(records):
@@ -45,17 +45,28 @@ def test_what_was_not_measured_says_so(records):
     assert "level 1" in text and "level 2" not in text and "scenes, PSNR" in text
 
 
+def gap(value: float, scatter: float = 0.02, seeds: int = 6) -> Gap:
+    """``value`` a seed, give or take ``scatter``, over 400 items in decibels."""
+    value_S = value + scatter * np.array([(-1) ** seed for seed in range(seeds)])
+    return Gap("x", "a", "b", np.repeat(value_S[:, None], 400, axis=1))
+
+
 @pytest.mark.parametrize(
-    ("bounds", "expected"),
-    [
-        ([(0.1, 0.2), (0.1, 0.3)], "shown"),
-        ([(0.1, 0.2), (-0.1, 0.3)], "not shown"),
-        ([(0.1, 0.2), (-0.3, -0.1)], "opposite"),
-        ([], "not measured"),
-    ],
+    ("values", "expected"),
+    [([0.5, 0.6], "supported"), ([0.5, 0.0], "undecided"), ([0.5, -0.6], "contradicted"), ([], "not measured")],
 )
-def test_verdicts(bounds, expected):
-    assert verdict([Gap("x", "a", "b", (low + high) / 2, low, high) for low, high in bounds]) == expected
+def test_verdicts(values, expected):
+    (found,) = corrected([[gap(value) for value in values]])
+    assert verdict(found) == expected
+
+
+def test_all_claims_are_one_family_and_undecided_ones_say_how_many_seeds_would_do():
+    weak = gap(0.03, scatter=0.025)
+    assert 0.005 < weak.estimate.p < 0.05
+    ((alone,),) = corrected([[weak]])
+    assert alone.sign == 1 and not alone.needed
+    (among,), *_ = corrected([[weak], *[[gap(0.0)] for _ in range(20)]])
+    assert among.sign == 0 and 2 <= int(among.needed) <= 12
 
 
 def test_without_the_papers_variants_there_are_no_claims(records, tmp_path):

@@ -173,19 +173,19 @@ def test_cells_of_as_many_parameters_are_compared_though_they_differ_in_two_choi
     assert not (effects_table([*small, *encoder])["effect"] == "matched").any()  # they differ in the encoder alone
 
 
-def test_one_seed_makes_nothing_bold_and_two_share_the_scatter_of_all(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_others_that_of_their_own_cells(tmp_path: Path) -> None:
     abilities = {"tuna2": 0.5, "tuna_r": 0.9, "tuna": 0.7, "vae_latents": 0.6}
     one = [run(name, 0, ability) for name, ability in abilities.items()]
     write_effects(one, tmp_path, "x")
     text = (tmp_path / "effects.md").read_text()
-    assert "**" not in text and "of questions alone" in text and "[" in text
-    luck = np.random.default_rng(0).normal(scale=0.02, size=(4, 2))
-    two = [
+    assert "**" not in text and "One seed says nothing of another" in text and "[" not in text
+    luck = np.random.default_rng(0).normal(scale=0.02, size=(4, 3))
+    several = [
         run(name, seed, 0.5, loss=ability + luck[index, seed])
         for index, (name, ability) in enumerate(abilities.items())
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
     ]
-    row = rows(two)["encoder", "pretrained", "", TEXT_LOSS]
-    residual = luck - luck.mean(axis=1, keepdims=True) - luck.mean(axis=0) + luck.mean()
-    half = 3.182446 * np.sqrt((residual**2).sum() / 3) * np.sqrt(4 * 0.5**2 / 2)  # four cells of weight 1/2, two seeds
+    row = rows(several)["encoder", "pretrained", "", TEXT_LOSS]
+    contrast_S = (luck[1] + luck[2] - luck[0] - luck[3]) / 2  # with an encoder less without, in pixels and in latents
+    half = 4.302653 * contrast_S.std(ddof=1) / np.sqrt(3)
     assert row["high"] - row["value"] == pytest.approx(half)

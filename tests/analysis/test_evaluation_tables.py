@@ -17,7 +17,7 @@ from tunalab.analysis.evaluations import (
     unequal_settings,
     write_evaluation_tables,
 )
-from tunalab.analysis.statistics import joint_interval, scatter_of_means
+from tunalab.analysis.statistics import of_items
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, mean, share
 from tunalab.evaluation.parts import DIVIDED, OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE, PARTS, EvaluationSettings, pieces_of
@@ -34,9 +34,9 @@ def outcomes(right: float, seed: int, n: int = 200) -> list[bool]:
 
 @pytest.fixture
 def made(records):
-    """Six records, two seeds: Tuna-2 far ahead on charts, all level on count, a distance without items."""
+    """Twelve records, four seeds: Tuna-2 far ahead on charts, all level on count, a distance without items."""
     found = []
-    for number, record in enumerate(records(seeds=2)):
+    for number, record in enumerate(records(seeds=4)):
         measures = [
             share("understanding", "charts", outcomes(SHARES[record.run.variant], number), split="test", chance=0.2, ceiling=1.0),
             share("understanding", "count", outcomes(0.6, 100 + record.run.seed), split="test", chance=0.25, failures=3),
@@ -66,10 +66,10 @@ def test_means_are_those_of_the_records(made, tmp_path):
             if record.run.variant == row["variant"]
             and measure.key == tuple(row[name] for name in ("kind", "benchmark", "split", "metric"))
         ]
-        assert len(values) == row["seeds"] == 2
+        assert len(values) == row["seeds"] == 4
         assert row["value"] == pytest.approx(np.mean(values), abs=1e-5)
         if row["metric"] == "FID":
-            assert row["low"] == row["high"] == ""  # two seeds of a distance between sets: no items, no interval
+            assert row["low"] == row["high"] == ""  # seeds of a distance between sets: no items, no interval
         else:
             assert float(row["low"]) < row["value"] < float(row["high"])
 
@@ -81,7 +81,7 @@ def test_a_lead_is_bold_and_a_tie_is_not(made):
     (count,) = [line for line in text.splitlines() if line.startswith("| count |")]
     cells = [cell.strip() for cell in charts.split("|")[1:-1]]
     assert ["**" in cell for cell in cells[1:4]] == [False, False, True]
-    assert "**" not in count and "200 (f 18)" in count
+    assert "**" not in count and "200 (f 36)" in count
     assert "FID" in text and "in the features of nothing" in text
 
 
@@ -105,7 +105,7 @@ def test_differences_are_paired_by_item(records):
     base = outcomes(0.5, 0, 400)
     better = [right or index % 20 == 0 for index, right in enumerate(base)]
     made = []
-    for record in records(seeds=1):
+    for record in records(seeds=2):
         chosen = better if record.run.variant == "tuna2" else base
         made.append(replace(record, evaluation=[Evaluated("x", {}, {}, 0.0, [share("understanding", "charts", chosen)])]))
     rows = {(row["a"], row["b"]): row for row in differences_table(sides(made)).to_dict("records")}
@@ -120,8 +120,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(200):
         seed_S1 = 0.05 * generator.standard_normal((3, 1))
         value_SI = seed_S1 + generator.standard_normal((1, 100)) * 0.5 + 0.1 * generator.standard_normal((3, 100))
-        low, high = joint_interval([value_SI], scatter_of_means([value_SI.mean(axis=1)]), 1.0, resamples=400)
-        covered += low <= 0 <= high
+        found = of_items([value_SI], shares=False)
+        covered += found.low <= 0 <= found.high
     assert covered >= 180
 
 

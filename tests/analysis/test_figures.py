@@ -9,11 +9,10 @@ from tests.synthetic import synthetic_records
 from tunalab.analysis import curves as grid
 from tunalab.analysis import curves as lines_of
 from tunalab.analysis import figure6 as panels_of
-from tunalab.analysis import resampling
 from tunalab.analysis.curves import AXES, align_tokens, curves, lines
 from tunalab.analysis.figure6 import figure6, learned
 from tunalab.analysis.figures import draw, mask_ratio
-from tunalab.analysis.resampling import Draws, band, learning_curves
+from tunalab.analysis.learning import band, learning_curves
 from tunalab.analysis.statistics import pooled
 from tunalab.errors import UserError
 from tunalab.records.labels import Legend
@@ -28,10 +27,10 @@ def panels(figure):
 
 
 def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
-    made = records(seeds=2)
+    made = records(seeds=3)
     axes = panels(figure_of(made))
     assert len(axes) == 7 and {"count (CountBench)", "search (V*)", "relations (GQA)"} <= set(axes)
-    table, shown, draws = pooled(align_tokens(curves(made))), lines(made), Draws()
+    table, shown = pooled(align_tokens(curves(made))), lines(made)
     for title, panel in axes.items():
         benchmark = title.split()[0]
         assert panel.get_xscale() == "log"
@@ -40,13 +39,12 @@ def test_figure6_has_a_panel_a_benchmark_and_a_line_a_variant(records):
         rows = table[(table.benchmark == benchmark) & (table.variant == "tuna2")].sort_values("tokens")
         assert np.allclose(drawn["Tuna-2"].get_xdata(), rows["tokens"])
         assert np.allclose(drawn["Tuna-2"].get_ydata(), rows["accuracy"])
-        found = band(learning_curves(shown, benchmark, draws)[2], AXES["tokens"], draws)
+        found = band(learning_curves(shown, benchmark)[2], AXES["tokens"])
         shade = panel.collections[2].get_paths()[0].vertices
         assert shade[:, 1].min() == pytest.approx(found.low_G.min()) and shade[:, 1].max() == pytest.approx(found.high_G.max())
-        # Bootstrap and formula are two ways to one thing: of about the same width.
-        assert 0.6 < np.mean(found.high_G - found.low_G) / np.mean(rows["high"] - rows["low"]) < 1.6
+        assert np.allclose(found.low_G, rows["low"]) and np.allclose(found.high_G, rows["high"])  # figure and table say the same
         dots = [line for line in panel.lines if line.get_marker() == "."]
-        assert [len(line.get_xdata()) for line in dots] == [12, 12, 12]  # two seeds, six points
+        assert [len(line.get_xdata()) for line in dots] == [18, 18, 18]  # three seeds, six points
         dashed = [line for line in panel.lines if line.is_dashed()]
         assert len(dashed) == 1 and np.allclose(dashed[0].get_ydata(), rows["chance"].iloc[0])
 
@@ -116,17 +114,25 @@ def test_the_x_axis_is_a_choice(tmp_path, records):
 
 
 def test_a_clear_crossing_is_marked():
-    def made(shares):
+    def made(variant, shares):
         order = np.random.default_rng(0).permutation(400)
-        return {at: order < 400 * share for at, share in zip((1000, 2000, 4000, 8000), shares, strict=True)}
+        of = {at: order < 400 * share for at, share in zip((1000, 2000, 4000, 8000), shares, strict=True)}
+        return [run_of(variant, seed, of) for seed in (0, 1, 2)]
 
-    apart = [run_of("tuna", 0, made((0.6, 0.6, 0.6, 0.6))), run_of("tuna2", 0, made((0.2, 0.4, 0.8, 0.9)))]
-    (panel,) = figure_of(apart).axes
+    first = made("tuna", (0.6, 0.6, 0.6, 0.6))
+    (panel,) = figure_of([*first, *made("tuna2", (0.2, 0.4, 0.8, 0.9))]).axes
     (mark,) = [line for line in panel.lines if line.get_marker() == "D"]
     assert mark.get_xdata()[0] == pytest.approx(2000 * 2**0.5)
     assert mark.get_markerfacecolor() == legend_of("tuna2").colours()["tuna2"]
-    (panel,) = figure_of([apart[0], run_of("tuna2", 0, made((0.59, 0.6, 0.6, 0.61)))]).axes
+    (panel,) = figure_of([*first, *made("tuna2", (0.59, 0.6, 0.6, 0.61))]).axes
     assert not [line for line in panel.lines if line.get_marker() == "D"]  # they touch, but neither lead is one
+
+
+def test_two_seeds_have_dots_and_no_shade(records):
+    """Their intervals would fill every panel."""
+    for seeds, shaded in ((1, True), (2, False), (3, True)):
+        for panel in panels(figure_of(records(seeds=seeds))).values():
+            assert bool(panel.collections) == shaded
 
 
 def test_mask_ratio_shows_the_last_common_point(records):
@@ -184,10 +190,10 @@ def test_each_score_is_resampled_once_for_picture_and_page(tmp_path, records, mo
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: (counts.update([name]), real(*given))[1])
 
-    counted(resampling, "_answers")
+    counted(panels_of, "learning_curves")
     counted(panels_of, "band")
     counted(grid, "_grid")
     counted(lines_of, "differing_settings")
     draw("figure6", records(seeds=3, kinds=4), tmp_path, "")
     lines, kinds, axes = 3, 4, len(AXES)
-    assert counts == {"_answers": lines * kinds, "band": lines * kinds * axes, "_grid": 2 * lines * axes, "differing_settings": 1}
+    assert counts == {"learning_curves": kinds, "band": lines * kinds * axes, "_grid": 2 * lines * axes, "differing_settings": 1}

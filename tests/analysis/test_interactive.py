@@ -6,7 +6,7 @@ import pytest
 
 from tunalab.analysis.curves import AXES, lines, moves
 from tunalab.analysis.figure6 import learned, page
-from tunalab.analysis.resampling import Draws, band, learning_curves
+from tunalab.analysis.learning import band, learning_curves
 from tunalab.errors import UserError
 
 
@@ -31,9 +31,9 @@ def test_the_page_holds_every_curve_on_every_axis_and_asks_nothing_of_the_networ
         "relations",
         "charts",
     ]
-    panel, draws = data["panels"][1], Draws()
-    for curve, drawn in zip(learning_curves(lines(made), "charts", draws), panel["axes"]["flops"]["bands"], strict=True):
-        found = band(curve, AXES["flops"], draws)
+    panel = data["panels"][1]
+    for curve, drawn in zip(learning_curves(lines(made), "charts"), panel["axes"]["flops"]["bands"], strict=True):
+        found = band(curve, AXES["flops"])
         assert np.allclose(drawn["x"], found.x_G, rtol=1e-3) and np.allclose(drawn["low"], found.low_G, atol=1e-4)
     assert len(panel["axes"]["tokens"]["crossings"]) == 1
     assert [run["seed"] for run in panel["seeds"][0]["runs"]] == [0, 1] and len(panel["axes"]["tokens"]["places"]) == 4

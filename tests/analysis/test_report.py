@@ -10,7 +10,7 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 from tests.synthetic import synthetic_record, synthetic_records
 
-from tunalab.analysis import power_law, report_sections
+from tunalab.analysis import report_sections
 from tunalab.analysis.dynamics import write_dynamics
 from tunalab.analysis.report import Beside, build, samples, to_html, to_markdown
 from tunalab.analysis.report_sections import (
@@ -38,12 +38,6 @@ REPORTS = sorted((ROOT / "results").rglob("report.md"))
 def sampled(tokens: int = 4_000_000, prompts: tuple[str, ...] = ("a red ring", "two <b> & blue")) -> Samples:
     generator = np.random.default_rng(tokens)
     return Samples(tokens, prompts, tuple(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8) for _ in prompts))
-
-
-@pytest.fixture(autouse=True)
-def few_fits(request, monkeypatch):
-    if "committed" not in request.node.name:
-        monkeypatch.setattr(power_law, "RESAMPLES", 40)  # what they find is tests/analysis/test_power_law.py's
 
 
 @pytest.fixture(scope="module")

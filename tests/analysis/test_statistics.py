@@ -3,9 +3,23 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.analysis.statistics import Scatter, above_chance, paired_difference, pooled, scatter_of_contrasts, scatter_of_means
+from tunalab.analysis.statistics import (
+    above_chance,
+    benjamini_hochberg,
+    equivalent,
+    half_width,
+    holm,
+    of_items,
+    of_seeds,
+    of_two_runs,
+    paired_difference,
+    pooled,
+    question_error,
+    seeds_needed,
+)
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score, wilson
 from tunalab.records.record import Point, usable
@@ -69,12 +83,11 @@ def test_records_without_a_benchmark_have_no_common_point_and_say_so(record):
 def test_pooled_mean_and_interval(record):
     first, second = np.arange(1000) < 600, np.arange(1000) < 620
     runs = [with_scores(record(seed=seed), {1000: right}) for seed, right in enumerate((first, second))]
-    others = [with_scores(record("tuna", seed=seed), {1000: right}) for seed, right in enumerate((first, first))]
+    others = [with_scores(record("tuna", seed=seed), {1000: right}) for seed, right in enumerate((first, ~first))]
     row, _ = sorted(pooled(align_tokens(curves(runs + others))).to_dict("records"), key=lambda row: -row["accuracy"])
-    low, high = wilson(1220, 2000)
+    low, high = wilson(610, 1000)
     assert row["accuracy"] == pytest.approx(0.61) and row["n"] == 2000 and row["seeds"] == 2
-    # Four runs of two variants: two degrees of freedom, shared by both.
-    seed_error = 4.302653 * np.sqrt(0.0002 / 2) / np.sqrt(2)
+    seed_error = 12.706205 * np.std([0.6, 0.62], ddof=1) / np.sqrt(2)  # of this variant alone, whatever the other one does
     assert row["low"] == pytest.approx(0.61 - np.hypot(0.61 - low, seed_error))
     assert row["high"] == pytest.approx(0.61 + np.hypot(high - 0.61, seed_error))
 
@@ -105,14 +118,10 @@ def test_pairing_by_question_is_sharper_than_counts(record):
     easy = np.arange(200) < 100
     more = np.arange(200) < 115
     a, b = with_scores(record("tuna2"), {1000: more}), with_scores(record("tuna"), {1000: easy})
-    paired = paired_difference([a], [b], "count", 1000)
-    assert paired.by_item and paired.mean == pytest.approx(0.075) and paired.excludes_zero and paired.low > 0
-    bare_a, bare_b = (
-        replace(run, points=[replace(run.points[0], benchmarks={"count": Score.of(correct, 200, 0.25)})])
-        for run, correct in ((a, 115), (b, 100))
-    )
-    counts = paired_difference([bare_a], [bare_b], "count", 1000)
-    assert not counts.by_item and counts.mean == pytest.approx(0.075) and not counts.excludes_zero
+    paired = of_two_runs((a.points[0].benchmarks["count"], b.points[0].benchmarks["count"]))
+    assert paired.by_item and paired.value == pytest.approx(0.075) and paired.excludes_zero and paired.low > 0
+    counts = of_two_runs((Score.of(115, 200, 0.25), Score.of(100, 200, 0.25)))
+    assert not counts.by_item and counts.value == pytest.approx(0.075) and not counts.excludes_zero
 
 
 def test_seeds_that_disagree_widen_the_interval(record):
@@ -123,36 +132,11 @@ def test_seeds_that_disagree_widen_the_interval(record):
 
     agree = paired_difference(runs("a", [0.6] * 4), runs("b", [0.5] * 4), "count", 1000)
     disagree = paired_difference(runs("a", [0.8, 0.4, 0.8, 0.4]), runs("b", [0.5] * 4), "count", 1000)
-    assert agree.seeds == disagree.seeds == 4 and agree.mean == pytest.approx(disagree.mean) == pytest.approx(0.1)
+    assert agree.seeds == disagree.seeds == 4 and agree.value == pytest.approx(disagree.value) == pytest.approx(0.1)
     assert disagree.high - disagree.low > 2 * (agree.high - agree.low)
-    assert agree.excludes_zero and not disagree.excludes_zero
-
-
-def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(record):
-    # Two equal variants, one seed: 95% intervals must hold 0 in about 95 of 100 worlds.
-    rng = np.random.default_rng(1)
-    base_a, base_b = record("a"), record("b")
-    covered = 0
-    for _ in range(200):
-        ability = rng.random(150)
-        a, b = (with_scores(base, {1000: rng.random(150) < ability}) for base in (base_a, base_b))
-        covered += not paired_difference([a], [b], "count", 1000, resamples=400).excludes_zero
-    assert 180 <= covered <= 199
-
-
-def test_two_seeds_grant_no_lead_that_is_a_seeds_luck(record):
-    """Three equal variants whose runs scatter five times as much as their questions: zero is excluded in about 5 of 100 worlds."""
-    rng = np.random.default_rng(3)
-    bare = {(name, seed): record(name, seed) for name in ("tuna", "tuna_r", "tuna2") for seed in (0, 1)}
-    leads = {"together": 0, "alone": 0}
-    for _ in range(100):
-        right = {key: rng.random(100) < 0.5 + 0.25 * rng.standard_normal() for key in bare}
-        sides = [
-            [with_scores(bare[name, seed], {1000: right[name, seed]}) for seed in (0, 1)] for name in ("tuna", "tuna_r", "tuna2")
-        ]
-        for name, among in (("together", sides), ("alone", ())):
-            leads[name] += paired_difference(sides[0], sides[1], "count", 1000, among, resamples=200).excludes_zero
-    assert leads["together"] <= 12 and leads["alone"] <= 12  # 12 or more of 100 at 5%: one time in 200
+    assert agree.excludes_zero and not disagree.excludes_zero and agree.p < 0.05 < disagree.p
+    alone = paired_difference(runs("a", [0.6]), runs("b", [0.5]), "count", 1000)
+    assert alone.value == pytest.approx(0.1) and alone.low is alone.high is alone.p is None and not alone.excludes_zero
 
 
 def test_without_a_common_seed_or_point_there_is_no_difference(record):
@@ -161,43 +145,59 @@ def test_without_a_common_seed_or_point_there_is_no_difference(record):
     assert paired_difference([here], [there], "count", 1000) is None
     assert paired_difference([here], [with_scores(record("b", 0), {9000: right})], "count", 1000) is None
     same = paired_difference([here], [with_scores(record("b", 0), {1005: right})], "count", 1000)
-    assert (same.mean, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
+    assert (same.value, same.excludes_zero) == (0, False)
 
 
-def test_two_cells_are_a_paired_t_test() -> None:
-    a, b = np.array([0.5, 0.7, 0.6]), np.array([0.4, 0.5, 0.6])
-    found = scatter_of_contrasts(np.stack([a, b]))
-    gap = a - b
-    assert found is not None and found.freedom == 2
-    half = 4.302653 * gap.std(ddof=1) / np.sqrt(3)
-    assert found.half_width(3, squares=2) == pytest.approx(half)
+def test_without_questions_it_is_a_paired_t_test() -> None:
+    gap_S = np.array([0.1, 0.2, 0.0])
+    found, expected = of_seeds(gap_S), stats.ttest_1samp(gap_S, 0)
+    assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95))
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
 
 
-def test_what_cells_and_seeds_share_is_no_scatter() -> None:
-    cells, seeds = np.array([[0.2], [0.5], [0.9]]), np.array([[0.0, 0.1]])
-    found = scatter_of_contrasts(cells + seeds)
-    assert found is not None and found.deviation == pytest.approx(0) and found.freedom == 2
-    own = scatter_of_means(list(cells + seeds))
-    assert own is not None and own.deviation == pytest.approx(0.1 / np.sqrt(2)) and own.freedom == 3
+def test_the_error_over_questions_is_added_in_squares_and_the_p_value_is_where_the_interval_meets_zero() -> None:
+    gap_S = np.array([0.10, 0.14, 0.12, 0.08])
+    seeds, both = half_width(gap_S), half_width(gap_S, 0.05)
+    assert both == pytest.approx(np.hypot(seeds, 1.959964 * 0.05))
+    found = of_seeds(gap_S, 0.05)
+    assert half_width(gap_S, 0.05, 1 - found.p) == pytest.approx(found.value, rel=1e-6)
+    assert found.excludes_zero == (found.p < 0.05)
 
 
-def test_many_cells_of_two_seeds_find_the_deviation() -> None:
-    value_CS = np.random.default_rng(0).normal(scale=0.3, size=(400, 2))
-    for found in (scatter_of_contrasts(value_CS), scatter_of_means(list(value_CS))):
-        assert found is not None and found.deviation == pytest.approx(0.3, rel=0.08) and found.freedom >= 399
+def test_the_error_over_questions_is_that_of_their_mean_and_of_one_more_that_tells_apart() -> None:
+    value_SI = np.array([[1.0, 0, 0, 1], [1, 0, 1, 1]])
+    mean_I = value_SI.mean(axis=0)
+    expected = np.sqrt((((mean_I - mean_I.mean()) ** 2).sum() + 1) / 12)
+    assert question_error([value_SI]) == pytest.approx(expected)
+    assert question_error([value_SI, value_SI]) == pytest.approx(expected / np.sqrt(2))  # questions of their own each
+    assert question_error([np.zeros((3, 200))]) > 0 and question_error([np.ones((3, 200))], shares=False) == 0
+    assert of_items([value_SI]).value == pytest.approx(value_SI.mean()) and of_items([value_SI, 0 * value_SI]).n == 8
 
 
-def test_one_seed_knows_nothing() -> None:
-    assert scatter_of_contrasts(np.ones((5, 1))) is None and scatter_of_contrasts(np.ones((1, 5))) is None
-    assert scatter_of_means([np.ones(1), np.ones(1)]) is None
-    unequal = scatter_of_means([np.array([0.0, 1.0]), np.ones(1)])
-    assert unequal is not None and unequal.freedom == 1 and unequal.deviation == pytest.approx(np.sqrt(0.5))
+def test_what_seeds_do_to_both_sides_alike_cancels() -> None:
+    shared = np.array([0.3, -0.2, 0.1])
+    assert of_seeds((0.5 + shared) - (0.4 + shared)).low == pytest.approx(0.1)
 
 
-def test_draws_are_students() -> None:
-    scatter = Scatter(deviation=0.1, freedom=3)
-    drawn_R = scatter.draws(4000, 4, 2.0, np.random.default_rng(0))
-    half = scatter.half_width(4, 2.0)
-    assert half == pytest.approx(3.182446 * 0.1 * np.sqrt(2 / 4))
-    assert np.quantile(drawn_R, [0.025, 0.975]) == pytest.approx([-half, half], rel=0.01)
-    assert abs(np.corrcoef(drawn_R, np.arange(4000))[0, 1]) < 0.05
+def test_corrections_are_those_of_scipy_and_of_the_book() -> None:
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.5]
+    assert benjamini_hochberg(p_values) == pytest.approx(stats.false_discovery_control(p_values))
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own example
+    assert holm([None, 0.02, None, float("nan")]) == [None, 0.02, None, None] and holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and benjamini_hochberg([0.9, None]) == [0.9, None]
+
+
+def test_equivalence_needs_seeds_and_a_margin() -> None:
+    close = np.array([0.01, -0.01, 0.005, 0.0])
+    assert equivalent(close, 0.03) and not equivalent(close, 0.005) and not equivalent(close[:1], 0.5)
+    assert not equivalent(close, 0.03, questions=0.05)
+
+
+def test_seeds_needed_find_the_difference_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(0)
+    pilot = np.array([0.3, -0.5, 1.1, 0.7, 0.2])
+    needed = int(seeds_needed(pilot))
+    found = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), needed)).p < 0.05 for _ in range(1000)]
+    fewer = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), needed // 2)).p < 0.05 for _ in range(1000)]
+    assert np.mean(found) > 0.77 and np.mean(fewer) < 0.7
+    assert seeds_needed(pilot, questions=1.0) == np.inf  # more seeds do not help where questions are too few

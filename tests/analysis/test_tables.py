@@ -31,12 +31,12 @@ def test_the_tables_numbers_are_those_of_the_records(tmp_path, records):
         scores = [record.points[-1].benchmarks[row.benchmark] for record in made if record.run.variant == row.variant]
         assert row.accuracy == pytest.approx(np.mean([score.accuracy for score in scores]), abs=1e-5)
         assert row.n == sum(score.n for score in scores) and row.seeds == 2 and row.chance == scores[0].chance
-        low, high = wilson(sum(score.correct for score in scores), row.n)
+        low, high = wilson(np.mean([score.correct for score in scores]), scores[0].n)
         assert row.low <= low + 1e-5 and row.high >= high - 1e-5
 
 
 def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, records):
-    made = records(seeds=2)
+    made = records(seeds=4)
     write_tables(made, tmp_path, "make table")
     table = accuracy_table(made)
     text = (tmp_path / "accuracy.md").read_text()
@@ -54,8 +54,12 @@ def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, 
             if row["rank"] == 1:
                 (second,) = table[(table.benchmark == benchmark) & (table["rank"] == 2)].to_dict("records")
                 among = {name: [one for one in made if one.run.variant == name] for name in ("tuna", "tuna_r", "tuna2")}
-                gap = paired_difference(among[variant], among[second["variant"]], benchmark, row["tokens"], list(among.values()))
-                assert row["leads"] == (gap.low > 0) and row["lead"] == pytest.approx(gap.mean)
+                of = among.pop(variant)
+                gaps = {name: paired_difference(of, other, benchmark, row["tokens"]) for name, other in among.items()}
+                assert row["lead"] == pytest.approx(gaps[second["variant"]].value)
+                if all(gap.value > 0 for gap in gaps.values()):
+                    assert row["p"] == pytest.approx(min(1, 3 * max(gap.p for gap in gaps.values()))) and row["q"] >= row["p"]
+                assert row["leads"] == (row["q"] < 0.05 and row["low"] > row["chance"])
             else:
                 assert not row["leads"]
     assert 0 < bold < 7  # these records hold both a clear lead and a tie

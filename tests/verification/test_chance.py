@@ -11,7 +11,7 @@ import pytest
 from tests.printed import assert_printed_alike
 from tests.synthetic import synthetic_record
 from tunalab.analysis.curves import align_tokens, curves, lines
-from tunalab.analysis.resampling import Draws, learning_curves
+from tunalab.analysis.learning import learning_curves
 from tunalab.analysis.statistics import above_chance
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes.vocabulary import LEVELS
@@ -102,7 +102,7 @@ def test_old_records_are_read_with_todays_chance(tmp_path: Path) -> None:
     assert {one.split for one in requests} == set(SCENE_SPLITS)
     assert all(one.chance == chance_of(one.benchmark, one.n, one.split) for one in requests)
     assert above_chance(align_tokens(curves([record])))[("tuna2", "")].keys() == record.points[-1].benchmarks.keys()
-    (curve,) = learning_curves(lines([record]), "count", Draws(10))
+    (curve,) = learning_curves(lines([record]), "count")
     assert curve.chance == chance_of("count", 200)
 
 

@@ -3,11 +3,14 @@
 The difference of two mean curves, straight lines over log x between their places, is followed to its end. Its last sign is the
 leader's. The crossing is where that sign was taken over from the other: the last change of sign, earlier ones are counted. A
 difference of zero has no sign: who led before a tie leads through it, and a change of sign across a stretch of ties lies in its
-middle. Every resample has a crossing too, or passes on one of two sides: before the first place (the leader leads throughout) or
-after the last (the other is still ahead at the end). Those count as earlier and later than all places in the interval's quantiles,
-so that none is dropped, and an interval that reaches them is open on that side.
+middle.
 
-    R  resamples    G  places
+Its confidence set: where the two truly cross, the difference is zero, so that places at which the 95% interval of the difference
+excludes zero are no such places. The set reaches from the last place before the crossing at which the other leads for certain to
+the first place behind it at which the leader does. Where there is none it is open on that side. A lead counts
+only where both curves are above chance for certain: below, one that has not begun to learn is compared with luck.
+
+    S  seeds    G  places
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +21,8 @@ from math import inf, isfinite, isinf
 import numpy as np
 
 from tunalab.analysis.curves import Axis, Line
-from tunalab.analysis.resampling import BOUNDS, Curve, Draws, mean_curves
+from tunalab.analysis.learning import Curve, OnGrid, on_grid
+from tunalab.analysis.statistics import Estimate, share_interval
 
 _TIE = 1e-9  # accuracies are whole numbers of answers: less than this is rounding
 
@@ -29,115 +33,92 @@ class Crossing:
 
     ``leader`` is ahead at the end of the mean curves (level there: was ahead last), ``other`` is the second; the order is that of
     the variants where they are level throughout. ``at``: the crossing, None where the leader leads throughout; ``changes`` of
-    sign in all. ``low`` and ``high``: 95% of the resamples pass between them, -inf before ``first``, inf after ``last``; None if
-    all are level.
-
-    Shares of the resamples: the leader leads throughout (``before``), passes inside (``within``), is behind at the end
-    (``after``), both are level throughout (the rest). ``ahead`` and ``behind``: who is ahead at the very end, ties left out.
-    ``clear``: the interval is closed (a leader who is behind at the end of more than 2.5% of the resamples has not passed), and at
-    some place the other's lead, at a later one the leader's, is outside a band that holds the whole difference curve in 95% of
-    resamples. Any other crossing may be two curves that touch by chance.
+    sign in all. ``low`` and ``high``: the confidence set, -inf and inf where it is open. ``end``: the leader's lead at the last
+    place. ``level``: the curves are level throughout.
     """
 
     benchmark: str
     leader: Line
     other: Line
     at: float | None
-    low: float | None
-    high: float | None
-    before: float
-    within: float
-    after: float
-    ahead: float
-    behind: float
+    low: float
+    high: float
+    end: Estimate
     changes: int
-    clear: bool
+    level: bool
     first: float
     last: float
-    seeds: int
-    n: int
-    by_item: bool
+
+    @property
+    def clear(self) -> bool:
+        """Whether both leads are certain; other crossings may be two curves that touch by chance."""
+        return self.at is not None and isfinite(self.low) and isfinite(self.high)
 
 
-@dataclass(frozen=True)
-class Changes:
-    """The last change of sign of each curve: ``sign_R`` that it leads to (0: level throughout), ``place_R`` over log x (-inf:
-    none), and ``count_R`` of all changes.
-    """
-
-    sign_R: np.ndarray
-    place_R: np.ndarray
-    count_R: np.ndarray
-
-
-def last_changes(gap_RG: np.ndarray, x_G: np.ndarray) -> Changes:
-    log_G, places = np.log(x_G), np.arange(len(x_G))
-    sign_RG = np.sign(np.where(np.abs(gap_RG) < _TIE, 0, gap_RG)).astype(np.int8)
-    signed_RG = np.maximum.accumulate(np.where(sign_RG != 0, places, 0), axis=1)  # the last place with a sign, up to each
-    kept_RG = np.take_along_axis(sign_RG, signed_RG, axis=1)  # ties keep the sign before them
-    sign_R = kept_RG[:, -1]
-    count_R = (kept_RG[:, 1:] * kept_RG[:, :-1] < 0).sum(axis=1)
-    # Of the other sign for the last time at `left`, of the last sign for the first time after it at `right`; ties between.
-    left_R = np.where(sign_RG == -sign_R[:, None], places, -1).max(axis=1)
-    left_R[sign_R == 0] = -1
-    right_R = np.where((sign_RG == sign_R[:, None]) & (places > left_R[:, None]), places, len(x_G) - 1).min(axis=1)
-    safe_R = np.maximum(left_R, 0)
-    gap_left_R, gap_right_R = (np.abs(np.take_along_axis(gap_RG, at_R[:, None], axis=1)[:, 0]) for at_R in (safe_R, right_R))
-    total_R = gap_left_R + gap_right_R
-    share_R = np.divide(gap_left_R, total_R, out=np.full(len(gap_RG), 0.5), where=total_R > 0)
-    straight_R = log_G[safe_R] + share_R * (log_G[right_R] - log_G[safe_R])
-    inner = len(x_G) - 1
-    middle_R = (log_G[np.minimum(safe_R + 1, inner)] + log_G[np.maximum(right_R - 1, 0)]) / 2
-    place_R = np.where(right_R - left_R > 1, middle_R, straight_R)
-    return Changes(sign_R, np.where(left_R >= 0, place_R, -inf), count_R)
+def last_change(gap_G: np.ndarray, x_G: np.ndarray) -> tuple[int, float | None, int]:
+    """The sign at the end (0: level throughout), the place of the last change of sign (None: none), and how many there are."""
+    sign_G = np.sign(np.where(np.abs(gap_G) < _TIE, 0, gap_G)).astype(int)
+    signed = np.flatnonzero(sign_G)
+    if not len(signed):
+        return 0, None, 0
+    changes = [(left, right) for left, right in zip(signed, signed[1:], strict=False) if sign_G[left] != sign_G[right]]
+    sign = int(sign_G[signed[-1]])
+    if not changes:
+        return sign, None, 0
+    left, right = changes[-1]
+    log_G = np.log(x_G)
+    if right - left > 1:
+        place = (log_G[left + 1] + log_G[right - 1]) / 2
+    else:
+        place = log_G[left] + abs(gap_G[left]) / (abs(gap_G[left]) + abs(gap_G[right])) * (log_G[right] - log_G[left])
+    return sign, float(np.exp(place)), len(changes)
 
 
-def crossing(a: Curve, b: Curve, axis: Axis, draws: Draws) -> Crossing | None:
+def crossing(a: Curve, b: Curve, axis: Axis) -> Crossing | None:
     """None where the two have no common seed, or no common stretch of the axis."""
-    means = mean_curves([a, b], axis, draws)
-    if not means:
+    found = on_grid([a, b], axis)
+    if not found:
         return None
-    first, second = means
-    gap_G, gap_RG = first.mean_G - second.mean_G, first.resampled_RG - second.resampled_RG
-    here, drawn = last_changes(gap_G[None], first.x_G), last_changes(gap_RG, first.x_G)
-    sign, place = (int(here.sign_R[0]) or 1), float(here.place_R[0])
-    low = high = None
-    signed_R = drawn.sign_R != 0
-    if signed_R.any():
-        passed_R = np.where(drawn.sign_R == sign, drawn.place_R, inf)[signed_R]
-        low, high = (_back(float(bound)) for bound in np.quantile(passed_R, BOUNDS, method="inverted_cdf"))
-    leads_R = drawn.sign_R == sign
-    within = float((leads_R & np.isfinite(drawn.place_R)).mean())
-    end_R = np.where(np.abs(gap_RG[:, -1]) < _TIE, 0, gap_RG[:, -1]) * sign
-    leader, other = (a.line, b.line) if sign > 0 else (b.line, a.line)
+    gap = found[0].less(found[1])
+    x_G = gap.x_G
+    sign, at, changes = last_change(gap.value_SG.mean(axis=0), x_G)
+    leads = [gap.weighted(one_G, a.n) for one_G in np.eye(len(x_G))]
+    certain_G = np.array([_certain(lead) * (sign or 1) for lead in leads]) * _above_chance(found, (a, b))
+    place = -inf if at is None else at
+    before, behind = (x_G < place) & (certain_G < 0), (x_G >= place) & (certain_G > 0)
+    leader, other = (a, b) if sign >= 0 else (b, a)
+    end = leads[-1] if sign >= 0 else found[1].less(found[0]).weighted(np.eye(len(x_G))[-1], a.n)
     return Crossing(
         a.benchmark,
-        leader,
-        other,
-        None if isinf(place) else float(np.exp(place)),
-        low,
-        high,
-        float(leads_R.mean()) - within,
-        within,
-        float((drawn.sign_R == -sign).mean()),
-        float((end_R > 0).mean()),
-        float((end_R < 0).mean()),
-        int(here.count_R[0]),
-        low is not None
-        and high is not None
-        and isfinite(high - low)
-        and _clear(gap_G * sign, gap_RG * sign, np.log(first.x_G) < place),
-        float(first.x_G[0]),
-        float(first.x_G[-1]),
-        first.seeds,
-        (a if sign > 0 else b).n,
-        a.by_item,
+        leader.line,
+        other.line,
+        at,
+        float(x_G[before][-1]) if before.any() else -inf,
+        float(x_G[behind][0]) if behind.any() else inf,
+        end,
+        changes,
+        sign == 0,
+        float(x_G[0]),
+        float(x_G[-1]),
     )
 
 
-def crossings(curves: Sequence[Curve], axis: Axis, draws: Draws) -> list[Crossing]:
+def _certain(lead: Estimate) -> int:
+    return 0 if not lead.excludes_zero else 1 if lead.value > 0 else -1
+
+
+def _above_chance(found: Sequence[OnGrid], curves: Sequence[Curve]) -> np.ndarray:
+    """Places at which both are, by the lower ends of their intervals, (G,) bool."""
+    above = [
+        [share_interval(value_S, curve.n)[0] > curve.chance for value_S in one.value_SG.T]
+        for one, curve in zip(found, curves, strict=True)
+    ]
+    return np.logical_and(*np.array(above))
+
+
+def crossings(curves: Sequence[Curve], axis: Axis) -> list[Crossing]:
     """Of every two variants at the same setting."""
-    found = (crossing(a, b, axis, draws) for a, b in pairs(curves))
+    found = (crossing(a, b, axis) for a, b in pairs(curves))
     return [one for one in found if one is not None]
 
 
@@ -146,22 +127,9 @@ def pairs(curves: Sequence[Curve]) -> Iterable[tuple[Curve, Curve]]:
 
 
 def passing(crossing: Crossing, axis: Axis) -> str:
-    """``3.1M [2.2M, 4.5M]``, with ``<`` or ``>`` where an interval is open; ``none up to 9M`` without a crossing."""
+    """``3.1M [2.2M, 4.5M]``, with ``<`` or ``>`` where the set is open; ``none up to 9M`` without a crossing."""
     if crossing.at is None:
         return f"none up to {axis.text(crossing.last)}"
     ends = {-inf: f"< {axis.text(crossing.first)}", inf: f"> {axis.text(crossing.last)}"}
-    bounds = [ends.get(bound) or axis.text(bound) for bound in (crossing.low, crossing.high) if bound is not None]
-    return f"{axis.text(crossing.at)} " + (f"[{', '.join(bounds)}]" if bounds else "")
-
-
-def _back(log_x: float) -> float:
-    return log_x if isinf(log_x) else float(np.exp(log_x))
-
-
-def _clear(gap_G: np.ndarray, gap_RG: np.ndarray, before_G: np.ndarray) -> bool:
-    """Whether the gap is below zero before the crossing and above zero after it, outside a band for all places at once."""
-    error_G = gap_RG.std(axis=0)
-    spread_RG = np.divide(np.abs(gap_RG - gap_G), error_G, out=np.zeros_like(gap_RG), where=error_G > _TIE)
-    width = float(np.quantile(spread_RG.max(axis=1), 0.95))
-    clear_G = np.where(np.abs(gap_G) > np.maximum(width * error_G, _TIE), np.sign(gap_G), 0)
-    return bool((clear_G[before_G] < 0).any() and (clear_G[~before_G] > 0).any())
+    low, high = (ends[bound] if isinf(bound) else axis.text(bound) for bound in (crossing.low, crossing.high))
+    return f"{axis.text(crossing.at)} [{low}, {high}]"

@@ -1,6 +1,7 @@
 """How two runs differ: in what they are, in what they consumed, and in what came out."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from tunalab.analysis.curves import TOLERANCE
@@ -15,8 +16,8 @@ from tunalab.analysis.fairness import (
     used_components,
     versions,
 )
-from tunalab.analysis.statistics import Difference, paired_difference
-from tunalab.analysis.written import percent
+from tunalab.analysis.statistics import Estimate, of_two_runs
+from tunalab.analysis.written import percent, with_interval
 from tunalab.records.labels import (
     OF_VARIANT,
     Value,
@@ -50,7 +51,7 @@ class Compared:
     name: str
     a: float
     b: float
-    gap: Difference | None = None
+    gap: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
         if key in all_b and all_a[key] != all_b[key] and not changes_results(key) and not key.startswith("tracking."):
             rows.append(SettingRow(key, all_a[key], all_b[key], NO_RESULT))
     common = _last_common(a, b)
-    accuracies, others = ([], []) if common is None else (_accuracies(a, b, *common), _others(*common))
+    accuracies, others = ([], []) if common is None else (_accuracies(*common), _others(*common))
     tokens = None if common is None else max(point.tokens for point in common)
     # A name may be the same in two folders: inequalities name the runs as they were called.
     called = [replace(record, run=replace(record.run, name=name)) for name, record in zip(names, (a, b), strict=True)]
@@ -128,13 +129,12 @@ def _last_common(a: Record, b: Record) -> tuple[Point, Point] | None:
     return max(pairs, key=lambda pair: (min(point.tokens for point in pair), -abs(pair[0].tokens - pair[1].tokens)), default=None)
 
 
-def _accuracies(a: Record, b: Record, at_a: Point, at_b: Point) -> list[Compared]:
+def _accuracies(at_a: Point, at_b: Point) -> list[Compared]:
     # All runs answer the same questions, so runs of two seeds are paired by question too.
-    other = replace(b, run=replace(b.run, seed=a.run.seed))
     rows = []
     for name in ordered_benchmarks(at_a.benchmarks.keys() & at_b.benchmarks.keys()):
-        gap = paired_difference([a], [other], name, at_a.tokens)
-        rows.append(Compared(benchmark_label(name), at_a.benchmarks[name].accuracy, at_b.benchmarks[name].accuracy, gap))
+        one, other = at_a.benchmarks[name], at_b.benchmarks[name]
+        rows.append(Compared(benchmark_label(name), one.accuracy, other.accuracy, of_two_runs((one, other))))
     return rows
 
 
@@ -243,14 +243,15 @@ def _results_text(found: Diff) -> str:
         for row in found.accuracies:
             interval, ahead = ["", ""], ""
             if gap := row.gap:
-                interval = [percent(gap.mean, "+"), f"[{percent(gap.low, '+')}, {percent(gap.high, '+')}]"]
-                ahead = "" if not gap.excludes_zero else "a ahead" if gap.mean > 0 else "b ahead"
+                interval = with_interval(gap.bounds, partial(percent, sign="+")).split(" ", 1)
+                ahead = "" if not gap.excludes_zero else "a ahead" if gap.value > 0 else "b ahead"
             rows.append([row.name, percent(row.a), percent(row.b), *interval, ahead])
         paired = all(row.gap is None or row.gap.by_item for row in found.accuracies)
         how = "paired question by question" if paired else "from counts, not paired (outcomes are not on record)"
         text.append(f"at {found.tokens:,} tokens\n{columns(rows)}")
         text.append(
-            f"Intervals: bootstrap over questions, {how}; they say nothing of other seeds. Of twenty ties one leads by luck."
+            f"Intervals: 1.96 standard errors over questions, {how}; they say nothing of other seeds. "
+            "Of twenty ties one leads by luck."
         )
     if found.others:
         rows = [["held out", "a", "b", "a - b"]]

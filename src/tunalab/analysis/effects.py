@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, score_at
+from tunalab.analysis.statistics import benjamini_hochberg, of_items, of_seeds, score_at
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.records.labels import (
     MASK_RATIO,
@@ -217,7 +217,8 @@ def _mean_weights(groups: Sequence[Sequence[Cell]], signs: Sequence[int]) -> dic
 MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
 TITLES = {"main": "Main effects", "matched": "As many trained parameters", "interaction": "Interactions"}
-COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "pairs", "seeds", "n"]
+COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "p", "pairs", "seeds", "n"]
+FALSE = 0.05  # of the effects in bold, on average
 Outcome = Callable[[Point], float | None]  # a number of a point, None where it has none
 
 
@@ -235,10 +236,9 @@ def write_effects(records: Sequence[Record], folder: Path, command: str) -> list
 def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     """A row per contrast and outcome, at the last point that all finished runs share.
 
-    Outcomes: accuracy by benchmark and its mean over benchmarks, held-out text loss, one-step PSNR by flow time. 95% intervals,
-    without correction for how many there are: Student's t of the scatter between seeds, which all cells estimate together,
-    for accuracies added to a bootstrap over questions. With one seed accuracies have that of questions alone,
-    which says nothing of another seed, and the others none.
+    Outcomes: accuracy by benchmark and its mean over benchmarks, held-out text loss, one-step PSNR by flow time. Each contrast is
+    taken seed by seed, with the interval of its own cells (statistics.py), so that cells may scatter differently and share a trunk
+    of training. ``q``: the p-value after Benjamini and Hochberg's correction for all numbers of the table.
     """
     finished = usable(records)
     aligned = align_tokens(curves(finished)) if finished else pd.DataFrame()
@@ -248,34 +248,23 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
     continuous = _continuous(finished, tokens)
-    scatters = _scatters(cells, benchmarks, continuous, tokens)
     rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
         seeds = _common_seeds(contrast.weights)
         if not seeds:
             continue
-        if len(seeds) < 2:
-            between: Mapping[str, Scatter | None] = {}
-        else:  # cells of this contrast alone, where others have fewer seeds
-            between = scatters or _scatters(list(contrast.weights), benchmarks, continuous, tokens)
-        squares = sum(weight**2 for weight in contrast.weights.values())
         about = (contrast.kind, contrast.factor, contrast.level, contrast.reference, contrast.with_)
         values = {name: _accuracy(contrast.weights, seeds, name, tokens) for name in benchmarks}
         measured = {name: [value_SI] for name, value_SI in values.items() if value_SI is not None}
-        for name, of in {MEAN: [value_SI for (value_SI,) in measured.values()], **measured}.items():
-            if of:
-                mean = float(np.mean([value_SI.mean() for value_SI in of]))
-                n = sum(value_SI.shape[1] for value_SI in of)
-                bounds = joint_interval(of, between.get(name), squares)
-                rows.append((*about, name, mean, *bounds, contrast.pairs, len(seeds), n))
+        found = {name: of_items(of) for name, of in {MEAN: [of for (of,) in measured.values()], **measured}.items() if of}
         for name, of_point in continuous.items():
-            value = _mean_of(contrast.weights, seeds, of_point, tokens)
-            if value is not None:
-                scatter = between.get(name)
-                half = None if scatter is None else scatter.half_width(len(seeds), squares)
-                ends = (None, None) if half is None else (value - half, value + half)
-                rows.append((*about, name, value, *ends, contrast.pairs, len(seeds), len(seeds)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            value_S = _by_seed(contrast.weights, seeds, of_point, tokens)
+            if value_S is not None:
+                found[name] = of_seeds(value_S, n=len(seeds))
+        rows += [(*about, name, *one.bounds, one.p, contrast.pairs, one.seeds, one.n) for name, one in found.items()]
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("low", "high", "p"), float))
+    table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
+    return table
 
 
 def effects_markdown(table: pd.DataFrame) -> str:
@@ -294,15 +283,14 @@ def effects_markdown(table: pd.DataFrame) -> str:
             shown.append([label, str(first["pairs"]), str(first["seeds"]), *cells])
         text += [f"## {title}\n\n{markdown_table(head, shown)}\n"] if shown else []
     cover = (
-        "of questions alone, as one seed says nothing of another; so none is bold where 0 is outside."
+        "One seed says nothing of another, so that there are no intervals."
         if (table["seeds"] == 1).all()
-        else "Student's t of the scatter between seeds, which all runs of the table estimate together, and for accuracies a "
-        "bootstrap over questions. Bold: 0 is outside."
+        else "95% intervals of each contrast by itself: Student's t over its values by seed and, for accuracies, the error over "
+        f"questions. Bold: 0 is excluded after Benjamini and Hochberg's correction for the {len(table)} numbers here (q < {FALSE})."
     )
     note = (
         "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
-        "interaction says by how much the effect differs where the other choice differs too. 95% intervals, paired by seed: "
-        f"{cover} Not corrected for the {len(table)} numbers here: of twenty without any effect about one is bold by luck."
+        f"interaction says by how much the effect differs where the other choice differs too. {cover}"
     )
     return "\n".join([*text, note, ""])
 
@@ -357,33 +345,15 @@ def _point_at(record: Record, tokens: int) -> Point:
     return min(record.points, key=lambda point: abs(point.tokens - tokens))
 
 
-def _mean_of(weights: Weights, seeds: Sequence[int], outcome: Outcome, tokens: int) -> float | None:
-    """The contrast of a continuous outcome at the point at ``tokens``, the mean over seeds; None where a run has none."""
-    total = 0.0
+def _by_seed(weights: Weights, seeds: Sequence[int], outcome: Outcome, tokens: int) -> np.ndarray | None:
+    """The contrast of a continuous outcome at the point at ``tokens``, (S,); None where a run has none."""
+    total_S = np.zeros(len(seeds))
     for cell, weight in weights.items():
         found = [outcome(_point_at(_of_seed(cell, seed), tokens)) for seed in seeds]
         if None in found:
             return None
-        total += weight * float(np.mean(found))  # type: ignore[arg-type]
-    return total
-
-
-def _scatters(
-    cells: Sequence[Cell], benchmarks: Sequence[str], continuous: Mapping[str, Outcome], tokens: int
-) -> dict[str, Scatter | None]:
-    """Of each outcome between the seeds that all cells have, over the cells that have the outcome; empty of less than two seeds."""
-    seeds = _common_seeds(dict.fromkeys(cells, 1.0))
-    if len(seeds) < 2:
-        return {}
-    runs = [[_of_seed(cell, seed) for seed in seeds] for cell in cells]
-    scores = {name: [[score_at(run, name, tokens) for run in own] for own in runs] for name in benchmarks}
-    values = {name: [[score and score.accuracy for score in own] for own in of_cells] for name, of_cells in scores.items()}
-    values |= {name: [[of(_point_at(run, tokens)) for run in own] for own in runs] for name, of in continuous.items()}
-    whole = {name: np.array([own for own in of_cells if None not in own], dtype=float) for name, of_cells in values.items()}
-    shared = [whole[name] for name in benchmarks if len(whole[name]) == len(cells)]  # a cell with fewer has another mean
-    if shared:
-        whole[MEAN] = np.mean(shared, axis=0)
-    return {name: scatter_of_contrasts(value_CS) for name, value_CS in whole.items() if len(value_CS)}
+        total_S += weight * np.array(found, dtype=float)
+    return total_S
 
 
 def _common_seeds(weights: Weights) -> list[int]:
@@ -393,5 +363,4 @@ def _common_seeds(weights: Weights) -> list[int]:
 def _effect(row: Mapping[Any, Any], outcome: str) -> str:
     scale, digits = unit(outcome), 3 if outcome == TEXT_LOSS else 2 if outcome.startswith(PSNR) else 1
     text = with_interval([row[name] for name in ("value", "low", "high")], lambda value: f"{scale * value:+.{digits}f}")
-    # The interval of one seed holds for its run: no effect of a choice is shown by it.
-    return f"**{text}**" if (row["low"] > 0 or row["high"] < 0) and row["seeds"] != 1 else text
+    return f"**{text}**" if row["q"] < FALSE else text

@@ -18,11 +18,11 @@ import pandas as pd
 import yaml
 
 from tunalab.analysis.curves import TOLERANCE
-from tunalab.analysis.statistics import Scatter, joint_interval, scatter_of_contrasts, scatter_of_means
+from tunalab.analysis.statistics import benjamini_hochberg, of_items, share_interval
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import KINDS, Measure, wilson
+from tunalab.evaluation.measure import KINDS, Measure
 from tunalab.evaluation.parts import OF_PARSER, PARSER, PARSER_REVISION, PARSER_SINCE
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULED, RULES, metric
@@ -33,6 +33,8 @@ from tunalab.settings.layers import own_or_shipped
 
 Key = tuple[str, str, str, str]  # kind, benchmark, split, metric
 Side = dict[int, Measure]  # of one variant, by seed
+KEY = ["kind", "benchmark", "split", "metric"]
+FALSE = 0.05  # of the differences that are called such, on average
 
 
 def items_of(side: Side, seeds: Sequence[int]) -> np.ndarray | None:
@@ -108,32 +110,20 @@ def unequal_settings(records: Sequence[Record]) -> list[str]:
     return [key for key in keys if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
 
 
-def scatter_among(measured: Sequence[Mapping[str, Side]]) -> Scatter | None:
-    """Between the seeds that all variants have, of the mean of one or several measures."""
-    variants = sorted(set.intersection(*map(set, measured)))
-    seeds = sorted(set.intersection(*(set(one[name]) for one in measured for name in variants))) if variants else []
-    if not seeds:
-        return None
-    value_KCS = [[[one[name][seed].value for seed in seeds] for name in variants] for one in measured]
-    return scatter_of_contrasts(np.mean(value_KCS, axis=0))
-
-
 def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     """A row per measure and variant. ``n`` is the number of items of one seed.
 
-    ``low`` and ``high``: with several seeds from a bootstrap over items and the scatter between the seeds of all variants, for
-    shares never within Wilson's interval of one seed's items (seeds share them, and items that are all right do not scatter);
-    with one seed the interval of the measure itself; empty where there is none.
+    ``low`` and ``high``: with several seeds Student's t over them and the error over items, for shares with Wilson's interval of
+    one seed's items (statistics.share_interval); with one seed the interval of the measure itself; empty where there is none.
     """
     rows = []
     for key, by_variant in compared.items():
-        scatter = scatter_of_means([np.array([measure.value for measure in side.values()]) for side in by_variant.values()])
         for variant, side in by_variant.items():
             first = next(iter(side.values()))
             low, high = first.low, first.high
             if len(side) > 1:
                 items_SI = items_of(side, list(side))
-                low, high = (None, None) if items_SI is None else _interval(items_SI, scatter, certain=first.low is None)
+                low, high = (None, None) if items_SI is None else _interval(items_SI, certain=first.low is None)
             value = float(np.mean([measure.value for measure in side.values()]))
             failures = sum(measure.failures for measure in side.values())
             rows.append((*key, variant, value, low, high, first.n, len(side), first.chance, first.ceiling, failures, first.note))
@@ -141,43 +131,45 @@ def means_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "benchmark", "split", "metric", "variant", *names])
 
 
-def _interval(items_SI: np.ndarray, scatter: Scatter | None, certain: bool) -> tuple[float, float]:
+def _interval(items_SI: np.ndarray, certain: bool) -> tuple[float | None, float | None]:
     """``certain``: one seed's measure has no interval, so that items which do not scatter are what they are, and no shares."""
-    low, high = joint_interval([items_SI], scatter, 1.0)
-    if not ((items_SI >= 0) & (items_SI <= 1)).all():
-        return low, high
     if not certain and np.isin(items_SI, (0, 1)).all():
-        share, n = float(items_SI.mean()), items_SI.shape[1]
-        wilson_low, wilson_high = wilson(round(share * n), n)
-        low, high = min(low, wilson_low), max(high, wilson_high)
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+        return share_interval(items_SI.mean(axis=1), items_SI.shape[1])
+    found = of_items([items_SI], shares=False)
+    within = ((items_SI >= 0) & (items_SI <= 1)).all() and found.low is not None and found.high is not None
+    return (max(0.0, found.low), min(1.0, found.high)) if within else (found.low, found.high)  # type: ignore[type-var]
 
 
 def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     """A row per measure and two variants: ``a`` minus ``b`` over the seeds both have, paired by seed and item (same seeds see the
-    same documents, all models the same items), with its 95% interval and whether that excludes zero. How runs scatter between
-    seeds is estimated from all variants.
+    same documents, all models the same items), with its 95% interval. ``q``: its p-value after Benjamini and Hochberg's correction
+    for all rows; ``apart``: below .05.
 
     Measures without items (a distance between sets of images) have the difference of their values and no interval.
     """
     rows = []
     for key, by_variant in compared.items():
-        scatter = scatter_among([by_variant])
         for a, b in combinations(by_variant, 2):
             pair = {name: by_variant[name] for name in (a, b)}
             seeds = sorted(pair[a].keys() & pair[b].keys())
             if not seeds:
                 continue
             first, second = (np.mean([side[seed].value for seed in seeds]) for side in pair.values())
-            low = high = None
             gap_SI = item_gaps(pair, a, b)
+            found: tuple[float | None, ...] = (None, None, None)
             if gap_SI is not None:
-                low, high = joint_interval([gap_SI], scatter or scatter_among([pair]), 2.0)
-            apart = low is not None and high is not None and (low > 0 or high < 0)
-            rows.append((*key, a, b, float(first - second), low, high, len(seeds), apart))
-    return pd.DataFrame(
-        rows, columns=["kind", "benchmark", "split", "metric", "a", "b", "difference", "low", "high", "seeds", "apart"]
-    )
+                one = of_items([gap_SI], shares=in_shares(gap_SI))
+                found = (one.low, one.high, one.p)
+            rows.append((*key, a, b, float(first - second), *found, len(seeds)))
+    table = pd.DataFrame(rows, columns=[*KEY, "a", "b", "difference", "low", "high", "p", "seeds"])
+    table = table.astype(dict.fromkeys(("low", "high", "p"), float))
+    table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
+    return table.assign(apart=table["q"] < FALSE)
+
+
+def in_shares(gap_SI: np.ndarray) -> bool:
+    """Whether the values are differences of right and wrong."""
+    return bool(np.isin(gap_SI, (-1, 0, 1)).all())
 
 
 def item_gaps(by_variant: Mapping[str, Side], more: str, less: str) -> np.ndarray | None:
@@ -240,15 +232,14 @@ def counterpart(kind: str, benchmark: str, split: str, metric: str) -> Result | 
 NOTE = """\
 Measured here: mean over {seeds} with its 95% interval, over items and, with several seeds, over seeds; n counts the
 items of one seed (f: how many more could not be measured). Shares lie between 0 and 1. Bold, where more is better: ahead of
-every other front-end by a difference, paired by seed and item, whose 95% interval excludes 0 (`differences.csv`); no correction
-for the number of rows. Settings in which the runs differ besides the front-end: {unequal}. Published numbers are those of 7B
+every other front-end by a difference, paired by seed and item, after Benjamini and Hochberg's correction for the rows of
+`differences.csv`. Settings in which the runs differ besides the front-end: {unequal}. Published numbers are those of 7B
 models on the published benchmarks, from `results/published.csv`: beside ours only their order can be compared. Chance of
 understanding: the best of four guesses that never look at the image (`results/verification/chance.md`)."""
 # A larger distance between images, or more attention, is not better by itself.
 HIGHER_IS_BETTER = ("understanding", "generation", "editing", "judge")
 BRIEF, ALL = ("attention",), "all"  # kinds of which the Markdown shows one benchmark
 NO_DIRECTION = ("accuracy without image", "residual of right images", "rejected by residual")
-KEY = ["kind", "benchmark", "split", "metric"]
 
 
 def write_evaluation_tables(records: Sequence[Record], published: Path, folder: Path, command: str) -> list[Path]:
@@ -328,7 +319,7 @@ def _of_each(part: pd.DataFrame, column: str) -> str:
 
 
 def _leaders(differences: pd.DataFrame) -> dict[Any, str]:
-    """Of each measure the variant with a higher value than each other one, every interval excluding zero."""
+    """Of each measure the variant with a higher value than each other one, every difference standing after the correction."""
     leaders = {}
     for key, rows in differences.groupby(KEY, sort=False):
         beaten: dict[str, set[str]] = {name: set() for name in {*rows["a"], *rows["b"]}}

@@ -1,7 +1,7 @@
 """Figure 6: accuracy against what a run consumes, as a picture and as a page that opens from disk.
 
 What both show (bands, crossings, names, colours) is worked out once, a benchmark at a time, and no
-resamples are kept: of a thousand runs they are a hundred megabytes per benchmark. The page loads
+answers by question are kept: of a thousand runs they are megabytes per benchmark. The page loads
 nothing from the network; templates/figure6.html.j2 is its text, "DATA" the place of the numbers.
 
     P  evaluations of a run    G  places of a common grid
@@ -10,7 +10,7 @@ nothing from the network; templates/figure6.html.j2 is its text, "DATA" the plac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isinf, log10
+from math import ceil, isinf, log10
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -23,14 +23,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from tunalab.analysis.crossing import Crossing, crossings, passing
 from tunalab.analysis.curves import DURATIONS, Axis, Line, benchmarks, names_of
-from tunalab.analysis.resampling import Band, Curve, Draws, band, covers, learning_curves
+from tunalab.analysis.learning import Band, Curve, band, covers, learning_curves
 from tunalab.errors import UserError
 from tunalab.records.labels import Legend, benchmark_label, ordered_benchmarks
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A curve in a panel, without its resamples, and its band on each axis that has one."""
+    """A curve in a panel and its band on each axis that has one."""
 
     curve: Curve
     bands: dict[str, Band | None]
@@ -62,15 +62,15 @@ def learned(shown: Sequence[Line], axes: Sequence[Axis]) -> Panels:
     Raises:
         UserError: nothing was evaluated, or a run does not move along an axis.
     """
-    names, draws = ordered_benchmarks(benchmarks(record for line in shown for record in line.records)), Draws()
+    names = ordered_benchmarks(benchmarks(record for line in shown for record in line.records))
     if not names:
         raise UserError("no evaluated benchmark in these records")
     panels = []
     for name in names:
-        curves = learning_curves(shown, name, draws)
-        bands = [{axis.name: band(curve, axis, draws) for axis in axes} for curve in curves]
-        crossed = {axis.name: crossings(curves, axis, draws) for axis in axes}
-        bare = (replace(curve, right_PR={}, _sums={}, _means={}) for curve in curves)
+        curves = learning_curves(shown, name)
+        bands = [{axis.name: band(curve, axis) for axis in axes} for curve in curves]
+        crossed = {axis.name: crossings(curves, axis) for axis in axes}
+        bare = (replace(curve) for curve in curves)
         panels.append(Panel(name, [Drawn(curve, of) for curve, of in zip(bare, bands, strict=True)], crossed))
     return Panels(list(shown), list(axes), panels)
 
@@ -100,6 +100,8 @@ def _shade(share: float) -> str:
 
     return to_hex(colormaps["viridis"](0.1 + 0.75 * share))
 
+
+UNSHADED = 2  # seeds: Student's t of one degree of freedom would shade whole panels; the dots show both
 
 INK, FAINT = "#333333", "#8A8A8A"
 # Inches, set by hand: panels are all alike, and measuring every tick takes longer than drawing them.
@@ -185,9 +187,16 @@ def figure6(found: Panels, axis: Axis) -> Figure:
                 _draw_crossing(axes, crossing, crossing.at, looks)
                 passed = True
     mark = (
-        " Diamond: its colour passes its edge's for good, bar: 95% interval; only where both leads exclude zero." if passed else ""
+        " Diamond: its colour passes its edge's for good, bar: where no lead is certain; only where both leads are."
+        if passed
+        else ""
     )
-    shade = f"Line: mean over seeds. Shade: 95% bootstrap interval ({covers(numbers)}). Dots: single seeds."
+    shade = (
+        f"Line: mean over seeds. Shade: 95% interval ({covers(numbers - {UNSHADED})}). "
+        if numbers - {UNSHADED}
+        else "Line: mean over seeds. "
+    )
+    shade += "Dots: single seeds." + (" Of two seeds the interval says too little to be drawn." if UNSHADED in numbers else "")
     caption(figure, " ".join(part for part in (shade + mark, axis.note) if part))
     return figure
 
@@ -195,7 +204,8 @@ def figure6(found: Panels, axis: Axis) -> Figure:
 def _draw_curve(axes: Axes, one: Drawn, axis: Axis, look: Style) -> None:
     found = one.bands[axis.name]
     if found is not None:
-        axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
+        if len(one.curve.scores) != UNSHADED:
+            axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
         mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
         axes.plot(found.x_G, found.mean_G, mark + "-", color=look.colour, linewidth=1.8, label=look.label)
     dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
@@ -207,10 +217,9 @@ def _draw_crossing(axes: Axes, found: Crossing, at: float, looks: dict[Line, Sty
     """At the bottom of the panel: where, and the interval; arrowheads where it is open."""
     leader, other = looks[found.leader], looks[found.other]
     bottom: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": leader.colour, "zorder": 4}
-    low, high = -inf if found.low is None else found.low, inf if found.high is None else found.high
-    ends = max(low, found.first), min(high, found.last)
+    ends = max(found.low, found.first), min(found.high, found.last)
     axes.plot(ends, [0.03, 0.03], linewidth=1.4, alpha=0.8, **bottom)
-    for end, arrow, is_open in zip(ends, "<>", (low == -inf, high == inf), strict=True):
+    for end, arrow, is_open in zip(ends, "<>", (isinf(found.low), isinf(found.high)), strict=True):
         if is_open:
             axes.plot([end], [0.03], arrow, markersize=4, markeredgewidth=0, **bottom)
     axes.plot([at], [0.03], "D", mec=other.colour, mew=1.4, ms=6, **bottom | {"zorder": 5})
@@ -241,6 +250,7 @@ def figure_data(found: Panels, command: str) -> dict[str, Any]:
     looks, index = styles(found.lines), {line: number for number, line in enumerate(found.lines)}
     return {
         "command": command,
+        "unshaded": UNSHADED,
         "covers": covers({len(line.records) for line in found.lines}),
         "lines": [{"label": looks[line].label, "colour": looks[line].colour} for line in found.lines],
         "axes": [{"name": axis.name, "label": axis.label, "note": axis.note} for axis in found.axes],
@@ -282,9 +292,8 @@ def _crossing(found: Crossing, axis: Axis, index: dict[Line, int]) -> dict[str, 
         "other": index[found.other],
         **{name: None if end is None or isinf(end) else float(f"{end:.4g}") for name, end in ends.items()},
         "text": passing(found, axis),
-        "shares": [round(share, 4) for share in (found.before, found.within, found.after)],
-        "ahead": round(found.ahead, 4),
-        "behind": round(found.behind, 4),
+        "lead": [None if bound is None else round(bound, 4) for bound in found.end.bounds],
+        "level": found.level,
         "changes": found.changes,
         "clear": found.clear,
     }

@@ -1,10 +1,13 @@
 """Saturating power laws of learning curves: accuracy(x) = a - b x^-c, never below chance.
 
 Written with the place s where the law leaves chance: accuracy(x) = a - (a - chance) (x / s)^-c for x > s, chance before, so that
-b = (a - chance) s^c. The asymptote a lies between chance and 1, c is positive. A curve that bends upwards over log x and has not
-bent back yet (a take-off) has no such law: the table says so instead of a number.
+b = (a - chance) s^c. The asymptote a lies between chance and 1, c is positive.
 
-    R  resamples    P  places    K  tried exponents    S  stretches between places    C  candidates
+Most curves of learning are S-shaped, and the upper half of an S looks like such a law. So a law is printed only where it predicts
+points that it was not fitted to better than a logistic curve over log x does, seed by seed (a one-sided paired t-test at 5%). Other
+curves have no law here, whatever their residual.
+
+    R  rows (the mean over seeds, then each seed)    P  places    K  tried exponents    S  stretches between places    C  candidates
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +15,19 @@ from dataclasses import dataclass
 from math import log
 
 import numpy as np
+from scipy.optimize import least_squares
+from scipy.special import expit, logit, stdtr
 
 from tunalab.analysis.curves import Axis
-from tunalab.analysis.resampling import Curve, Draws, interval, mean_curves
+from tunalab.analysis.learning import Curve, on_grid
+from tunalab.analysis.statistics import of_seeds, share_interval
 
-RESAMPLES = 300  # of those of everything else, the first: a fit is a search
 WIDEST = 0.2  # of an asymptote's interval: wider is no knowledge of it
 RESIDUAL = 0.05  # root mean square, of a law that describes its curve
 ABOVE = 4  # places after the start: three parameters need three, and a fourth to disagree
 HELD_OUT = (1, 2, 3)
 FORECAST = 10.0
+BETTER = 0.05  # the level of the test against a logistic curve
 
 _EXPONENTS = log(0.03), log(10.0)
 _BEFORE = 14.0  # the start may lie this far before the first place, in logarithms: curves that are above chance from the start
@@ -50,24 +56,30 @@ class Fits:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The last place predicted from those up to ``upto``: predicted minus measured; None where there is no law up to there."""
+    """The last place predicted from those up to ``upto``: predicted minus measured, by the law and by a logistic curve, of the mean
+    over seeds; None where there is no law up to there.
+    """
 
     upto: float
     error: float | None
+    logistic: float | None
+
+
+Bounds = tuple[float, float | None, float | None]
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The law of one line on one benchmark, (estimate, low, high) at 95%; ``unknown`` says why there is none, else empty.
+    """The law of one line on one benchmark: of its mean curve, with 95% intervals of the laws of single seeds (Student's t).
 
-    ``forecast``: at ``FORECAST`` times the last place.
+    ``unknown`` says why there is none, else empty. ``forecast``: at ``FORECAST`` times the last place.
     """
 
     curve: Curve
-    asymptote: tuple[float, float, float]
-    start: tuple[float, float, float]
-    exponent: tuple[float, float, float]
-    forecast: tuple[float, float, float]
+    asymptote: Bounds
+    start: Bounds
+    exponent: Bounds
+    forecast: Bounds
     residual: float
     held_out: tuple[HeldOut, ...]
     last: float
@@ -104,31 +116,67 @@ def fit(x_P: np.ndarray, accuracy_RP: np.ndarray, chance: float) -> Fits:
     return Fits(chance + height_R, np.exp(start_R), np.exp(at_R), error_R, chance)
 
 
-def power_law(curve: Curve, axis: Axis, draws: Draws) -> PowerLaw | None:
+def fit_logistic(x_P: np.ndarray, accuracy_P: np.ndarray, chance: float) -> Callable[[float], float]:
+    """Least squares of chance + (a - chance) / (1 + exp(-k (log x - m))), a from chance to 1; as a function of x."""
+    log_P, height = np.log(x_P), 1 - chance
+
+    def curve(parameters: np.ndarray, log_x: np.ndarray | float) -> np.ndarray:
+        top, steepness, middle = expit(parameters[0]), np.exp(parameters[1]), parameters[2]
+        return np.asarray(chance + height * top * expit(steepness * (log_x - middle)))
+
+    most = float(np.clip((accuracy_P.max() - chance) / height, 0.02, 0.98))
+    starts = [
+        (logit(top), log(steepness), middle)
+        for top in (most, 0.99)
+        for steepness in (0.7, 3.0)
+        for middle in log_P[[0, len(log_P) // 2, -1]]
+    ]
+    found = [least_squares(lambda parameters: curve(parameters, log_P) - accuracy_P, start) for start in starts]
+    best = min(found, key=lambda one: one.cost)
+    return lambda x: float(curve(best.x, log(x)))
+
+
+def power_law(curve: Curve, axis: Axis) -> PowerLaw | None:
     """None where the seeds share no stretch of the axis with more than three places."""
-    means = mean_curves([curve], axis, draws)
-    if not means or len(means[0].x_G) < ABOVE:
+    found = on_grid([curve], axis)
+    if not found or len(found[0].x_G) < ABOVE:
         return None
-    x_P, resampled_RP = means[0].x_G, means[0].resampled_RG[:RESAMPLES]
-    every_RP = np.concatenate([means[0].mean_G[None], resampled_RP])  # the estimate in row 0
+    x_P, value_SP = found[0].x_G, found[0].value_SG
+    every_RP = np.concatenate([value_SP.mean(axis=0)[None], value_SP])  # the mean in row 0
     law = fit(x_P, every_RP, curve.chance)
     last = float(x_P[-1])
+    counts = [count for count in HELD_OUT if len(x_P) - count >= ABOVE]
+    error_HR, logistic_HR = (
+        np.array([_held_out(x_P, every_RP, curve.chance, count) for count in counts])
+        .reshape(-1, 2, len(every_RP))
+        .transpose(1, 0, 2)
+    )
+    above = share_interval(value_SP[:, -1], curve.n)[0] > curve.chance + _ROUNDING
+    unknown = (
+        _without_law(law, x_P, above)
+        or _not_better(error_HR[:, 1:], logistic_HR[:, 1:])
+        or _without_asymptote(law, float(every_RP[0, -1]))
+    )
+    held_out = [
+        HeldOut(float(x_P[-1 - count]), *(None if np.isnan(one) else float(one) for one in errors))
+        for count, *errors in zip(counts, error_HR[:, 0], logistic_HR[:, 0], strict=True)
+    ]
     return PowerLaw(
         curve,
         _estimated(law.asymptote_R),
-        _estimated(law.start_R),
-        _estimated(law.exponent_R),
+        _estimated(np.log(law.start_R), np.exp),
+        _estimated(np.log(law.exponent_R), np.exp),
         _estimated(law.at(FORECAST * last)),
         float(law.error_R[0]),
-        tuple(_held_out(x_P, every_RP, curve.chance, count) for count in HELD_OUT if len(x_P) - count >= ABOVE),
+        tuple(held_out),
         last,
-        means[0].seeds,
-        _without_law(law, x_P, every_RP) or _without_asymptote(law, float(every_RP[0, -1])),
+        len(value_SP),
+        unknown,
     )
 
 
-def power_laws(curves: Sequence[Curve], axis: Axis, draws: Draws) -> list[PowerLaw]:
-    return [law for law in (power_law(curve, axis, draws) for curve in curves) if law is not None]
+def power_laws(curves: Sequence[Curve], axis: Axis) -> list[PowerLaw]:
+    return [law for law in (power_law(curve, axis) for curve in curves) if law is not None]
 
 
 def _rise(log_past: np.ndarray, exponent: np.ndarray) -> np.ndarray:
@@ -206,18 +254,32 @@ def _profile(
     return square_RK + _ALIKE * log_exponent_RK**2, square_RK, height_RK, start_RK
 
 
-def _held_out(x_P: np.ndarray, every_RP: np.ndarray, chance: float, count: int) -> HeldOut:
+def _held_out(x_P: np.ndarray, every_RP: np.ndarray, chance: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the law and of a logistic curve at the last place, by row, (R,) each; NaN where there is no law before it."""
     earlier_P, earlier_RP = x_P[:-count], every_RP[:, :-count]
-    law = fit(earlier_P, earlier_RP[:1], chance)
-    upto = float(earlier_P[-1])
-    if _without_law(law, earlier_P, earlier_RP):
-        return HeldOut(upto, None)
-    return HeldOut(upto, float(law.at(float(x_P[-1]))[0] - every_RP[0, -1]))
+    law = fit(earlier_P, earlier_RP, chance)
+    above_R = (earlier_P > law.start_R[:, None] * (1 + _ROUNDING)).sum(axis=1)
+    error_R = np.where(above_R >= ABOVE, law.at(float(x_P[-1])) - every_RP[:, -1], np.nan)
+    logistic = [fit_logistic(earlier_P, row_P, chance)(float(x_P[-1])) for row_P in earlier_RP]
+    return error_R, np.array(logistic) - every_RP[:, -1]
 
 
-def _without_law(law: Fits, x_P: np.ndarray, every_RP: np.ndarray) -> str:
+def _not_better(error_HS: np.ndarray, logistic_HS: np.ndarray) -> str:
+    """Why the law is not the better description by what it predicts, or empty."""
+    if not error_HS.size or np.isnan(error_HS).any():
+        return "too few points to predict others from"
+    gain_S = (logistic_HS**2 - error_HS**2).mean(axis=0)
+    seeds = len(gain_S)
+    if seeds < 2:
+        return "one seed does not tell a power law from a logistic curve"
+    error = gain_S.std(ddof=1) / np.sqrt(seeds)
+    p = float(stdtr(seeds - 1, -gain_S.mean() / error)) if error > 0 else float(gain_S.mean() <= 0)
+    return "" if p < BETTER else "a logistic curve predicts it as well or better"
+
+
+def _without_law(law: Fits, x_P: np.ndarray, above_chance: bool) -> str:
     """Why the points do not show a law at all, or empty."""
-    if interval(every_RP[1:, -1])[0] <= law.chance + _ROUNDING:
+    if not above_chance:
         return "not above chance at the end"
     above = int((x_P > law.start_R[0] * (1 + _ROUNDING)).sum())  # a law may start at a place
     return f"{above} point{'' if above == 1 else 's'} after the take-off" if above < ABOVE else ""
@@ -230,10 +292,16 @@ def _without_asymptote(law: Fits, end: float) -> str:
         return f"no power law: residual {100 * law.error_R[0]:.0f} points"
     if asymptote > 1 - 1e-6 and end < 1 - RESIDUAL:
         return "not bending yet: asymptote at its bound"
-    return f"asymptote anywhere from {100 * low:.0f} to {100 * high:.0f}%" if high - low > WIDEST else ""
+    if low is None or high is None:
+        return "one seed: no interval"
+    return f"asymptote anywhere from {100 * max(low, 0):.0f} to {100 * min(high, 1):.0f}%" if high - low > WIDEST else ""
 
 
-def _estimated(value_R: np.ndarray) -> tuple[float, float, float]:
-    """Row 0 with the interval of the others."""
-    low, high = interval(value_R[1:])
-    return float(value_R[0]), float(low), float(high)
+def _estimated(value_R: np.ndarray, shown: Callable[[float], float] = float) -> Bounds:
+    """Row 0, with the interval of Student's t that the rows of single seeds have about it."""
+    found = of_seeds(value_R[1:])
+    if found.low is None or found.high is None:
+        return float(shown(value_R[0])), None, None
+    half = (found.high - found.low) / 2
+    low, high = (float(shown(value_R[0] + side * half)) for side in (-1, 1))
+    return float(shown(value_R[0])), low, high

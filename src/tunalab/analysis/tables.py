@@ -10,12 +10,14 @@ import pandas as pd
 from tunalab.analysis.curves import Line, align_tokens, arms, curves, last_common_tokens
 from tunalab.analysis.effects import write_effects
 from tunalab.analysis.fairness import flagged
-from tunalab.analysis.statistics import paired_difference, pooled
+from tunalab.analysis.statistics import benjamini_hochberg, paired_difference, pooled
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels, ordered_benchmarks, value_label
 from tunalab.records.record import Record, usable
+
+FALSE = 0.05  # of the leads in bold, on average
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
@@ -41,8 +43,9 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
 
     Every setting that differs has a column of its own, named by its key. ``rank`` orders the variants of one benchmark and
     setting; the first row of each also holds the paired difference to the second (``lead``, ``lead_low``, ``lead_high``), and
-    ``leads`` says that its 95% interval excludes 0. No correction for the number of benchmarks: of twenty ties about one leads
-    by luck.
+    ``leads`` says that it is above chance and ahead of every other: ``p`` is the largest p-value against one of them, times the
+    number of variants, any of which might have come out first; ``q`` is that after Benjamini and Hochberg's correction for all
+    rows.
     """
     finished = usable(records)
     if not finished:
@@ -59,17 +62,23 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
         ranked = part.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
         for rank, row in enumerate(ranked, start=1):
             row |= dict(setting.items)
-            row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "leads": False}
+            row |= {"rank": rank, "lead": None, "lead_low": None, "lead_high": None, "p": None}
         if len(ranked) > 1:
             best, second, *others = (runs[str(row["variant"]), setting] for row in ranked)
-            gap = paired_difference(best, second, benchmark, tokens, [best, second, *others])
-            if gap is not None:
-                # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
-                ranked[0] |= {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high, "leads": gap.low > 0}
+            gaps = [paired_difference(best, other, benchmark, tokens) for other in (second, *others)]
+            if (gap := gaps[0]) is not None:
+                ranked[0] |= {"lead": gap.value, "lead_low": gap.low, "lead_high": gap.high}
+            # The best by mean over all its seeds may lose over the seeds both have: then it leads nobody.
+            p_values = [one.p for one in gaps if one is not None and one.p is not None and one.value > 0]
+            if len(p_values) == len(gaps):
+                ranked[0]["p"] = min(1.0, len(ranked) * max(p_values))
         rows += sorted(ranked, key=lambda row: legend.ordered(part["variant"]).index(str(row["variant"])))
     keys = [key for key, _ in settings[0].items]
     columns = ["benchmark", *keys, "variant", "tokens", "accuracy", "low", "high", "n", "seeds", "chance"]
-    return pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "leads"])
+    table = pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "p"])
+    table = table.astype(dict.fromkeys(("lead", "lead_low", "lead_high", "p"), float))
+    table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
+    return table.assign(leads=(table["q"] < FALSE) & (table["low"] > table["chance"]))
 
 
 def cost_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -88,7 +97,7 @@ def cost_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, unequal: Sequence[str] = ()) -> str:
-    """The accuracy table with a column per variant; bold where the leader's paired interval excludes 0.
+    """The accuracy table with a column per variant; bold where one leads.
 
     ``unequal``: what makes it no equal comparison.
     """
@@ -113,9 +122,9 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
     if seeds == [1]:
         note += " The interval is of the questions alone: one seed says nothing about another."
     else:
-        note += " The interval covers questions (bootstrap) and seeds (Student's t, with one scatter of seeds for the whole table)."
+        note += " The interval covers questions (Wilson's) and seeds (Student's t)."
     if table["leads"].any():
-        note += " Bold: ahead of the next best by a difference whose 95% interval, paired by seed and question, excludes 0."
+        note += f" Bold: above chance and ahead of every other, paired by seed and question, corrected for all rows (q < {FALSE})."
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
     if unequal:

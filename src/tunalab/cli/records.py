@@ -1,4 +1,4 @@
-"""Commands on records: `tunalab figure`, `table`, `report` and `diff`."""
+"""Commands on records: `tunalab figure`, `table`, `power`, `report` and `diff`."""
 
 import argparse
 import json
@@ -27,6 +27,13 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--out", type=Path, help="folder (default: that of the records)")
     sub.add_argument("--published", type=Path, help="figures to print beside evaluations (default: results/published.csv)")
     sub.add_argument("--readme", type=Path, help="also update the block of this README that is made from the records")
+    sub = add_command(commands, power, "from records: seeds that would tell front-ends apart, and what their runs cost")
+    sub.add_argument("--records", type=Path, required=True, help="folder of records")
+    sub.add_argument(
+        "--power", type=float, default=0.8, help="share of experiments that find the difference (default: %(default)s)"
+    )
+    sub.add_argument("--price", type=float, help="of an hour of a core (or GPU)")
+    sub.add_argument("--out", type=Path, help="also write power.md and power.csv into this folder")
     text = "compare two runs: settings, code, budget, data order, results, and whether they are a fair pair"
     sub = add_command(commands, diff, text)
     sub.add_argument("a", metavar="RUN", help=RUN_HELP)
@@ -69,6 +76,24 @@ def table(arguments: argparse.Namespace) -> int:
         from tunalab.analysis.tables import update_readme
 
         print(f"{'updated' if update_readme(arguments.readme, found) else 'unchanged'} {arguments.readme}")
+    return 0
+
+
+def power(arguments: argparse.Namespace) -> int:
+    from tunalab.analysis.power import power_markdown, power_table
+    from tunalab.analysis.written import write_tables_to
+    from tunalab.collection import records
+
+    if not 0.05 < arguments.power < 1:
+        raise UserError(f"--power {arguments.power:g}: from .05 to below 1")
+    if arguments.out is not None:
+        check_out(arguments.out, folder=True)
+    found = power_table([*records(arguments.records, evaluation=False)], arguments.power)
+    text = power_markdown(found, arguments.power, arguments.price)
+    print(text, end="")
+    if arguments.out is not None:
+        command = f"tunalab power --records {arguments.records}"
+        return _wrote(write_tables_to(arguments.out, command, {"power.md": text, "power.csv": found}))
     return 0
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np  # inside the methods, not above: who only looks which runs are finished waits for no import
 
 
-def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(correct: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """Lower and upper bound of a proportion, ``correct`` successes in ``n`` trials, at ``z`` standard errors (1.96: 95%).
 
     Unlike mean +- z standard errors it stays inside [0, 1] and has a width at 0 and at n successes, where the other has none.

@@ -21,6 +21,7 @@ CHECKS: dict[str, str] = {
     "sampling": "tunalab.verification.sampling",
     "encoders": "tunalab.verification.encoders",
     "components": "tunalab.verification.components",
+    "coverage": "tunalab.verification.coverage",
 }
 
 

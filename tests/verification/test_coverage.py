@@ -1,0 +1,39 @@
+"""What intervals say they cover, they cover: the same simulation as `tunalab verify coverage`, of fewer worlds."""
+
+import numpy as np
+import pytest
+
+from tunalab.verification.coverage import COVERED, SEEDS, SHAPES, coverage, equivalence_errors, family_errors, tables
+
+WORLDS = 400
+LEAST = 0.93 - 2 * np.sqrt(0.93 * 0.07 / WORLDS)  # .93 itself is below it in one of forty simulations
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("world", SHAPES, ids=lambda world: world.name)
+def test_every_interval_covers_in_every_world(world, seeds):
+    for kind in COVERED:
+        assert coverage(kind, world, seeds, WORLDS) >= LEAST, kind
+
+
+def test_seeds_alone_do_not_cover_where_arms_are_good_at_different_questions():
+    """Why the error over questions is added: Student's t by itself is too narrow there."""
+    world = next(one for one in SHAPES if one.arms > 1)
+    generator, truth, inside = np.random.default_rng(0), np.subtract(*world.truth()), []
+    for _ in range(WORLDS):
+        gap_S = np.subtract(*world.answers(generator, 9).astype(float)).mean(axis=1)
+        half = 2.306004 * gap_S.std(ddof=1) / 3
+        inside.append(abs(gap_S.mean() - truth) <= half)
+    assert np.mean(inside) < 0.88
+
+
+def test_families_of_nothing_are_rarely_decided():
+    holm, benjamini = family_errors(SHAPES[0], 5, 100)
+    assert holm <= benjamini <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
+    assert equivalence_errors(5, WORLDS) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / WORLDS)
+
+
+def test_the_page_names_every_interval_and_world():
+    covers, decisions, close = tables(worlds=2)
+    assert {(row[0], row[1]) for row in covers.rows} == {(kind, world.name) for kind in COVERED for world in SHAPES}
+    assert len(decisions.rows) == 2 * len(SEEDS) and len(close.rows) == len(SEEDS)
