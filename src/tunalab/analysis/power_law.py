@@ -124,15 +124,15 @@ def fit_logistic(x_P: np.ndarray, accuracy_P: np.ndarray, chance: float) -> Call
         top, steepness, middle = expit(parameters[0]), np.exp(parameters[1]), parameters[2]
         return np.asarray(chance + height * top * expit(steepness * (log_x - middle)))
 
-    most = float(np.clip((accuracy_P.max() - chance) / height, 0.02, 0.98))
-    starts = [
-        (logit(top), log(steepness), middle)
-        for top in (most, 0.99)
-        for steepness in (0.7, 3.0)
-        for middle in log_P[[0, len(log_P) // 2, -1]]
-    ]
-    found = [least_squares(lambda parameters: curve(parameters, log_P) - accuracy_P, start) for start in starts]
-    best = min(found, key=lambda one: one.cost)
+    # The height of a curve of given steepness and middle has a closed form: the best of a grid of them is where the search begins.
+    steep_K, middle_M = np.geomspace(0.3, 30, 24), np.linspace(log_P[0] - 1, log_P[-1] + 1, 48)
+    shape_KMP = height * expit(steep_K[:, None, None] * (log_P - middle_M[:, None]))
+    rise_P = accuracy_P - chance
+    top_KM = np.clip((shape_KMP @ rise_P) / np.maximum((shape_KMP**2).sum(axis=-1), 1e-12), 0.001, 0.999)
+    loss_KM = ((top_KM[..., None] * shape_KMP - rise_P) ** 2).sum(axis=-1)
+    k, m = np.unravel_index(loss_KM.argmin(), loss_KM.shape)
+    start = (logit(top_KM[k, m]), log(steep_K[k]), middle_M[m])
+    best = least_squares(lambda parameters: curve(parameters, log_P) - accuracy_P, start)
     return lambda x: float(curve(best.x, log(x)))
 
 

@@ -15,8 +15,8 @@ never pooled. One seed has no interval, because nothing says how seeds scatter.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import hypot, inf, isnan, sqrt
+from dataclasses import dataclass, replace
+from math import exp, hypot, inf, isnan, log, sqrt
 
 import numpy as np
 import pandas as pd
@@ -33,16 +33,18 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% interval and the two-sided p-value of 0; of one seed neither, but where it says so.
+    """A mean over ``seeds`` with its 95% interval; of one seed it has none, but where it says so.
 
-    ``n``: questions of one seed. ``by_item``: the questions' part is of pairs of answers, else of counts alone.
+    ``error``: standard error over seeds; ``questions``: that over the ``n`` questions of one seed. ``by_item``: the latter is of
+    pairs of answers, else of counts alone.
     """
 
     value: float
     low: float | None
     high: float | None
-    p: float | None
     seeds: int
+    error: float = 0.0
+    questions: float = 0.0
     n: int = 0
     by_item: bool = True
 
@@ -54,35 +56,40 @@ class Estimate:
     def bounds(self) -> tuple[float, float | None, float | None]:
         return self.value, self.low, self.high
 
+    @property
+    def p(self) -> float | None:
+        """Two-sided, of 0: one less the level at which the interval begins to hold it. None of one seed."""
+        if self.seeds < 2:
+            return None
+        if self.value == 0 or not (self.questions or self.error):
+            return 1.0 if self.value == 0 else 0.0
+
+        def beyond(log_p: float) -> float:
+            return _half(self.error, self.seeds - 1, self.questions, 1 - exp(log_p)) - abs(self.value)
+
+        least = log(1e-12)
+        return 1e-12 if beyond(least) < 0 else exp(brentq(beyond, least, 0.0))
+
 
 def of_seeds(value_S: Sequence[float] | np.ndarray, questions: float = 0.0, n: int = 0, by_item: bool = True) -> Estimate:
     """The mean of values by seed. ``questions``: standard error over the questions that all seeds share."""
     values = np.asarray(value_S, dtype=float)
     mean, seeds = float(values.mean()), len(values)
     if seeds < 2:
-        return Estimate(mean, None, None, None, seeds, n, by_item)
-    half = half_width(values, questions)
-    return Estimate(mean, mean - half, mean + half, _p_value(values, questions), seeds, n, by_item)
+        return Estimate(mean, None, None, seeds, 0.0, questions, n, by_item)
+    error = float(values.std(ddof=1)) / sqrt(seeds)
+    half = _half(error, seeds - 1, questions, LEVEL)
+    return Estimate(mean, mean - half, mean + half, seeds, error, questions, n, by_item)
 
 
 def half_width(value_S: np.ndarray, questions: float = 0.0, level: float = LEVEL) -> float:
     """Of the interval of the mean of values by seed, of two seeds or more."""
+    return _half(float(value_S.std(ddof=1)) / sqrt(len(value_S)), len(value_S) - 1, questions, level)
+
+
+def _half(error: float, freedom: int, questions: float, level: float) -> float:
     tail = (1 + level) / 2
-    error = float(value_S.std(ddof=1)) / sqrt(len(value_S))
-    return hypot(float(stdtrit(len(value_S) - 1, tail)) * error, float(ndtri(tail)) * questions)
-
-
-def _p_value(value_S: np.ndarray, questions: float) -> float:
-    """The level at which the interval begins to hold 0."""
-    mean = abs(float(value_S.mean()))
-    if mean == 0 or not (questions or value_S.std()):
-        return 1.0 if mean == 0 else 0.0
-
-    def beyond(log_p: float) -> float:
-        return half_width(value_S, questions, 1 - float(np.exp(log_p))) - mean
-
-    least = float(np.log(1e-12))
-    return 1e-12 if beyond(least) < 0 else float(np.exp(brentq(beyond, least, 0.0)))
+    return hypot(float(stdtrit(freedom, tail)) * error, float(ndtri(tail)) * questions)
 
 
 def question_error(value_KSI: Sequence[np.ndarray], shares: bool = True) -> float:
@@ -214,10 +221,8 @@ def item_gaps(pairs: Sequence[tuple[Score, Score]]) -> np.ndarray | None:
 def of_two_runs(pair: tuple[Score, Score]) -> Estimate:
     """The difference of two runs, with the interval over questions alone: it holds for these runs, not for other seeds."""
     found = of_pairs([pair])
-    gap_SI = item_gaps([pair])
-    error = question_error([gap_SI]) if gap_SI is not None else sqrt(sum(_share_variance([score]) for score in pair))
-    half = float(ndtri((1 + LEVEL) / 2)) * error
-    return Estimate(found.value, found.value - half, found.value + half, None, 1, found.n, found.by_item)
+    half = float(ndtri((1 + LEVEL) / 2)) * found.questions
+    return replace(found, low=found.value - half, high=found.value + half)
 
 
 def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]]:
