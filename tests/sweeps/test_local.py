@@ -49,6 +49,13 @@ def test_every_cell_runs_with_its_threads_and_a_second_sweep_skips_them(cells, t
     assert [record.run.name for record in collect(cells, same_hash)] == [cell.name for cell in cells]
 
 
+def test_freed_memory_is_kept_but_for_what_the_user_says(cells, trains, monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
+    body = "note(os.environ['MALLOC_MMAP_THRESHOLD_'] + ' ' + os.environ['MALLOC_TRIM_THRESHOLD_'])"
+    run(cells[:1], trains(body))
+    assert (cells[0].run_dir / "notes.txt").read_text() == "33554432 7\n"
+
+
 def test_an_edited_configuration_a_damaged_and_an_unfinished_record_are_not_finished(cells, trains, record_of, capsys):
     write_record(cells[0].run_dir / "record.json", record_of(cells[0], config_hash="old"))
     write_record(cells[1].run_dir / "record.json", record_of(cells[1], finished=False))

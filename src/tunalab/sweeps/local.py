@@ -18,6 +18,9 @@ from tunalab.sweeps.launcher import GPU_VARIABLE, Outcome, Result, State, Work, 
 from tunalab.sweeps.state import Progress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# glibc keeps what is freed: a step asks for the same blocks again. On CPU a tiny run trains in .96 of the time so (median of five
+# pairs side by side), with the same numbers. The user's own values come first.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 @dataclass
@@ -159,7 +162,7 @@ class _Queue:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | variables,
+                    env=KEEP_MEMORY | os.environ | variables,
                     start_new_session=True,
                     pass_fds=(lock.fileno(),),
                 )
