@@ -66,8 +66,23 @@ def test_markdown_shows_the_same_numbers_and_bold_means_a_paired_lead(tmp_path, 
 
 
 def test_runs_that_asked_nothing_have_costs_alone(tmp_path, records):
-    made = [replace(record, points=[replace(point, benchmarks={}) for point in record.points]) for record in records(seeds=1)]
+    made = [
+        replace(record, points=[replace(point, benchmarks={}, losses={}) for point in record.points]) for record in records(seeds=1)
+    ]
     assert [path.name for path in write_tables(made, tmp_path, "make table")] == ["cost.md", "cost.csv"]
+
+
+def test_runs_that_asked_nothing_and_measured_losses_have_a_table_of_them(tmp_path, records):
+    made = []
+    for record in records(variants=("tuna_r", "tuna2"), ratios=(0.0, 0.5), seeds=2):
+        loss = {"text/vqa": record.run.mask_ratio + record.run.seed, "flow/edit": 0.5}
+        made.append(replace(record, points=[replace(point, benchmarks={}, losses=loss) for point in record.points]))
+    written = write_tables(made, tmp_path, "make table")
+    assert [path.name for path in written] == ["losses.md", "losses.csv", "cost.md", "cost.csv"]
+    table = read_csv(tmp_path / "losses.csv")[1]
+    assert table["text/vqa"].tolist() == [0.5, 1.0, 0.5, 1.0] and set(table["seeds"]) == {2}
+    text = (tmp_path / "losses.md").read_text()
+    assert "| Tuna-R | mask ratio 0 | 2 | 0.500 | **0.500** |" in text and text.count("**") == 4
 
 
 def test_mask_ratios_become_rows(tmp_path, records):

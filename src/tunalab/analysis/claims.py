@@ -40,13 +40,16 @@ FAMILY = 0.05  # of families of claims, at most, have a wrong sign in them
 
 @dataclass(frozen=True, eq=False)
 class Gap:
-    """``what`` is compared: the front-end ``more`` minus ``less``, by seed and item. ``p``: after Holm's correction."""
+    """``what`` is compared: the front-end ``more`` minus ``less``, by seed and item. ``p``: after Holm's correction for ``family``
+    differences.
+    """
 
     what: str
     more: str
     less: str
     gap_SI: np.ndarray
     p: float | None = None
+    family: int = 1
 
     @property
     def questions(self) -> float:
@@ -63,10 +66,10 @@ class Gap:
 
     @property
     def needed(self) -> str:
-        """Seeds that would decide a difference as large as this one, at the level of a test by itself."""
+        """Seeds that would decide a difference as large as this one, at the level that the strictest of the family has."""
         if len(self.gap_SI) < 2 or self.sign:
             return ""
-        count = seeds_needed(self.gap_SI.mean(axis=1), self.questions)
+        count = seeds_needed(self.gap_SI.mean(axis=1), self.questions, alpha=FAMILY / self.family)
         return "more questions" if isinf(count) else str(int(count))
 
 
@@ -114,8 +117,8 @@ def claims_markdown(records: Sequence[Record]) -> str:
         f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals of Student's t over seeds "
         f"and the error over items. Bold: it has a sign after Holm's correction for all {family} differences. Supported: all "
         "differences of a claim have its sign; contradicted: one has the other; undecided is no refutation. Seeds needed: to "
-        "find a difference as large as this one, by itself, in four of five experiments; more questions: their error alone is "
-        "too large. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md."
+        "find a difference as large as this one in four of five experiments, as one of the family; more questions: their "
+        "error alone is too large. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -125,8 +128,9 @@ def claims_markdown(records: Sequence[Record]) -> str:
 
 def corrected(gaps_of: Sequence[Sequence[Gap]]) -> list[list[Gap]]:
     """The differences of each claim, with their p-values after Holm's correction for all of them."""
-    adjusted = iter(holm([gap.estimate.p for gaps in gaps_of for gap in gaps]))
-    return [[replace(gap, p=next(adjusted)) for gap in gaps] for gaps in gaps_of]
+    adjusted = holm([gap.estimate.p for gaps in gaps_of for gap in gaps])
+    each, family = iter(adjusted), len(adjusted)
+    return [[replace(gap, p=next(each), family=family) for gap in gaps] for gaps in gaps_of]
 
 
 def verdict(gaps: Sequence[Gap]) -> str:

@@ -17,12 +17,12 @@ import pandas as pd
 from tunalab.analysis.curves import Line, benchmarks, lines, named
 from tunalab.analysis.learning import log_weights
 from tunalab.analysis.statistics import item_gaps, of_seeds, question_error, seeds_needed
+from tunalab.analysis.tables import ANSWERS
 from tunalab.analysis.written import markdown_table, percent, with_interval
 from tunalab.errors import UserError
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record
 
-ANSWERS = "text/vqa"  # the loss of answers to questions about images
 POWER = 0.8
 COLUMNS = ["endpoint", "a", "b", "difference", "low", "high", "seeds", "needed", "needed_in_family", "core_hours"]
 Endpoint = Callable[[Record], float | None]

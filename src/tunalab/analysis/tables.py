@@ -18,11 +18,12 @@ from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels,
 from tunalab.records.record import Record, usable
 
 FALSE = 0.05  # of the leads in bold, on average
+ANSWERS = "text/vqa"  # the loss of answers to questions about images
 
 
 def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``accuracy`` (where questions were asked), ``cost`` and ``effects`` (where runs differ in one choice alone), each as
-    ``.md`` and ``.csv``.
+    """Write ``accuracy`` (where questions were asked, else ``losses``), ``cost`` and ``effects`` (where runs differ in one choice
+    alone), each as ``.md`` and ``.csv``.
 
     Raises:
         UserError: the records share no point at equal tokens, or hold the same run twice.
@@ -33,6 +34,9 @@ def write_tables(records: Sequence[Record], folder: Path, command: str) -> list[
         accuracy, left_out = accuracy_table(records), len(records) - len(finished)
         tables["accuracy.md"] = accuracy_markdown(accuracy, legend, left_out, flagged(finished))
         tables["accuracy.csv"] = accuracy
+    elif any(point.losses for record in finished for point in record.points):
+        losses = loss_table(records)
+        tables |= {"losses.md": losses_markdown(losses, legend), "losses.csv": losses}
     cost = cost_table(records)
     tables |= {"cost.md": cost_markdown(cost, legend, shared_note(records)), "cost.csv": cost}
     return write_tables_to(folder, command, tables) + write_effects(records, folder, command)
@@ -79,6 +83,32 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
     table = table.astype(dict.fromkeys(("lead", "lead_low", "lead_high", "p"), float))
     table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
     return table.assign(leads=(table["q"] < FALSE) & (table["low"] > table["chance"]))
+
+
+def loss_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per variant and setting: means over seeds of the held-out losses at the end."""
+    rows: list[dict[str, Any]] = []
+    for line in arms(usable(records)):
+        last = [record.points[-1] for record in line.records]
+        names = sorted(set.intersection(*(set(point.losses) for point in last)))
+        row = {"variant": line.variant, **dict(line.setting.items), "setting": line.setting.label, "seeds": len(last)}
+        rows.append(row | {name: sum(point.losses[name] for point in last) / len(last) for name in names})
+    return pd.DataFrame(rows)
+
+
+def losses_markdown(table: pd.DataFrame, legend: Legend) -> str:
+    """A row per variant and setting; bold: the least loss of answers of each variant."""
+    names = [name for name in table.columns if "/" in name]
+    rows = []
+    for _, row in table.iterrows():
+        least = table[table["variant"] == row["variant"]][ANSWERS].min() if ANSWERS in names else None
+        cells = [f"**{row[name]:.3f}**" if name == ANSWERS and row[name] == least else f"{row[name]:.3f}" for name in names]
+        rows.append([legend.label(row["variant"]), row["setting"], str(row["seeds"]), *cells])
+    note = (
+        "Held-out losses at the end, means over seeds: text in nats per token, flow as in training (of pixels and of latents it does "
+        "not compare). Bold: a front-end's least loss of answers."
+    )
+    return f"{markdown_table(['front-end', 'settings', 'seeds', *names], rows, left=2)}\n\n{note}\n"
 
 
 def cost_table(records: Sequence[Record]) -> pd.DataFrame:
