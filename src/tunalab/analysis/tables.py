@@ -105,8 +105,8 @@ def losses_markdown(table: pd.DataFrame, legend: Legend) -> str:
         cells = [f"**{row[name]:.3f}**" if name == ANSWERS and row[name] == least else f"{row[name]:.3f}" for name in names]
         rows.append([legend.label(row["variant"]), row["setting"], str(row["seeds"]), *cells])
     note = (
-        "Held-out losses at the end, means over seeds: text in nats per token, flow as in training (of pixels and of latents it does "
-        "not compare). Bold: a front-end's least loss of answers."
+        "Held-out losses at the end, means over seeds: text in nats per token, flow as in training (of pixels and of latents "
+        "it does not compare). Bold: a front-end's least loss of answers."
     )
     return f"{markdown_table(['front-end', 'settings', 'seeds', *names], rows, left=2)}\n\n{note}\n"
 
