@@ -116,29 +116,32 @@ def test_a_step_is_saved_before_anything_is_printed_about_it(
     assert True in checked and False in checked
 
 
-def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGHUP)
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """As in a terminal, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heeded: None) -> None:
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGHUP))
         assert train(quick_config(), tmp_path) == EXIT_STOPPED
-    assert signal.getsignal(signal.SIGHUP) == before
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     newest = CheckpointStore(tmp_path / "checkpoints").newest_valid()
     assert newest is not None and newest.name == "step-000000004"
 
 
-def test_a_sweep_hears_a_terminal_that_closes_unless_started_by_nohup() -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        with stop_signals() as received:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert received == [signal.SIGHUP]
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        assert signal.SIGHUP not in stop_signals_heeded()
-        with stop_signals() as received:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert received == []
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_sweep_hears_a_terminal_that_closes_unless_started_by_nohup(heeded: None) -> None:
+    with stop_signals() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGHUP]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in stop_signals_heeded()
+    with stop_signals() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == []
 
 
 def test_a_second_ctrl_c_interrupts_and_is_no_failure(
