@@ -52,6 +52,7 @@ NEVER: dict[str, Any] = {
     "evaluation.easy_vqa": 1,
     "evaluation.max_answer_tokens": 2,
     "evaluation.loss_documents": 2,
+    "evaluation.loss_split": "train",
     "evaluation.psnr_images": 1,
     "evaluation.psnr_times": [0.3, 0.6],
     "evaluation.sample_prompts": 1,
