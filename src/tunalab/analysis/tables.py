@@ -98,11 +98,12 @@ def loss_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def losses_markdown(table: pd.DataFrame, legend: Legend) -> str:
     """A row per variant and setting; bold: the least loss of answers of each variant."""
-    names = [name for name in table.columns if "/" in name]
+    names = [name for name in table.columns if name.startswith(("text/", "flow/"))]
     rows = []
     for _, row in table.iterrows():
         least = table[table["variant"] == row["variant"]][ANSWERS].min() if ANSWERS in names else None
-        cells = [f"**{row[name]:.3f}**" if name == ANSWERS and row[name] == least else f"{row[name]:.3f}" for name in names]
+        shown = {name: "" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in names}
+        cells = [f"**{text}**" if name == ANSWERS and row[name] == least else text for name, text in shown.items()]
         rows.append([legend.label(row["variant"]), row["setting"], str(row["seeds"]), *cells])
     note = (
         "Held-out losses at the end, means over seeds: text in nats per token, flow as in training (of pixels and of latents "
