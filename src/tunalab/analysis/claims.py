@@ -23,7 +23,7 @@ from tunalab.analysis.curves import axis_named, benchmarks
 from tunalab.analysis.curves import lines as curve_lines
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
-from tunalab.analysis.statistics import Estimate, holm, of_seeds, question_error, score_at, seeds_needed
+from tunalab.analysis.statistics import ALPHA, Estimate, holm, of_seeds, question_error, score_at, seeds_needed
 from tunalab.analysis.statistics import item_gaps as score_gaps
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS
@@ -33,9 +33,6 @@ from tunalab.records.record import Record
 
 FRONT_ENDS: dict[str, dict[str, str]] = PAPER["front_ends"]
 CLAIMS: list[dict[str, Any]] = PAPER["claims"]
-
-
-FAMILY = 0.05  # of families of claims, at most, have a wrong sign in them
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +59,14 @@ class Gap:
     @property
     def sign(self) -> int:
         """1: as claimed, -1: the other way round, 0: undecided."""
-        return 0 if self.p is None or self.p >= FAMILY else 1 if self.estimate.value > 0 else -1
+        return 0 if self.p is None or self.p >= ALPHA else 1 if self.estimate.value > 0 else -1
 
     @property
     def needed(self) -> str:
         """Seeds that would decide a difference as large as this one, at the level that the strictest of the family has."""
         if len(self.gap_SI) < 2 or self.sign:
             return ""
-        count = seeds_needed(self.gap_SI.mean(axis=1), self.questions, alpha=FAMILY / self.family)
+        count = seeds_needed(self.gap_SI.mean(axis=1), self.questions, alpha=ALPHA / self.family)
         return "more questions" if isinf(count) else str(int(count))
 
 

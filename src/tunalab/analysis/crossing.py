@@ -15,7 +15,7 @@ only where both curves are above chance for certain: below, one that has not beg
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import inf, isfinite, isinf
 
 import numpy as np
@@ -61,7 +61,7 @@ def last_change(gap_G: np.ndarray, x_G: np.ndarray) -> tuple[int, float | None, 
     signed = np.flatnonzero(sign_G)
     if not len(signed):
         return 0, None, 0
-    changes = [(left, right) for left, right in zip(signed, signed[1:], strict=False) if sign_G[left] != sign_G[right]]
+    changes = [(left, right) for left, right in pairwise(signed) if sign_G[left] != sign_G[right]]
     sign = int(sign_G[signed[-1]])
     if not changes:
         return sign, None, 0

@@ -15,13 +15,12 @@ from tunalab.analysis.crossing import Crossing, crossings, pairs, passing
 from tunalab.analysis.curves import AXES, Axis, Line, axis_named, benchmarks, lines, moves, names_of, short
 from tunalab.analysis.learning import SCALES, Area, area, covers, learning_curves
 from tunalab.analysis.power_law import ABOVE, FORECAST, RESIDUAL, WIDEST, PowerLaw, power_laws
-from tunalab.analysis.statistics import benjamini_hochberg
+from tunalab.analysis.statistics import ALPHA, benjamini_hochberg
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Record
 
 _TOKENS = axis_named("tokens")
-FALSE = 0.05  # of the differences in bold, on average
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def areas_markdown(found: Dynamics) -> str:
         cells: dict[tuple[str, str], dict[str, str]] = {}
         adjusted = benjamini_hochberg([None if one.less is None else one.estimate.p for one in every])
         for one, q in zip(every, adjusted, strict=True):
-            text = with_interval(one.estimate.bounds, partial(percent, sign="+" if one.less else ""), q is not None and q < FALSE)
+            text = with_interval(one.estimate.bounds, partial(percent, sign="+" if one.less else ""), q is not None and q < ALPHA)
             cells.setdefault((one.curve.benchmark, one.curve.line.setting.label), {})[_column(one)] = text
         several = len({setting for _, setting in cells}) > 1
         head = ["benchmark", *(["setting"] if several else [])]
@@ -141,7 +140,7 @@ def areas_markdown(found: Dynamics) -> str:
     note = (
         f"Mean accuracy in percent from {short(first)} to {short(last)} tokens (the area under the mean curve over the length "
         f"of the axis) and differences, with 95% intervals of the areas by seed ({found.seeds}). Bold: 0 is excluded after "
-        f"Benjamini and Hochberg's correction for the differences of a table (q < {FALSE}). Other axes: areas.csv; curves end "
+        f"Benjamini and Hochberg's correction for the differences of a table (q < {ALPHA}). Other axes: areas.csv; curves end "
         "at different places there, and only differences, over what they share, compare."
     )
     return "\n".join([*parts, note]) + "\n"

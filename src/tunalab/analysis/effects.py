@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.analysis.statistics import benjamini_hochberg, of_items, of_seeds, score_at
+from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, of_items, of_seeds, score_at
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.records.labels import (
     MASK_RATIO,
@@ -218,7 +218,6 @@ MEAN, TEXT_LOSS = "mean accuracy", "text loss, nats"
 PSNR = "one-step PSNR at t = "  # of each flow time on its own: near noise and near the image models differ, and in other ways
 TITLES = {"main": "Main effects", "matched": "As many trained parameters", "interaction": "Interactions"}
 COLUMNS = ["effect", "factor", "level", "reference", "with", "outcome", "value", "low", "high", "p", "pairs", "seeds", "n"]
-FALSE = 0.05  # of the effects in bold, on average
 Outcome = Callable[[Point], float | None]  # a number of a point, None where it has none
 
 
@@ -286,7 +285,7 @@ def effects_markdown(table: pd.DataFrame) -> str:
         "One seed says nothing of another, so that there are no intervals."
         if (table["seeds"] == 1).all()
         else "95% intervals of each contrast by itself: Student's t over its values by seed and, for accuracies, the error over "
-        f"questions. Bold: 0 is excluded after Benjamini and Hochberg's correction for the {len(table)} numbers here (q < {FALSE})."
+        f"questions. Bold: 0 is excluded after Benjamini and Hochberg's correction for the {len(table)} numbers here (q < {ALPHA})."
     )
     note = (
         "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
@@ -363,4 +362,4 @@ def _common_seeds(weights: Weights) -> list[int]:
 def _effect(row: Mapping[Any, Any], outcome: str) -> str:
     scale, digits = unit(outcome), 3 if outcome == TEXT_LOSS else 2 if outcome.startswith(PSNR) else 1
     text = with_interval([row[name] for name in ("value", "low", "high")], lambda value: f"{scale * value:+.{digits}f}")
-    return f"**{text}**" if row["q"] < FALSE else text
+    return f"**{text}**" if row["q"] < ALPHA else text

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from tunalab.analysis.curves import TOLERANCE
-from tunalab.analysis.statistics import benjamini_hochberg, of_items, share_interval
+from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, of_items, share_interval
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.data.scenes.vocabulary import BENCHMARKS as SCENES
 from tunalab.errors import UserError
@@ -34,7 +34,6 @@ from tunalab.settings.layers import own_or_shipped
 Key = tuple[str, str, str, str]  # kind, benchmark, split, metric
 Side = dict[int, Measure]  # of one variant, by seed
 KEY = ["kind", "benchmark", "split", "metric"]
-FALSE = 0.05  # of the differences that are called such, on average
 
 
 def items_of(side: Side, seeds: Sequence[int]) -> np.ndarray | None:
@@ -164,7 +163,7 @@ def differences_table(compared: dict[Key, dict[str, Side]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*KEY, "a", "b", "difference", "low", "high", "p", "seeds"])
     table = table.astype(dict.fromkeys(("low", "high", "p"), float))
     table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
-    return table.assign(apart=table["q"] < FALSE)
+    return table.assign(apart=table["q"] < ALPHA)
 
 
 def in_shares(gap_SI: np.ndarray) -> bool:

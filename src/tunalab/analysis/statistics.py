@@ -29,6 +29,7 @@ from tunalab.records.labels import identity
 from tunalab.records.record import Record
 
 LEVEL = 0.95
+ALPHA = 0.05  # of corrected p-values: below it a difference is called one
 
 
 @dataclass(frozen=True)

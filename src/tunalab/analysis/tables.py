@@ -10,14 +10,13 @@ import pandas as pd
 from tunalab.analysis.curves import Line, align_tokens, arms, curves, last_common_tokens
 from tunalab.analysis.effects import write_effects
 from tunalab.analysis.fairness import flagged
-from tunalab.analysis.statistics import benjamini_hochberg, paired_difference, pooled
+from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, paired_difference, pooled
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels, ordered_benchmarks, value_label
 from tunalab.records.record import Record, usable
 
-FALSE = 0.05  # of the leads in bold, on average
 ANSWERS = "text/vqa"  # the loss of answers to questions about images
 
 
@@ -82,7 +81,7 @@ def accuracy_table(records: Sequence[Record]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*columns, "rank", "lead", "lead_low", "lead_high", "p"])
     table = table.astype(dict.fromkeys(("lead", "lead_low", "lead_high", "p"), float))
     table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
-    return table.assign(leads=(table["q"] < FALSE) & (table["low"] > table["chance"]))
+    return table.assign(leads=(table["q"] < ALPHA) & (table["low"] > table["chance"]))
 
 
 def loss_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -155,7 +154,7 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
     else:
         note += " The interval covers questions (Wilson's) and seeds (Student's t)."
     if table["leads"].any():
-        note += f" Bold: above chance and ahead of every other, paired by seed and question, corrected for all rows (q < {FALSE})."
+        note += f" Bold: above chance and ahead of every other, paired by seed and question, corrected for all rows (q < {ALPHA})."
     if left_out:
         note += f" Unfinished runs left out: {left_out}."
     if unequal:
