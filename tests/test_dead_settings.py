@@ -149,7 +149,7 @@ class Reader(ast.NodeVisitor):
         """What a name stands for after an assignment; a loop's name stands for a member, which has its container's class here."""
         if isinstance(target, ast.Tuple):
             expected = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
-            for part, its in zip(target.elts, expected, strict=False):
+            for part, its in zip(target.elts, expected, strict=False):  # a starred target takes several, or none
                 self.bind(part, its)
         else:
             self.bind_class(target, self.class_of(value))
