@@ -86,7 +86,7 @@ def test_equal_runs_are_said_to_be_equal():
         (lambda r: replace(r, run=replace(r.run, finished=False)), "finished"),
         (lambda r: replace(r, environment=r.environment | {"accelerator": "H100"}), "precision"),
         (lambda r: replace(r, environment=r.environment | {"processes": 8}), "data order of seed 1"),
-        (lambda r: replace(r, config=r.config | {"components_seed": 5}), "setting components_seed"),
+        (lambda r: replace(r, config=r.config | {"components_seed": 5}), "components_seed of seed 1"),
         (lambda r: replace(r, config=r.config | {"optimizer": r.config["optimizer"] | {"ema": 0.5}}), "setting optimizer.ema"),
     ],
 )

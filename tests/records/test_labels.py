@@ -25,7 +25,6 @@ def test_variants_and_seeds_alone_need_no_label(records):
         ("data.levels=[1, 0, 0]", "levels [1.0, 0.0, 0.0]"),
         ("stages.sft.mix={scenes/vqa: 0.9}", "scenes/vqa 0.9"),
         ("frontend.patch=4", "patch 4"),
-        ("components_seed=3", "components_seed 3"),
         ("sampling.method=euler", "method euler"),
         ("optimizer.ema=0.9900000001", "ema 0.9900000001"),
     ],
@@ -34,6 +33,28 @@ def test_any_one_setting_tells_two_records_apart(record, setting, label):
     made = [record(), record(settings=[setting])]
     assert len(set(labels(made))) == 2 and labels(made)[1] == label
     assert identity(made[0]) != identity(made[1])
+
+
+def test_components_are_luck_as_the_seed_is_where_seeds_cross_with_them(record):
+    """Seed s takes component s: a mean over them is one over both. Two components behind one seed are compared."""
+    part = [{"encoder": {"name": f"encoder/seed{seed}@10000", "folder": f"encoder-{seed}"}} for seed in range(3)]
+    crossed = [
+        replace(record("tuna_r", seed=seed, settings=[f"components_seed={seed}"]), components=part[seed]) for seed in range(3)
+    ]
+    assert labels(crossed) == ["", "", ""] and len({identity(one) for one in crossed}) == 1
+    same_seed = [record(), record(settings=["components_seed=3"])]
+    assert labels(same_seed) == ["components_seed 0", "components_seed 3"]
+    other = replace(crossed[1], components={"encoder": {"name": "encoder/seed1@300", "folder": "encoder-9"}})
+    assert len(set(labels([crossed[0], other]))) == 2 and identity(other) != identity(crossed[0])
+
+
+def test_a_rate_of_its_own_is_of_the_front_end_and_a_setting_within_it(record):
+    own = [f"optimizer.groups.encoder={{match: frontend.encoder, lr: {lr}}}" for lr in (0.1, 1.0)]
+    tuna_r, faster = (record("tuna_r", settings=[one]) for one in own)
+    assert labels([record("tuna2"), tuna_r]) == ["", ""]
+    assert labels([record("tuna2"), tuna_r, faster])[1:] == ["lr 0.1", "lr 1"]
+    of_decoder = record("tuna_r", settings=["optimizer.groups.x={match: decoder, lr: 0.1}"])
+    assert labels([record("tuna2"), of_decoder]) != ["", ""]
 
 
 def test_a_name_says_what_departs_from_most_and_settings_stay_distinct(record):

@@ -31,7 +31,7 @@ from tunalab.records.labels import (
     MASK_RATIO,
     Value,
     benchmark_label,
-    flat_settings,
+    compared,
     identity,
     key_labels,
     ordered_benchmarks,
@@ -95,8 +95,8 @@ def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cel
     """
     looks = [record.look for record in records]
     flats: list[dict[str, Value]] = [
-        flat_settings(record) | {f"{_STATED}{name}": level for name, level in look.factors.items()}
-        for record, look in zip(records, looks, strict=True)
+        flat | {f"{_STATED}{name}": level for name, level in look.factors.items()}
+        for flat, look in zip(compared(records), looks, strict=True)
     ]
     stated = [
         Factor(name, lambda flat, key=f"{_STATED}{name}": flat.get(key), ())  # type: ignore[misc]

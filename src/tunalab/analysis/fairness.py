@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunalab.analysis.curves import TOLERANCE, arms, short
-from tunalab.records.labels import OF_VARIANT, differing_settings, flat_settings, value_label
+from tunalab.records.labels import (
+    COMPONENTS_SEED,
+    OF_VARIANT,
+    Value,
+    compared,
+    differing_settings,
+    flat_settings,
+    front_end_keys,
+    value_label,
+)
 from tunalab.records.record import Record, usable
 from tunalab.settings.loading import digest
 
@@ -73,15 +82,15 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 
 def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
     """Settings besides the front-end's that variants do not have in common: then more than front-ends is compared."""
-    by_variant: dict[str, list[Record]] = {}
-    for record in records:
-        by_variant.setdefault(record.run.variant, []).append(record)
-    if len(by_variant) < 2:
+    flat: dict[str, list[dict[str, Value]]] = {}
+    for record, settings in zip(records, compared(records), strict=True):
+        of_variant = flat.setdefault(record.run.variant, [])
+        if settings not in of_variant:
+            of_variant.append(settings)
+    if len(flat) < 2:
         return
-    flat = {
-        variant: list({json.dumps(one): one for one in map(flat_settings, group)}.values()) for variant, group in by_variant.items()
-    }
     keys = dict.fromkeys(key for group in flat.values() for settings in group for key in settings)
+    own = front_end_keys(settings for group in flat.values() for settings in group)
     for key in keys:
         if key.startswith(OF_VARIANT):
             continue
@@ -89,6 +98,9 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
         if len({frozenset(values) for values in held.values()}) > 1:
             texts = ((", ".join(dict.fromkeys(value_label(one.get(key)) for one in group)), name) for name, group in flat.items())
             alone = bool(set.intersection(*held.values()))  # where all have a value in common, front-ends compare there
+            if key in own:
+                yield Unequal(f"setting {key}", _grouped(texts), "of a part that only some front-ends have", breaks=False)
+                continue
             why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
             yield Unequal(f"setting {key}", _grouped(texts), why, breaks=True, varied=alone)
 
@@ -102,10 +114,18 @@ def _budget(records: Sequence[Record]) -> Iterable[Unequal]:
     if max(tokens) > min(tokens) * (1 + TOLERANCE):
         yield from _of(records, TOKENS, lambda r: short(r.totals.tokens), "unequal budgets", breaks=True)
     shown = arms(records)
-    if len({frozenset(record.run.seed for record in line.records) for line in shown}) > 1:
-        seeds = ((_seeds(sorted({record.run.seed for record in line.records})), line) for line in shown)
+    held = [frozenset(record.run.seed for record in line.records) for line in shown]
+    if len(set(held)) > 1:
+        seeds = ((_seeds(sorted(one)), line) for one, line in zip(held, shown, strict=True))
         values = _grouped((text, f"{line.variant} {line.setting.label}".strip()) for text, line in seeds)
-        yield Unequal("seeds", values, "means over other seeds are of other documents and draws", breaks=True)
+        # Differences are taken over the seeds that both sides have: with fewer seeds of an arm they are fewer, and nothing else.
+        nested = all(one <= max(held, key=len) for one in held) and bool(frozenset.intersection(*held))
+        why = (
+            "differences are over the seeds that both have, means over all"
+            if nested
+            else "means over other seeds are of other draws"
+        )
+        yield Unequal("seeds", values, why, breaks=not nested)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -148,12 +168,19 @@ def counts_agree(records: Sequence[Record]) -> bool:
 
 
 def _components(records: Sequence[Record]) -> Iterable[Unequal]:
-    """Of the runs that use a component: which one it is. Two runs with a tiny encoder should have the same."""
+    """Of the runs that use a component: which one it is. Two runs with a tiny encoder should have the same, if their seeds do not
+    cross with components; two runs of one seed always."""
+    seed_of = lambda record: flat_settings(record).get(COMPONENTS_SEED)  # noqa: E731
+    for seed in sorted({record.run.seed for record in records}):
+        same = [record for record in records if record.run.seed == seed]
+        why = "components of other trainings"
+        yield from _of(same, f"components_seed of seed {seed}", lambda r: str(seed_of(r)), why, breaks=True)
     used = {id(record): used_components(record) for record in records}
-    for part in dict.fromkeys(part for parts in used.values() for part in parts):
-        having = [record for record in records if part in used[id(record)]]
-        folder = lambda record, part=part: used[id(record)][part]  # noqa: E731
-        yield from _of(having, f"component {part}", folder, "pretrained another time, or with other settings", breaks=True)
+    for of_components in dict.fromkeys(seed_of(record) for record in records):
+        for part in dict.fromkeys(part for parts in used.values() for part in parts):
+            having = [record for record in records if part in used[id(record)] and seed_of(record) == of_components]
+            folder = lambda record, part=part: used[id(record)][part]  # noqa: E731
+            yield from _of(having, f"component {part}", folder, "pretrained another time, or with other settings", breaks=True)
 
 
 def used_components(record: Record) -> dict[str, str]:

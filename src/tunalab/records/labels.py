@@ -5,6 +5,7 @@ its lines and columns without anybody naming them.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -23,7 +24,9 @@ FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
 
 MASK_RATIO = "objective.masking.ratio"
 START = "start.checkpoint"
+COMPONENTS_SEED = "components_seed"
 OF_VARIANT = ("frontend.", "components.")
+_OWN_RATE = re.compile(r"optimizer\.groups\.([^.]+)\.")
 Value = str | int | float | bool | None
 
 # For variants that state no colour.
@@ -65,19 +68,21 @@ def changes_results(key: str) -> bool:
 def differing_settings(records: Sequence[Record]) -> list[Setting]:
     """The setting of each record: all that differs between the records except seed, variant and what changes no result.
 
-    Settings and components of the front-end are part of what a variant is, and count only where they differ within one. Of
+    Settings and components of the front-end, and a rate of its own for one of its parts, are what a variant is, and count only
+    where they differ within one. Which components a run took counts only where runs of one seed differ in it (``compared``). Of
     settings that change together (one learning rate in three stages, all that another experiment file changes) the first counts.
     """
-    described = [(record.run.variant, flat_settings(record)) for record in records]
+    described = list(zip((record.run.variant for record in records), compared(records), strict=True))
     runs = [json.dumps(one) for one in described]
     kinds = dict(zip(runs, described, strict=True))  # a thousand records are of a few kinds, and differ in the seed
     variants, flats = [variant for variant, _ in kinds.values()], [flat for _, flat in kinds.values()]
     sizes = Counter(runs)
+    of_front_end = front_end_keys(flats)
     keys: list[str] = []
     before: list[object] = [()] * len(kinds)
     for key in dict.fromkeys(key for flat in flats for key in flat):
         column = [json.dumps(flat.get(key)) for flat in flats]
-        if not _follows(column, before) and not (key.startswith(OF_VARIANT) and _follows(column, variants)):
+        if not _follows(column, before) and not (key in of_front_end and _follows(column, variants)):
             keys.append(key)
             before = list(zip(before, column, strict=True))
     common: dict[str, Value] = {}
@@ -99,8 +104,42 @@ def differing_settings(records: Sequence[Record]) -> list[Setting]:
 
 
 def identity(record: Record) -> str:
-    """Twelve hex digits of everything but the seed that decides what a run computes: equal for runs that differ in luck alone."""
-    return digest([record.run.variant, flat_settings(record)])
+    """Twelve hex digits of everything but the seeds that decides what a run computes: equal for runs that differ in luck alone."""
+    return digest([record.run.variant, _without_components_seed(record)])
+
+
+def compared(records: Sequence[Record]) -> list[dict[str, Value]]:
+    """The settings of each record (``flat_settings``) as comparisons take them: without ``components_seed`` and without the seed in
+    the names of components, but where runs that differ in nothing else have one seed and other components.
+
+    Seeds cross with components (``components_seed: ${seed}``): what is trained behind them is luck, as a run's own draws are.
+    """
+    bare = [_without_components_seed(record) for record in records]
+    seeds: dict[str, set[Value]] = {}
+    for record, flat in zip(records, bare, strict=True):
+        key = json.dumps([record.run.variant, record.run.seed, flat])
+        seeds.setdefault(key, set()).add(flat_settings(record).get(COMPONENTS_SEED))
+    return bare if all(len(values) == 1 for values in seeds.values()) else [flat_settings(record) for record in records]
+
+
+def _without_components_seed(record: Record) -> dict[str, Value]:
+    flat = {key: value for key, value in flat_settings(record).items() if key != COMPONENTS_SEED}
+    for name, part in record.components.items():
+        if isinstance(part, dict) and part.get("name"):
+            flat[f"components.{name}"] = re.sub(r"\bseed\d+", "seed", str(part["name"]))
+    return flat
+
+
+def front_end_keys(flats: Iterable[dict[str, Value]]) -> set[str]:
+    """Keys that are part of a variant: of its front-end, its components, and groups of the optimizer that match parts of it."""
+    found: set[str] = set()
+    for flat in flats:
+        for key in flat:
+            group = _OWN_RATE.match(key)
+            match = str(flat.get(f"optimizer.groups.{group[1]}.match", "")) if group else ""
+            if key.startswith(OF_VARIANT) or match.startswith("frontend."):
+                found.add(key)
+    return found
 
 
 def flat_settings(record: Record) -> dict[str, Value]:
