@@ -29,7 +29,7 @@ ALLOWED = {
     "__init__.py": ("an example in the docstring", {"tuna2"}),
     "library.py": ("the default of variant, as in the settings", {"tuna2"}),
     "cli/study/sweeps/coarse.yaml": ("a study to start from compares with a shipped variant", {"tuna2"}),
-    "cli/study/variants/coarse.yaml": ("a variant file, to start from", NAMES - {"tuna", "tuna_r", "vae_latents"}),
+    "cli/study/variants/coarse.yaml": ("a variant file, to start from", NAMES - {"tuna", "tuna_r", "tuna_r_frozen", "vae_latents"}),
     "analysis/fairness.py": ("an example in a docstring", {"tuna2"}),
     "evaluation/reconstruction.py": ("the word, not the front-end", {"bottleneck"}),
     "sweeps/grid.py": ("an example of a sweep file in a docstring", {"tuna_r"}),

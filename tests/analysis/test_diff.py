@@ -26,7 +26,8 @@ def broken(a: Record, b: Record) -> set[str]:
 def test_runs_that_differ_in_the_front_end_are_a_fair_pair():
     found = diff(NAMES, synthetic_record("tuna2"), synthetic_record("tuna_r"))
     assert found.verdict() == "FAIR: the runs are equal but for the front-end" and not found.breaks
-    assert {row.key for row in found.settings} == {"frontend.name", "frontend.encoder"}
+    rates = {f"optimizer.groups.encoder.{key}" for key in ("match", "lr", "weight_decay")}
+    assert {row.key for row in found.settings} == {"frontend.name", "frontend.encoder", *rates}
     assert {row.mark for row in found.settings} == {FRONT_END} and found.equal > 100
 
 

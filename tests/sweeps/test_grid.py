@@ -19,6 +19,17 @@ def test_expansion_is_seed_major_with_readable_names(sweep_file, tmp_path):
     assert cell.run_dir == tmp_path / "mask_ratio" / "tuna2-ratio0.25-seed0"
 
 
+def test_a_variant_may_have_some_of_the_seeds(sweep_file):
+    sweep_file.write_text(sweep_file.read_text() + "seeds_of: {tuna: [1]}\n")
+    cells = expand(load_sweep(sweep_file))
+    assert [(cell.variant, cell.seed) for cell in cells if not cell.factors["objective.masking.ratio"]] == [
+        ("tuna2", 0),
+        ("tuna", 1),
+        ("tuna2", 1),
+    ]
+    assert len(expand(load_sweep(sweep_file), "tuna_r")) == 4  # not named: all of them
+
+
 def test_one_variant_also_one_the_sweep_does_not_list(sweep_file):
     sweep = load_sweep(sweep_file)
     assert {cell.variant for cell in expand(sweep, "tuna2")} == {"tuna2"} and len(expand(sweep, "tuna2")) == 4
@@ -100,6 +111,8 @@ def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
         ("seeds: [0, 1]", "seeds: [0, x]", "key 'seeds' must hold integers from 0, got 'x'"),
         ("seeds: [0, 1]", "seeds: 3", "key 'seeds' must be a list"),
         ("seeds: [0, 1]\n", "", "key 'seeds' must be a list"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna: [0, 7]}", r"'seeds_of.tuna' must hold some of .* \[0, 1\], got \[0, 7\]"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna3: [0]}", "'seeds_of' has unknown value 'tuna3', choices: tuna, tuna2"),
         ("[0.0, 0.25]", "[]", "key 'factors.objective.masking.ratio' must be a list with at least one"),
         ("[0.0, 0.25]", "[{a: 1}]", "must hold plain values"),
         ("factors: {", "factors: [", "not valid YAML"),

@@ -19,12 +19,12 @@ from tunalab.analysis.fairness import (
 from tunalab.analysis.statistics import Estimate, of_two_runs
 from tunalab.analysis.written import percent, with_interval
 from tunalab.records.labels import (
-    OF_VARIANT,
     Value,
     benchmark_label,
     changes_results,
     flat_settings,
     flat_texts,
+    front_end_keys,
     ordered_benchmarks,
     value_label,
 )
@@ -99,7 +99,8 @@ def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
     flat_a, flat_b = flat_settings(a), flat_settings(b)
     keys = list(dict.fromkeys([*flat_a, *flat_b]))
     differ = [key for key in keys if flat_a.get(key) != flat_b.get(key)]
-    rows = [SettingRow(key, flat_a.get(key), flat_b.get(key), _mark(key, a, b)) for key in differ]
+    own = front_end_keys([flat_a, flat_b])
+    rows = [SettingRow(key, flat_a.get(key), flat_b.get(key), _mark(key, a, b, own)) for key in differ]
     all_a, all_b = flat_texts(a.config), flat_texts(b.config)
     for key in all_a:
         if key in all_b and all_a[key] != all_b[key] and not changes_results(key) and not key.startswith("tracking."):
@@ -112,8 +113,8 @@ def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
     return Diff(names, (a, b), rows, len(keys) - len(differ), unequal(called), tokens, accuracies, others)
 
 
-def _mark(key: str, a: Record, b: Record) -> str:
-    if key.startswith(OF_VARIANT):
+def _mark(key: str, a: Record, b: Record, of_front_end: set[str]) -> str:
+    if key in of_front_end:
         return FRONT_END if a.run.variant != b.run.variant else ""
     return "" if key == "stages" or all(_holds(record.config, key) for record in (a, b)) else FILLED
 

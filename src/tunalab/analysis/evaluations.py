@@ -27,7 +27,7 @@ from tunalab.evaluation.parts import OF_PARSER, PARSER, PARSER_REVISION, PARSER_
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.evaluation.published import RULED, RULES, metric
 from tunalab.evaluation.whole import Evaluated
-from tunalab.records.labels import OF_VARIANT, Legend, compared, identity
+from tunalab.records.labels import Legend, compared, front_end_keys, identity
 from tunalab.records.record import Record
 from tunalab.settings.layers import own_or_shipped
 
@@ -105,7 +105,8 @@ def _check_comparable(records: Sequence[Record]) -> None:
 def unequal_settings(records: Sequence[Record]) -> list[str]:
     """Keys of the configuration, front-end and components aside, in which variants differ: shown beside every comparison."""
     settings = {record.run.variant: flat for record, flat in zip(records, compared(records), strict=True)}
-    keys = dict.fromkeys(key for flat in settings.values() for key in flat if not key.startswith(OF_VARIANT))
+    own = front_end_keys(settings.values())
+    keys = dict.fromkeys(key for flat in settings.values() for key in flat if key not in own)
     return [key for key in keys if len({json.dumps(flat.get(key)) for flat in settings.values()}) > 1]
 
 

@@ -1,7 +1,7 @@
 """Whether runs may be compared: what they do not share, and whether that breaks the comparison or leaves a doubt.
 
-Everything is read from the records. What a front-end brings by itself (parameters, FLOPs, its own components) is no inequality; it
-stands in tables of cost.
+Everything is read from the records. What a front-end brings by itself (parameters, FLOPs, its own components, a rate for one of its
+parts) is no inequality; it stands in tables of cost and of what variants set.
 """
 
 import json
@@ -12,7 +12,6 @@ from typing import Any
 from tunalab.analysis.curves import TOLERANCE, arms, short
 from tunalab.records.labels import (
     COMPONENTS_SEED,
-    OF_VARIANT,
     Value,
     compared,
     differing_settings,
@@ -92,15 +91,12 @@ def _settings(records: Sequence[Record]) -> Iterable[Unequal]:
     keys = dict.fromkeys(key for group in flat.values() for settings in group for key in settings)
     own = front_end_keys(settings for group in flat.values() for settings in group)
     for key in keys:
-        if key.startswith(OF_VARIANT):
+        if key in own:
             continue
         held = {name: {json.dumps(settings.get(key)) for settings in group} for name, group in flat.items()}
         if len({frozenset(values) for values in held.values()}) > 1:
             texts = ((", ".join(dict.fromkeys(value_label(one.get(key)) for one in group)), name) for name, group in flat.items())
             alone = bool(set.intersection(*held.values()))  # where all have a value in common, front-ends compare there
-            if key in own:
-                yield Unequal(f"setting {key}", _grouped(texts), "of a part that only some front-ends have", breaks=False)
-                continue
             why = "varied for some front-ends alone" if alone else "variants differ in more than the front-end"
             yield Unequal(f"setting {key}", _grouped(texts), why, breaks=True, varied=alone)
 

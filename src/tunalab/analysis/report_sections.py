@@ -42,6 +42,7 @@ from tunalab.records.labels import (
     differing_settings,
     flat_settings,
     flat_texts,
+    front_end_keys,
     key_labels,
     value_label,
 )
@@ -205,7 +206,10 @@ def settings(records: Sequence[Record]) -> Section:
     parts = [markdown_table(["front-end", *(f"`{key}`" for key in keys), "seeds"], rows, left=len(keys) + 2)]
     flats = [flat_settings(record) for record in records]
     by_variant = {line.variant: flat_settings(line.records[-1]) for line in shown}
-    own = dict.fromkeys(key for flat in by_variant.values() for key in flat if key.startswith("frontend."))
+    parts_of = front_end_keys(by_variant.values())
+    own = dict.fromkeys(
+        key for flat in by_variant.values() for key in flat if key in parts_of and not key.startswith("components.")
+    )
     differ = [key for key in own if _several(key, by_variant.values())]
     if differ:
         cells = {name: [value_label(flat.get(key)) or "-" for key in differ] for name, flat in by_variant.items()}

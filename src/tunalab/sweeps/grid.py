@@ -45,7 +45,7 @@ from tunalab.settings.schema import RunConfig
 from tunalab.settings.values import parse, resolved, texts
 from tunalab.training.claiming import claimed_hash
 
-KEYS = ("experiment", "variants", "seeds", "arms", "factors", "overrides", "records", "figure")
+KEYS = ("experiment", "variants", "seeds", "seeds_of", "arms", "factors", "overrides", "records", "figure")
 GRID = ("arms", "factors", "overrides")
 ARM_VARIANT = "variant"  # the key of an arm that is no setting
 
@@ -64,6 +64,7 @@ class Sweep:
     records: Path | None = None
     figures: tuple[str, ...] = ()
     all_variants: tuple[str, ...] = ()
+    seeds_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ def load_sweep(path: Path) -> Sweep:
         if not name.isprintable() or {"/", "\\"} & set(name):
             raise UserError(f"{path}: the name of the arm {name!r} cannot be part of a folder's name")
         _choice(path, f"arms.{name}.{ARM_VARIANT}", arm.get(ARM_VARIANT, chosen[0]), chosen)
+    seeds_of = {
+        _choice(path, "seeds_of", name, chosen): _list(path, f"seeds_of.{name}", some)
+        for name, some in _mapping(path, "seeds_of", plain.get("seeds_of")).items()
+    }
+    for name, some in seeds_of.items():
+        if not {*some} <= {*seeds}:
+            raise UserError(f"{path}: key 'seeds_of.{name}' must hold some of the sweep's seeds {list(seeds)}, got {list(some)}")
     figures = plain.get("figure")
     figures = [figures] if isinstance(figures, str) else figures
     return Sweep(
@@ -136,6 +144,7 @@ def load_sweep(path: Path) -> Sweep:
         records=None if records is None else Path(records).absolute(),
         figures=tuple(_choice(path, "figure", name, FIGURE_NAMES) for name in _list(path, "figure", figures)) if figures else (),
         all_variants=variants,
+        seeds_of=seeds_of,
     )
 
 
@@ -156,7 +165,7 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
     for seed, values, (arm, of_arm), name in product(
         sweep.seeds, product(*sweep.factors.values()), (sweep.arms or {"": {}}).items(), variants
     ):
-        if of_arm.get(ARM_VARIANT, name) != name:
+        if of_arm.get(ARM_VARIANT, name) != name or seed not in sweep.seeds_of.get(name, sweep.seeds):
             continue
         factors = dict(zip(sweep.factors, values, strict=True))
         set_by_arm = {key: value for key, value in of_arm.items() if key != ARM_VARIANT}
