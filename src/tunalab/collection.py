@@ -142,13 +142,15 @@ class Records(Sequence["Record"]):
         """
         from tunalab.analysis.claims import write_claims
         from tunalab.analysis.dynamics import write_dynamics
+        from tunalab.analysis.endpoints import write_endpoints
         from tunalab.analysis.evaluations import published_file, write_evaluation_tables
         from tunalab.analysis.tables import write_tables
 
         records, folder, call = self._records, Path(out), self._call("table")
         beside = Path(published) if published else published_file()
         written = write_tables(records, folder, call) + write_evaluation_tables(records, beside, folder, call)
-        return written + write_claims(records, folder, call) + write_dynamics(records, folder, call)
+        written += write_endpoints(records, folder, call) + write_claims(records, folder, call)
+        return written + write_dynamics(records, folder, call)
 
     def report(self, out: str | Path, figures: bool = True, runs: str | Path | None = None) -> list[Path]:
         """Write one page about these records: whether the comparison is equal, and what came out; returns the files.

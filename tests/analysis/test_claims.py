@@ -3,24 +3,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.claims import Gap, claims_markdown, corrected, verdict, write_claims
-from tunalab.data.scenes.vocabulary import BENCHMARKS
-from tunalab.evaluation.benchmarks import benchmark_name
-from tunalab.evaluation.measure import mean, share
+from tunalab.analysis.claims import PANELS, Gap, claims, claims_markdown, corrected, verdict, write_claims
+from tunalab.analysis.endpoints import Difference
+from tunalab.evaluation.measure import Score, mean
 from tunalab.evaluation.whole import Evaluated
 
 
-def evaluated(records, right: dict[str, float], levels=(1, 2, 3)):
-    """Records whose variants answer a share of all questions, the same questions first."""
+def measured(records, margin: dict[str, float], ratios=(0.25,)):
+    """Records whose variants have this margin on every panel at the end, none before, and as much accuracy above a half."""
     made = []
-    for record in records(seeds=4):
-        n = 200
-        outcomes = [index < right[record.run.variant] * n for index in np.random.default_rng(record.run.seed).permutation(n)]
-        measures = [
-            share("understanding", benchmark_name(kind, level), outcomes, split="test") for kind in BENCHMARKS for level in levels
-        ]
-        measures.append(mean("reconstruction", "scenes", [20.0, 21.0 + right[record.run.variant]], metric="PSNR", split="test"))
-        made.append(replace(record, evaluation=[Evaluated("x", {}, {}, 0.0, measures)]))
+    for record in records(seeds=4, ratios=ratios):
+        generator = np.random.default_rng(record.run.seed)
+        more = margin[record.run.variant] * (1 + record.run.mask_ratio)
+        points = []
+        for number, point in enumerate(record.points):
+            rises = more * (number + 1) / len(record.points)
+            scores = {}
+            for kind in PANELS:
+                right = generator.random(200) < 0.5 + rises / 4
+                margins = rises + generator.normal(0, 0.1, 200)
+                scores[kind] = Score.from_outcomes(right, 0.2, None if kind == "ocr" else margins)
+            points.append(replace(point, benchmarks=scores, losses={"text/vqa": 2 - rises}))
+        psnr = mean("reconstruction", "scenes", [20.0, 21.0 + more], metric="PSNR", split="test")
+        made.append(replace(record, points=points, evaluation=[Evaluated("x", {}, {}, 0.0, [psnr])]))
     return made
 
 
@@ -30,25 +35,46 @@ def row(text: str, claim: str) -> list[str]:
 
 
 def test_a_claim_is_supported_contradicted_or_undecided(records):
-    shown = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8}))
-    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[1:3] == ["supported", "level 1: Tuna-2 - Tuna-R"]
-    assert row(shown, "Understanding ends Tuna-2 > Tuna-R")[3].startswith("**+0.200** [")
-    opposite = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.8, "tuna2": 0.6}))
+    shown = claims_markdown(measured(records, {"tuna": 0.2, "tuna_r": 0.5, "tuna2": 1.0}))
+    ends = row(shown, "Understanding ends Tuna-2 > Tuna-R")
+    assert ends[1:3] == ["supported", "margin at the end: Tuna-2 - Tuna-R"] and ends[3].startswith("**+0.6")
+    assert row(shown, "Tuna-2 starts slower than Tuna-R")[1] == "contradicted"
+    assert row(shown, "Tuna-R leads early on OCRBench, MMVP, V*")[1] == "contradicted"
+    assert "ocr (OCRBench), accuracy early" in shown and "pairs, level 2 (MMVP), margin early" in shown and ", crossing: " in shown
+    opposite = claims_markdown(measured(records, {"tuna": 0.2, "tuna_r": 1.0, "tuna2": 0.5}))
     assert row(opposite, "Understanding ends Tuna-2 > Tuna-R")[1] == "contradicted"
-    level = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}))
+    assert row(opposite, "Tuna-2 starts slower than Tuna-R")[1] == "supported"
+    level = claims_markdown(measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}))
     assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "undecided"
 
 
-def test_what_was_not_measured_says_so(records):
-    text = claims_markdown(evaluated(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8}, levels=(1,)))
-    assert row(text, "Generation: Tuna > Tuna-R > Tuna-2, all close")[1] == "not measured"
-    assert "level 1" in text and "level 2" not in text and "scenes, PSNR" in text
+def test_what_was_not_measured_says_so_and_nothing_is_said_of_a_part_of_the_panels(records, tmp_path):
+    made = measured(records, {"tuna": 0.5, "tuna_r": 0.6, "tuna2": 0.8})
+    text = claims_markdown(made)
+    assert row(text, "Generation: Tuna > Tuna-R > Tuna-2, all close")[1] == "not measured" and "scenes, PSNR" in text
+    level_1 = [
+        replace(
+            one,
+            evaluation=[],
+            points=[replace(p, losses={}, benchmarks={"relations": p.benchmarks["relations"]}) for p in one.points],
+        )
+        for one in made
+    ]
+    assert claims_markdown(level_1) == "" and write_claims(level_1, tmp_path, "x") == []
 
 
-def gap(value: float, scatter: float = 0.02, seeds: int = 6) -> Gap:
-    """``value`` a seed, give or take ``scatter``, over 400 items in decibels."""
-    value_S = value + scatter * np.array([(-1) ** seed for seed in range(seeds)])
-    return Gap("x", "a", "b", np.repeat(value_S[:, None], 400, axis=1))
+def test_masking_is_compared_within_a_front_end_and_between_two(records):
+    made = measured(records, {"tuna": 0.2, "tuna_r": 0.2, "tuna2": 1.0}, ratios=(0.0, 0.5))
+    found = claims(made)
+    assert verdict(found["Masking helps understanding"]) == "supported" == verdict(found["Masking helps Tuna-2 more than Tuna-R"])
+    effect = found["Masking helps Tuna-2 more than Tuna-R"][0].found.estimate
+    assert effect.value == pytest.approx(0.5 * (1.0 - 0.2), abs=0.03)
+    assert verdict(found["Understanding ends Tuna-2 > Tuna-R"]) == "not measured"  # of which mask ratio?
+
+
+def gap(value: float, scatter: float = 0.02, seeds: int = 6, close: float | None = None) -> Gap:
+    """``value`` a seed, give or take ``scatter``."""
+    return Gap("x", Difference("x", value + scatter * np.array([(-1) ** seed for seed in range(seeds)])), close)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +86,14 @@ def test_verdicts(values, expected):
     assert verdict(found) == expected
 
 
+def test_close_is_shown_and_not_taken_for_granted():
+    assert gap(0.01, close=0.05).shown.endswith("; within 0.05")
+    assert gap(0.01, scatter=0.08, close=0.05).shown.endswith("; not shown to be within 0.05")
+
+
 def test_all_claims_are_one_family_and_undecided_ones_say_how_many_seeds_would_do():
     weak = gap(0.03, scatter=0.025)
-    assert 0.005 < weak.estimate.p < 0.05
+    assert 0.005 < weak.found.estimate.p < 0.05
     ((alone,),) = corrected([[weak]])
     assert alone.sign == 1 and not alone.needed
     (among,), *_ = corrected([[weak], *[[gap(0.0)] for _ in range(20)]])
@@ -70,5 +101,5 @@ def test_all_claims_are_one_family_and_undecided_ones_say_how_many_seeds_would_d
 
 
 def test_without_the_papers_variants_there_are_no_claims(records, tmp_path):
-    made = [one for one in evaluated(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}) if one.run.variant != "tuna"]
+    made = [one for one in measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}) if one.run.variant == "tuna"]
     assert write_claims(made, tmp_path, "x") == [] == write_claims(records(seeds=1), tmp_path, "x")

@@ -3,16 +3,34 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.power import ENDPOINTS, loss_area, mean_margin, power_markdown, power_table
+from tunalab.analysis.endpoints import (
+    EARLY,
+    LOSS,
+    MARGIN,
+    difference,
+    endpoints,
+    endpoints_table,
+    loss_area,
+    loss_difference,
+)
+from tunalab.analysis.power import power_markdown, power_table
 from tunalab.analysis.statistics import seeds_needed
 from tunalab.errors import UserError
+from tunalab.evaluation.measure import Score
+
+
+KINDS = "relations (GQA)", "charts (ChartQA)"
 
 
 def test_a_row_an_endpoint_and_pair_with_its_seeds_and_hours(records):
     made = records(variants=("tuna", "tuna2"), seeds=4, kinds=2)
     table = power_table(made)
-    assert set(table["endpoint"]) >= {"accuracy at the end", "relations (GQA) at the end", "charts (ChartQA) at the end"}
-    row = table[table["endpoint"] == "charts (ChartQA) at the end"].iloc[0]
+    assert set(table["endpoint"]) >= {
+        "accuracy at the end",
+        "relations (GQA): accuracy at the end",
+        "charts (ChartQA): accuracy at the end",
+    }
+    row = table[table["endpoint"] == "charts (ChartQA): accuracy at the end"].iloc[0]
     by_seed = {
         name: np.array([one.points[-1].benchmarks["charts"].accuracy for one in made if one.run.variant == name])
         for name in ("tuna", "tuna2")
@@ -26,18 +44,45 @@ def test_a_row_an_endpoint_and_pair_with_its_seeds_and_hours(records):
     if np.isfinite(row["needed_in_family"]):
         assert row["core_hours"] == pytest.approx(row["needed_in_family"] * hours / 3600)
     text = power_markdown(table, price=2.0)
-    assert "| charts (ChartQA) at the end | Tuna - Tuna-2 |" in text and "price" in text
+    assert "| charts (ChartQA): accuracy at the end | Tuna - Tuna-2 |" in text and "price" in text
 
 
 def test_areas_of_losses_are_means_over_log_tokens(record):
     made = record("tuna2")
     losses = [1.5 / (1 + number) for number in range(len(made.points))]
     points = [replace(point, losses={"text/vqa": loss}) for point, loss in zip(made.points, losses, strict=True)]
-    assert loss_area(made) is None
+    assert np.isnan(loss_area(made)) and loss_difference([(made, made)]) is None
     made = replace(made, points=points)
     x = np.log([point.tokens for point in made.points])
     assert loss_area(made) == pytest.approx(np.trapezoid(losses, x) / (x[-1] - x[0]))
-    assert mean_margin(made) is None and set(ENDPOINTS) >= {"answers' loss, area over log tokens"}
+    better = replace(made, points=[replace(point, losses={"text/vqa": point.losses["text/vqa"] / 2}) for point in points])
+    found = loss_difference([(made, better), (made, better)])
+    assert found is not None and found.value_S == pytest.approx(loss_area(made) / 2)
+    assert LOSS not in set(endpoints_table([made, replace(better, run=replace(better.run, variant="x"))])["endpoint"])  # one seed
+
+
+def test_margins_are_compared_early_and_at_the_end(record):
+    """Early: the three evaluations nearest to .135, .223 and .367 of the tokens, each question's mean over them."""
+    pairs, shift = [], [0.0, 0.0, 0.5, 1.0, 1.5, 3.0]
+    for seed in range(3):
+        sides = []
+        for of_side in (1.0, 0.0):
+            made = record("tuna2", seed=seed)
+            points = [
+                replace(point, benchmarks={"charts": Score.from_outcomes([True] * 4, 0.2, [of_side * more + 0.125 * seed] * 4)})
+                for point, more in zip(made.points, shift, strict=True)
+            ]
+            sides.append(replace(made, points=points))
+        pairs.append(tuple(sides))
+    end, early = (difference(pairs, MARGIN, ["charts"], early) for early in (False, True))
+    tokens = [point.tokens / pairs[0][0].totals.tokens for point in pairs[0][0].points]
+    taken = [min(range(6), key=lambda at: abs(np.log(tokens[at] / share))) for share in EARLY]
+    assert end.value_S == pytest.approx([3.0] * 3) and early.value_S == pytest.approx([np.mean([shift[at] for at in taken])] * 3)
+    assert {one.what for one in endpoints(pairs)} == {
+        *("margin early", "margin at the end", "accuracy early", "accuracy at the end"),
+        *(f"charts (ChartQA): {what}" for what in ("margin early", "margin at the end", "accuracy early", "accuracy at the end")),
+    }
+    assert difference(pairs, MARGIN, ["ocr"]) is None
 
 
 def test_one_seed_is_no_pilot(records):

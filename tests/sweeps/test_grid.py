@@ -111,7 +111,11 @@ def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
         ("seeds: [0, 1]", "seeds: [0, x]", "key 'seeds' must hold integers from 0, got 'x'"),
         ("seeds: [0, 1]", "seeds: 3", "key 'seeds' must be a list"),
         ("seeds: [0, 1]\n", "", "key 'seeds' must be a list"),
-        ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna: [0, 7]}", r"'seeds_of.tuna' must hold some of .* \[0, 1\], got \[0, 7\]"),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\nseeds_of: {tuna: [0, 7]}",
+            r"'seeds_of.tuna' must hold some of .*, got \[0, 7\]",
+        ),
         ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna3: [0]}", "'seeds_of' has unknown value 'tuna3', choices: tuna, tuna2"),
         ("[0.0, 0.25]", "[]", "key 'factors.objective.masking.ratio' must be a list with at least one"),
         ("[0.0, 0.25]", "[{a: 1}]", "must hold plain values"),

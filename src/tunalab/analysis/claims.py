@@ -5,9 +5,10 @@ what it states of its front-end, under whatever name it was trained.
 
 Supported: every difference that the claim names has its sign. Contradicted: some difference has the other sign. Undecided: anything
 else, with the number of seeds at which differences as large as these would be found in four of five experiments. All differences of
-all claims are one family: a sign counts where its p-value, after Holm's correction, is below 5%.
+all claims are one family: a sign counts where its p-value, after Holm's correction, is below 5%. Close: within a margin that the
+claim states, by two one-sided tests.
 
-Shapes: S seeds, I items.
+    S  seeds    I  questions
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,106 +17,99 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tunalab.analysis.crossing import crossings, passing
-from tunalab.analysis.curves import axis_named, benchmarks
-from tunalab.analysis.curves import lines as curve_lines
+from tunalab.analysis.curves import axis_named, benchmarks, lines
+from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
-from tunalab.analysis.statistics import ALPHA, Estimate, holm, of_seeds, question_error, score_at, seeds_needed
-from tunalab.analysis.statistics import item_gaps as score_gaps
-from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
-from tunalab.data.scenes.vocabulary import BENCHMARKS
-from tunalab.evaluation.benchmarks import benchmark_name
-from tunalab.records.labels import Legend, benchmark_label
-from tunalab.records.record import Record
+from tunalab.analysis.statistics import ALPHA, equivalent, holm, question_error, seeds_needed
+from tunalab.analysis.written import markdown_table, write_tables_to
+from tunalab.errors import UserError
+from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, identity
+from tunalab.records.record import Record, usable
 
 FRONT_ENDS: dict[str, dict[str, str]] = PAPER["front_ends"]
 CLAIMS: list[dict[str, Any]] = PAPER["claims"]
+PANELS: list[str] = PAPER["panels"]
+LOSS, MASKING = "loss", "masking"
 
 
 @dataclass(frozen=True, eq=False)
 class Gap:
-    """``what`` is compared: the front-end ``more`` minus ``less``, by seed and item. ``p``: after Holm's correction for ``family``
-    differences.
+    """A difference that a claim says to be above 0. ``what``: of whom; ``p``: after Holm's correction for ``family`` differences.
+    ``close``: the claim also says that the sides are within so much.
     """
 
     what: str
-    more: str
-    less: str
-    gap_SI: np.ndarray
+    found: Difference
+    close: float | None = None
     p: float | None = None
     family: int = 1
 
     @property
-    def questions(self) -> float:
-        return question_error([self.gap_SI], shares=in_shares(self.gap_SI))
-
-    @property
-    def estimate(self) -> Estimate:
-        return of_seeds(self.gap_SI.mean(axis=1), self.questions)
-
-    @property
     def sign(self) -> int:
         """1: as claimed, -1: the other way round, 0: undecided."""
-        return 0 if self.p is None or self.p >= ALPHA else 1 if self.estimate.value > 0 else -1
+        return 0 if self.p is None or self.p >= ALPHA else 1 if self.found.estimate.value > 0 else -1
 
     @property
     def needed(self) -> str:
         """Seeds that would decide a difference as large as this one, at the level that the strictest of the family has."""
-        if len(self.gap_SI) < 2 or self.sign:
+        if len(self.found.value_S) < 2 or self.sign:
             return ""
-        count = seeds_needed(self.gap_SI.mean(axis=1), self.questions, alpha=ALPHA / self.family)
+        count = seeds_needed(self.found.value_S, self.found.questions, alpha=ALPHA / self.family)
         return "more questions" if isinf(count) else str(int(count))
+
+    @property
+    def shown(self) -> str:
+        text = self.found.shown(bold=bool(self.sign))
+        if self.close is None:
+            return text
+        within = equivalent(self.found.value_S, self.close, self.found.questions)
+        return f"{text}; {'within' if within else 'not shown to be within'} {self.close:g}"
 
 
 def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
-    """Write ``claims.md``; nothing where the paper's front-ends were not all evaluated."""
-    measured = evaluated(records)
-    files = {"claims.md": claims_markdown(measured)} if papers_variants(measured) else {}
-    return write_tables_to(folder, command, files)
+    """Write ``claims.md``; nothing where no claim can be measured by these records."""
+    text = claims_markdown(records)
+    return write_tables_to(folder, command, {"claims.md": text} if text else {})
 
 
-def papers_variants(records: Sequence[Record]) -> dict[str, str]:
-    """The paper's front-ends -> the variant of the records that is one; empty where one of them is not there.
+def papers_variants(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The paper's front-ends -> the runs of one variant that is one, of those that are in the records.
 
     Of several variants at the same levels the first in order stands for them.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[Record]] = {}
     legend = Legend(records)
     for name, levels in FRONT_ENDS.items():
         at = {record.run.variant for record in records if levels.items() <= record.look.factors.items()}
         if at:
-            found[name] = legend.ordered(at)[0]
-    return found if len(found) == len(FRONT_ENDS) else {}
+            first = legend.ordered(at)[0]
+            found[name] = [record for record in records if record.run.variant == first]
+    return found
 
 
 def claims_markdown(records: Sequence[Record]) -> str:
-    """A table with a row per difference, under the claim that it belongs to."""
-    compared, variants, legend = sides(records), papers_variants(records), Legend(records)
-    pairs_of = [[(variants[more], variants[less]) for more, less in claim["pairs"]] for claim in CLAIMS]
-    gaps_of = corrected([list(_gaps(claim, pairs, records, compared)) for claim, pairs in zip(CLAIMS, pairs_of, strict=True)])
+    """A table with a row per difference, under the claim that it belongs to; empty where there is none to make."""
+    gaps_of = claims(records)
+    if not any(gaps_of.values()):
+        return ""
     rows: list[list[str]] = []
-    for claim, pairs, gaps in zip(CLAIMS, pairs_of, gaps_of, strict=True):
-        shown = [
-            [
-                f"{gap.what}: {legend.label(gap.more)} - {legend.label(gap.less)}",
-                with_interval(gap.estimate.bounds, "{:+.3f}".format, bold=bool(gap.sign)),
-                gap.needed,
-            ]
-            for gap in gaps
-        ] or [["", "", ""]]
+    for claim in CLAIMS:
+        gaps = gaps_of[claim["claim"]]
+        shown = [[gap.what, gap.shown, gap.needed] for gap in gaps] or [["", "", ""]]
         rows += [[claim["claim"], verdict(gaps), *shown[0]], *(["", "", *row] for row in shown[1:])]
-        if claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
-            rows += [["", "", *row, ""] for row in _crossings(records, pairs[0], claim["benchmarks"], legend)]
-    seeds, family = len({record.run.seed for record in records}), sum(map(len, gaps_of))
+        if gaps and claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
+            rows += [["", "", *row, ""] for row in _crossings(records, claim)]
+    family = sum(map(len, gaps_of.values()))
+    seeds = sorted({len(gap.found.value_S) for gaps in gaps_of.values() for gap in gaps})
     note = (
-        f"Differences of shares (PSNR in dB), paired by seed ({seeds}) and item, with 95% intervals of Student's t over seeds "
-        f"and the error over items. Bold: it has a sign after Holm's correction for all {family} differences. Supported: all "
-        "differences of a claim have its sign; contradicted: one has the other; undecided is no refutation. Seeds needed: to "
-        "find a difference as large as this one in four of five experiments, as one of the family; more questions: their "
-        "error alone is too large. Levels: of scenes, means over benchmarks. Crossings: as in crossings.md."
+        f"Differences over {' or '.join(map(str, seeds))} seeds, paired by seed and question, with 95% intervals (Student's t over "
+        "seeds and the error over questions): losses and margins in nats, accuracies in points, PSNR in dB, others in shares. "
+        f"Bold: a sign after Holm's correction for all {family} differences. Supported: all differences of a claim have its sign; "
+        "contradicted: one has the other; undecided is no refutation. Seeds needed: to find a difference as large as this one in "
+        "four of five experiments, as one of the family; more questions: their error alone is too large. Early, at the end: as in "
+        "endpoints.md. Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -123,9 +117,16 @@ def claims_markdown(records: Sequence[Record]) -> str:
     return f"{markdown_table(head, rows, left=4)}\n\n{' '.join(notes)}\n"
 
 
+def claims(records: Sequence[Record]) -> dict[str, list[Gap]]:
+    """Claim -> its differences, with p-values after Holm's correction for all of them; none where these records cannot tell."""
+    finished = usable(records)
+    gaps_of = [list(_gaps(claim, finished)) for claim in CLAIMS]
+    return dict(zip((claim["claim"] for claim in CLAIMS), corrected(gaps_of), strict=True))
+
+
 def corrected(gaps_of: Sequence[Sequence[Gap]]) -> list[list[Gap]]:
     """The differences of each claim, with their p-values after Holm's correction for all of them."""
-    adjusted = holm([gap.estimate.p for gaps in gaps_of for gap in gaps])
+    adjusted = holm([gap.found.estimate.p for gaps in gaps_of for gap in gaps])
     each, family = iter(adjusted), len(adjusted)
     return [[replace(gap, p=next(each), family=family) for gap in gaps] for gaps in gaps_of]
 
@@ -137,57 +138,112 @@ def verdict(gaps: Sequence[Gap]) -> str:
     return "supported" if all(sign > 0 for sign in signs) else "contradicted" if -1 in signs else "undecided"
 
 
-def _gaps(
-    claim: Mapping[str, Any],
-    pairs: Sequence[tuple[str, str]],
-    records: Sequence[Record],
-    compared: dict[Key, dict[str, Side]],
-) -> Iterable[Gap]:
-    for pair in pairs:
-        if "levels" in claim:
-            yield from _levels(claim, pair, compared)
-        elif "tokens" in claim:
-            yield from _dynamics(claim, pair, records)
+def in_words(gaps: Sequence[Gap]) -> str:
+    """A verdict with its numbers, in one line."""
+    numbers = "; ".join(f"{gap.what} {gap.shown}" for gap in gaps)
+    needed = [gap.needed for gap in gaps if gap.needed]
+    seeds = max((int(text) for text in needed if text.isdigit()), default=0)
+    more = "" if verdict(gaps) != "undecided" else f" (seeds needed: {seeds})" if seeds and "more questions" not in needed else ""
+    return f"{verdict(gaps)}{more}: {numbers}" if gaps else verdict(gaps)
+
+
+def _gaps(claim: Mapping[str, Any], records: Sequence[Record]) -> Iterable[Gap]:
+    runs = papers_variants(records)
+    if MASKING in claim:
+        yield from _masking(claim, runs)
+        return
+    if any(len({identity(record) for record in of}) > 1 for of in runs.values()):
+        return  # a sweep over settings: front-ends are compared where each has one
+    for more, less in claim["pairs"]:
+        if not {more, less} <= runs.keys():
+            continue
+        if "measure" in claim:
+            yield from _measured(claim, more, less, runs)
         else:
-            kind, benchmark, split, metric = claim["measure"]
-            of_variant = compared.get((kind, benchmark, split, metric), {})
-            gap_SI = item_gaps(of_variant, *pair)
-            if gap_SI is not None:
-                label = ", ".join(word for word in (benchmark, metric) if word)
-                yield Gap(label, *pair, gap_SI)
+            yield from _along(claim, more, less, _paired(runs[more], runs[less]))
 
 
-def _levels(claim: Mapping[str, Any], pair: tuple[str, str], compared: dict[Key, dict[str, Side]]) -> Iterable[Gap]:
-    """A difference per level, over the items of several benchmarks together: as many of each, or nearly."""
-    kinds, given = claim.get("benchmarks", list(BENCHMARKS)), "benchmarks" in claim
-    for level in claim["levels"]:
-        keys: list[Key] = [("understanding", benchmark_name(kind, level), "test", "accuracy") for kind in kinds]
-        items = [item_gaps(compared.get(key, {}), *pair) for key in keys]
-        measured = [gap_SI for gap_SI in items if gap_SI is not None]
-        if len(measured) == len(items) and len({len(gap_SI) for gap_SI in measured}) == 1:
-            what = ", ".join([f"level {level}", *(kinds if given else [])])
-            yield Gap(what, *pair, np.concatenate(measured, axis=1))
+def _paired(more: Sequence[Record], less: Sequence[Record]) -> Pairs:
+    by_seed = [{record.run.seed: record for record in side} for side in (more, less)]
+    return [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
 
 
-def _dynamics(claim: Mapping[str, Any], pair: tuple[str, str], records: Sequence[Record]) -> Iterable[Gap]:
-    """A difference per benchmark, at the evaluation that is nearest to the share of tokens."""
-    points = {point.tokens for record in records for point in record.points}
-    tokens = min(sorted(points), key=lambda at: abs(at - claim["tokens"] * max(points)))
-    by_seed = [{r.run.seed: r for r in records if r.run.variant == name} for name in pair]
-    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-    for kind in claim["benchmarks"]:
-        scores = [[score_at(side[seed], kind, tokens) for side in by_seed] for seed in seeds]
-        pairs = [(one, other) for one, other in scores if one is not None and other is not None]
-        gap_SI = score_gaps(pairs) if pairs else None
-        if gap_SI is not None:
-            yield Gap(f"{benchmark_label(kind)} at {tokens / 1e6:.1f}M tokens", *pair, gap_SI)
+def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iterable[Gap]:
+    """Of points of the runs."""
+    whom, early = f"{more} - {less}", claim.get("at") == "early"
+    if not pairs:
+        return
+    if claim["outcome"] == LOSS:
+        found = loss_difference(pairs)
+        if found is not None:
+            yield Gap(f"{found.what}: {whom}", found)
+        return
+    if not set(PANELS) <= set.intersection(*(benchmarks([record]) for pair in pairs for record in pair)):
+        return  # other levels, or a part of the skills: no answer to what the paper says of all
+    kinds = claim.get("benchmarks", PANELS)
+    if claim.get("each"):
+        for kind in kinds:
+            found = difference(pairs, claim["outcome"], [kind], early) or difference(pairs, ACCURACY, [kind], early)
+            if found is not None:
+                yield Gap(f"{benchmark_label(kind)}, {found.what}: {whom}", found)
+        return
+    if claim["outcome"] == MARGIN:
+        kinds = [kind for kind in kinds if difference(pairs, MARGIN, [kind], early) is not None]
+    found = difference(pairs, claim["outcome"], kinds, early) if kinds else None
+    if found is not None and claim.get("beyond_others"):
+        others = difference(pairs, claim["outcome"], [kind for kind in PANELS if kind not in kinds], early)
+        found = None if others is None else found.less(others, f"{found.what}, {', '.join(kinds)} beyond the other panels")
+    if found is not None:
+        yield Gap(f"{found.what}: {whom}", found)
 
 
-def _crossings(records: Sequence[Record], pair: tuple[str, str], kinds: Sequence[str], legend: Legend) -> Iterable[tuple[str, str]]:
-    """Of the two variants on each benchmark: who passes whom, and when."""
-    tokens = axis_named("tokens")
-    shown = curve_lines([record for record in records if record.run.variant in pair])
-    for kind in (kind for kind in kinds if kind in benchmarks(records)):
+def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:
+    """Of finished models, by `tunalab evaluate`."""
+    measured = evaluated([*runs[more], *runs[less]])
+    compared: dict[Key, dict[str, Side]] = sides(measured) if measured else {}
+    kind, benchmark, split, metric = claim["measure"]
+    variants = (runs[name][0].run.variant for name in (more, less))
+    gap_SI = item_gaps(compared.get((kind, benchmark, split, metric), {}), *variants)
+    if gap_SI is not None:
+        label = ", ".join(word for word in (benchmark, metric) if word)
+        found = Difference(label, gap_SI.mean(axis=1), question_error([gap_SI], shares=in_shares(gap_SI)))
+        yield Gap(f"{label}: {more} - {less}", found, claim.get("close"))
+
+
+def _masking(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:
+    """Of runs with and without masking, where the records hold both and nothing else that differs."""
+    gaps: dict[str, Difference] = {}
+    for name in claim.get("of") or claim["more"]:
+        at = [
+            [record for record in runs.get(name, ()) if record.config["objective"]["masking"]["ratio"] == ratio]
+            for ratio in claim[MASKING]
+        ]
+        pairs = _paired(*at)
+        closed = [kind for kind in sorted(benchmarks(at[0])) if difference(pairs, MARGIN, [kind]) is not None] if pairs else []
+        found = difference(pairs, MARGIN, closed) if closed else None
+        if found is None or any(len({identity(record) for record in side}) > 1 for side in at):
+            return
+        gaps[name] = found
+    if "of" in claim:
+        for name, found in gaps.items():
+            yield Gap(f"{found.what}, {name}: {MASK_RATIO.rsplit('.', 1)[-1]} {claim[MASKING][0]:g} - none", found)
+    else:
+        first, second = claim["more"]
+        if len(gaps[first].value_S) == len(gaps[second].value_S):
+            both = gaps[first].less(gaps[second], gaps[first].what)
+            yield Gap(f"{both.what}, effect of masking: {first} - {second}", both)
+
+
+def _crossings(records: Sequence[Record], claim: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Of the claim's two front-ends on each benchmark: who passes whom, and when."""
+    tokens, runs = axis_named("tokens"), papers_variants(records)
+    ((more, less),) = claim["pairs"]
+    try:
+        shown = lines([*runs[more], *runs[less]])
+    except UserError:
+        return
+    legend = Legend(records)
+    for kind in (kind for kind in claim["benchmarks"] if kind in benchmarks(records)):
         for found in crossings(learning_curves(shown, kind), tokens):
             leader, other = (legend.label(line.variant) for line in (found.leader, found.other))
             if not found.level:
