@@ -6,6 +6,8 @@ BIN     := $(VENV)/bin
 VARIANT ?= all
 SWEEP   ?= mask_ratio
 RECORDS ?= results/figure6
+# Figure 6: of each skill the level at which models neither fail nor are all right (results/PREREGISTRATION.md).
+PANELS  ?= relations charts@2 ocr pairs@2 search@2 count pattern easy_vqa
 # Where a sweep runs: a file of sweeps/launch/, by default on this machine.
 LAUNCH  ?=
 ARGS    ?=
@@ -80,14 +82,14 @@ smoke: install ## all three front-ends, a few steps each
 
 figure6: install ## draw Figure 6 from the committed records; train what has none
 	$(BIN)/tunalab sweep figure6 $(ARGS)
-	$(BIN)/tunalab figure figure6 --records results/figure6 --out results
+	$(BIN)/tunalab figure figure6 --records results/figure6 --out results --panels $(PANELS)
 
 mask-ratio-figure: install ## draw mask_ratio.png and the curves from the committed records
 	$(BIN)/tunalab figure mask_ratio --records results/mask_ratio --out results
 	$(BIN)/tunalab figure curves --records results/mask_ratio --out results/mask_ratio
 
 table: install ## write the tables of the committed records
-	$(BIN)/tunalab table --records results/figure6 --readme README.md
+	$(BIN)/tunalab table --records results/figure6 --readme README.md --panels $(PANELS)
 	$(BIN)/tunalab table --records results/mask_ratio
 
 ablations: install ## tables and pictures of effects of the committed ablations; `make sweep SWEEP=front_ends` and the like train them

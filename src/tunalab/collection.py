@@ -42,9 +42,10 @@ class Records(Sequence["Record"]):
     nothing of the kind was measured.
     """
 
-    def __init__(self, found: "Sequence[Record]", source: str | Path = "runs") -> None:
+    def __init__(self, found: "Sequence[Record]", source: str | Path = "runs", panels: Sequence[str] = ()) -> None:
         self._records = tuple(found)
         self.source = Path(source)
+        self._panels = tuple(panels)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,7 +57,30 @@ class Records(Sequence["Record"]):
     def __getitem__(self, index: slice) -> "Records": ...
 
     def __getitem__(self, index: int | slice) -> "Record | Records":
-        return Records(self._records[index], self.source) if isinstance(index, slice) else self._records[index]
+        return Records(self._records[index], self.source, self._panels) if isinstance(index, slice) else self._records[index]
+
+    def only(self, *panels: str) -> "Records":
+        """With these benchmarks alone along the runs: ``records("results/figure6").only("ocr", "pairs@2").figure("figure6")``.
+
+        Raises UserError: no run was asked one of them.
+        """
+        from dataclasses import replace
+
+        there = dict.fromkeys(name for record in self._records for point in record.points for name in point.benchmarks)
+        for name in panels:
+            if name not in there:
+                raise UserError(f"no benchmark {name!r} along these runs, choices: {', '.join(there) or 'none'}")
+        found = [
+            replace(
+                record,
+                points=[
+                    replace(point, benchmarks={name: score for name, score in point.benchmarks.items() if name in panels})
+                    for point in record.points
+                ],
+            )
+            for record in self._records
+        ]
+        return Records(found, self.source, panels)
 
     def __repr__(self) -> str:
         names = ", ".join(record.run.name for record in self._records[:4])
@@ -188,4 +212,5 @@ class Records(Sequence["Record"]):
         return Beside(samples=samples, planned=planned)
 
     def _call(self, command: str, x: str = "tokens") -> str:
-        return f"tunalab {command} --records {self.source}" + (f" --x {x}" if x != "tokens" else "")
+        panels = f" --panels {' '.join(self._panels)}" if self._panels else ""
+        return f"tunalab {command} --records {self.source}" + (f" --x {x}" if x != "tokens" else "") + panels

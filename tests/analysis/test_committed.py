@@ -19,7 +19,16 @@ def cells(sweep: str, variant: str | None = None) -> list[Cell]:
     return expand(load_sweep(ROOT / "sweeps" / f"{sweep}.yaml"), variant, Path("nowhere"))
 
 
-@pytest.mark.parametrize("cell", [*cells("figure6"), *cells("mask_ratio", "tuna2")], ids=lambda cell: f"{cell.sweep}-{cell.name}")
+def published(sweep: str) -> list[Cell]:
+    """Of a sweep whose records are published seed by seed: the cells of the seeds that have begun."""
+    here = {path.stem for path in (ROOT / "results" / sweep).glob("*.json")}
+    last = max(cell.seed for cell in cells(sweep) if cell.name in here)
+    return [cell for cell in cells(sweep) if cell.seed <= last]
+
+
+@pytest.mark.parametrize(
+    "cell", [*published("figure6"), *cells("mask_ratio", "tuna2")], ids=lambda cell: f"{cell.sweep}-{cell.name}"
+)
 def test_a_committed_cell_is_finished_under_todays_configuration(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     records = ROOT / "results" / cell.sweep
@@ -32,8 +41,10 @@ def test_a_committed_cell_is_finished_under_todays_configuration(cell: Cell, mon
 
 @pytest.mark.parametrize(("sweep", "variant"), [("figure6", None), ("mask_ratio", "tuna2")])
 def test_no_committed_record_is_of_another_sweep(sweep: str, variant: str | None) -> None:
+    """Whole seeds, in the order of the sweep: nobody has chosen among them."""
     here = {path.stem for path in (ROOT / "results" / sweep).glob("*.json")}
-    assert {cell.name for cell in cells(sweep, variant)} <= here <= {cell.name for cell in cells(sweep)}
+    needed = published(sweep) if variant is None else cells(sweep, variant)
+    assert {cell.name for cell in needed} <= here <= {cell.name for cell in cells(sweep)}
 
 
 def test_the_committed_tables_of_learning_are_those_of_their_records(tmp_path: Path) -> None:

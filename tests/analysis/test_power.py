@@ -18,7 +18,6 @@ from tunalab.analysis.statistics import seeds_needed
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
 
-
 KINDS = "relations (GQA)", "charts (ChartQA)"
 
 

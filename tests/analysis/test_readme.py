@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 
+from tunalab.analysis.claims import PANELS, claims, in_words
 from tunalab.analysis.tables import BEGIN, END, readme_block, update_readme, write_tables
+from tunalab.collection import Records
 from tunalab.errors import UserError
 from tunalab.records.record import read_records
 
@@ -16,7 +18,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_readme_is_fresh() -> None:
     records = read_records(ROOT / "results" / "figure6")
     committed = (ROOT / "README.md").read_text().split(f"{BEGIN}\n")[1].split(f"\n{END}")[0]
-    assert_printed_alike(readme_block(records), committed, "run `make table`")
+    words = {claim: in_words(gaps) for claim, gaps in claims(records).items() if gaps}
+    assert_printed_alike(readme_block(Records(records).only(*PANELS), words), committed, "run `make table`")
+
+
+def test_the_figure_shows_what_the_claims_are_of() -> None:
+    assert f"PANELS  ?= {' '.join(PANELS)}\n" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "results").glob("*/accuracy.md")))
@@ -29,8 +36,12 @@ def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore
     made = records(seeds=2, kinds=1)
     made[0] = replace(made[0], environment=made[0].environment | {"cores": 1})  # tied to one core: the machine is the same
     seconds = sum(record.totals.seconds for record in made)
-    text = readme_block(made)
-    assert f"6 runs, 2 seeds, {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens per run." in text
+    text = readme_block(made, {"Fish swim": "supported"})
+    assert text.endswith("\n\n- Fish swim: supported")
+    assert (
+        f"6 runs (seeds: 2 of Tuna, 2 of Tuna-R, 2 of Tuna-2), {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens per run."
+        in text
+    )
     each = ", ".join(f"{label} 7" for label in ("Tuna", "Tuna-R", "Tuna-2"))
     hours = f"{seconds / 60:.0f} core-minutes, about {seconds / 7200:.1f} hours on 2 cores, in all."
     assert f"without evaluation, on a core of Abacus: {each}; {hours}" in text
@@ -39,7 +50,7 @@ def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore
 def test_runs_of_different_machines_are_not_added_up(records) -> None:  # type: ignore[no-untyped-def]
     made = records(seeds=2, kinds=1)
     gpu = [replace(r, environment=r.environment | {"accelerator": "NVIDIA H200", "cores": 16}) for r in made if r.run.seed == 1]
-    text = readme_block([r for r in made if r.run.seed == 0] + gpu)
+    text = readme_block([r for r in made if r.run.seed == 0] + gpu, {})
     minutes = sum(record.totals.seconds for record in gpu) / 60
     assert (
         "on a core of Abacus: " in text
@@ -52,10 +63,10 @@ def test_only_the_block_changes(tmp_path: Path) -> None:
     records = read_records(ROOT / "results" / "figure6")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert update_readme(readme, records)
+    assert update_readme(readme, records, {})
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n![") and text.endswith(f"{END}\nafter\n") and "\nold\n" not in text
-    assert not update_readme(readme, records)
+    assert not update_readme(readme, records, {})
 
 
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:

@@ -278,7 +278,21 @@ def test_samples_stand_side_by_side_for_common_prompts():
     assert samples(records, {}).text.startswith("None: ")
 
 
-FOLDERS = sorted({path.parent for path in (ROOT / "results").rglob("*-seed0.json")})
+# Trained before each encoder had a rate of its own and components crossed with seeds (LOG.md, 2026-11-30): settings that today's
+# variants do not give. They leave this list as they are trained again.
+EARLIER = {
+    "encoder_rate",
+    "encoder_rate_earlier",
+    "front_ends",
+    "mask_where",
+    "placement",
+    "prediction",
+    "task_mix",
+    "reconstruction",
+}
+FOLDERS = sorted(
+    {path.parent for path in (ROOT / "results").rglob("*-seed0.json")} - {ROOT / "results/ablations" / x for x in EARLIER}
+)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -1,4 +1,4 @@
-"""The figures, drawn from records alone: curves, the mask ratio, the effects of a sweep."""
+"""The figures, drawn from records alone: curves, the mask ratio, learning rates, the effects of a sweep."""
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -28,6 +28,7 @@ from tunalab.analysis.curves import (
 from tunalab.analysis.effects import effects_table, ordered_outcomes, outcome_label, unit
 from tunalab.analysis.figure6 import Style, caption, figure6, finish, grid, learned, page
 from tunalab.analysis.statistics import pooled
+from tunalab.analysis.tuning import learning_rate
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
 from tunalab.records.labels import FIGURE_NAMES, MASK_RATIO, Legend, ordered_benchmarks
@@ -169,10 +170,11 @@ def drawn(name: str, records: Sequence[Record], x: str = "tokens") -> Iterator[t
     if name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {name!r}, choices: {', '.join(FIGURE_NAMES)}")
     axis = axis_named(x)
-    if name in ("mask_ratio", "effects"):
+    of_settings = {"mask_ratio": mask_ratio, "learning_rate": learning_rate, "effects": lambda found: forest(effects_table(found))}
+    if name in of_settings:
         if x != "tokens":
             raise UserError(f"figure {name} has its own x axis, not {x!r}")
-        yield name, forest(effects_table(records)) if name == "effects" else mask_ratio(records), None
+        yield name, of_settings[name](records), None
         return
     for variant, shown in _pictures(records).items():
         stem = "-".join(word for word in (name, variant, "" if x == "tokens" else x) if word)

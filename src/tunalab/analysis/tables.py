@@ -1,6 +1,6 @@
 """The tables of a folder of records: accuracy by benchmark and variant, what each run cost, the numbers of the README."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -214,23 +214,28 @@ def _value(value: Any) -> str:
 BEGIN, END = "<!-- figure6: made by `make table` -->", "<!-- end of figure6 -->"
 
 
-def readme_block(records: Sequence[Record]) -> str:
-    """Picture, cost in time and machine, and the table of the in-distribution benchmarks at the easiest level."""
-    seeds = sorted({record.run.seed for record in records})
+def readme_block(records: Sequence[Record], claims: Mapping[str, str]) -> str:
+    """Picture, cost in time and machine, the table of accuracies, and a line for each claim of the paper."""
+    legend = Legend(records)
+    of_variant = {name: [record for record in records if record.run.variant == name] for name in legend.ordered(legend.looks)}
+    seeds = ", ".join(f"{len(runs)} of {legend.label(name)}" for name, runs in of_variant.items())
     table = accuracy_table(records)
-    easy = table[~table["benchmark"].str.contains("@")]
     counts = [record.totals.tokens for record in records]  # runs of another seed see other documents, and end some tokens apart
     tokens = f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,} (by seed)"
     return "\n".join(
         [
             "![Accuracy against tokens consumed: a panel for each benchmark, a line for each front-end](results/figure6.png)",
             "",
-            f"{len(records)} runs, {len(seeds)} seeds, {tokens} tokens per run. {_time(records)} "
-            "`make figure6 table` draws it from `results/figure6/`; what was "
-            "seen, also against the paper: [results/LOG.md](results/LOG.md). The harder levels: "
-            "[results/figure6/accuracy.md](results/figure6/accuracy.md).",
+            f"{len(records)} runs (seeds: {seeds}), {tokens} tokens per run. {_time(records)} "
+            "`make figure6 table` draws it from `results/figure6/`; what was predicted: "
+            "[results/PREREGISTRATION.md](results/PREREGISTRATION.md); what was seen: [results/LOG.md](results/LOG.md). "
+            "All levels: [results/figure6/accuracy.md](results/figure6/accuracy.md).",
             "",
-            accuracy_markdown(easy, Legend(records)).rstrip(),
+            accuracy_markdown(table, legend).rstrip(),
+            "",
+            "The paper's claims, as far as scenes can speak about them ([differences and endpoints](results/figure6/claims.md)):",
+            "",
+            *(f"- {claim}: {words}" for claim, words in claims.items()),
         ]
     )
 
@@ -262,8 +267,8 @@ def _on_cores(name: str, runs: Sequence[Record]) -> tuple[str, str]:
     return f"{'a core' if threads == {1} else f'{max(threads)} cores'} of {name}", f"{minutes:.0f} core-minutes{hours}"
 
 
-def update_readme(readme: Path, records: Sequence[Record]) -> bool:
-    """Put the block between its markers; returns whether the file changed.
+def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, str]) -> bool:
+    """Put the block between its markers; returns whether the file changed. ``claims``: each of the paper's with its verdict.
 
     Raises:
         UserError: the markers are not there, once each and in order.
@@ -272,7 +277,7 @@ def update_readme(readme: Path, records: Sequence[Record]) -> bool:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UserError(f"{readme}: the lines '{BEGIN}' and '{END}' must stand there once, in this order")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    new = f"{before}{BEGIN}\n{readme_block(records)}\n{END}{after}"
+    new = f"{before}{BEGIN}\n{readme_block(records, claims)}\n{END}{after}"
     if new != text:
         write_atomically(readme, new)
     return new != text

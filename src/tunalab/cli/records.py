@@ -21,12 +21,14 @@ def add(commands: "Commands") -> None:
     sub.add_argument("name", help="figure6 | curves | mask_ratio | effects")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
+    sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="these benchmarks alone (default: all): ocr pairs@2")
     sub.add_argument("--out", type=Path, help="folder (default: the one above the records)")
     sub = add_command(commands, table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--out", type=Path, help="folder (default: that of the records)")
     sub.add_argument("--published", type=Path, help="figures to print beside evaluations (default: results/published.csv)")
     sub.add_argument("--readme", type=Path, help="also update the block of this README that is made from the records")
+    sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="benchmarks of that block (default: all)")
     sub = add_command(commands, power, "from records: seeds that would tell front-ends apart, and what their runs cost")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument(
@@ -60,7 +62,8 @@ def figure(arguments: argparse.Namespace) -> int:
     found, folder = records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
     check_out(folder, folder=True)
     _warn_unequal(found)
-    return _wrote(cast("list[Path]", found.figure(arguments.name, folder, arguments.x)))
+    shown = found.only(*arguments.panels) if arguments.panels else found
+    return _wrote(cast("list[Path]", shown.figure(arguments.name, folder, arguments.x)))
 
 
 def table(arguments: argparse.Namespace) -> int:
@@ -70,12 +73,15 @@ def table(arguments: argparse.Namespace) -> int:
     check_out(folder, folder=True)
     if arguments.readme is not None and not arguments.readme.is_file():
         raise UserError(f"--readme {arguments.readme}: there is no such file")
+    shown = found.only(*arguments.panels) if arguments.panels else found
     _warn_unequal(found)
     _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
+        from tunalab.analysis.claims import claims, in_words
         from tunalab.analysis.tables import update_readme
 
-        print(f"{'updated' if update_readme(arguments.readme, found) else 'unchanged'} {arguments.readme}")
+        words = {claim: in_words(gaps) for claim, gaps in claims(found).items() if gaps}
+        print(f"{'updated' if update_readme(arguments.readme, shown, words) else 'unchanged'} {arguments.readme}")
     return 0
 
 

@@ -20,7 +20,7 @@ from tunalab.settings.loading import NOT_IDENTITY, NOT_IDENTITY_INSIDE, digest
 from tunalab.settings.schema import RunConfig
 
 # Names of the figures that exist; analysis/figures.py draws them. Here, because checking a sweep file needs no matplotlib.
-FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "effects")
+FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "learning_rate", "effects")
 
 MASK_RATIO = "objective.masking.ratio"
 START = "start.checkpoint"
