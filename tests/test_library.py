@@ -238,6 +238,15 @@ def few(record: tunalab.Record) -> tunalab.Record:
     return replace(record, points=points)
 
 
+def test_records_show_the_benchmarks_that_are_asked_for(records):
+    made = tunalab.Records(records(seeds=1), "here")
+    some = made.only("ocr", "charts")
+    assert {name for record in some for point in record.points for name in point.benchmarks} == {"ocr", "charts"}
+    assert {axes.get_title(loc="left") for axes in some.figure("figure6").axes} == {"ocr (OCRBench)", "charts (ChartQA)"}
+    with pytest.raises(UserError, match="no benchmark 'reading' along these runs, choices: relations, charts"):
+        made.only("reading")
+
+
 def test_records_are_a_tidy_frame_figures_and_tables(tmp_path: Path) -> None:
     records = tunalab.records(str(ROOT / "results" / "mask_ratio"))
     assert len(records) == 4 and isinstance(records[0], tunalab.Record) and len(records[1:]) == 3

@@ -38,10 +38,8 @@ def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore
     seconds = sum(record.totals.seconds for record in made)
     text = readme_block(made, {"Fish swim": "supported"})
     assert text.endswith("\n\n- Fish swim: supported")
-    assert (
-        f"6 runs (seeds: 2 of Tuna, 2 of Tuna-R, 2 of Tuna-2), {made[0].totals.tokens:,} to {made[-1].totals.tokens:,} (by seed) tokens per run."
-        in text
-    )
+    seeds, first, last = "(seeds: 2 of Tuna, 2 of Tuna-R, 2 of Tuna-2)", made[0].totals.tokens, made[-1].totals.tokens
+    assert f"6 runs {seeds}, {first:,} to {last:,} (by seed) tokens per run." in text
     each = ", ".join(f"{label} 7" for label in ("Tuna", "Tuna-R", "Tuna-2"))
     hours = f"{seconds / 60:.0f} core-minutes, about {seconds / 7200:.1f} hours on 2 cores, in all."
     assert f"without evaluation, on a core of Abacus: {each}; {hours}" in text
@@ -73,5 +71,5 @@ def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("no place")
     with pytest.raises(UserError, match="must stand there once"):
-        update_readme(readme, read_records(ROOT / "results" / "figure6"))
+        update_readme(readme, read_records(ROOT / "results" / "figure6"), {})
     assert readme.read_text() == "no place"

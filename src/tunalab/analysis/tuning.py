@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from tunalab.analysis.figure6 import FAINT, INK, caption
 from tunalab.analysis.tables import ANSWERS
@@ -14,7 +14,6 @@ from tunalab.records.labels import Legend, flat_settings
 from tunalab.records.record import Record, usable
 
 RATE = "optimizer.lr_factor"
-GROUP = "optimizer.groups.{}."
 
 
 def encoder_rate(record: Record) -> float | None:
@@ -24,9 +23,9 @@ def encoder_rate(record: Record) -> float | None:
 
 
 def learning_rate(records: Sequence[Record]) -> Figure:
-    """Left: loss at the end against the factor of the stages' rates, a line for each front-end. Right: against its encoder's factor.
+    """The answers' loss at the end against the factor of the stages' rates, and against that of the encoder's; a line a front-end.
 
-    Each line is of the runs at the other factor's best value. Dots: seeds.
+    Each line is of the runs at one value of the other factor, that with the most runs. Dots: seeds.
 
     Raises UserError: no held-out loss of answers, or one rate alone.
     """
@@ -37,23 +36,27 @@ def learning_rate(records: Sequence[Record]) -> Figure:
     shares = {name: _by(runs, encoder_rate, _rate) for name, runs in of_variant.items()}
     panels = [
         ("learning rate, times the stages' own", rates),
-        ("rate of the encoder, times the decoder's", {name: losses for name, losses in shares.items() if None not in losses}),
+        ("rate of the encoder, times the decoder's", shares),
     ]
-    panels = [(label, drawn) for label, drawn in panels if any(len(losses) > 1 for losses in drawn.values())]
+    panels = [(label, {name: losses for name, losses in drawn.items() if len(losses) > 1}) for label, drawn in panels]
+    panels = [(label, drawn) for label, drawn in panels if drawn]
     if not panels:
         raise UserError("learning_rate needs records with a loss of answers at two learning rates or more")
-    figure = Figure(figsize=(4.6 * len(panels), 3.6))
+    figure, colours = Figure(figsize=(4.6 * len(panels), 3.6)), legend.colours()
     for index, (label, drawn) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+        axes = figure.add_subplot(1, len(panels), index + 1, xscale="log")
+        values = sorted({value or 0.0 for losses in drawn.values() for value in losses})
+        # Frozen stands left of the smallest rate.
+        place = {value: value or min(other for other in values if other) / 3 for value in values}
         for name, losses in drawn.items():
-            if len(losses) > 1:
-                _draw(axes, losses, legend.label(name), legend.colours()[name])
+            _draw(axes, {place[value or 0.0]: of for value, of in losses.items()}, legend.label(name), colours[name])
+        axes.set_xticks([*place.values()], [f"{value:g}" if value else "frozen" for value in place])
         axes.set_xlabel(label, color=INK, fontsize=9)
     figure.axes[0].set_ylabel("answers' loss at the end, nats", color=INK, fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=10, labelcolor=INK)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.15, wspace=0.2)
-    caption(figure, "Line: mean over seeds. Dots: single seeds. Ring: the least mean. Each panel at the best value of the other.")
+    caption(figure, "Line: mean over seeds. Dots: single seeds. Ring: the least mean. Each panel at one value of the other.")
     return figure
 
 
@@ -64,7 +67,7 @@ def _rate(record: Record) -> float | None:
 def _by(
     runs: Sequence[Record], along: Callable[[Record], float | None], other: Callable[[Record], float | None]
 ) -> dict[float | None, list[float]]:
-    """Losses by the value of ``along``, of the runs at the value of ``other`` that has most values of it, then the least loss."""
+    """Losses by the value of ``along``, of the runs at the value of ``other`` that has most such values, then the least loss."""
     held: dict[float | None, dict[float | None, list[float]]] = {}
     for record in runs:
         held.setdefault(other(record), {}).setdefault(along(record), []).append(record.points[-1].losses[ANSWERS])
@@ -72,25 +75,14 @@ def _by(
     return dict(sorted(best.items(), key=lambda item: item[0] or 0.0))
 
 
-def _draw(axes: Axes, losses: dict[float | None, list[float]], label: str, colour: str) -> None:
-    values = [value or 0.0 for value in losses]
-    least = min(value for value in values if value > 0)
-    x = [value or least / 3 for value in values]  # frozen: left of the smallest rate
-    mean = [float(np.mean(of)) for of in losses.values()]
-    axes.plot(x, mean, "-", color=colour, linewidth=1.8, label=label)
-    for at, of in zip(x, losses.values(), strict=True):
+def _draw(axes: Axes, losses: dict[float, list[float]], label: str, colour: str) -> None:
+    mean = {at: float(np.mean(of)) for at, of in losses.items()}
+    axes.plot([*mean], [*mean.values()], "-", color=colour, linewidth=1.8, label=label)
+    for at, of in losses.items():
         axes.plot([at] * len(of), of, ".", color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
-    best = int(np.argmin(mean))
-    axes.plot([x[best]], [mean[best]], "o", mfc="none", mec=colour, ms=9, mew=1.5)
-    axes.set_xscale("log")
-    ticks = dict(zip(x, ("frozen" if not value else f"{value:g}" for value in values), strict=True))
-    known = (
-        dict(zip(axes.get_xticks(), (text.get_text() for text in axes.get_xticklabels()), strict=True)) if axes.lines[4:] else {}
-    )
-    shown = {**{at: text for at, text in known.items() if text}, **ticks}
-    axes.set_xticks(list(shown), list(shown.values()))
+    best = min(mean, key=lambda at: mean[at])
+    axes.plot([best], [mean[best]], "o", mfc="none", mec=colour, ms=9, mew=1.5)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
     axes.grid(axis="y", color="#EBEBEB", linewidth=0.8)

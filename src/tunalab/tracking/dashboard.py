@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from tunalab.errors import UserError, stop_signals_heeded
-from tunalab.records.labels import changes_results
+from tunalab.records.labels import COMPONENTS_SEED, changes_results
 from tunalab.tracking.client import connect, database_path, legal_name, quiet_environment, survive, without_password
 from tunalab.tracking.sync import ACCURACY, check_answer
 
@@ -112,9 +112,10 @@ def differing_params(groups: Sequence[str], params: Sequence[Mapping[str, str]])
     """The parameters in which runs of one group differ beside their seed, as few as set them all apart; mostly none.
 
     An edited sweep trains its arms again under their names, and a mean of both configurations would be of neither. A parameter that
-    a run lacks is no difference: earlier versions did not have it. The checkpoint to start from is a seed's own.
+    a run lacks is no difference: earlier versions did not have it. Components and the checkpoint to start from are a seed's own.
     """
-    names = {name for one in params for name in one if changes_results(name) and name.split(".")[0] not in ("seed", "start")}
+    of_seed = ("seed", COMPONENTS_SEED, "start")
+    names = {name for one in params for name in one if changes_results(name) and name.split(".")[0] not in of_seed}
     differing: list[str] = []
     before: list[tuple[str | None, ...]] = [(group,) for group in groups]
     for name in sorted(names, key=lambda name: (name.count("."), name)):
