@@ -19,6 +19,7 @@ from tunalab.analysis.statistics import (
     pooled,
     question_error,
     seeds_needed,
+    share_interval,
 )
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score, wilson
@@ -88,8 +89,26 @@ def test_pooled_mean_and_interval(record):
     low, high = wilson(610, 1000)
     assert row["accuracy"] == pytest.approx(0.61) and row["n"] == 2000 and row["seeds"] == 2
     seed_error = 12.706205 * np.std([0.6, 0.62], ddof=1) / np.sqrt(2)  # of this variant alone, whatever the other one does
-    assert row["low"] == pytest.approx(0.61 - np.hypot(0.61 - low, seed_error))
+    odds = np.log([600.5 / 400.5, 620.5 / 380.5])  # of (k + 1/2) to (n - k + 1/2): their interval reaches further down here
+    bound = odds.mean() - 12.706205 * odds.std(ddof=1) / np.sqrt(2)
+    down = 610.5 / 1001 - 1 / (1 + np.exp(-bound))
+    assert down > seed_error
+    assert row["low"] == pytest.approx(0.61 - np.hypot(0.61 - low, down))
     assert row["high"] == pytest.approx(0.61 + np.hypot(high - 0.61, seed_error))
+
+
+def test_seeds_that_agree_by_rounding_are_not_without_scatter():
+    """Two seeds whose shares of 50 questions differ by the same number: the error is that of rounding to 1/50."""
+    value_S = np.array([0.1, 0.1])
+    assert of_seeds(value_S).p == 0.0
+    rounded = of_seeds(value_S, step=1 / 50)
+    assert rounded.error == pytest.approx(1 / 50 / np.sqrt(12) / np.sqrt(2)) and rounded.p > 0.01
+
+
+def test_a_few_low_seeds_do_not_rule_out_those_that_take_off():
+    low, high = share_interval(np.array([0.0, 0.03, 0.12]), 200)
+    t = 4.302653 * np.std([0.0, 0.03, 0.12], ddof=1) / np.sqrt(3)
+    assert low == 0.0 and high > 0.05 + t + 0.05
 
 
 def test_above_chance_needs_the_bound_not_the_mean(record):

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from tunalab.verification.coverage import COVERED, SEEDS, SHAPES, coverage, equivalence_errors, family_errors, tables
+from tunalab.verification.coverage import (
+    COVERED,
+    SEEDS,
+    SHAPES,
+    coverage,
+    crossing_sets,
+    equivalence_errors,
+    family_errors,
+    laws_printed,
+    tables,
+)
 
 WORLDS = 400
 LEAST = 0.93 - 2 * np.sqrt(0.93 * 0.07 / WORLDS)  # .93 itself is below it in one of forty simulations
@@ -34,6 +44,14 @@ def test_families_of_nothing_are_rarely_decided():
 
 
 def test_the_page_names_every_interval_and_world():
-    covers, decisions, close = tables(worlds=2)
+    covers, decisions, close, passes, laws = tables(worlds=2)
     assert {(row[0], row[1]) for row in covers.rows} == {(kind, world.name) for kind in COVERED for world in SHAPES}
     assert len(decisions.rows) == 2 * len(SEEDS) and len(close.rows) == len(SEEDS)
+    assert len(passes.rows) == len(laws.rows) == len(SEEDS)
+
+
+def test_crossings_and_laws_are_rarely_seen_where_there_are_none():
+    holds, _, wrong = crossing_sets(5, 100)
+    assert holds >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / 100) and wrong <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
+    of_laws, of_logistic = laws_printed(5, 20)
+    assert of_logistic <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 20) and of_laws > of_logistic

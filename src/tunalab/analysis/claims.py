@@ -206,7 +206,9 @@ def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str,
     gap_SI = item_gaps(compared.get((kind, benchmark, split, metric), {}), *variants)
     if gap_SI is not None:
         label = ", ".join(word for word in (benchmark, metric) if word)
-        found = Difference(label, gap_SI.mean(axis=1), question_error([gap_SI], shares=in_shares(gap_SI)))
+        shares = in_shares(gap_SI)
+        error, step = question_error([gap_SI], shares), 1 / gap_SI.shape[1] if shares else 0.0
+        found = Difference(label, gap_SI.mean(axis=1), error, step=step)
         yield Gap(f"{label}: {more} - {less}", found, claim.get("close"))
 
 

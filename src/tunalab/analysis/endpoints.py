@@ -33,20 +33,23 @@ LOSS, MARGIN, ACCURACY = "answers' loss, area over log tokens", "margin", "accur
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """``what`` of one side less that of the other, by seed, (S,). ``questions``: its standard error over them."""
+    """``what`` of one side less that of the other, by seed, (S,). ``questions``: its standard error over them; ``step`` as in
+    ``of_seeds``.
+    """
 
     what: str
     value_S: np.ndarray
     questions: float = 0.0
     nats: bool = True
+    step: float = 0.0
 
     @property
     def estimate(self) -> Estimate:
-        return of_seeds(self.value_S, self.questions)
+        return of_seeds(self.value_S, self.questions, step=self.step)
 
     def less(self, other: "Difference", what: str) -> "Difference":
         """Of the same seeds, other questions."""
-        return Difference(what, self.value_S - other.value_S, hypot(self.questions, other.questions), self.nats)
+        return Difference(what, self.value_S - other.value_S, hypot(self.questions, other.questions), self.nats, self.step)
 
     def shown(self, bold: bool = False) -> str:
         form = "{:+.3f}".format if self.nats else partial(percent, sign="+")
@@ -90,7 +93,9 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
         gap_KSI.append(np.stack([row for row in rows if row is not None]))
     value_S = np.mean([gap_SI.mean(axis=1) for gap_SI in gap_KSI], axis=0)
     what = f"{outcome} {'early' if early else 'at the end'}"
-    return Difference(what, value_S, question_error(gap_KSI, shares=outcome == ACCURACY), outcome == MARGIN)
+    shares = outcome == ACCURACY
+    step = 1 / sum(gap_SI.shape[1] for gap_SI in gap_KSI) if shares else 0.0
+    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step)
 
 
 def _gap(

@@ -65,7 +65,7 @@ class OnGrid:
         error = 0.0
         if self.answer_GI is not None:
             error = question_error([(weight_G @ self.answer_GI)[None]])
-        return of_seeds(self.value_SG @ weight_G, error, n, self.answer_GI is not None)
+        return of_seeds(self.value_SG @ weight_G, error, n, self.answer_GI is not None, step=1 / n)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from math import exp, hypot, inf, isnan, log, sqrt
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtrit
+from scipy.special import expit, logit, ndtri, stdtrit
 
 from tunalab.analysis.curves import TOLERANCE
 from tunalab.evaluation.measure import Score, wilson
@@ -72,13 +72,19 @@ class Estimate:
         return 1e-12 if beyond(least) < 0 else exp(brentq(beyond, least, 0.0))
 
 
-def of_seeds(value_S: Sequence[float] | np.ndarray, questions: float = 0.0, n: int = 0, by_item: bool = True) -> Estimate:
-    """The mean of values by seed. ``questions``: standard error over the questions that all seeds share."""
+def of_seeds(
+    value_S: Sequence[float] | np.ndarray, questions: float = 0.0, n: int = 0, by_item: bool = True, step: float = 0.0
+) -> Estimate:
+    """The mean of values by seed. ``questions``: standard error over the questions that all seeds share.
+
+    ``step``: values are multiples of it, as shares of n questions are of 1/n. Seeds that agree do so up to rounding, which has a
+    variance of step^2 / 12: without it two seeds that happen to agree would have no scatter at all.
+    """
     values = np.asarray(value_S, dtype=float)
     mean, seeds = float(values.mean()), len(values)
     if seeds < 2:
         return Estimate(mean, None, None, seeds, 0.0, questions, n, by_item)
-    error = float(values.std(ddof=1)) / sqrt(seeds)
+    error = hypot(float(values.std(ddof=1)), step / sqrt(12)) / sqrt(seeds)
     half = _half(error, seeds - 1, questions, LEVEL)
     return Estimate(mean, mean - half, mean + half, seeds, error, questions, n, by_item)
 
@@ -111,7 +117,8 @@ def question_error(value_KSI: Sequence[np.ndarray], shares: bool = True) -> floa
 def of_items(value_KSI: Sequence[np.ndarray], shares: bool = True) -> Estimate:
     """The mean over seeds, benchmarks and their questions."""
     value_S = np.mean([value_SI.mean(axis=1) for value_SI in value_KSI], axis=0)
-    return of_seeds(value_S, question_error(value_KSI, shares), sum(value_SI.shape[1] for value_SI in value_KSI))
+    n = sum(value_SI.shape[1] for value_SI in value_KSI)
+    return of_seeds(value_S, question_error(value_KSI, shares), n, step=1 / n if shares else 0.0)
 
 
 def equivalent(value_S: np.ndarray, margin: float, questions: float = 0.0) -> bool:
@@ -164,13 +171,21 @@ def pooled(aligned: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_interval(share_S: np.ndarray, n: float) -> tuple[float, float]:
-    """95% interval of the mean of shares of ``n`` questions that all seeds share: Wilson's of one seed's questions and Student's t
-    over the seeds, added in squares. Of one seed it is Wilson's, which holds for that run alone.
+    """95% interval of the mean of shares of ``n`` questions that all seeds share: Wilson's of one seed's questions and that over
+    the seeds, added in squares. Of one seed it is Wilson's, which holds for that run alone.
+
+    Over seeds it is the wider of two, on each side: Student's t of the shares, and of their log-odds. Where some seeds take off
+    and others do not, a few that all stand low say too little of those that do not: the first alone covers .92.
     """
-    mean = float(share_S.mean())
+    mean, seeds = float(share_S.mean()), len(share_S)
     below, above = (abs(bound - mean) for bound in wilson(min(mean * n, n), n))
-    seeds = half_width(share_S) if len(share_S) > 1 else 0.0
-    return max(0.0, mean - hypot(below, seeds)), min(1.0, mean + hypot(above, seeds))
+    down = up = 0.0
+    if seeds > 1:
+        down = up = half_width(share_S)
+        odds_S = logit((share_S * n + 0.5) / (n + 1))  # half an answer more of each: shares of 0 and 1 have log-odds too
+        inside, centre, half = (mean * n + 0.5) / (n + 1), float(odds_S.mean()), half_width(odds_S)
+        down, up = max(down, inside - float(expit(centre - half))), max(up, float(expit(centre + half)) - inside)
+    return max(0.0, mean - hypot(below, down)), min(1.0, mean + hypot(above, up))
 
 
 def score_at(record: Record, benchmark: str, tokens: int) -> Score | None:
@@ -199,9 +214,9 @@ def of_pairs(pairs: Sequence[tuple[Score, Score]]) -> Estimate:
     gap_S, n = [first.accuracy - second.accuracy for first, second in pairs], pairs[0][0].n
     gap_SI = item_gaps(pairs)
     if gap_SI is not None:
-        return of_seeds(gap_S, question_error([gap_SI]), n)
+        return of_seeds(gap_S, question_error([gap_SI]), n, step=1 / n)
     error = sqrt(sum(_share_variance(side) for side in zip(*pairs, strict=True)))
-    return of_seeds(gap_S, error, n, by_item=False)
+    return of_seeds(gap_S, error, n, by_item=False, step=1 / n)
 
 
 def _share_variance(scores: Sequence[Score]) -> float:

@@ -14,7 +14,14 @@ from functools import cache
 import numpy as np
 from scipy.special import expit, ndtri
 
+from tunalab.analysis.crossing import crossing
+from tunalab.analysis.curves import Line, axis_named
+from tunalab.analysis.learning import Curve, learning_curves
+from tunalab.analysis.power_law import power_law
 from tunalab.analysis.statistics import benjamini_hochberg, equivalent, holm, of_items, of_seeds, question_error, share_interval
+from tunalab.evaluation.measure import Score
+from tunalab.records.labels import Setting
+from tunalab.records.record import Point, Record, RunInfo, Totals
 from tunalab.verification import Table
 
 WORLDS = 4000
@@ -159,6 +166,70 @@ def equivalence_errors(seeds: int, worlds: int) -> float:
     return float(np.mean(wrong))
 
 
+# Curves: eight evaluations at log-spaced tokens, seeds that are lucky or not throughout.
+
+PLACES = np.round(np.geomspace(1e5, 8e6, 8))
+CURVE_CHANCE = 0.1
+CROSSED = (0.35, 0.65), (0.2, 0.8)  # accuracy at the first and the last place, straight over log tokens: they cross in the middle
+EQUAL = (0.2, 0.7), (0.2, 0.7)
+LUCK = 0.03  # of a seed, in accuracy
+
+
+def curve(name: str, ability_P: np.ndarray, seeds: int, generator: np.random.Generator, luck: float = LUCK) -> Curve:
+    """Of runs that answer ``QUESTIONS`` questions of equal difficulty at every place."""
+    records = []
+    for seed in range(seeds):
+        share_P = np.clip(ability_P + luck * generator.standard_normal(), 0, 1)
+        points = [
+            Point(int(at), 1, 1, at, at, {"count": Score.from_outcomes(generator.random(QUESTIONS) < share, CURVE_CHANCE)})
+            for at, share in zip(PLACES, share_P, strict=True)
+        ]
+        totals = Totals(int(PLACES[-1]), 1, 1, 1.0, 1.0, 1)
+        records.append(Record(RunInfo(name, "", name, seed, 0.0, None, "", True), {}, {}, {}, {}, totals, points))
+    (found,) = learning_curves([Line(name, Setting(), tuple(records))], "count")
+    return found
+
+
+def straight(first: float, last: float) -> np.ndarray:
+    return first + (last - first) * np.log(PLACES / PLACES[0]) / np.log(PLACES[-1] / PLACES[0])
+
+
+def crossing_sets(seeds: int, worlds: int) -> tuple[float, float, float]:
+    """Shares of worlds: whose set holds the crossing; whose crossing is clear; whose equal curves are called a clear crossing."""
+    generator, tokens = np.random.default_rng([9, seeds]), axis_named("tokens")
+    truth = float(np.exp(np.log(PLACES[[0, -1]]).mean()))
+    holds: list[bool] = []
+    clear: list[bool] = []
+    wrong: list[bool] = []
+    for _ in range(worlds):
+        pair, alike = (
+            crossing(*(curve(name, straight(*ends), seeds, generator) for name, ends in zip("ab", both, strict=True)), tokens)
+            for both in (CROSSED, EQUAL)
+        )
+        if pair is None or alike is None:
+            raise ValueError("two curves with the same seeds and places have a common stretch")
+        holds.append(pair.low <= truth <= pair.high)
+        clear.append(pair.clear)
+        wrong.append(alike.clear)
+    return float(np.mean(holds)), float(np.mean(clear)), float(np.mean(wrong))
+
+
+def laws_printed(seeds: int, worlds: int) -> tuple[float, float]:
+    """Shares of worlds with a power law printed: of curves that are one, and of logistic curves."""
+    generator, tokens = np.random.default_rng([10, seeds]), axis_named("tokens")
+    of_laws: list[bool] = []
+    of_logistic: list[bool] = []
+    for _ in range(worlds):
+        top, start, exponent = generator.uniform(0.6, 0.95), generator.uniform(8e4, 2e5), generator.uniform(0.6, 1.2)
+        law_P = np.where(start < PLACES, top - (top - CURVE_CHANCE) * (PLACES / start) ** -exponent, CURVE_CHANCE)
+        top, steep, middle = generator.uniform(0.5, 1.0), generator.uniform(1.0, 4.0), generator.uniform(2e5, 1.5e6)
+        logistic_P = CURVE_CHANCE + (top - CURVE_CHANCE) * expit(steep * np.log(PLACES / middle))
+        for ability_P, found in ((law_P, of_laws), (logistic_P, of_logistic)):
+            fitted = power_law(curve("a", ability_P, seeds, generator, luck=0.01), tokens)
+            found.append(fitted is not None and not fitted.unknown)
+    return float(np.mean(of_laws)), float(np.mean(of_logistic))
+
+
 def _rows(worlds: int) -> Iterator[list[str]]:
     for kind in COVERED:
         for world in SHAPES:
@@ -189,4 +260,18 @@ def tables(worlds: int = WORLDS) -> list[Table]:
         ["seeds", "called equivalent"],
         [[str(seeds), f"{equivalence_errors(seeds, worlds):.3f}"] for seeds in SEEDS],
     )
-    return [covers, decisions, close]
+    crossed = [(seeds, *crossing_sets(seeds, few)) for seeds in SEEDS]
+    passes = Table(
+        "Crossings",
+        f"Share of {few} pairs of curves that cross in the middle, and of {few} that are equal.",
+        ["seeds", "set holds the crossing", "crossing is clear", "equal curves called a clear crossing"],
+        [[str(seeds), *(f"{share:.3f}" for share in shares)] for seeds, *shares in crossed],
+    )
+    fewer = max(worlds // 40, 1)
+    laws = Table(
+        "Power laws",
+        f"Share of {fewer} curves of each kind for which a power law is printed.",
+        ["seeds", "of power laws", "of logistic curves"],
+        [[str(seeds), *(f"{share:.3f}" for share in laws_printed(seeds, fewer))] for seeds in SEEDS],
+    )
+    return [covers, decisions, close, passes, laws]
