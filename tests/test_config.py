@@ -302,7 +302,7 @@ def test_shipped_files_load_and_their_plain_form_gives_the_run_back(experiment: 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.stem)
 def test_a_variant_sets_its_front_end_and_nothing_else(variant: Path) -> None:
-    assert list(read_yaml(variant)) == ["frontend"]
+    assert {*read_yaml(variant)} - {"label", "colour"} == {"frontend"}  # what it is called and how it is drawn changes no result
 
 
 def test_the_hash_is_of_what_a_run_computes() -> None:

@@ -202,10 +202,8 @@ def crossing_sets(seeds: int, worlds: int) -> tuple[float, float, float]:
     clear: list[bool] = []
     wrong: list[bool] = []
     for _ in range(worlds):
-        pair, alike = (
-            crossing(*(curve(name, straight(*ends), seeds, generator) for name, ends in zip("ab", both, strict=True)), tokens)
-            for both in (CROSSED, EQUAL)
-        )
+        a, b, c, d = (curve("a", straight(*ends), seeds, generator) for ends in (*CROSSED, *EQUAL))
+        pair, alike = crossing(a, b, tokens), crossing(c, d, tokens)
         if pair is None or alike is None:
             raise ValueError("two curves with the same seeds and places have a common stretch")
         holds.append(pair.low <= truth <= pair.high)
