@@ -165,6 +165,7 @@ class Records(Sequence["Record"]):
         ``published``: figures to print beside evaluations (default: results/published.csv, or the shipped one).
         """
         from tunalab.analysis.claims import write_claims
+        from tunalab.analysis.components import write_components
         from tunalab.analysis.dynamics import write_dynamics
         from tunalab.analysis.endpoints import write_endpoints
         from tunalab.analysis.evaluations import published_file, write_evaluation_tables
@@ -173,7 +174,8 @@ class Records(Sequence["Record"]):
         records, folder, call = self._records, Path(out), self._call("table")
         beside = Path(published) if published else published_file()
         written = write_tables(records, folder, call) + write_evaluation_tables(records, beside, folder, call)
-        written += write_endpoints(records, folder, call) + write_claims(records, folder, call)
+        written += write_endpoints(records, folder, call) + write_components(records, folder, call)
+        written += write_claims(records, folder, call)
         return written + write_dynamics(records, folder, call)
 
     def report(self, out: str | Path, figures: bool = True, runs: str | Path | None = None) -> list[Path]:

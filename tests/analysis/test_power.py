@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tunalab.analysis.components import components_table, variance_parts
 from tunalab.analysis.endpoints import (
     EARLY,
     LOSS,
@@ -87,3 +88,33 @@ def test_margins_are_compared_early_and_at_the_end(record):
 def test_one_seed_is_no_pilot(records):
     with pytest.raises(UserError, match="two seeds in common"):
         power_table(records(seeds=1))
+
+
+def test_scatter_is_divided_between_runs_and_the_parts_behind_them():
+    """Groups that differ by 1 and runs that differ by .1: the classical estimates, by hand for equal groups."""
+    generator = np.random.default_rng(0)
+    found = [
+        variance_parts([centre + 0.1 * generator.standard_normal(3) for centre in generator.standard_normal(3)]) for _ in range(400)
+    ]
+    within, between, p = np.array(found).T
+    assert np.sqrt((within**2).mean()) == pytest.approx(0.1, rel=0.1) and np.sqrt((between**2).mean()) == pytest.approx(1, rel=0.15)
+    assert (p < 0.05).mean() > 0.95
+    nothing = [variance_parts([generator.standard_normal(n) for n in (2, 3, 4)])[2] for _ in range(400)]
+    assert np.mean(np.array(nothing) < 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_parts_count_only_where_seeds_cross_with_them(record):
+    def made(crossed):
+        parts = [{"encoder": {"name": f"encoder/seed{seed % 2 if crossed else 0}@10000"}} for seed in range(4)]
+        runs = [replace(record("tuna_r", seed=seed), components=of) for seed, of in enumerate(parts)]
+        losses = [[replace(point, losses={"text/vqa": 1.0 + 0.1 * seed}) for point in run.points] for seed, run in enumerate(runs)]
+        return [replace(run, points=of) for run, of in zip(runs, losses, strict=True)]
+
+    table = components_table(made(crossed=True))
+    assert table[["part", "endpoint", "seeds", "groups"]].to_dict("records")[0] == {
+        "part": "encoder",
+        "endpoint": LOSS,
+        "seeds": 4,
+        "groups": 2,
+    }
+    assert components_table(made(crossed=False)).empty

@@ -185,7 +185,8 @@ def last_words(keys: Iterable[str]) -> dict[str, str]:
 
 def key_labels(keys: Iterable[str]) -> dict[str, str]:
     """What settings are called in figures and tables."""
-    return {key: "mask ratio" if key == MASK_RATIO else word for key, word in last_words(keys).items()}
+    names = {key: key.removeprefix("optimizer.groups.") if _OWN_RATE.match(key) else word for key, word in last_words(keys).items()}
+    return names | ({MASK_RATIO: "mask ratio"} if MASK_RATIO in names else {})
 
 
 def value_label(value: object) -> str:
