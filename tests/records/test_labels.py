@@ -52,7 +52,7 @@ def test_a_rate_of_its_own_is_of_the_front_end_and_a_setting_within_it(record):
     own = [f"optimizer.groups.encoder={{match: frontend.encoder, lr: {lr}}}" for lr in (0.1, 1.0)]
     tuna_r, faster = (record("tuna_r", settings=[one]) for one in own)
     assert labels([record("tuna2"), tuna_r]) == ["", ""]
-    assert labels([record("tuna2"), tuna_r, faster])[1:] == ["lr 0.1", "lr 1"]
+    assert labels([record("tuna2"), tuna_r, faster])[1:] == ["encoder.lr 0.1", "encoder.lr 1"]
     of_decoder = record("tuna_r", settings=["optimizer.groups.x={match: decoder, lr: 0.1}"])
     assert labels([record("tuna2"), of_decoder]) != ["", ""]
 
