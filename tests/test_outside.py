@@ -106,7 +106,7 @@ def test_a_package_goes_through_sweep_figure_table_report_and_mlflow(folder: Pat
         config(
             data__corpora={"stripes": {"name": "my_corpus", "arguments": {"count": 12}}},
             data__questions={"corner": {"name": "my_question"}},
-            evaluation__benchmarks={"Line directions": {"name": "my_benchmark", "items": 4}},
+            evaluation__benchmarks={"Line directions": {"name": "my_benchmark", "limit": 4}},
             stages={"only": {"tokens": 600, "mix": {"corpus/stripes": 1, "questions/corner": 1, "scenes/text_to_image": 0.2}}},
         )
     )
@@ -215,7 +215,11 @@ class NoRun: pass
         ("evaluation.benchmarks.b.name=broken.py:NoChance", "evaluation.benchmarks.b: its chance is None"),
         ("evaluation.benchmarks.b.name=broken.py:Sure", "its chance is 1.0 .choices: a share from 0 to below 1"),
         ("evaluation.benchmarks.b.name=broken.py:Texts", "item 0 of its questions is 'what.', not a Question"),
-        ("evaluation.benchmarks.b={name: broken.py:Narrow, items: 2}", "evaluation.benchmarks.b.items=2: it has 1"),
+        ("evaluation.benchmarks.b.limit=2", "evaluation.benchmarks.b: a file of questions .path. or a class .name. must be given"),
+        (
+            "evaluation.benchmarks.b={name: broken.py:Narrow, path: q.jsonl}",
+            "evaluation.benchmarks.b: .* must be given, and not both",
+        ),
         (
             "evaluation.benchmarks.count.name=my_benchmark",
             "evaluation.benchmarks.count: a benchmark has this name .taken: .*charts",

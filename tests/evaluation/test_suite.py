@@ -4,16 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.conftest import small_config
 from tests.tolerances import model_terms, relative
 
 from tunalab.data.packing import Placed, collate
 from tunalab.data.sequence import to_sequence
-from tunalab.evaluation.along import DRAW_SEED, evaluate, held_out, held_out_losses, one_step_psnr, pack
+from tunalab.data.sources import check_sources
+from tunalab.errors import UserError
+from tunalab.evaluation.along import DRAW_SEED, evaluate, held_out, held_out_losses, held_out_of, one_step_psnr, pack
 from tunalab.evaluation.samples import draw_grid, sample_grid
 from tunalab.frontends.registry import FRONTENDS
 from tunalab.model.objective import draw, losses
-from tunalab.settings.schema import RunConfig, StageConfig
+from tunalab.settings.schema import ManifestConfig, RunConfig, StageConfig
 
 
 @pytest.fixture()
@@ -79,6 +82,34 @@ def test_a_source_that_is_not_trained_on_is_not_measured(config, tiny_model, tok
     assert list(held_out_losses(model, tokenizer, config)) == ["text/vqa"]
     config.stages = {"pretrain": StageConfig(mix={"easy_vqa/vqa": 1.0})}
     assert held_out_losses(model, tokenizer, config) == {}
+
+
+def test_own_held_out_documents_are_measured_under_their_name(config, tiny_model, tokenizer, tmp_path):
+    """The same numbers as of a file that holds nothing else: what is packed beside does not count, broken lines are left out."""
+    for number in range(6):
+        Image.new("RGB", (32, 32), (40 * number, 90, 10)).save(tmp_path / f"{number}.png")
+    lines = [f'{{"image": "{number}.png", "caption": "a thing number {number}"}}' for number in range(6)]
+    (tmp_path / "own.jsonl").write_text("\n".join([*lines, '{"image": "none.png", "caption": "x"}']))
+    model = tiny_model("patch_embed", config=config)
+    config.evaluation.loss_documents = 5
+    config.data.manifests = {"own": ManifestConfig(path=str(tmp_path / "own.jsonl"))}
+    config.stages = {"pretrain": StageConfig(mix={"scenes/vqa": 1.0})}
+    config.evaluation.losses = {"mine": "manifest/own"}
+    check_sources(config)
+    found = held_out_losses(model, tokenizer, config)
+    assert set(found) == {"text/vqa", "text/mine"}
+    chosen = held_out_of("manifest/own", 5, config.data)
+    assert len(chosen) == 5 == len({document.segments[-1].text for document in chosen})
+    config.stages = {"pretrain": StageConfig(mix={"easy_vqa/vqa": 1.0})}
+    assert held_out_losses(model, tokenizer, config)["text/mine"] == pytest.approx(
+        found["text/mine"], rel=relative(model_terms(config, 64))
+    )
+    config.stages = {"pretrain": StageConfig(mix={"manifest/own": 1.0})}
+    with pytest.raises(UserError, match=r"evaluation.losses.mine=manifest/own: stage pretrain trains on it"):
+        check_sources(config)
+    config.evaluation.losses = {"mine": "manifest/other"}
+    with pytest.raises(UserError, match="evaluation.losses.mine: unknown source 'manifest/other'; choices: .*manifest/own"):
+        check_sources(config)
 
 
 def test_packing_keeps_every_document_once_in_the_order_of_its_ids(config, tokenizer):

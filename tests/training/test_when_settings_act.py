@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.conftest import MIX, quick_config
 from tunalab.data.documents import Question
@@ -56,8 +57,12 @@ NEVER: dict[str, Any] = {
     "evaluation.psnr_images": 1,
     "evaluation.psnr_times": [0.3, 0.6],
     "evaluation.sample_prompts": 1,
+    "evaluation.losses": {"own": "scenes/edit"},
     "evaluation.benchmarks.NAME.name": f"{__name__}:Blank",
-    "evaluation.benchmarks.NAME.items": 2,
+    "evaluation.benchmarks.NAME.path": "questions/q.jsonl",
+    "evaluation.benchmarks.NAME.root": "pictures",
+    "evaluation.benchmarks.NAME.rule": "contains",
+    "evaluation.benchmarks.NAME.limit": 2,
     "evaluation.benchmarks.NAME.arguments": {"count": 3},
     "tracking.enabled": True,
     "tracking.uri": "sqlite:///none.db",
@@ -117,9 +122,9 @@ class NoTracker:
 
 def trained(folder: Path, others: dict[str, Any] | None = None) -> Course:
     config = quick_config("tuna_r", stages=STAGES, objective__masking__start=0.5)
-    config.evaluation.benchmarks = {"second": BenchmarkConfig()} if others is NEVER else {}
+    config.evaluation.benchmarks = {"second": BenchmarkConfig(), "file": BenchmarkConfig()} if others is NEVER else {}
     for key, value in (others or {}).items():
-        *path, last = key.replace(NAME, "second").split(".")
+        *path, last = key.replace(NAME, "file" if key.endswith((".path", ".root", ".rule")) else "second").split(".")
         node: Any = config
         for name in path:
             node = node[name] if isinstance(node, dict) else getattr(node, name)
@@ -146,7 +151,12 @@ def trained(folder: Path, others: dict[str, Any] | None = None) -> Course:
 
 
 @pytest.mark.slow
-def test_settings_act_from_where_they_are_declared(tmp_path: Path) -> None:
+def test_settings_act_from_where_they_are_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("questions", "pictures"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures/black.png")
+    (tmp_path / "questions/q.jsonl").write_text('{"image": "black.png", "question": "is it black?", "answer": "yes"}\n')
     for acts, others in (("never", NEVER), ("masking", MASKING), ("stage", STAGE)):
         assert {key for key, one in SETTINGS.items() if one.acts == acts} == set(others)
     plain = trained(tmp_path / "plain")

@@ -103,7 +103,7 @@ class Question:
 
     ``image_HWC`` is RGB uint8. Questions with the same ``group`` count as one item that is right only if all of them
     are; a benchmark without groups gives every question a number of its own. ``options``: every answer that the prompt leaves open,
-    the right one among them; empty where they are not a few.
+    the right one among them; empty where they are not a few. ``also``: other answers that are right.
     """
 
     image_HWC: np.ndarray
@@ -111,6 +111,7 @@ class Question:
     answer: str
     group: int
     options: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 PREFIX = "copy/"  # of the name of a source whose images are copied

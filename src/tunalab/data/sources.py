@@ -55,6 +55,11 @@ def check_sources(config: RunConfig) -> None:
         for name in stage.mix:
             if name.removeprefix(PREFIX) not in names:
                 raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(names)}")
+    for key, name in config.evaluation.losses.items():
+        if name not in names:
+            raise UserError(f"evaluation.losses.{key}: unknown source {name!r}; choices: {_choices(names)}")
+        if trained := [stage for stage, of in config.stages.items() if of.mix.get(name, 0) > 0]:
+            raise UserError(f"evaluation.losses.{key}={name}: stage {trained[0]} trains on it: held-out documents are others")
     for key in config.data.corpora:
         corpus_class(key, config.data)
     for key in config.data.questions:
@@ -67,7 +72,8 @@ def open_sources(config: RunConfig) -> None:
     Raises:
         UserError: a source cannot be opened, or none of the documents tried can be read.
     """
-    for name in sorted({name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}):
+    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    for name in sorted(mixed | {*config.evaluation.losses.values()}):
         probe(build_source(name, config.data, config.seed))
 
 

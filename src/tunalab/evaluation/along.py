@@ -2,20 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.documents import KINDS, Document, Kind, Question, Text
+from tunalab.data.documents import KINDS, Document, Kind, Question, Reject, Text
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
+from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
+from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
 from tunalab.evaluation.measure import Score
 from tunalab.frontends.contract import signed
@@ -65,6 +68,25 @@ def _documents(kind: Kind, count: int, split: str, settings: SceneSettings) -> t
     return tuple(corpus.document(index) for index in range(count))
 
 
+def held_out_of(name: str, count: int, data: DataConfig) -> list[Document]:
+    """``count`` documents of a source of the user's own, the same ones for every run: drawn over all of it, as files may be sorted.
+
+    Broken and unfit ones are left out, as in training. Raises UserError: the source cannot be opened, or none can be read.
+    """
+    corpus = build_source(name, data, DOCUMENT_SEED)
+    generator = torch.Generator().manual_seed(DOCUMENT_SEED)
+    order = range(100 * count) if corpus.length is None else torch.randperm(corpus.length, generator=generator).tolist()
+    found: list[Document] = []
+    for index in order:
+        if len(found) == count:
+            break
+        with suppress(Reject):
+            found.append(corpus.document(index))
+    if count and not found:
+        raise UserError(f"evaluation.losses: no document of {name} can be read")
+    return found
+
+
 def prompt_of(document: Document) -> str:
     """The first text of a document: the prompt of a text_to_image one."""
     return next(segment.text for segment in document.segments if isinstance(segment, Text))
@@ -104,14 +126,18 @@ def trained_kinds(config: RunConfig) -> list[Kind]:
 def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
     """``text/<kind>``: nats a predicted token. ``flow/<kind>``: as in training, averaged over visual tokens.
 
-    For every kind of scenes document in the run's stages; a loss that a kind has no targets for is left out.
+    For every kind of scenes document in the run's stages, and the sources of ``evaluation.losses`` under their names; a loss that
+    there are no targets for is left out.
     """
-    kinds = trained_kinds(config)
     count, split = config.evaluation.loss_documents, config.evaluation.loss_split
-    if not kinds or not count:
+    of: dict[str, Sequence[Document]] = {kind: held_out(kind, count, config, split) for kind in trained_kinds(config)}
+    of |= {key: held_out_of(name, count, config.data) for key, name in config.evaluation.losses.items()}
+    # One document of each in turn: packed together, no batch is without images unless all are.
+    turns = (zip(of, group, strict=True) for group in zip_longest(*of.values()))
+    named = [(name, document) for turn in turns for name, document in turn if document is not None]
+    if not named:
         return {}
-    # One document of every kind in turn: packed together, no batch is without images unless all are.
-    documents = [document for group in zip(*(held_out(kind, count, config, split) for kind in kinds)) for document in group]
+    names, documents = [*of], [document for _, document in named]
     # Held-out images are clean: the light noise of training is an augmentation.
     objective = replace(config.objective, understanding_noise=0.0)
     device = model.mask_token.token_D.device
@@ -120,20 +146,20 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
     counts: dict[str, int] = defaultdict(int)
     for cpu_batch, numbers in pack(documents, tokenizer, space.token_pixels, config.data):
         batch = cpu_batch.to(device)
-        kind_D = torch.tensor([number % len(kinds) for number in numbers], device=device)
+        name_D = torch.tensor([names.index(named[number][0]) for number in numbers], device=device)
         draws = draw(batch, objective, DRAW_SEED, space, masking=False)
         x = to_space(model, batch)
         x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
         output = model(batch, x_t, draws.t_N, draws.mask_nT)
         error_K = F.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
-        kind_K = kind_D[batch.document_BL.flatten()[batch.logit_K]]
-        kind_N = kind_D[batch.document_of_images()]
-        for k, kind in enumerate(kinds):
-            sums[f"text/{kind}"] += error_K[kind_K == k].sum().item()
-            counts[f"text/{kind}"] += int((kind_K == k).sum())
-            part = flow_loss(output.prediction_mChw, x, batch, draws, objective, kind_N == k)
-            sums[f"flow/{kind}"] += part.sum.item()
-            counts[f"flow/{kind}"] += part.count
+        name_K = name_D[batch.document_BL.flatten()[batch.logit_K]]
+        name_N = name_D[batch.document_of_images()]
+        for number, name in enumerate(names):
+            sums[f"text/{name}"] += error_K[name_K == number].sum().item()
+            counts[f"text/{name}"] += int((name_K == number).sum())
+            part = flow_loss(output.prediction_mChw, x, batch, draws, objective, name_N == number)
+            sums[f"flow/{name}"] += part.sum.item()
+            counts[f"flow/{name}"] += part.count
     return {name: sums[name] / counts[name] for name in sorted(counts) if counts[name]}
 
 

@@ -1,16 +1,18 @@
-"""The benchmarks of a run, by name: those of the scenes at each level, easy-VQA, and those from outside.
+"""The benchmarks of a run, by name: those of the scenes at each level, easy-VQA, and the user's own.
 
 Also their scores: exact match of answers, counted by groups of questions, with a Wilson interval.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from PIL import Image as PillowImage
 
+from tunalab.data.buckets import Buckets
 from tunalab.data.documents import Question
 from tunalab.data.easy_vqa import easy_vqa_benchmark
 from tunalab.data.images import cover
@@ -19,9 +21,10 @@ from tunalab.data.scenes import benchmark as scenes_benchmark
 from tunalab.data.scenes.questions import QuestionKind, question_kind, questions_of
 from tunalab.data.sources import check_pixels, corpus_class
 from tunalab.errors import UserError
+from tunalab.evaluation import jsonl
 from tunalab.evaluation.measure import Score, chance_of
 from tunalab.plugins import Group, build, find, source_of
-from tunalab.settings.schema import RunConfig
+from tunalab.settings.schema import BenchmarkConfig, RunConfig
 
 SPLIT = "test"
 QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
@@ -33,12 +36,16 @@ def is_right(given: str, expected: str) -> bool:
     return " ".join(given.split()).casefold() == " ".join(expected.split()).casefold()
 
 
+def answers_exactly(given: str, question: Question) -> bool:
+    return any(is_right(given, expected) for expected in (question.answer, *question.also))
+
+
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """``published``: the benchmark whose skill it isolates, or which it is. ``level``: of difficulty, None where there is one.
 
     ``chance``: the share of right groups that guessing without the image reaches (``chance_of``).
-    ``is_right``: whether an answer (first) is what was expected.
+    ``right``: whether a reply answers a question. ``of``: the items that it has in all, of which some are asked; None: all are.
     """
 
     name: str
@@ -46,7 +53,17 @@ class Benchmark:
     level: int | None
     questions: Sequence[Question]
     chance: float
-    is_right: Callable[[str, str], bool] = is_right
+    right: Callable[[str, Question], bool] = answers_exactly
+    of: int | None = None
+
+    def describe(self) -> dict[str, int | str]:
+        """For the record: how many items are asked, of how many, and twelve hex digits of what they hold."""
+        items = len({question.group for question in self.questions})
+        digest = hashlib.sha256()
+        for one in self.questions:
+            digest.update(repr((one.prompt, one.answer, one.group, one.options, one.also, one.image_HWC.shape)).encode())
+            digest.update(one.image_HWC.tobytes())
+        return {"items": items, "of": self.of or items, "questions": digest.hexdigest()[:12]}
 
 
 def benchmark_name(kind: str, level: int) -> str:
@@ -68,7 +85,7 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
         found += [_of_kind(kind, level, SPLIT, size, groups, placement) for level in levels for kind in kinds]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
-    return found + [outside(key, config, chosen.items) for key, chosen in evaluation.benchmarks.items()]
+    return found + [outside(key, config, chosen.limit) for key, chosen in evaluation.benchmarks.items()]
 
 
 def check_benchmarks(config: RunConfig) -> None:
@@ -82,7 +99,13 @@ def check_benchmarks(config: RunConfig) -> None:
                 raise UserError(f"{group}.{key}: figures and MLflow call it so: letters, digits, blanks, _ and - are allowed")
             taken.add(key)
     for key, chosen in config.evaluation.benchmarks.items():
-        find(f"evaluation.benchmarks.{key}.name", chosen.name, OUTSIDE)
+        setting = f"evaluation.benchmarks.{key}"
+        if bool(chosen.path) == bool(chosen.name):
+            raise UserError(f"{setting}: a file of questions (path) or a class (name) must be given, and not both")
+        if chosen.path:
+            jsonl.rule(setting, chosen.rule)
+        else:
+            find(f"{setting}.name", chosen.name, OUTSIDE)
 
 
 OUTSIDE = Group(
@@ -92,13 +115,15 @@ OUTSIDE = Group(
 )
 
 
-def outside(key: str, config: RunConfig, items: int | None = None) -> Benchmark:
-    """A benchmark from outside, of ``evaluation.benchmarks``. ``items``: its first groups of questions; None: all.
+def outside(key: str, config: RunConfig, limit: int | None = None) -> Benchmark:
+    """A benchmark of the user's own, of ``evaluation.benchmarks``. ``limit``: of its items, always the same ones; None: all.
 
-    Raises UserError, one line: it cannot be found or made, it has no questions or too few, or its chance is no share.
+    Raises UserError, one line: it cannot be found or made, it has no questions, or its chance is no share.
     """
     chosen = config.evaluation.benchmarks[key]
-    return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, items)
+    if chosen.path:
+        return _of_file(key, chosen.path, chosen.root, chosen.rule, Buckets.of(config.data), limit)
+    return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, limit)
 
 
 def outside_sources(config: RunConfig) -> dict[str, str]:
@@ -108,31 +133,47 @@ def outside_sources(config: RunConfig) -> dict[str, str]:
         found[f"data.corpora.{key}"] = source_of(corpus_class(key, config.data))
     for key, chosen in config.evaluation.benchmarks.items():
         setting = f"evaluation.benchmarks.{key}"
-        found[setting] = source_of(find(f"{setting}.name", chosen.name, OUTSIDE))
+        if chosen.name:
+            found[setting] = source_of(find(f"{setting}.name", chosen.name, OUTSIDE))
+        elif chosen.rule not in jsonl.RULES:
+            found[f"{setting}.rule"] = source_of(jsonl.rule(setting, chosen.rule))
     return found
 
 
 @lru_cache(maxsize=16)
-def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], side: int, items: int | None) -> Benchmark:
+def _of_file(key: str, path: str, root: str, rule: str, buckets: Buckets, limit: int | None) -> Benchmark:
+    setting = f"evaluation.benchmarks.{key}"
+    right = jsonl.rule(setting, rule)
+    questions, lines, total = jsonl.questions(setting, BenchmarkConfig(path=path, root=root), buckets, limit)
+    line_of = dict(zip(questions, lines, strict=True))
+    return Benchmark(key, key, None, questions, jsonl.chance(lines), lambda reply, question: right(reply, line_of[question]), total)
+
+
+@lru_cache(maxsize=16)
+def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], side: int, limit: int | None) -> Benchmark:
     setting = f"evaluation.benchmarks.{key}"
     made = build(f"{setting}.arguments", find(f"{setting}.name", name, OUTSIDE), dict(arguments), image_size=side)
-    questions, groups = [], set()
-    for number, one in enumerate(made.questions()):
+    questions, every = [], list(made.questions())
+    for number, one in enumerate(every):
         if not isinstance(one, Question):
             raise UserError(f"{setting}: item {number} of its questions is {str(one)[:60]!r}, not a Question")
-        groups.add(one.group)
-        if items is not None and len(groups) > items:
-            break
+    groups = [one.group for one in every]
+    asked = jsonl.subset(groups, limit)
+    for number, one in enumerate(every):
+        if one.group not in asked:
+            continue
         pixels_HWC = check_pixels(one.image_HWC, f"{setting}: question {number}")
         if pixels_HWC.shape[:2] != (side, side):
             pixels_HWC = cover(PillowImage.fromarray(pixels_HWC), (side, side))
-        questions.append(Question(pixels_HWC, one.prompt, one.answer, one.group))
+        questions.append(replace(one, image_HWC=pixels_HWC))
     chance = getattr(made, "chance", None)
     if not isinstance(chance, int | float) or not 0 <= chance < 1:
         raise UserError(f"{setting}: its chance is {chance!r} (choices: a share from 0 to below 1)")
-    if len(groups) < (items or 1):
-        raise UserError(f"{setting}.items={items or 1}: it has {len(groups)}")
-    return Benchmark(key, key, None, questions, float(chance), getattr(made, "is_right", is_right))
+    if not questions:
+        raise UserError(f"{setting}: it has no questions")
+    judge = getattr(made, "is_right", is_right)
+    total = len(set(groups))
+    return Benchmark(key, key, None, questions, float(chance), lambda reply, question: judge(reply, question.answer), total)
 
 
 def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int, placement: str = "grid") -> Benchmark:
@@ -194,5 +235,5 @@ def right_groups(benchmark: Benchmark, answers: Sequence[str]) -> list[bool]:
     """Whether all questions of a group are right, for every group in order of its first question."""
     groups: dict[int, bool] = {}
     for question, given in zip(benchmark.questions, answers, strict=True):
-        groups[question.group] = groups.get(question.group, True) and bool(benchmark.is_right(given, question.answer))
+        groups[question.group] = groups.get(question.group, True) and bool(benchmark.right(given, question))
     return list(groups.values())

@@ -405,7 +405,7 @@ def storage(config: RunConfig, count: Totals) -> Storage:
     checkpoint = STATES * FLOAT * count.trained
     kinds = len(BENCHMARKS) + len(data.questions)
     questions = [evaluation.groups] * (kinds * len(evaluation.levels) if evaluation.groups else 0)
-    questions += [chosen.items for chosen in evaluation.benchmarks.values()]
+    questions += [chosen.limit for chosen in evaluation.benchmarks.values()]
     questions += [evaluation.easy_vqa] if evaluation.easy_vqa else []
     record = evaluation.points * sum(SCORE_BYTES + n // 4 for n in questions)
     pictures = evaluation.points * evaluation.sample_prompts * (3 * data.image_size**2 + CAPTION_BYTES)

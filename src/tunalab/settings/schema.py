@@ -105,11 +105,20 @@ class QuestionsConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """A benchmark from outside (docs/extend/benchmark.md), which figures and tables call by its key."""
+    """A benchmark of one's own (docs/extend/benchmark.md), which figures and tables call by its key: a file of questions, or a
+    class.
+    """
 
+    path: str = setting("", help="file of JSON lines with questions; or else name")
+    root: str = setting("", help="folder of their image paths; empty: the file's own")
+    rule: str = setting("exact", help="when a reply counts: exact, contains, option, number, or path/to/file.py:function")
     name: str = setting("", help=OUTSIDE)
-    items: int = setting(200, at_least=1, help="questions asked along a run, its first ones; groups count once")
-    arguments: dict[str, Any] = setting({}, help="single values that it is made with")
+    limit: int = setting(
+        200,
+        at_least=1,
+        help="items asked along a run: the same ones always, drawn by a seed of their own; groups count once",
+    )
+    arguments: dict[str, Any] = setting({}, help="single values that a class is made with")
 
 
 @dataclass
@@ -537,6 +546,11 @@ class EvaluationConfig:
         "test",
         choices=("test", "train"),
         help="of these documents; train: scenes as in training, in documents that no run trains on, to choose settings by",
+    )
+    losses: dict[str, str] = setting(
+        {},
+        help="name -> a source as in a mix (manifest/KEY, webdataset/KEY), of documents that nothing trains on: their losses, as "
+        "text/NAME and flow/NAME, beside those of scenes",
     )
     psnr_images: int = setting(64, at_least=0, help="images that are denoised")
     psnr_times: list[float] = setting(

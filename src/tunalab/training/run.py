@@ -86,7 +86,7 @@ def open_data(config: RunConfig) -> None:
     if config.evaluation.easy_vqa:
         check_installed()
     for key, chosen in config.evaluation.benchmarks.items():
-        outside(key, config, chosen.items)
+        outside(key, config, chosen.limit)
 
 
 def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
@@ -455,7 +455,8 @@ def write_run_record(
     """``record.json`` of a run as far as it is. ``accepted``: changes of its data that it went on with."""
     module.note_memory()
     p, config = module.progress, module.config
-    outside = outside_sources(config)
+    sources = outside_sources(config)
+    described = {key: outside(key, config, chosen.limit).describe() for key, chosen in config.evaluation.benchmarks.items()}
     record = Record(
         run=RunInfo(
             name=run_dir.name,
@@ -477,7 +478,8 @@ def write_run_record(
         data={
             **what_was_read(p, config.stages),
             **({"accepted_changes": accepted} if accepted else {}),
-            **({"outside": outside} if outside else {}),
+            **({"outside": sources} if sources else {}),
+            **({"benchmarks": described} if described else {}),
         },
         frontend=look_of(config),
         lineage=dict(lineage or {}),
