@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow.utils.validation import _validate_metric_name
+from PIL import Image as PillowImage
 
 from tests.sweeps.conftest import make_record
 from tests.training.conftest import quick_components as quick_components
@@ -60,7 +61,7 @@ def page_settings(*pages: str) -> dict[str, object]:
     """What the pages' experiments say of ``data`` and ``evaluation``."""
     merged: dict[str, dict[str, object]] = {"data": {}, "evaluation": {}}
     for page in pages:
-        found = yaml.safe_load(blocks(page, "yaml")[0])
+        found = yaml.safe_load(blocks(page, "yaml")[-1 if page == "benchmark" else 0])  # of it the first is of a file
         for group, inside in merged.items():
             inside |= found.get(group, {})
     return {f"{group}__{key}": value for group, inside in merged.items() for key, value in inside.items()}
@@ -149,6 +150,17 @@ def test_a_package_goes_through_sweep_figure_table_report_and_mlflow(folder: Pat
         text = path.read_text(encoding="utf-8")
         assert all(word in text for word in ("Line directions", "corner", "Convolutions")), path
     assert "#7F3C8D" in (made / "figure6.html").read_text(encoding="utf-8")
+
+
+def test_the_pages_file_of_questions_is_a_benchmark(folder: Path) -> None:
+    (lines,) = blocks("benchmark", "json")
+    (folder / "q.jsonl").write_text(lines)
+    (folder / "photos").mkdir()
+    for number in range(1, 5):
+        PillowImage.new("RGB", (60, 40), (50 * number,) * 3).save(folder / f"photos/{number}.jpg")
+    settings = yaml.safe_load(blocks("benchmark", "yaml")[0])["evaluation"]["benchmarks"]
+    made = outside("animals", quick_config(evaluation__benchmarks=settings), 200)
+    assert made.describe()["items"] == 3 and score(made, ["it is a dog", "three", "yes", "no"]).accuracy == 1.0
 
 
 def test_every_form_of_a_name_is_the_same_class(folder: Path) -> None:
