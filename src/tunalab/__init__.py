@@ -16,6 +16,7 @@ Runs and their records:
     records = tunalab.sweep("mask_ratio", variant="tuna2", parallel=2)
     tunalab.plan("smoke", "tuna2")                       # what a run costs
     tunalab.evaluate("runs/x")                           # into the run's record
+    tunalab.ask_points("runs/x", ["pairs@2", "easy_vqa"])  # along the curve of a run that keeps its points
     records = tunalab.records("results/figure6")
     records.frame(), records.figure("figure6"), records.table("effects")
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tunalab.settings.schema import RunConfig
     from tunalab.trained.evaluation import evaluate
     from tunalab.trained.model import Model, load
+    from tunalab.trained.points import ask_points
     from tunalab.training.joint import DataModule
     from tunalab.training.module import Harness
     from tunalab.training.own import callbacks
@@ -57,6 +59,7 @@ __all__ = [
     "Records",
     "RunConfig",
     "UserError",
+    "ask_points",
     "callbacks",
     "evaluate",
     "load",
@@ -75,6 +78,7 @@ _MODULES = {
     "Records": "collection",
     "RunConfig": "settings.schema",
     "UserError": "errors",
+    "ask_points": "trained.points",
     "callbacks": "training.own",
     "evaluate": "trained.evaluation",
     "load": "trained.model",

@@ -58,6 +58,7 @@ NEVER: dict[str, Any] = {
     "evaluation.psnr_times": [0.3, 0.6],
     "evaluation.sample_prompts": 1,
     "evaluation.losses": {"own": "scenes/edit"},
+    "evaluation.keep_points": "all",
     "evaluation.benchmarks.NAME.name": f"{__name__}:Blank",
     "evaluation.benchmarks.NAME.path": "questions/q.jsonl",
     "evaluation.benchmarks.NAME.root": "pictures",

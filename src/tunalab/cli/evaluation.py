@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunalab.cli.common import add_command
+from tunalab.errors import UserError
 from tunalab.trained import check_folder
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--out", type=Path, help="folder for the results of one model (default: evaluation/ in its folder)")
     processes = "processes, each with a copy of the model, that measure different parts (default: 2 on several cores, 1 on a GPU)"
     sub.add_argument("--processes", type=int, metavar="N", help=processes)
+    sub.add_argument("--points", choices=["all"], help="of a run that keeps its points: ask --benchmarks along its curve instead")
+    sub.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help="count, pairs@2, easy_vqa, or your own")
+    sub.add_argument("--watch", action="store_true", help="with --points: go on until the run is finished; several may watch")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -36,6 +40,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     models = [word for word in arguments.settings if word not in settings]
     for model in models:
         check_folder(model)
+    if arguments.points or arguments.benchmarks or arguments.watch:
+        return ask_along(arguments, models, settings)
     from tunalab.trained.evaluation import evaluate as measure
 
     try:
@@ -46,3 +52,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for line in missing:
         print(f"not measured: {line}")
     return int(bool(missing))
+
+
+def ask_along(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> int:
+    if not (arguments.points and arguments.benchmarks and models):
+        raise UserError("a curve is asked by: tunalab evaluate RUN --points all --benchmarks NAME")
+    from tunalab.trained.points import ask_points
+
+    for model in models:
+        asked = ask_points(model, arguments.benchmarks, settings, arguments.watch)
+        print(f"{model}: {len(asked)} points asked")
+    return 0

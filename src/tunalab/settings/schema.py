@@ -560,6 +560,13 @@ class EvaluationConfig:
         help="t they are denoised from",
     )
     sample_prompts: int = setting(16, at_least=0, help="images sampled as pictures")
+    keep_points: str = setting(
+        "none",
+        choices=("all", "last", "none"),
+        changes="nothing",
+        help="averaged weights at the evaluations, in bfloat16 (points/TOKENS.safetensors): `tunalab evaluate RUN --points all "
+        "--benchmarks NAME` asks a benchmark along the curve afterwards",
+    )
 
 
 @dataclass

@@ -53,6 +53,7 @@ from tunalab.trained.folder import (
 )
 from tunalab.training import kept_at
 from tunalab.training.checkpoints import MANIFEST, CheckpointStore, damage, learnt_weights, read_saved, refuse_foreign
+from tunalab.training.points import kept_points, point_weights
 from tunalab.training.start import vae_of
 
 Images = ImageLike | Sequence[ImageLike]
@@ -334,9 +335,9 @@ def paired(images: Images | None, texts: str | Sequence[str], what: str) -> tupl
 def load(path: str | Path, device: str | torch.device | None = None, raw: bool = False) -> Model:
     """The trained model at ``path``: an exported folder, or a run directory at its newest undamaged checkpoint.
 
-    ``RUN@TOKENS``: a run at that kept checkpoint. ``device``: cpu, cuda or cuda:N; by default a GPU if there is any. ``raw``: the
-    weights that training goes on with, not their averages. Computes in the precision of its training: bfloat16 products on a GPU,
-    float32 on a CPU, unless its configuration says otherwise. Of an exported folder nothing outside it is read.
+    ``RUN@TOKENS``: a run at that kept point or checkpoint. ``device``: cpu, cuda or cuda:N; by default a GPU if there is any.
+    ``raw``: the weights that training goes on with, not their averages. Computes in the precision of its training: bfloat16
+    products on a GPU, float32 on a CPU, unless its configuration says otherwise. Of an exported folder nothing outside it is read.
 
     Raises UserError, one line: no model there, no undamaged checkpoint, none kept at so many tokens, a file or component is missing
     or was altered, weights do not fit the configuration (both sides are listed), no such device; and for ``raw`` of an export of
@@ -347,10 +348,11 @@ def load(path: str | Path, device: str | torch.device | None = None, raw: bool =
     export = is_export(place)
     config = read_config(place / CONFIG_FILE)
     if not export:
-        checkpoint = find_checkpoint(place, config, tokens)
+        kept = None if raw or tokens is None else kept_points(place).get(tokens)
+        checkpoint = kept or find_checkpoint(place, config, tokens)
         parts = RunParts(config.components_seed, vae_of(place, config))
         tokenizer = parts.tokenizer_for(config.decoder)
-        learnt = learnt_weights(checkpoint, raw)
+        learnt = learnt_weights(checkpoint, raw) if kept is None else point_weights(kept)
         model = assemble(config, parts, tokenizer.vocabulary, learnt.weights, str(checkpoint))
         origin = {
             "run": place.resolve().name,

@@ -18,7 +18,7 @@ HASH_LINE = "# hash: "  # first line of the file: whose the directory is is foun
 
 
 FILES = (LOCK_FILE, CONFIG_FILE, RECORD_FILE, STATUS_FILE, TRAINING_LOG, DATA_FILE, "attempts.jsonl", "rejects.jsonl")
-FOLDERS = ("checkpoints", "samples")
+FOLDERS = ("checkpoints", "samples", "points")
 
 
 def check_places(run_dir: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.registry import build_frontend, look_of
 from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_model, parameter_counts
+from tunalab.records.asked import merged
 from tunalab.records.environment import environment
 from tunalab.records.log import rewind
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
@@ -52,6 +54,7 @@ from tunalab.training.forking import LINEAGE_FILE, Parent, end_trunk, fork_of, r
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
+from tunalab.training.points import keep_point
 from tunalab.training.start import load_start, vae_of
 
 FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
@@ -390,6 +393,7 @@ class Run:
         began = time.perf_counter()
         result = evaluate(module.model, self.tokenizer, self.config)
         self._check_held()
+        keep_point(self.run_dir, module.model, module.progress.tokens, module.progress.steps, self.config.evaluation.keep_points)
         if self.config.evaluation.sample_prompts:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
@@ -484,7 +488,7 @@ def write_run_record(
         frontend=look_of(config),
         lineage=dict(lineage or {}),
     )
-    write_record(run_dir / RECORD_FILE, record)
+    write_record(run_dir / RECORD_FILE, replace(record, **merged(run_dir, record.points, record.data)))
 
 
 def _point(plain: dict[str, Any]) -> Point:

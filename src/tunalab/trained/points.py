@@ -1,0 +1,138 @@
+"""Benchmarks asked along a run afterwards, of the weights that it keeps at its points; also while it trains, by other processes.
+
+What was asked lies in ``points/asked/``, a file a benchmark and point, and is merged into the run's record by whoever writes it. A
+point is asked once, by whichever process locks it first: several watchers share the work, also over a shared file system.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tunalab.data.scenes import BENCHMARKS
+from tunalab.errors import UserError
+from tunalab.evaluation.along import answers_and_margins, evaluation_mode, scored
+from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, Benchmark, check_benchmarks, easy_vqa, outside, scenes
+from tunalab.files import lock, locked, write_atomically
+from tunalab.inference.requests import computing, find_device, precision
+from tunalab.records.asked import ASKED, merged
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record, write_record
+from tunalab.settings.loading import laid_over, read_config
+from tunalab.settings.schema import RunConfig
+from tunalab.trained.model import load
+from tunalab.training.points import kept_points, point_file
+
+WATCH_SECONDS = 10.0
+OWN = "evaluation."
+
+
+def ask_points(
+    run: str | Path,
+    names: Sequence[str],
+    settings: Sequence[str] = (),
+    watch: bool = False,
+    log: Callable[[str], None] = print,
+) -> list[int]:
+    """Ask benchmarks at every point whose weights a run keeps (``evaluation.keep_points=all``), into its record; the tokens asked.
+
+    ``names``: of scenes (``count``, ``count@2``), ``easy_vqa``, or of ``evaluation.benchmarks`` in the run's settings or in
+    ``settings`` (["evaluation.benchmarks.mine.path=q.jsonl"]). ``watch``: go on until the run is finished.
+
+    Raises UserError: no such run or benchmark, a setting of something else, no weights kept.
+    """
+    run_dir = Path(run)
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"{run_dir} is no run directory ({CONFIG_FILE} is missing)")
+    config = read_config(run_dir / CONFIG_FILE)
+    for setting in settings:
+        if not setting.startswith(OWN):
+            raise UserError(f"setting '{setting}' is not of {OWN.rstrip('.')}: a trained model is asked, not changed")
+        config = laid_over(config, setting)
+    chosen = [named(name, config) for name in names]
+    if not chosen:
+        raise UserError("name a benchmark: --benchmarks NAME")
+    asked: list[int] = []
+    while True:
+        finished = _finished(run_dir)
+        points = kept_points(run_dir)
+        if not points and not watch:
+            raise UserError(f"{run_dir} keeps no weights of its points: train with evaluation.keep_points=all")
+        for tokens in points:
+            if _ask(run_dir, tokens, chosen, log):
+                asked.append(tokens)
+        if finished or not watch:
+            break
+        time.sleep(WATCH_SECONDS)
+    merge(run_dir)
+    return asked
+
+
+def named(name: str, config: RunConfig) -> Benchmark:
+    """Raises UserError, one line: there is no such benchmark."""
+    kind, _, level = name.partition("@")
+    if name in config.evaluation.benchmarks:
+        check_benchmarks(config)
+        return outside(name, config, config.evaluation.benchmarks[name].limit)
+    if name == EASY_VQA:
+        return easy_vqa(config.data.image_size, config.evaluation.easy_vqa or 300)
+    if kind in BENCHMARKS and level in ("", "1", "2", "3"):
+        groups = config.evaluation.groups or 200
+        return scenes(kind, int(level or 1), SPLIT, config.data.image_size, groups, placement=config.data.placement)
+    choices = [*config.evaluation.benchmarks, EASY_VQA, *BENCHMARKS, *(f"{one}@{level}" for one in BENCHMARKS for level in (2, 3))]
+    raise UserError(
+        f"there is no benchmark {name!r} (choices: {', '.join(choices)}; evaluation.benchmarks.{name}.path=FILE makes one)"
+    )
+
+
+def merge(run_dir: Path) -> None:
+    """Put what was asked into the run's record, if it has one. A run that still trains does so at its next point too."""
+    path = run_dir / RECORD_FILE
+    if path.is_file():
+        with locked(run_dir):
+            record = read_record(path)
+            write_record(path, replace(record, **merged(run_dir, record.points, record.data)))
+
+
+def _finished(run_dir: Path) -> bool:
+    path = run_dir / RECORD_FILE
+    return path.is_file() and read_record(path, evaluation=False).run.finished
+
+
+def _ask(run_dir: Path, tokens: int, chosen: Sequence[Benchmark], log: Callable[[str], None]) -> bool:
+    """Whether something was asked: what is there, or is asked by another process now, is left alone."""
+    with _alone(point_file(run_dir, tokens).with_suffix(".lock")) as alone:
+        missing = [one for one in chosen if not _place(run_dir, one, tokens).is_file()] if alone else []
+        if not missing:
+            return False
+        loaded, device = load(f"{run_dir}@{tokens}"), find_device(None)
+        most = loaded.config.evaluation.max_answer_tokens
+        for one in missing:
+            began = time.perf_counter()
+            with computing(precision(loaded.config, device), device), evaluation_mode(loaded.model):
+                given = answers_and_margins(loaded.model, loaded.tokenizer, one.questions, most)
+            score = scored([one], *given)[one.name]
+            about = {**one.describe(), "weights": "averaged, bfloat16", "asked": time.strftime("%Y-%m-%d")}
+            place = _place(run_dir, one, tokens)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, json.dumps({"name": one.name, "tokens": tokens, "score": asdict(score), "about": about}))
+            took = time.perf_counter() - began
+            log(f"{run_dir} at {tokens:,} tokens: {one.name} {score.accuracy:.3f} of {score.n} ({took:.0f} s)")
+    return True
+
+
+def _place(run_dir: Path, benchmark: Benchmark, tokens: int) -> Path:
+    """Other questions under the same name are another file."""
+    return run_dir / ASKED / f"{benchmark.name}-{benchmark.describe()['questions']}-{tokens}.json"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether this process holds a point; the lock ends with it, also when it is killed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield lock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)

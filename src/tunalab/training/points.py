@@ -1,0 +1,56 @@
+"""Averaged weights at the points of a run, in bfloat16: ``points/<tokens>.safetensors``, for what is asked of them afterwards."""
+
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, bfloat16
+
+from tunalab.errors import UserError, first_line
+from tunalab.model.unified import UnifiedModel
+from tunalab.training.checkpoints import LearntWeights
+from tunalab.training.optimisation import is_frozen, learnt_parameters
+
+FOLDER, LAST, NONE = "points", "last", "none"
+
+
+def point_file(run_dir: Path, tokens: int) -> Path:
+    return run_dir / FOLDER / f"{tokens:012d}.safetensors"
+
+
+def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep: str) -> None:
+    """The model's learnt weights as they are now. ``keep``: all | last | none (``evaluation.keep_points``).
+
+    Written aside and renamed: it is there whole or not at all. Raises OSError: the disk is full or not writable.
+    """
+    if keep == NONE:
+        return
+    path = point_file(run_dir, tokens)
+    path.parent.mkdir(exist_ok=True)
+    whole = learnt_parameters(model)  # a tied table under its first name; where ranks share parameters these are gathered
+    others = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict() and not is_frozen(model, name)}
+    kept: dict[str, Tensor] = {**whole, **others}
+    halves = {name: tensor.detach().to("cpu", bfloat16).contiguous() for name, tensor in kept.items()}
+    aside = path.with_suffix(".part")
+    save_file(halves, aside, metadata={"tokens": str(tokens), "steps": str(steps), "weights": "averaged, bfloat16"})
+    os.replace(aside, path)
+    for other in kept_points(run_dir).values() if keep == LAST else ():
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def kept_points(run_dir: Path) -> dict[int, Path]:
+    """Tokens -> file, in order."""
+    found = sorted((run_dir / FOLDER).glob("*.safetensors"))
+    return {int(path.stem): path for path in found if path.stem.isdecimal()}
+
+
+def point_weights(path: Path) -> LearntWeights:
+    """Raises UserError: the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            return LearntWeights({name: file.get_tensor(name) for name in file.keys()}, int(about["steps"]), int(about["tokens"]))  # noqa: SIM118
+    except Exception as error:  # of a Rust library: its error has no narrower class
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error

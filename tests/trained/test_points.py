@@ -1,0 +1,155 @@
+"""Weights kept at the points of a run, and benchmarks asked of them afterwards: in the record as if the run had asked them."""
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from tests.training.conftest import quick_components, quick_config, use_quick_components
+
+from tunalab.cli import main
+from tunalab.errors import UserError
+from tunalab.records.asked import merged
+from tunalab.records.record import read_record
+from tunalab.trained.model import load
+from tunalab.trained.points import ask_points
+from tunalab.training import run
+from tunalab.training.checkpoints import learnt_weights
+from tunalab.training.points import kept_points, point_weights
+
+__all__ = ["quick_components", "use_quick_components"]
+QUIET = {"tracking__enabled": False, "evaluation__easy_vqa": 0, "evaluation__groups": 5, "evaluation__levels": [1]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, quick_components):
+    folder = tmp_path_factory.mktemp("kept") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNALAB_COMPONENTS", str(quick_components))
+        config = quick_config("tuna2", evaluation__keep_points="all", evaluation__points=2, **QUIET)
+        assert run.train(config, folder) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "one")
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    lines = [{"image": f"{n}.png", "question": "is it red?", "answer": "yes", "options": ["yes", "no"]} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "one"
+
+
+def test_every_point_keeps_its_averaged_weights_in_half_precision(trained):
+    record, kept = read_record(trained / "record.json"), kept_points(trained)
+    assert [*kept] == [point.tokens for point in record.points] and len(kept) == 2
+    last = point_weights(kept[record.points[-1].tokens])
+    checkpoint = learnt_weights(sorted((trained / "checkpoints").glob("step-*"))[-1])
+    assert last.tokens == checkpoint.tokens and last.steps == record.points[-1].steps
+    for name, tensor in last.weights.items():
+        assert tensor.dtype == torch.bfloat16
+        torch.testing.assert_close(tensor.float(), checkpoint.weights[name].float(), rtol=2**-8, atol=0)
+    assert load(f"{trained}@{record.points[0].tokens}").origin["tokens"] == record.points[0].tokens
+
+
+def test_a_benchmark_asked_afterwards_stands_in_the_record_at_every_point(finished, capsys):
+    before = read_record(finished / "record.json")
+    own = ["evaluation.benchmarks.mine.path=q.jsonl"]
+    assert main(["evaluate", str(finished), *own, "--points", "all", "--benchmarks", "mine", "count@2"]) == 0
+    assert "2 points asked" in capsys.readouterr().out
+    record = read_record(finished / "record.json")
+    for was, point in zip(before.points, record.points, strict=True):
+        assert {*point.benchmarks} - {*was.benchmarks} == {"mine", "count@2"}
+        assert {name: point.benchmarks[name] for name in was.benchmarks} == was.benchmarks
+        assert point.benchmarks["mine"].n == 3 and point.benchmarks["mine"].margins is not None
+    assert record.data["asked"]["mine"]["items"] == 3 and record.data["asked"]["mine"]["weights"] == "averaged, bfloat16"
+    assert ask_points(finished, ["mine"], own) == []  # each point once
+    assert read_record(finished / "record.json") == record
+
+
+def test_what_the_run_itself_was_asked_is_not_replaced(finished):
+    before = read_record(finished / "record.json")
+    assert len(ask_points(finished, ["count"])) == 2
+    after = read_record(finished / "record.json")
+    assert [point.benchmarks["count"] for point in after.points] == [point.benchmarks["count"] for point in before.points]
+    assert "asked" not in after.data
+
+
+def test_it_is_what_the_run_would_have_measured_but_for_rounding(finished):
+    """The run's own count, once more under another name: of five questions at most one answer turns in half precision."""
+    record = read_record(finished / "record.json")
+    bare = [replace(point, benchmarks={}) for point in record.points]
+    ask_points(finished, ["count"])
+    for was, point in zip(record.points, merged(finished, bare, {})["points"], strict=True):
+        again = point.benchmarks["count"]
+        assert again.n == was.benchmarks["count"].n and abs(again.correct - was.benchmarks["count"].correct) <= 1
+        assert again.margin == pytest.approx(was.benchmarks["count"].margin, abs=0.05)
+
+
+def test_watchers_share_the_points_of_a_run_that_still_trains(finished, monkeypatch):
+    """The record says unfinished, the second point is not there yet: two watchers wait for it, and each point is asked once."""
+    path = finished / "record.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"finished": true', '"finished": false', 1).replace('"finished":true', '"finished":false', 1))
+    assert not read_record(path).run.finished
+    late = [*kept_points(finished).values()][1]
+    aside = late.rename(finished / "late")
+    monkeypatch.setattr("tunalab.trained.points.WATCH_SECONDS", 0.2)
+    asked: list[list[int]] = []
+    watchers = [threading.Thread(target=lambda: asked.append(ask_points(finished, ["pattern@3"], watch=True))) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    while not (finished / "points/asked").is_dir() or not [*(finished / "points/asked").glob("pattern@3*")]:
+        pass
+    aside.rename(late)
+    path.write_text(whole)
+    for watcher in watchers:
+        watcher.join(timeout=60)
+    assert sorted(sum(asked, [])) == [*kept_points(finished)]
+    assert all("pattern@3" in point.benchmarks for point in read_record(path).points)
+
+
+def test_the_last_point_alone(tmp_path):
+    config = quick_config("tuna2", evaluation__keep_points="last", evaluation__points=3, **QUIET)
+    assert run.train(config, tmp_path / "two") == 0
+    assert [*kept_points(tmp_path / "two")] == [read_record(tmp_path / "two/record.json").points[-1].tokens]
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        (
+            ["reading"],
+            [],
+            "there is no benchmark 'reading' .choices: easy_vqa, relations, .*evaluation.benchmarks.reading.path=FILE",
+        ),
+        ([], [], "name a benchmark"),
+        (["count"], ["seed=3"], "setting 'seed=3' is not of evaluation"),
+        (
+            ["mine"],
+            ["evaluation.benchmarks.mine.path=none.jsonl"],
+            "evaluation.benchmarks.mine.path=none.jsonl: there is no such file",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(finished, names, settings, message):
+    with pytest.raises(UserError, match=message) as raised:
+        ask_points(finished, names, settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_damage_and_missing_weights_are_said(finished, capsys):
+    first, second = kept_points(finished).values()
+    first.write_bytes(first.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        ask_points(finished, ["search"])
+    first.unlink()
+    second.unlink()
+    with pytest.raises(UserError, match="keeps no weights of its points: train with evaluation.keep_points=all"):
+        ask_points(finished, ["search"])
+    assert main(["evaluate", str(finished), "--points", "all"]) == 2 and "--benchmarks NAME" in capsys.readouterr().err
