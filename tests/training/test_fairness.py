@@ -49,7 +49,7 @@ def test_settings_differ_in_the_front_end_and_in_what_the_experiment_says_openly
     # Of a group that the experiment names, what it leaves at its defaults too.
     groups = {key.rpartition(".")[0] for key in declared if key.startswith("optimizer.groups.")}
     differing -= {key for key in differing if key == "optimizer.groups" or key.rpartition(".")[0] in groups}
-    assert {key for key in differing if not key.startswith("frontend.")} <= {"variant"} | declared | own
+    assert {key for key in differing if not key.startswith("frontend.")} <= {"variant", "label", "colour"} | declared | own
     if not declared:
         sources = [list(load_config(experiment, variant, []).stages) for variant in variants_of(experiment)]
         assert all(names == sources[0] for names in sources), "the order of stages"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.documents import KINDS, Document, Kind, Question, Reject, Text
+from tunalab.data.documents import KINDS, Document, Image, Kind, Question, Reject, Text
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
@@ -85,6 +85,14 @@ def held_out_of(name: str, count: int, data: DataConfig) -> list[Document]:
     if count and not found:
         raise UserError(f"evaluation.losses: no document of {name} can be read")
     return found
+
+
+def pictured(config: RunConfig, count: int) -> Sequence[Document]:
+    """``count`` held-out documents with an image to generate: of scenes where a stage trains on them, else of the user's own."""
+    if any("scenes/" in name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0):
+        return held_out("text_to_image", count, config)
+    own = [document for name in config.evaluation.losses.values() for document in held_out_of(name, count, config.data)]
+    return [document for document in own if any(isinstance(one, Image) and one.generate for one in document.segments)][:count]
 
 
 def prompt_of(document: Document) -> str:
@@ -174,10 +182,10 @@ NOISE_SEED = 2  # never the run's
 
 @torch.no_grad()
 def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
-    """Flow time t -> dB, the mean over images, for held-out text-to-image documents with fixed noise."""
+    """Flow time t -> dB, the mean over images, for held-out documents with fixed noise (``pictured``)."""
     space = model.frontend.space
     times = config.evaluation.psnr_times
-    documents = held_out("text_to_image", config.evaluation.psnr_images, config)
+    documents = pictured(config, config.evaluation.psnr_images)
     found: dict[float, list[Tensor]] = {t: [] for t in times}
     objective = replace(config.objective, understanding_noise=0.0)
     for cpu_batch, _ in pack(documents, tokenizer, space.token_pixels, config.data) if documents else []:

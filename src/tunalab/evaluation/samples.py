@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tunalab.data.tokenizer import Tokenizer
-from tunalab.evaluation.along import evaluation_mode, held_out, prompt_of
+from tunalab.evaluation.along import evaluation_mode, pictured, prompt_of
 from tunalab.inference.generation import sample_images
 from tunalab.inference.prompts import image_prompt, unconditional_prompt
 from tunalab.model.unified import UnifiedModel
@@ -21,11 +21,11 @@ LINE = 15
 
 
 def sample_grid(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> Image.Image:
-    """``evaluation.sample_prompts`` held-out captions, sampled with seeds 0, 1, 2, ..., each above its caption.
+    """``evaluation.sample_prompts`` held-out captions (``along.pictured``), sampled with seeds 0, 1, ..., each above its caption.
 
     Raises ValueError when no prompts are asked for.
     """
-    texts = [prompt_of(document) for document in held_out("text_to_image", config.evaluation.sample_prompts, config)]
+    texts = [prompt_of(document) for document in pictured(config, config.evaluation.sample_prompts)]
     with evaluation_mode(model):
         images_NHWC = sample_texts(model, tokenizer, texts, config, list(range(len(texts))))
     return draw_grid(images_NHWC, texts)

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tunalab.errors import UserError
-from tunalab.evaluation.along import held_out, prompt_of
+from tunalab.evaluation.along import pictured, prompt_of
 from tunalab.evaluation.samples import CELL_WIDTH, IMAGE_SIDE, MARGIN
 from tunalab.files import listed, write_atomically
 from tunalab.records.record import Record, read_record
@@ -43,12 +43,14 @@ def of_run(run_dir: Path, record: Record) -> Samples | None:
         config = from_plain(record.config)
     except UserError:  # of an earlier revision: its prompts are not to be had
         return None
-    count, side = config.evaluation.sample_prompts, config.data.image_size
-    if not pictures or not count:
+    if not pictures or not config.evaluation.sample_prompts:
+        return None
+    try:
+        prompts = tuple(prompt_of(document) for document in pictured(config, config.evaluation.sample_prompts))
+    except UserError:  # of files that are not here
         return None
     with Image.open(pictures[-1]) as picture:
-        images = cut(np.asarray(picture.convert("RGB")), count, side)
-    prompts = tuple(prompt_of(document) for document in held_out("text_to_image", count, config))
+        images = cut(np.asarray(picture.convert("RGB")), len(prompts), config.data.image_size)
     return None if images is None else Samples(int(pictures[-1].stem.removeprefix("tokens-")), prompts, images)
 
 

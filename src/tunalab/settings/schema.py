@@ -530,12 +530,12 @@ class EvaluationConfig:
     )
     levels: list[int] = setting([1, 3], at_least=1, at_most=3, help="scene difficulty levels")
     groups: int = setting(
-        200,
+        0,
         at_least=0,
-        help="questions (pairs of questions for `pairs`) per benchmark and level",
+        help="questions about scenes (pairs of questions for `pairs`) per benchmark and level; 0: none",
     )
     easy_vqa: int = setting(
-        300,
+        0,
         at_least=0,
         help="questions of easy-VQA's published test split; 0: none",
     )
@@ -552,14 +552,18 @@ class EvaluationConfig:
         help="name -> a source as in a mix (manifest/KEY, webdataset/KEY), of documents that nothing trains on: their losses, as "
         "text/NAME and flow/NAME, beside those of scenes",
     )
-    psnr_images: int = setting(64, at_least=0, help="images that are denoised")
+    psnr_images: int = setting(
+        64,
+        at_least=0,
+        help="images that are denoised: of scenes where a stage trains on them, else of the sources of `losses`",
+    )
     psnr_times: list[float] = setting(
         [0.3, 0.6, 0.9],
         at_least=0,
         at_most=1,
         help="t they are denoised from",
     )
-    sample_prompts: int = setting(16, at_least=0, help="images sampled as pictures")
+    sample_prompts: int = setting(16, at_least=0, help="images sampled as pictures, of prompts from the same documents")
     keep_points: str = setting(
         "none",
         choices=("all", "last", "none"),

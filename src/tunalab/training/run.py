@@ -27,7 +27,7 @@ from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
-from tunalab.evaluation.along import evaluate
+from tunalab.evaluation.along import evaluate, pictured
 from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
@@ -66,8 +66,7 @@ def check_run(config: RunConfig) -> None:
     check_benchmarks(config)
     drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     evaluation = config.evaluation
-    uses_scenes = evaluation.groups or evaluation.loss_documents or evaluation.psnr_images or evaluation.sample_prompts
-    if uses_scenes or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
+    if evaluation.groups or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
         check_image_size(config.data.image_size)
     if evaluation.groups:
         check_groups(evaluation.groups, evaluation.levels)
@@ -394,7 +393,7 @@ class Run:
         result = evaluate(module.model, self.tokenizer, self.config)
         self._check_held()
         keep_point(self.run_dir, module.model, module.progress.tokens, module.progress.steps, self.config.evaluation.keep_points)
-        if self.config.evaluation.sample_prompts:
+        if pictured(self.config, self.config.evaluation.sample_prompts):
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
             path = folder / f"tokens-{module.progress.tokens:010d}.png"
