@@ -21,7 +21,7 @@ from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.settings.loading import from_plain
 from tunalab.settings.loading import to_plain as plain_settings
-from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig
+from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig
 
 PATCH = 8
 TALK = [{"from": "human", "value": "<image>\nhow many?"}, {"from": "gpt", "value": "two"}]
@@ -242,3 +242,19 @@ def test_a_page_holds_all_and_shows_data_as_text(folder: Path, tokenizer: Tokeni
 )
 def test_reasons_of_one_sort_are_counted_together(reason: str, sort: str) -> None:
     assert sort_of(reason) == sort
+
+
+def test_shards_that_order_themselves_and_copies_are_read_once(
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a source counts as endless in a stream; here it ends with its rows."""
+    monkeypatch.setenv("TUNALAB_CACHE", str(folder / "cache"))
+    write("a.jsonl", captions(4))
+    write("texts.jsonl", [{"text": f"text {number}"} for number in range(6)] + ["{broken"])
+    config = run(text={"t": TextConfig(urls=["texts.jsonl"])}, reject_share=0.5)
+    config.stages["only"].mix = {"text/t": 1.0, "copy/manifest/a": 1.0}
+    copies, texts = look(tokenizer, config).sources
+    assert (copies.name, copies.has, copies.read, copies.kinds) == ("copy/manifest/a", 4, 4, {"edit": 4})
+    assert copies.examples[0].place.startswith("a.jsonl:") and copies.files["images"][0] == 4
+    assert (texts.has, texts.read, texts.broken, texts.kinds, texts.sizes) == (7, 7, 1, {"text": 6}, [])
+    assert "texts.jsonl" in texts.left_out[0].first[0][1]
