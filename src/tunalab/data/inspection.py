@@ -276,7 +276,7 @@ def _read(
         found.problem = (
             f"{name}: none of {found.read} documents can be used ({found.broken} broken, {found.unfit} do not fit){last}"
         )
-    for (sort, broken), members in sorted(rejects.items(), key=lambda item: -len(item[1])):
+    for (sort, broken), members in sorted(rejects.items(), key=lambda item: (-len(item[1]), min(item[1]))):
         first = [(place(corpus, index), reason) for index, reason in sorted(members)[:FIRST]]
         found.left_out.append(LeftOut(sort, broken, len(members), first))
     of_each = max(1, EXAMPLES // max(1, len(examples)))
