@@ -15,6 +15,7 @@ Runs and their records:
     record = tunalab.train("smoke", "tuna2", {"seed": 1})
     records = tunalab.sweep("mask_ratio", variant="tuna2", parallel=2)
     tunalab.plan("smoke", "tuna2")                       # what a run costs
+    tunalab.inspect_data("smoke", "tuna2").problems      # why a run would stop at its data
     tunalab.evaluate("runs/x")                           # into the run's record
     tunalab.ask_points("runs/x", ["pairs@2", "easy_vqa"])  # along the curve of a run that keeps its points
     records = tunalab.records("results/figure6")
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tunalab.driver import sweep
     from tunalab.errors import UserError
     from tunalab.inference.requests import GenerationRequest
-    from tunalab.library import load_config, plan, train
+    from tunalab.library import inspect_data, load_config, plan, train
     from tunalab.records.record import Record
     from tunalab.settings.schema import RunConfig
     from tunalab.trained.evaluation import evaluate
@@ -62,6 +63,7 @@ __all__ = [
     "ask_points",
     "callbacks",
     "evaluate",
+    "inspect_data",
     "load",
     "load_config",
     "plan",
@@ -81,6 +83,7 @@ _MODULES = {
     "ask_points": "trained.points",
     "callbacks": "training.own",
     "evaluate": "trained.evaluation",
+    "inspect_data": "library",
     "load": "trained.model",
     "load_config": "library",
     "plan": "library",

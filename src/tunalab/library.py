@@ -5,6 +5,7 @@ Imports are inside functions, so that the command line answers a mistake at once
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from tunalab.files import listed, write_atomically
 if TYPE_CHECKING:
     from lightning import Callback
 
+    from tunalab.data.inspection import DataReport
     from tunalab.planning.plan import Plan as RunPlan
     from tunalab.planning.sweep import SweepPlan
     from tunalab.records.record import Record
@@ -271,6 +273,70 @@ def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":
     loaded = load_sweep(find("sweeps", name))
     check_settings(loaded, settings)
     return {cell.name: load_config(cell.experiment, cell.variant, own_settings(cell, settings)) for cell in expand(loaded)}
+
+
+# What a run would read.
+
+
+def inspect_data(
+    experiment: str = "scenes",
+    variant: str = "tuna2",
+    settings: Settings = (),
+    manifests: Sequence[str | Path] = (),
+    held_out: Sequence[str | Path] = (),
+    limit: int | None = None,
+) -> "DataReport":
+    """What the data of a run are, before anything is trained: tunalab.analysis.data_page shows it.
+
+    ``manifests``: JSONL files, each a source of the same weight under the default settings; experiment and variant stay out of it.
+    ``held_out``: manifests whose pictures are looked for in the training data, besides the run's own benchmarks that are files
+    (easy-VQA, and those from outside). ``limit``: documents of each source that are read (by default inspection.LIMIT).
+
+    Raises UserError, one line: a setting or a file is wrong. That a run would stop at its data is a problem of the report.
+    """
+    config = _manifest_config(manifests, as_texts(settings)) if manifests else load_config(experiment, variant, settings)
+    from tunalab.data.buckets import Buckets
+    from tunalab.data.documents import Corpus
+    from tunalab.data.inspection import LIMIT, QuestionPictures, inspect
+    from tunalab.data.manifest import ManifestCorpus
+    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, outside
+    from tunalab.frontends.components.store import Components
+    from tunalab.training.run import fitting_space
+
+    sizes, evaluation = Buckets.of(config.data).unbounded(), config.evaluation
+    compared: list[Corpus] = [ManifestCorpus(path, image_size=sizes, name=str(path)) for path in held_out]
+    if evaluation.easy_vqa and not manifests:
+        questions = easy_vqa(config.data.image_size, evaluation.easy_vqa).questions
+        compared.append(QuestionPictures(EASY_VQA, questions))
+    for key, chosen in evaluation.benchmarks.items():
+        compared.append(QuestionPictures(key, outside(key, config, chosen.items).questions))
+    frontend = tuple(sorted(vars(config.frontend).items()))
+    space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
+    tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
+    return inspect(config, tokenizer, space.token_pixels, compared, LIMIT if limit is None else limit)
+
+
+def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -> "RunConfig":
+    """A run of one stage that reads these manifests in equal parts, named after their files, and settings over it."""
+    from tunalab.settings.loading import check, from_plain, laid_over, to_plain
+    from tunalab.settings.schema import REVISION, DataConfig, ManifestConfig, RunConfig, StageConfig
+
+    named: dict[str, ManifestConfig] = {}
+    for path in manifests:
+        name = re.sub(r"\W+", "_", Path(path).stem)
+        if name in named:
+            raise UserError(f"{path}: another manifest is called {name} too ({named[name].path}); rename one of them")
+        named[name] = ManifestConfig(path=str(path))
+    mix = {f"manifest/{name}": 1.0 for name in named}
+    blank = RunConfig(revision=REVISION, variant="", data=DataConfig(manifests=named), stages={"pretrain": StageConfig(mix=mix)})
+    config = from_plain(to_plain(blank))
+    for setting in settings:
+        config = laid_over(config, setting)
+    check(config)
+    from tunalab.training.run import check_run
+
+    check_run(config)
+    return config
 
 
 # Around the runs.

@@ -120,6 +120,11 @@ def to_markdown(report: Report) -> str:
 
 
 def to_html(report: Report) -> str:
+    return environment().get_template("report.html.j2").render(report=report)
+
+
+def environment() -> Environment:
+    """Of pages: what data and records say is escaped, pictures stand inside."""
     environment = Environment(
         loader=PackageLoader("tunalab.analysis"),
         autoescape=True,
@@ -131,4 +136,4 @@ def to_html(report: Report) -> str:
     environment.filters["markdown"] = lambda text: Markup(_MARKDOWN.render(text))
     environment.filters["data_uri"] = lambda content: f"data:image/png;base64,{b64encode(content).decode()}"
     environment.filters["png"] = png
-    return environment.get_template("report.html.j2").render(report=report)
+    return environment

@@ -102,19 +102,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings over experiment and variant")
 
 
-def check_out(path: Path, folder: bool = False) -> None:
-    """Whether ``--out`` can be a file, or a ``folder``, to be made if it is missing; checked before anything is computed.
+def check_out(path: Path, folder: bool = False, option: str = "--out") -> None:
+    """Whether ``option`` can be a file, or a ``folder``, to be made if it is missing; checked before anything is computed.
 
     Raises:
         UserError: it is the other kind of thing, lies below a file, or may not be written.
     """
     if path.exists() and path.is_dir() != folder:
-        raise UserError(f"--out {path} is a {'file' if folder else 'folder'}: a {'folder' if folder else 'file'} is to be written")
+        raise UserError(
+            f"{option} {path} is a {'file' if folder else 'folder'}: a {'folder' if folder else 'file'} is to be written"
+        )
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not (nearest.is_dir() or nearest == path):
-        raise UserError(f"--out {path} cannot be written: {nearest} is a file")
+        raise UserError(f"{option} {path} cannot be written: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
-        raise UserError(f"--out {path} cannot be written: {nearest} is not writable")
+        raise UserError(f"{option} {path} cannot be written: {nearest} is not writable")
 
 
 MODEL_HELP = "run directory (RUN@TOKENS: at a checkpoint that it keeps) or exported folder"

@@ -1,4 +1,4 @@
-"""Commands on one run: `tunalab train`, `settings`, `plan` and `check-frontend`."""
+"""Commands on one run: `tunalab train`, `settings`, `plan`, `data` and `check-frontend`."""
 
 import argparse
 import json
@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tunalab.cli.common import add_command, add_settings
+from tunalab.cli.common import add_command, add_settings, check_out, positive
 from tunalab.errors import UserError
-from tunalab.library import attempt, check_named, prepared
+from tunalab.files import write_atomically
+from tunalab.library import attempt, check_named, inspect_data, prepared
 from tunalab.library import plan as make_plan
 from tunalab.redaction import restored
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MISTAKE = 2  # the exit code of a UserError
 EXPERIMENT, VARIANT = "scenes", "tuna2"
+MANIFESTS = (".jsonl", ".ndjson", ".json")  # what their names end in
 
 
 def add(commands: "Commands") -> None:
@@ -52,6 +54,16 @@ def add(commands: "Commands") -> None:
     price = "of a sweep: dollars per GPU-hour (default: 2.5, a round figure for a rented H100)"
     sub.add_argument("--price", type=float, help=price)
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
+    sub.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    text = "look at the data of a run before it is trained: rejects, lengths, pictures, the mix by tokens, copies of benchmarks"
+    sub = add_command(commands, data, f"{text}; exit code 2 if a run would stop at them")
+    words = f"a file of experiments/ and one of variants/ (default: {VARIANT}), or JSONL manifests; then settings over them"
+    sub.add_argument("settings", nargs="*", metavar="EXPERIMENT [VARIANT] | FILE.jsonl ... [key=value]", help=words)
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures, as the model gets them")
+    words = "manifest whose pictures are looked for in the training data (may be given several times)"
+    sub.add_argument("--held-out", type=Path, action="append", default=[], metavar="FILE.jsonl", help=words)
+    sub.add_argument("--limit", type=int, metavar="N", help="documents read of each source (default: 2000)")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
 
     sub = add_command(commands, check_frontend, "run the contract's checks on a front-end")
@@ -137,6 +149,30 @@ def plan(arguments: argparse.Namespace) -> int:
         print(json.dumps(to_plain(made), indent=1) if arguments.json else to_text(made))
     else:
         print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
+    return 0
+
+
+def data(arguments: argparse.Namespace) -> int:
+    names = [word for word in arguments.settings if "=" not in word]
+    words = [word for word in arguments.settings if "=" in word]
+    manifests = [name for name in names if name.endswith(MANIFESTS)]
+    if not names or (manifests and len(manifests) < len(names)) or (not manifests and len(names) > 2):
+        needed = f"EXPERIMENT [VARIANT], or manifests ({', '.join(MANIFESTS)})"
+        raise UserError(f"{needed}, are to be looked at, not {' '.join(names) or 'nothing'}")
+    if arguments.html is not None:
+        check_out(arguments.html, option="--html")
+    limit = None if arguments.limit is None else positive("--limit", arguments.limit)
+    experiment, variant = (EXPERIMENT, VARIANT) if manifests else (*names, VARIANT)[:2]
+    found = inspect_data(experiment, variant, words, manifests, arguments.held_out, limit)
+    from tunalab.analysis.data_page import to_html, to_plain, to_text
+
+    print(json.dumps(to_plain(found), indent=1) if arguments.json else to_text(found))
+    if arguments.html is not None:
+        write_atomically(arguments.html, to_html(found))
+        if not arguments.json:
+            print(f"wrote {arguments.html}")
+    if found.problems:
+        raise UserError(found.problems[0] + (f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""))
     return 0
 
 

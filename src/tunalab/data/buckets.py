@@ -18,7 +18,7 @@ ones leave, and resuming needs nothing new. The price is one call of the front-e
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from tunalab.data.documents import Unfit
 from tunalab.errors import UserError
@@ -31,6 +31,14 @@ LOG, OFFICIAL = "log", "official"
 TEXT_ROOM = 64  # tokens that a row must have left for text beside an image: fewer, and most documents would be rejected
 FRAME = 5  # bos boi time eoi eos
 TIER = 2.0  # a bucket of at least this many times the area of the smallest of its tier begins the next tier
+
+
+class Fit(NamedTuple):
+    """The bucket of an image, the factor by which the image is resized to cover it, and the share that is then cropped."""
+
+    size: Size
+    scale: float
+    cropped: float
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,8 @@ class Buckets:
         """Pixels of the longest side of any bucket."""
         return max(max(size) for size in self.sizes)
 
-    def choose(self, where: str, height: int, width: int) -> Size:
-        """The bucket of an image: in the largest tier whose bucket it covers without being enlarged, else in the smallest.
-
-        Raises Unfit, naming ``where``: too much would be cropped (the limit of the aspect ratio), or it is too small.
-        """
+    def fit(self, height: int, width: int) -> Fit:
+        """The bucket of an image: in the largest tier whose bucket it covers without being enlarged, else in the smallest."""
         for tier in reversed(self.tiers):
             if self.rule == OFFICIAL:
                 size = min(tier, key=lambda size: abs(size[1] / size[0] - width / height))
@@ -91,7 +96,15 @@ class Buckets:
             if scale <= 1:
                 break
         shapes = size[0] * width, size[1] * height  # equal if the aspect ratios are
-        cropped = 1 - min(shapes) / max(shapes)
+        return Fit(size, scale, 1 - min(shapes) / max(shapes))
+
+    def choose(self, where: str, height: int, width: int, stored: Size | None = None) -> Size:
+        """The size of :meth:`fit`. ``stored``: the size of a picture that was decoded smaller than it is.
+
+        Raises Unfit, naming ``where``: too much would be cropped (the limit of the aspect ratio), or it is too small.
+        """
+        size, scale, cropped = self.fit(height, width)
+        where += f" ({stored[1]}x{stored[0]}, decoded smaller)" if stored else ""
         shown, bucket = f"{where}: {width}x{height}", f"the nearest size ({size[0]} high, {size[1]} wide)"
         if cropped > self.max_crop:
             raise Unfit(f"{shown} would lose {cropped:.1%} to {bucket}, more than {self.max_crop:.1%} (data.max_crop)")

@@ -70,6 +70,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 
 
 def read_image(path: Path, image_size: int | Buckets) -> np.ndarray:
@@ -106,10 +107,10 @@ def decode_image(data: bytes, where: str, image_size: int | Buckets) -> np.ndarr
                 # JPEG only: decode at a fraction of the size, still at least twice what may be asked for. Official code does not.
                 if buckets.rule != OFFICIAL:
                     image.draft("RGB", (2 * buckets.longest, 2 * buckets.longest))
-                drafted = "" if image.size == stored else f" ({stored[0]}x{stored[1]}, decoded smaller)"
+                drafted = None if image.size == stored else stored  # before loading, which turns a TIFF upright
                 image.load()
                 rgb = _to_rgb(where, image, _png_depth(plain))
-            return _fitted(rgb, orientation, where + drafted, buckets)
+            return _fitted(rgb, orientation, where, buckets, drafted)
         except DAMAGED as error:
             detail = one_line(error)
             if isinstance(error, UnidentifiedImageError):  # its own text shows only the address of the buffer
@@ -130,10 +131,12 @@ def fit_image(image: Image.Image, where: str, buckets: Buckets) -> np.ndarray:
         raise Reject(f"{where}: unreadable image: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _fitted(rgb: Image.Image, orientation: int, where: str, buckets: Buckets) -> np.ndarray:
+def _fitted(rgb: Image.Image, orientation: int, where: str, buckets: Buckets, drafted: Size | None = None) -> np.ndarray:
+    """``drafted``: width and height of a picture that was decoded smaller, before it is turned upright."""
     # Not ImageOps.exif_transpose: it writes the metadata anew, and stops at tags of unexpected types.
     upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    return cover(upright, buckets.choose(where, upright.height, upright.width), buckets.rule)
+    stored = drafted if drafted is None or orientation in _ON_THEIR_SIDE else (drafted[1], drafted[0])
+    return cover(upright, buckets.choose(where, upright.height, upright.width, stored), buckets.rule)
 
 
 def cover(image: Image.Image, size: Size, rule: str = LOG) -> np.ndarray:

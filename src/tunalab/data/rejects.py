@@ -48,7 +48,7 @@ class RejectLog:
     from a checkpoint meets again whatever was rejected between that checkpoint and its end, and finds it on file.
 
     Args:
-        path: the file, usually ``rejects.jsonl`` in the run's folder; made at the first reject.
+        path: the file, usually ``rejects.jsonl`` in the run's folder; made at the first reject. None: nothing is written.
         limit: the largest share of broken documents.
         unfit_limit: the largest share of documents that do not fit.
         lengths: how many documents each corpus has; those missing or None count as endless.
@@ -59,7 +59,7 @@ class RejectLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         limit: float = 0.01,
         unfit_limit: float = 1.0,
         lengths: Mapping[str, int | None] | None = None,
@@ -67,7 +67,8 @@ class RejectLog:
         for share in (limit, unfit_limit):
             if not 0 <= share <= 1:
                 raise UserError(f"reject limit: {share} is not a share between 0 and 1")
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
+        self._listed = "" if path is None else f", listed in {path}"
         self.limit = limit
         self.unfit_limit = unfit_limit
         self.lengths = dict(lengths or {})
@@ -77,7 +78,7 @@ class RejectLog:
         self._unfit: dict[str, int] = {}
         self._last_reason: dict[str, str] = {}
         self._last_unfit: dict[str, str] = {}  # of this start
-        self._written = _read_keys(self.path)
+        self._written = set() if self.path is None else _read_keys(self.path)
 
     @property
     def requested(self) -> int:
@@ -114,7 +115,7 @@ class RejectLog:
         length = self.lengths.get(corpus)
         index = int(index) if length is None else int(index) % length
         reason = " ".join(reason.split())[:_REASON_CHARACTERS]
-        if (corpus, index) not in self._written:
+        if self.path is not None and (corpus, index) not in self._written:
             record = {"corpus": corpus, "index": index, "reason": reason}
             append_line(self.path, record if fits else {**record, "fits": False})
             self._written.add((corpus, index))
@@ -175,15 +176,15 @@ class RejectLog:
         enough = HOPELESS if length is None or not self.alone else min(HOPELESS, length)
         if requested >= enough and broken + unfit == requested:
             raise UserError(
-                f"{corpus}: none of {requested} documents can be used ({broken} broken, {unfit} do not fit), listed in "
-                f"{self.path}; last reason: {reason}"
+                f"{corpus}: none of {requested} documents can be used ({broken} broken, {unfit} do not fit)"
+                f"{self._listed}; last reason: {reason}"
             )
 
     def _stop(self, corpus: str) -> None:
         requested, rejected = self._requested[corpus], self._rejected[corpus]
         raise UserError(
             f"{corpus}: {rejected} of {requested} documents rejected ({rejected / requested:.1%}, limit "
-            f"data.reject_share={self.limit:.1%}), listed in {self.path}; last reason: {self._last_reason[corpus]}"
+            f"data.reject_share={self.limit:.1%}){self._listed}; last reason: {self._last_reason[corpus]}"
         )
 
     def _stop_unfit(self, corpus: str) -> None:
@@ -191,7 +192,7 @@ class RejectLog:
         last = f"; last reason: {self._last_unfit[corpus]}" if corpus in self._last_unfit else ""
         raise UserError(
             f"{corpus}: {unfit} of {requested} documents do not fit and are left out ({unfit / requested:.1%}, limit "
-            f"data.unfit_share={self.unfit_limit:.1%}), listed in {self.path}{last}"
+            f"data.unfit_share={self.unfit_limit:.1%}){self._listed}{last}"
         )
 
 

@@ -93,18 +93,20 @@ def probe(corpus: Corpus, count: int = 8) -> None:
     raise UserError(f"{corpus.name}: none of {count} documents tried can be read; the first: {reason}")
 
 
-def build_source(name: str, data: DataConfig, seed: int) -> Corpus:
+def build_source(name: str, data: DataConfig, seed: int, buckets: Buckets | None = None) -> Corpus:
     """The training corpus called ``name``; ``corpus.name`` is that name. ``seed``: of the run.
 
-    What is drawn is a square of ``data.image_size``; images of files go to ``data.buckets``, or to that square too.
+    What is drawn is a square of ``data.image_size``; images of files go to ``data.buckets``, or to that square too. ``buckets``:
+    these in another object, which may look at what is asked of it (inspection.py).
 
     Raises:
         UserError: no such source, or its files are missing.
     """
     if name.startswith(PREFIX):
-        return CopyCorpus(build_source(name.removeprefix(PREFIX), data, seed))
+        return CopyCorpus(build_source(name.removeprefix(PREFIX), data, seed, buckets))
     if name not in source_names(data):
         raise UserError(f"unknown source {name!r}; choices: {_choices(source_names(data))}")
+    buckets = buckets or Buckets.of(data)
     family, _, which = name.partition("/")
     if family == "easy_vqa":
         return EasyVqaCorpus(data.image_size, data.questions_per_image)
@@ -115,15 +117,15 @@ def build_source(name: str, data: DataConfig, seed: int) -> Corpus:
         return ManifestCorpus(
             manifest.path,
             manifest.root or None,
-            image_size=Buckets.of(data),
+            image_size=buckets,
             kind=manifest.kind,
             caption_prompt=DESCRIBE,  # as the scenes ask, so that one question means one thing in a mix
             name=name,
         )
     if name in _shards(data):
-        return _open_shards(name, _shards(data)[name], data, seed)
+        return _open_shards(name, _shards(data)[name], buckets, seed)
     if family == "corpus":
-        return OutsideCorpus(name, which, data, seed)
+        return OutsideCorpus(name, which, data, seed, buckets)
     one, two, three = data.levels
     scenes = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed, data.placement)
     if family == "questions":
@@ -149,13 +151,13 @@ class OutsideCorpus:
     Raises UserError: it cannot be found or made, or a document is none.
     """
 
-    def __init__(self, name: str, key: str, data: DataConfig, seed: int) -> None:
+    def __init__(self, name: str, key: str, data: DataConfig, seed: int, buckets: Buckets | None = None) -> None:
         found, setting = corpus_class(key, data), f"data.corpora.{key}"
         self.name = name
         self.source = source_of(found)
         arguments = data.corpora[key].arguments
         self._corpus = build(f"{setting}.arguments", found, arguments, image_size=data.image_size, seed=seed)
-        self._buckets = Buckets.of(data)
+        self._buckets = buckets or Buckets.of(data)
         self.fingerprint = fingerprint_of(self._corpus)
         self.length: int | None = getattr(self._corpus, "length", 0)
         if self.length is not None and (not isinstance(self.length, int) or self.length < 1):
@@ -205,13 +207,13 @@ def _choices(names: list[str]) -> str:
     return f"{', '.join(names)}, or {PREFIX}NAME of one with images"
 
 
-def _open_shards(name: str, config: ShardsConfig, data: DataConfig, seed: int) -> Corpus:
+def _open_shards(name: str, config: ShardsConfig, buckets: Buckets, seed: int) -> Corpus:
     if not config.urls:
         raise UserError(f"{name}: data.{name.replace('/', '.', 1)}.urls is not set")
     if is_incomplete(config.urls):
         key = f"data.{name.replace('/', '.', 1)}.urls"
         raise UserError(f"{key}: these settings were saved without credentials: give {key}=[...] again, with them")
-    decode = partial(decode_image, image_size=Buckets.of(data))
+    decode = partial(decode_image, image_size=buckets)
     if isinstance(config, WebDatasetConfig):
         return open_webdataset(name, config, decode, DESCRIBE, seed)
     if isinstance(config, FineVisionConfig):

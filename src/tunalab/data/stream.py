@@ -23,7 +23,7 @@ from tunalab.data.documents import Corpus, Reject, Unfit, fingerprint_of
 from tunalab.data.mixing import Mixer, Pick
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row, micro_batches
 from tunalab.data.rejects import RejectLog
-from tunalab.data.sequence import to_sequence
+from tunalab.data.sequence import TokenSequence, to_sequence
 from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
@@ -325,8 +325,7 @@ class TrainingStream(IterableDataset[Step]):
     def _place(self, pick: Pick) -> Placed:
         document = self.sources[pick.source].document(pick.index)
         sequence = to_sequence(document, self.tokenizer, self.token_pixels, pick.uniform < self.config.caption_drop)
-        if len(sequence.ids_L) > self.config.row_tokens:
-            raise Unfit(f"document of {len(sequence.ids_L)} tokens is longer than a row of {self.config.row_tokens}")
+        check_length(sequence, self.config.row_tokens)
         return Placed(pick.position, sequence)
 
     def _place_again(self, pick: Pick) -> Placed | None:
@@ -366,6 +365,12 @@ class TrainingStream(IterableDataset[Step]):
         self._schedule.tokens, self._schedule.step = state["tokens"], state["stage_step"]
         self._schedule.start = tuple(state["stage_start"])
         self.rejects.load_state_dict(state["rejects"])
+
+
+def check_length(sequence: TokenSequence, row_tokens: int) -> None:
+    """Raises Unfit for a document that no row has place for: documents are never cut."""
+    if len(sequence.ids_L) > row_tokens:
+        raise Unfit(f"document of {len(sequence.ids_L)} tokens is longer than a row of {row_tokens}")
 
 
 class StepLoader(DataLoader[Step]):

@@ -83,7 +83,7 @@ class OwnSize(Buckets):
     def longest(self) -> int:
         return MAX_PIXELS
 
-    def choose(self, where: str, height: int, width: int) -> Size:
+    def choose(self, where: str, height: int, width: int, stored: Size | None = None) -> Size:
         return height, width
 
 

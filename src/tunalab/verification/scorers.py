@@ -274,7 +274,7 @@ def image_sizes() -> Iterator[Row]:
     found, plain = [], []
     for size in SIZES:
         image = noise(*size)
-        height, width = rules[0].choose("", *reversed(size))
+        height, width = rules[0].choose("", size[1], size[0])
         ours = fit(Image.fromarray(image), rules[0]).astype(float)
         found.append(min(np.abs(ours - resample(image, height, width, bytes_=True, tall=tall)).max() for tall in (False, True)))
         plain.append(np.abs(stretch(Image.fromarray(image), (height, width)) - ours).mean())
