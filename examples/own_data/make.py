@@ -99,9 +99,7 @@ def benchmark(names: Sequence[str], styles: Sequence[str], kind_of: Mapping[str,
             if len(alike) >= 4:
                 four = options(name, alike, rng, 4)
                 question = f"is it {', '.join(four[:-1])} or {four[-1]}?"
-                lines.append(
-                    {"image": f"images/{style}/{name}.png", "question": question, "answer": words(name), "options": four}
-                )
+                lines.append({"image": f"images/{style}/{name}.png", "question": question, "answer": words(name), "options": four})
     return lines
 
 

@@ -309,7 +309,7 @@ def inspect_data(
         questions = easy_vqa(config.data.image_size, evaluation.easy_vqa).questions
         compared.append(QuestionPictures(EASY_VQA, questions))
     for key, chosen in evaluation.benchmarks.items():
-        compared.append(QuestionPictures(key, outside(key, config, chosen.items).questions))
+        compared.append(QuestionPictures(key, outside(key, config, chosen.limit).questions))
     frontend = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
     tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
