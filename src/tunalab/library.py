@@ -239,26 +239,24 @@ def plan(
 ) -> "RunPlan | SweepPlan":
     """What a run costs (``name`` of an experiment, with a ``variant``), or every run of a sweep (``name`` alone).
 
-    No weights, no data and no network are needed. ``gpu``: by name, for its rate and memory (h100); ``gpu_flops``: FLOPs per
+    No weights, no data and no network are needed. ``gpu``: by name, for its rate, memory and price (h100); ``gpu_flops``: FLOPs per
     second in dense bfloat16 instead. ``utilisation``: share of that rate that training reaches. ``sharding``: none, ddp or fsdp2,
     by default the run's. ``sample``: read the run's own data instead of assuming lengths of documents. ``price``: dollars per
-    GPU-hour of a sweep.
+    GPU-hour, by default the card's in planning/cards.csv.
 
-    Raises UserError: a file, a setting or a GPU's name is wrong.
+    Raises UserError: a file, a setting or a GPU's name is wrong; a GPU of a sweep has no price.
     """
-    if variant is not None and price is not None:
-        raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
     # Settings first: torch takes seconds to import, and a mistake needs none of it.
     config = None if variant is None else load_config(name, variant, settings)
     configs = cell_configs(name, as_texts(settings)) if config is None else {}
     from tunalab.planning.plan import find_gpu, make_plan
-    from tunalab.planning.sweep import PRICE, plan_sweep
+    from tunalab.planning.sweep import plan_sweep
 
-    card = find_gpu(gpu, gpu_flops)
+    card = find_gpu(gpu, gpu_flops).priced(price)
     given: dict[str, Any] = {"gpus": gpus, "utilisation": utilisation, "sharding": sharding, "sample": sample}
     if config is not None:
         return make_plan(config, card, **given)
-    return plan_sweep(name, configs, card, hourly=PRICE if price is None else price, **given)
+    return plan_sweep(name, configs, card, **given)
 
 
 def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":

@@ -40,17 +40,16 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--variant", default=VARIANT, help="a file of variants/ (default: %(default)s)")
     sub.add_argument("--markdown", action="store_true", help="print the reference page, docs/settings.md")
 
-    text = "estimate the cost of a run (parameters, FLOPs, memory, days) or of a sweep (GPU-hours, storage, price)"
+    text = "estimate the cost of a run (parameters, FLOPs, memory, days, price) or of a sweep (GPU-hours, storage, price)"
     sub = add_command(commands, plan, f"{text}; no weights, no data, no network")
     words = "a file of experiments/ and one of variants/, or a file of sweeps/ alone; then settings over them"
     sub.add_argument("settings", nargs="*", metavar="EXPERIMENT VARIANT | SWEEP [key=value]", help=words)
     sub.add_argument("--gpus", type=int, default=1, help="GPUs per run (default: 1)")
-    sub.add_argument("--gpu", help="by name, for its rate and memory: a100, h100, h200, ... (default: h100)")
+    sub.add_argument("--gpu", help="by name, for its rate, memory and price: rtx4090, l40s, a100, h100, ... (default: h100)")
     sub.add_argument("--gpu-flops", type=float, help="FLOPs per second in dense bfloat16, instead of a named GPU's")
     sub.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default: 0.4)")
     sub.add_argument("--sharding", choices=("none", "ddp", "fsdp2"), help="default: distribution.strategy of the experiment")
-    price = "of a sweep: dollars per GPU-hour (default: 2.5, a round figure for a rented H100)"
-    sub.add_argument("--price", type=float, help=price)
+    sub.add_argument("--price", type=float, help="dollars per GPU-hour (default: the named GPU's, a round figure for a rented one)")
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
 
