@@ -17,6 +17,7 @@ from tunalab.files import listed, write_atomically
 if TYPE_CHECKING:
     from lightning import Callback
 
+    from tunalab.planning.ladder import Cost, Rung
     from tunalab.planning.plan import Plan as RunPlan
     from tunalab.planning.sweep import SweepPlan
     from tunalab.records.record import Record
@@ -269,6 +270,21 @@ def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":
     loaded = load_sweep(find("sweeps", name))
     check_settings(loaded, settings)
     return {cell.name: load_config(cell.experiment, cell.variant, own_settings(cell, settings)) for cell in expand(loaded)}
+
+
+def ladder() -> "list[tuple[Rung, Cost]]":
+    """Every rung from a laptop to a cluster (docs/ladder.md) with what it costs. It takes a minute or two; nothing is trained."""
+    from tunalab.planning.ladder import Cost, rungs
+    from tunalab.planning.sweep import estimate
+
+    def cost(rung: "Rung") -> "Cost":
+        if not rung.cores:
+            return Cost.of(plan(rung.name, rung.variant, gpu=rung.gpu, gpus=rung.gpus, utilisation=rung.utilisation))
+        configs = list(cell_configs(rung.name, []).values())
+        minutes = {config.variant: estimate(config)["minutes"] for config in configs}  # seeds differ by a few per cent
+        return Cost(len(configs), 60 * sum(minutes[config.variant] for config in configs) / rung.cores, None)
+
+    return [(rung, cost(rung)) for rung in rungs()]
 
 
 # Around the runs.

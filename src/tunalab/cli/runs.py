@@ -1,4 +1,4 @@
-"""Commands on one run: `tunalab train`, `settings`, `plan` and `check-frontend`."""
+"""Commands on one run: `tunalab train`, `settings`, `plan`, `ladder` and `check-frontend`."""
 
 import argparse
 import json
@@ -52,6 +52,10 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--price", type=float, help="dollars per GPU-hour (default: the named GPU's, a round figure for a rented one)")
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    sub = add_command(commands, ladder, "print what each size of machine can run, for how long and at what price; a minute or two")
+    words = "files whose tables between the markers of `make ladder` are written anew, instead of printing them"
+    sub.add_argument("--into", type=Path, nargs="+", default=[], metavar="FILE", help=words)
 
     sub = add_command(commands, check_frontend, "run the contract's checks on a front-end")
     sub.add_argument("name", help="my_package.module:Class, path/to/file.py:Class, or a name that is registered")
@@ -136,6 +140,26 @@ def plan(arguments: argparse.Namespace) -> int:
         print(json.dumps(to_plain(made), indent=1) if arguments.json else to_text(made))
     else:
         print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
+    return 0
+
+
+def ladder(arguments: argparse.Namespace) -> int:
+    for file in arguments.into:
+        if not file.is_file():
+            raise UserError(f"--into {file}: there is no such file")
+    from tunalab.analysis.power import power_table
+    from tunalab.collection import records
+    from tunalab.library import ladder as make_ladder
+    from tunalab.planning.ladder import SEEDS_RECORDS, long_table, seeds_table, short_table, write_blocks
+
+    costs = make_ladder()
+    if not arguments.into:
+        print(long_table(costs))
+        return 0
+    seeds = seeds_table(power_table(records(SEEDS_RECORDS, evaluation=False)))
+    blocks = {"ladder": long_table(costs), "short ladder": short_table(costs), "seeds": seeds}
+    for file in arguments.into:
+        print(f"{file}: {', '.join(write_blocks(file, blocks)) or 'nothing'} changed")
     return 0
 
 
