@@ -17,6 +17,7 @@ from tunalab.files import listed, write_atomically
 if TYPE_CHECKING:
     from lightning import Callback
 
+    from tunalab.fetching import Fetched
     from tunalab.planning.ladder import Cost, Rung
     from tunalab.planning.plan import Plan as RunPlan
     from tunalab.planning.sweep import SweepPlan
@@ -288,6 +289,42 @@ def ladder() -> "list[tuple[Rung, Cost]]":
 
 
 # Around the runs.
+
+
+def fetch(
+    name: str,
+    variants: Sequence[str] = (),
+    to: str | Path = "fetched",
+    settings: Settings = (),
+    limit: int | None = None,
+    benchmarks: Sequence[str] = (),
+) -> "Fetched":
+    """Everything that runs of an experiment (or of a sweep, then without ``variants``) take from the Hub, into the folder ``to``.
+
+    ``variants``: by default those that the experiment gives a front-end of its own, else all. ``limit``: the first so many shards
+    of every address. ``benchmarks``: published ones by name, or ["all"], as plain folders for `tunalab evaluate`. What is there
+    already is not fetched again; every file is compared once with the digest that the Hub states.
+
+    Raises UserError: a name is not known, the Hub is out of reach, the folder cannot be written or is too small, a file is damaged.
+    """
+    from tunalab.settings.layers import located
+
+    if not variants and located("experiments", name) is None and located("sweeps", name) is not None:
+        configs = list(cell_configs(name, as_texts(settings)).values())
+    else:
+        configs = [load_config(name, variant, settings) for variant in variants or _variants_of(name)]
+    from tunalab.evaluation.published import BENCHMARKS
+    from tunalab.fetching import fetch as bring
+
+    return bring(configs, Path(to), limit, list(BENCHMARKS) if list(benchmarks) == ["all"] else benchmarks)
+
+
+def _variants_of(experiment: str) -> list[str]:
+    from tunalab.settings.layers import find, names_of, read_experiment
+
+    given = read_experiment(find("experiments", experiment)).variants
+    scaled = [variant for variant, layers in given.items() if any("frontend" in layer.settings for layer in layers)]
+    return scaled or list(names_of("variants"))
 
 
 def start_study(folder: str | Path) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Commands on one run: `tunalab train`, `settings`, `plan`, `ladder` and `check-frontend`."""
+"""Commands on one run: `tunalab train`, `settings`, `plan`, `fetch`, `ladder` and `check-frontend`."""
 
 import argparse
 import json
 import os
+import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -52,6 +53,17 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--price", type=float, help="dollars per GPU-hour (default: the named GPU's, a round figure for a rented one)")
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    text = (
+        "bring everything that an experiment takes from the Hub into a folder, for nodes without network; called again, it goes on"
+    )
+    sub = add_command(commands, fetch, text)
+    words = "a file of experiments/ and any of variants/ (default: all it is for), or a file of sweeps/; then settings over them"
+    sub.add_argument("settings", nargs="*", metavar="EXPERIMENT [VARIANT ...] | SWEEP [key=value]", help=words)
+    sub.add_argument("--to", type=_named, required=True, metavar="DIR", help="the folder")
+    sub.add_argument("--limit", type=int, metavar="N", help="the first N shards of every address (default: all)")
+    words = "published benchmarks by name, or all, as folders for `tunalab evaluate`"
+    sub.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help=words)
 
     sub = add_command(commands, ladder, "print what each size of machine can run, for how long and at what price; a minute or two")
     words = "files whose tables between the markers of `make ladder` are written anew, instead of printing them"
@@ -141,6 +153,27 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
     return 0
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Exit code 1 where something that the runs need is not on the Hub."""
+    names = [word for word in arguments.settings if "=" not in word]
+    words = [word for word in arguments.settings if "=" in word]
+    if not names:
+        raise UserError("EXPERIMENT [VARIANT ...], or a SWEEP, is to be fetched, not nothing")
+    from tunalab.library import fetch as bring
+
+    done = bring(names[0], names[1:], arguments.to, words, arguments.limit, arguments.benchmarks)
+    print(f"{done.files} files, {done.size / 1e9:,.3g} GB in {done.folder}: each as the Hub states it")
+    for line in done.left:
+        print(f"not fetched: {line}")
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in done.variables.items())
+    print(f"without network: export {variables}")
+    if done.settings:
+        print(f"with the settings: {' '.join(map(shlex.quote, done.settings))}")
+    if arguments.benchmarks:
+        print(f"`tunalab evaluate` reads the benchmarks with published.data={shlex.quote(str(done.folder / 'benchmarks'))}")
+    return 1 if done.left else 0
 
 
 def ladder(arguments: argparse.Namespace) -> int:
