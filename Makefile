@@ -92,6 +92,9 @@ table: install ## write the tables of the committed records
 	$(BIN)/tunalab table --records results/figure6 --readme README.md --panels $(PANELS)
 	$(BIN)/tunalab table --records results/mask_ratio
 
+ladder: install ## write the tables of docs/ladder.md and README.md: machines, hours, prices (two minutes)
+	$(BIN)/tunalab ladder --into docs/ladder.md README.md
+
 ablations: install ## tables and pictures of effects of the committed ablations; `make sweep SWEEP=front_ends` and the like train them
 	set -e; for records in results/ablations/*/; do \
 	  $(BIN)/tunalab table --records $${records%/}; $(BIN)/tunalab figure effects --records $${records%/} --out $${records%/}; done
@@ -168,4 +171,4 @@ check: lint types test test-slow ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: verify test-slow test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: verify test-slow test-chaos test-fuzz test-portable help install components sweep smoke figure6 mask-ratio-figure table ladder ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean

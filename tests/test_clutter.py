@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tunalab"
 OWN = {"files.py", "training/checkpoints.py", "sweeps/cells.py", "frontends/components/store.py", "interop/lmms/published.py"}
 OWN |= {"tracking/sync.py", "interop/geneval.py", "bench/run.py", "data/shards/files.py"}
 OWN |= {"data/pretrained.py"}
+OWN |= {"fetching.py", "data/shards/fetched.py"}  # of the Hub's own cache
 OWN |= {"wheel.py"}  # a build cannot import the package
 
 

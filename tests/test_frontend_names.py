@@ -15,6 +15,7 @@ NAMES = {*SETTINGS, *FRONTENDS}
 ALLOWED = {
     "frontends": ("the front-ends themselves, and their looks", NAMES),
     "official": ("the layouts of the published checkpoints, which are of these models", NAMES),
+    "planning/ladder.yaml": ("data: commands, with the variant that they train", {"tuna2"}),
     "analysis/claims.yaml": ("data: models of results/published.csv as it names them", {"tuna", "tuna_r", "tuna2"}),
     "settings/schema.py": ("the defaults of a run without a variant", {"patch_embed", "tuna2"}),
     "cli/runs.py": ("the default of --variant, as in the settings", {"tuna2"}),

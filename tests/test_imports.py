@@ -34,6 +34,7 @@ ORDER = [
     "collection",
     "planning",
     "interop",
+    "fetching",
     "bench",
     "verification",
     "library",

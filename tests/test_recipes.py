@@ -50,7 +50,7 @@ def connects(config: RunConfig) -> bool:
     return bool(frontend_class(config.frontend.name).connector_parts)
 
 
-@pytest.mark.parametrize("experiment", CONTROLLED)
+@pytest.mark.parametrize("experiment", [*CONTROLLED, "public_0_5b"])
 def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) -> None:
     """But for the exception that the headers name: a front-end without connector trains whole in the connector stage."""
     configs = {variant: load(experiment, variant) for variant in FULL_SCALE}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning import Callback
 
     from tunalab.data.inspection import DataReport
+    from tunalab.fetching import Fetched
+    from tunalab.planning.ladder import Cost, Rung
     from tunalab.planning.plan import Plan as RunPlan
     from tunalab.planning.sweep import SweepPlan
     from tunalab.records.record import Record
@@ -241,26 +243,24 @@ def plan(
 ) -> "RunPlan | SweepPlan":
     """What a run costs (``name`` of an experiment, with a ``variant``), or every run of a sweep (``name`` alone).
 
-    No weights, no data and no network are needed. ``gpu``: by name, for its rate and memory (h100); ``gpu_flops``: FLOPs per
+    No weights, no data and no network are needed. ``gpu``: by name, for its rate, memory and price (h100); ``gpu_flops``: FLOPs per
     second in dense bfloat16 instead. ``utilisation``: share of that rate that training reaches. ``sharding``: none, ddp or fsdp2,
     by default the run's. ``sample``: read the run's own data instead of assuming lengths of documents. ``price``: dollars per
-    GPU-hour of a sweep.
+    GPU-hour, by default the card's in planning/cards.csv.
 
-    Raises UserError: a file, a setting or a GPU's name is wrong.
+    Raises UserError: a file, a setting or a GPU's name is wrong; a GPU of a sweep has no price.
     """
-    if variant is not None and price is not None:
-        raise UserError("--price is for a sweep: `tunalab plan SWEEP`")
     # Settings first: torch takes seconds to import, and a mistake needs none of it.
     config = None if variant is None else load_config(name, variant, settings)
     configs = cell_configs(name, as_texts(settings)) if config is None else {}
     from tunalab.planning.plan import find_gpu, make_plan
-    from tunalab.planning.sweep import PRICE, plan_sweep
+    from tunalab.planning.sweep import plan_sweep
 
-    card = find_gpu(gpu, gpu_flops)
+    card = find_gpu(gpu, gpu_flops).priced(price)
     given: dict[str, Any] = {"gpus": gpus, "utilisation": utilisation, "sharding": sharding, "sample": sample}
     if config is not None:
         return make_plan(config, card, **given)
-    return plan_sweep(name, configs, card, hourly=PRICE if price is None else price, **given)
+    return plan_sweep(name, configs, card, **given)
 
 
 def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":
@@ -339,7 +339,58 @@ def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -
     return config
 
 
+def ladder() -> "list[tuple[Rung, Cost]]":
+    """Every rung from a laptop to a cluster (docs/ladder.md) with what it costs. It takes a minute or two; nothing is trained."""
+    from tunalab.planning.ladder import Cost, rungs
+    from tunalab.planning.sweep import estimate
+
+    def cost(rung: "Rung") -> "Cost":
+        if not rung.cores:
+            return Cost.of(plan(rung.name, rung.variant, gpu=rung.gpu, gpus=rung.gpus, utilisation=rung.utilisation))
+        configs = list(cell_configs(rung.name, []).values())
+        minutes = {config.variant: estimate(config)["minutes"] for config in configs}  # seeds differ by a few per cent
+        return Cost(len(configs), 60 * sum(minutes[config.variant] for config in configs) / rung.cores, None)
+
+    return [(rung, cost(rung)) for rung in rungs()]
+
+
 # Around the runs.
+
+
+def fetch(
+    name: str,
+    variants: Sequence[str] = (),
+    to: str | Path = "fetched",
+    settings: Settings = (),
+    limit: int | None = None,
+    benchmarks: Sequence[str] = (),
+) -> "Fetched":
+    """Everything that runs of an experiment (or of a sweep, then without ``variants``) take from the Hub, into the folder ``to``.
+
+    ``variants``: by default those that the experiment gives a front-end of its own, else all. ``limit``: the first so many shards
+    of every address. ``benchmarks``: published ones by name, or ["all"], as plain folders for `tunalab evaluate`. What is there
+    already is not fetched again; every file is compared once with the digest that the Hub states.
+
+    Raises UserError: a name is not known, the Hub is out of reach, the folder cannot be written or is too small, a file is damaged.
+    """
+    from tunalab.settings.layers import located
+
+    if not variants and located("experiments", name) is None and located("sweeps", name) is not None:
+        configs = list(cell_configs(name, as_texts(settings)).values())
+    else:
+        configs = [load_config(name, variant, settings) for variant in variants or _variants_of(name)]
+    from tunalab.evaluation.published import BENCHMARKS
+    from tunalab.fetching import fetch as bring
+
+    return bring(configs, Path(to), limit, list(BENCHMARKS) if list(benchmarks) == ["all"] else benchmarks)
+
+
+def _variants_of(experiment: str) -> list[str]:
+    from tunalab.settings.layers import find, names_of, read_experiment
+
+    given = read_experiment(find("experiments", experiment)).variants
+    scaled = [variant for variant, layers in given.items() if any("frontend" in layer.settings for layer in layers)]
+    return scaled or list(names_of("variants"))
 
 
 def start_study(folder: str | Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """`tunalab plan`: sums, days, refusals, and that it reads nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_whether_it_fits_is_of_the_runs_own_checkpointing() -> None:
     config.activation_checkpointing = False
     refused = make_plan(config, between)
     assert not refused.fits and "DOES NOT FIT" in to_text(refused)
+    needed = make_plan(config, between).bytes_needed
+    assert "fits, with less than a tenth to spare" in to_text(make_plan(config, Gpu("tight", 1e12, round(1.05 * needed))))
+    assert "to spare" not in to_text(make_plan(config, Gpu("roomy", 1e12, 2 * needed)))
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": 0}, {"utilisation": 0.0}, {"utilisation": 1.5}])
@@ -101,13 +105,33 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 def test_gpus_are_known_by_name_or_rate() -> None:
     assert find_gpu("h100", None) == GPUS["h100"]
-    assert find_gpu("h100", 5e14) == Gpu("h100", 5e14, GPUS["h100"].memory) and find_gpu(None, None) == GPUS["h100"]
+    assert (
+        find_gpu("h100", 5e14) == Gpu("h100", 5e14, GPUS["h100"].memory, GPUS["h100"].hourly)
+        and find_gpu(None, None) == GPUS["h100"]
+    )
     unknown = find_gpu(None, 5e14)
     assert unknown == Gpu("GPU", 5e14, None) and make_plan(config_of(), unknown).fits is None
     with pytest.raises(UserError, match="--gpu h10 is not known"):
         find_gpu("h10", None)
     with pytest.raises(UserError, match="--gpu-flops nan is out of range"):
         find_gpu("h100", float("nan"))
+
+
+def test_hours_tokens_per_second_and_price() -> None:
+    plan = make_plan(config_of(), replace(SLOW, hourly=3.0), gpus=2, utilisation=0.5)
+    assert plan.tokens_per_second == pytest.approx(plan.tokens / (86400 * plan.days))
+    assert plan.gpu_hours == pytest.approx(2 * 24 * plan.days) and plan.price == pytest.approx(3 * plan.gpu_hours)
+    assert "tokens per second" in to_text(plan) and "at $3 per GPU-hour" in to_text(plan)
+    unknown = make_plan(config_of(), SLOW)
+    assert unknown.price is None and "price unknown: --price says it" in to_text(unknown)
+    assert to_plain(plan)["price"] == plan.price and find_gpu("h100", None).priced(7.0).hourly == 7.0
+
+
+def test_the_table_of_cards() -> None:
+    """A row per card; every number is there and possible."""
+    assert list(GPUS) == ["rtx4090", "l40s", "a100-40", "a100", "h100", "h200", "b200"]
+    for gpu in GPUS.values():
+        assert 1e14 < gpu.flops < 1e16 and gpu.memory and 2**34 < gpu.memory < 2**39 and gpu.hourly and 0.1 < gpu.hourly < 20
 
 
 def test_a_pretrained_decoder_must_state_its_table() -> None:

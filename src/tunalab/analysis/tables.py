@@ -11,9 +11,8 @@ from tunalab.analysis.curves import Line, align_tokens, arms, curves, last_commo
 from tunalab.analysis.effects import write_effects
 from tunalab.analysis.fairness import flagged
 from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, paired_difference, pooled
-from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
+from tunalab.analysis.written import markdown_table, percent, replace_block, with_interval, write_tables_to
 from tunalab.errors import UserError
-from tunalab.files import write_atomically
 from tunalab.records.labels import Legend, Setting, benchmark_label, key_labels, ordered_benchmarks, value_label
 from tunalab.records.record import Record, usable
 
@@ -273,11 +272,4 @@ def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, 
     Raises:
         UserError: the markers are not there, once each and in order.
     """
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme}: the lines '{BEGIN}' and '{END}' must stand there once, in this order")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    new = f"{before}{BEGIN}\n{readme_block(records, claims)}\n{END}{after}"
-    if new != text:
-        write_atomically(readme, new)
-    return new != text
+    return replace_block(readme, BEGIN, END, readme_block(records, claims))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from tunalab.errors import UserError
 from tunalab.files import write_atomically
 
 
@@ -24,6 +25,21 @@ def with_interval(values: Sequence[Any], form: Callable[[Any], str], bold: bool 
 
 def percent(share: float, sign: str = "") -> str:
     return f"{100 * share:{sign}.1f}"
+
+
+def replace_block(file: Path, begin: str, end: str, block: str) -> bool:
+    """``block`` between the lines ``begin`` and ``end`` of a file; whether that changes it.
+
+    Raises UserError: the lines do not stand there once, in this order.
+    """
+    text = file.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{file}: the lines '{begin}' and '{end}' must stand there once, in this order")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text:
+        write_atomically(file, new)
+    return new != text
 
 
 def write_tables_to(folder: Path, command: str, tables: Mapping[str, str | pd.DataFrame], digits: int = 6) -> list[Path]:

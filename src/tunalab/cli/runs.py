@@ -1,8 +1,9 @@
-"""Commands on one run: `tunalab train`, `settings`, `plan`, `data` and `check-frontend`."""
+"""Commands on one run: `tunalab train`, `settings`, `plan`, `data`, `fetch`, `ladder` and `check-frontend`."""
 
 import argparse
 import json
 import os
+import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -42,17 +43,16 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--variant", default=VARIANT, help="a file of variants/ (default: %(default)s)")
     sub.add_argument("--markdown", action="store_true", help="print the reference page, docs/settings.md")
 
-    text = "estimate the cost of a run (parameters, FLOPs, memory, days) or of a sweep (GPU-hours, storage, price)"
+    text = "estimate the cost of a run (parameters, FLOPs, memory, days, price) or of a sweep (GPU-hours, storage, price)"
     sub = add_command(commands, plan, f"{text}; no weights, no data, no network")
     words = "a file of experiments/ and one of variants/, or a file of sweeps/ alone; then settings over them"
     sub.add_argument("settings", nargs="*", metavar="EXPERIMENT VARIANT | SWEEP [key=value]", help=words)
     sub.add_argument("--gpus", type=int, default=1, help="GPUs per run (default: 1)")
-    sub.add_argument("--gpu", help="by name, for its rate and memory: a100, h100, h200, ... (default: h100)")
+    sub.add_argument("--gpu", help="by name, for its rate, memory and price: rtx4090, l40s, a100, h100, ... (default: h100)")
     sub.add_argument("--gpu-flops", type=float, help="FLOPs per second in dense bfloat16, instead of a named GPU's")
     sub.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default: 0.4)")
     sub.add_argument("--sharding", choices=("none", "ddp", "fsdp2"), help="default: distribution.strategy of the experiment")
-    price = "of a sweep: dollars per GPU-hour (default: 2.5, a round figure for a rented H100)"
-    sub.add_argument("--price", type=float, help=price)
+    sub.add_argument("--price", type=float, help="dollars per GPU-hour (default: the named GPU's, a round figure for a rented one)")
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -65,6 +65,21 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--held-out", type=Path, action="append", default=[], metavar="FILE.jsonl", help=words)
     sub.add_argument("--limit", type=int, metavar="N", help="documents read of each source (default: 2000)")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    text = (
+        "bring everything that an experiment takes from the Hub into a folder, for nodes without network; called again, it goes on"
+    )
+    sub = add_command(commands, fetch, text)
+    words = "a file of experiments/ and any of variants/ (default: all it is for), or a file of sweeps/; then settings over them"
+    sub.add_argument("settings", nargs="*", metavar="EXPERIMENT [VARIANT ...] | SWEEP [key=value]", help=words)
+    sub.add_argument("--to", type=_named, required=True, metavar="DIR", help="the folder")
+    sub.add_argument("--limit", type=int, metavar="N", help="the first N shards of every address (default: all)")
+    words = "published benchmarks by name, or all, as folders for `tunalab evaluate`"
+    sub.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help=words)
+
+    sub = add_command(commands, ladder, "print what each size of machine can run, for how long and at what price; a minute or two")
+    words = "files whose tables between the markers of `make ladder` are written anew, instead of printing them"
+    sub.add_argument("--into", type=Path, nargs="+", default=[], metavar="FILE", help=words)
 
     sub = add_command(commands, check_frontend, "run the contract's checks on a front-end")
     sub.add_argument("name", help="my_package.module:Class, path/to/file.py:Class, or a name that is registered")
@@ -173,6 +188,50 @@ def data(arguments: argparse.Namespace) -> int:
             print(f"wrote {arguments.html}")
     if found.problems:
         raise UserError(found.problems[0] + (f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""))
+    return 0
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Exit code 1 where something that the runs need is not on the Hub."""
+    names = [word for word in arguments.settings if "=" not in word]
+    words = [word for word in arguments.settings if "=" in word]
+    if not names:
+        raise UserError("EXPERIMENT [VARIANT ...], or a SWEEP, is to be fetched, not nothing")
+    from tunalab.library import fetch as bring
+
+    done = bring(names[0], names[1:], arguments.to, words, arguments.limit, arguments.benchmarks)
+    print(f"{done.files} files, {done.size / 1e9:,.3g} GB in {done.folder}: each as the Hub states it")
+    for line in done.left:
+        print(f"not fetched: {line}")
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in done.variables.items())
+    print(f"without network: export {variables}")
+    if done.settings:
+        print(f"with the settings: {' '.join(map(shlex.quote, done.settings))}")
+    if arguments.benchmarks:
+        print(f"`tunalab evaluate` reads the benchmarks with published.data={shlex.quote(str(done.folder / 'benchmarks'))}")
+    return 1 if done.left else 0
+
+
+def ladder(arguments: argparse.Namespace) -> int:
+    for file in arguments.into:
+        if not file.is_file():
+            raise UserError(f"--into {file}: there is no such file")
+    from tunalab.analysis.power import power_table
+    from tunalab.collection import records
+    from tunalab.library import ladder as make_ladder
+    from tunalab.planning.ladder import SEEDS_RECORDS, long_table, seeds_table, short_table, write_blocks
+
+    costs = make_ladder()
+    if not arguments.into:
+        print(long_table(costs))
+        return 0
+    try:
+        seeds = seeds_table(power_table([*records(SEEDS_RECORDS, evaluation=False)]))
+    except UserError as error:  # of one seed nothing can be planned
+        seeds = f"Not yet: {error}."
+    blocks = {"ladder": long_table(costs), "short ladder": short_table(costs), "seeds": seeds}
+    for file in arguments.into:
+        print(f"{file}: {', '.join(write_blocks(file, blocks)) or 'nothing'} changed")
     return 0
 
 

@@ -85,7 +85,7 @@ def from_hub(what: str, repository: str | None) -> Iterator[None]:
 
     Without it, files of the local cache serve. Raises UserError, in seconds, when they are not there.
     """
-    if not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT, int(time.monotonic() / KEPT_SECONDS)):
+    if not constants.HF_HUB_OFFLINE and hub_answers():
         try:
             yield
         except LOAD_ERRORS as error:
@@ -105,6 +105,11 @@ def from_hub(what: str, repository: str | None) -> Iterator[None]:
         raise UserError(f"{missing}: {one_line(error)}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def hub_answers() -> bool:
+    """Whether the Hub is in reach; an answer is taken to hold for a minute."""
+    return _answers(constants.ENDPOINT, int(time.monotonic() / KEPT_SECONDS))
 
 
 @cache

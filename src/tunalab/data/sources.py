@@ -34,10 +34,10 @@ def source_names(data: DataConfig) -> list[str]:
     """Every name that :func:`build_source` knows under these settings; behind ``copy/`` each is a source of copies."""
     families: dict[str, dict[str, Any]] = {"manifest": data.manifests, "corpus": data.corpora, "questions": data.questions}
     named = (f"{family}/{key}" for family, members in families.items() for key in members)
-    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *named, *_shards(data)]
+    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *named, *shard_sources(data)]
 
 
-def _shards(data: DataConfig) -> dict[str, ShardsConfig]:
+def shard_sources(data: DataConfig) -> dict[str, ShardsConfig]:
     """Every source of shards by its name in a mix."""
     families: dict[str, Mapping[str, ShardsConfig]] = {
         "webdataset": data.webdataset,
@@ -122,8 +122,8 @@ def build_source(name: str, data: DataConfig, seed: int, buckets: Buckets | None
             caption_prompt=DESCRIBE,  # as the scenes ask, so that one question means one thing in a mix
             name=name,
         )
-    if name in _shards(data):
-        return _open_shards(name, _shards(data)[name], buckets, seed)
+    if name in shard_sources(data):
+        return _open_shards(name, shard_sources(data)[name], buckets, seed)
     if family == "corpus":
         return OutsideCorpus(name, which, data, seed, buckets)
     one, two, three = data.levels

@@ -119,7 +119,7 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
     # the image's own grid: timm would else keep the ones of its first grid, and use them for any other of as many patches.
     options = {**arguments, "num_classes": 0, "dynamic_img_size": True}
     try:
-        repository = _repository(name) if arguments.get("pretrained") else None
+        repository = timm_repository(name) if arguments.get("pretrained") else None
         with nullcontext() if repository is None else from_hub(what, repository):
             model: Any = timm.create_model(name, **options)
     except LOAD_ERRORS as error:
@@ -142,7 +142,7 @@ def _create(given: str, name: str, **arguments: Any) -> "TimmViT":
     return vit
 
 
-def _repository(name: str) -> str | None:
+def timm_repository(name: str) -> str | None:
     """On the Hub, of a timm model; None where timm knows of none."""
     import timm
 

@@ -1,6 +1,8 @@
 """`tunalab plan`: parameters, FLOPs, memory and days of a run, from its settings alone."""
 
-from dataclasses import asdict, dataclass
+import csv
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -25,31 +27,42 @@ GIB = 2**30
 class Gpu:
     """An accelerator, as its maker's data sheet states it.
 
-    ``flops``: multiplications and additions per second, dense bfloat16; ``memory``: bytes, None when unknown.
+    ``flops``: multiplications and additions per second, dense bfloat16; ``memory``: bytes; ``hourly``: dollars per hour; both None
+    when unknown.
     """
 
     name: str
     flops: float
     memory: int | None
+    hourly: float | None = None
+
+    def priced(self, price: float | None) -> "Gpu":
+        """At ``price`` dollars per hour, or at its own. Raises UserError: it is negative or no number."""
+        if price is None:
+            return self
+        if not 0 <= price < float("inf"):
+            raise UserError(f"--price {price} is out of range (from 0)")
+        return replace(self, hourly=price)
 
 
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("a100-40", 312e12, 40 * GIB),
-        Gpu("a100", 312e12, 80 * GIB),
-        Gpu("h100", 989e12, 80 * GIB),
-        Gpu("h200", 989e12, 141 * 10**9),
-        Gpu("b200", 2250e12, 180 * 10**9),
-        Gpu("l40s", 362e12, 48 * GIB),
-        Gpu("rtx4090", 165e12, 24 * GIB),
-    )
-}
+def _cards() -> "dict[str, Gpu]":
+    """Of cards.csv, whose comments say where its numbers are from."""
+    text = files("tunalab.planning").joinpath("cards.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return {
+        row["name"]: Gpu(
+            row["name"], 1e12 * float(row["tflops"]), round(float(row["memory_gib"]) * GIB), float(row["dollars_per_hour"])
+        )
+        for row in rows
+    }
+
+
+GPUS = _cards()
 DEFAULT = "h100"
 
 
 def find_gpu(name: str | None, flops: float | None) -> Gpu:
-    """By name, and with ``flops`` in the place of its rate; with a rate alone its memory is not known.
+    """By name, and with ``flops`` in the place of its rate; with a rate alone its memory and price are not known.
 
     Raises UserError for an unknown name or a rate that is none.
     """
@@ -61,7 +74,7 @@ def find_gpu(name: str | None, flops: float | None) -> Gpu:
     if name not in GPUS:
         raise UserError(f"--gpu {name} is not known (choices: {', '.join(GPUS)}; any other by --gpu-flops alone)")
     gpu = GPUS[name]
-    return gpu if flops is None else Gpu(gpu.name, flops, gpu.memory)
+    return gpu if flops is None else replace(gpu, flops=flops)
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,21 @@ class Plan:
     @property
     def days(self) -> float:
         return sum(stage.days for stage in self.stages.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all GPUs together, on average over the stages."""
+        return self.tokens / (self.days * DAY)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all GPUs together."""
+        return self.days * 24 * self.sharding.ranks
+
+    @property
+    def price(self) -> float | None:
+        """Dollars, None when the GPU's price is unknown."""
+        return None if self.gpu.hourly is None else self.gpu_hours * self.gpu.hourly
 
     @property
     def bytes_needed(self) -> int:
@@ -207,6 +235,7 @@ def _memory(config: RunConfig, model: UnifiedModel, count: Totals, sharding: Sha
     return memory(count, traced, rows, tokens, model.decoder.lm_head.out_features, sharding, largest, bf16)
 
 
+SPARE = 0.1  # of the memory, for what LIMITS names
 LIMITS = "Not counted: CUDA context, communication buffers, fragmentation, workspace of a frozen VAE (leave a tenth)."
 
 
@@ -217,6 +246,9 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         "tokens": plan.tokens,
         "flops": plan.flops,
         "days": plan.days,
+        "tokens_per_second": plan.tokens_per_second,
+        "gpu_hours": plan.gpu_hours,
+        "price": plan.price,
         "bytes_needed": plan.bytes_needed,
         "fits": plan.fits,
     }
@@ -267,7 +299,11 @@ def _stages(plan: Plan) -> str:
         f"per step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) per GPU"
     )
     rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s"
-    return f"{columns(rows)}\n{step}\n{rate}; recomputed FLOPs do not count, so checkpointing lowers what is reached"
+    price = "price unknown: --price says it"
+    if plan.price is not None:
+        price = f"${amount(plan.price)} at ${plan.gpu.hourly:,.4g} per GPU-hour"
+    cost = f"about {plan.tokens_per_second:,.0f} tokens per second; {amount(plan.gpu_hours)} GPU-hours; {price}"
+    return f"{columns(rows)}\n{step}\n{rate}; recomputed FLOPs do not count, so checkpointing lowers what is reached\n{cost}"
 
 
 def _report_memory(plan: Plan) -> str:
@@ -286,8 +322,13 @@ def _report_memory(plan: Plan) -> str:
     rows.append(["total", show(memory.total(False)), show(memory.total(True))])
     verdict = f"this run, {WITH if plan.checkpointing else WITHOUT}: {show(plan.bytes_needed)} {unit}"
     if plan.gpu.memory is not None:
-        verdict += f" of {plan.gpu.name}'s {show(plan.gpu.memory)}: {'fits' if plan.fits else 'DOES NOT FIT'}"
+        tight = ", with less than a tenth to spare" if plan.bytes_needed > (1 - SPARE) * plan.gpu.memory else ""
+        verdict += f" of {plan.gpu.name}'s {show(plan.gpu.memory)}: {f'fits{tight}' if plan.fits else 'DOES NOT FIT'}"
     return f"{columns(rows)}\n{verdict}\n{LIMITS}"
+
+
+def amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _count(number: int) -> str:

@@ -11,7 +11,7 @@ from tunalab.frontends.components.store import Components
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import build_model
 from tunalab.planning.memory import Storage, downloads, storage
-from tunalab.planning.plan import DAY, GIB, Gpu, Plan, make_plan
+from tunalab.planning.plan import DAY, GIB, Gpu, Plan, amount, make_plan
 from tunalab.planning.workload import sampled
 from tunalab.settings.loading import budget, digest, to_plain
 from tunalab.settings.schema import RunConfig
@@ -43,8 +43,6 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     }
 
 
-# Dollars per GPU-hour: a round figure for a rented H100. An assumption, to be replaced by one's own price.
-PRICE = 2.5
 LIMITS = (
     "Not counted: the data and reading it, evaluations, writing checkpoints, starts, failures and what they repeat.\n"
     "Memory leaves out what `tunalab plan EXPERIMENT VARIANT` names. Days are at the stated utilisation, which is not measured."
@@ -94,14 +92,14 @@ def plan_sweep(
     utilisation: float = 0.4,
     sharding: str | None = None,
     sample: bool = False,
-    hourly: float = PRICE,
 ) -> SweepPlan:
     """The plan of every cell (name -> its settings), each on ``gpus`` GPUs. Seeds share a plan: it does not depend on them.
 
-    Raises UserError: the price is negative, or as :func:`tunalab.planning.plan.make_plan`.
+    Raises UserError: the price of the GPU is unknown, or as :func:`tunalab.planning.plan.make_plan`.
     """
-    if not 0 <= hourly < float("inf"):
-        raise UserError(f"--price {hourly} is out of range (from 0)")
+    hourly = gpu.hourly
+    if hourly is None:
+        raise UserError(f"the price of a {gpu.name} is unknown: --price says it, in dollars per hour")
     made: dict[str, Plan] = {}
     cells: dict[str, CellPlan] = {}
     fetched: dict[str, int] = {}
@@ -112,7 +110,7 @@ def plan_sweep(
         plan = made[key]
         for part, size in downloads(config, plan.parameters).items():
             fetched[part] = max(size, fetched.get(part, 0))
-        hours = plan.days * 24 * gpus
+        hours = plan.gpu_hours
         cells[name] = CellPlan(config.variant, config.seed, plan, storage(config, plan.totals), hours, hours * hourly)
     return SweepPlan(sweep, cells, fetched, hourly)
 
@@ -153,10 +151,10 @@ def _cells(planned: SweepPlan) -> str:
         room = f" of {plan.gpu.memory / GIB:.1f}" if plan.gpu.memory else ""
         rows.append(
             [name, f"{plan.sharding.strategy}{over}", str(plan.micro_batches), f"{plan.bytes_needed / GIB:.1f}{room}", fits]
-            + [f"{plan.tokens:.3g}", f"{plan.flops:.3g}", f"{plan.days:,.2f}", _amount(cell.gpu_hours), f"${_amount(cell.price)}"]
+            + [f"{plan.tokens:.3g}", f"{plan.flops:.3g}", f"{plan.days:,.2f}", amount(cell.gpu_hours), f"${amount(cell.price)}"]
         )
     tokens, flops, days = (sum(getattr(c.plan, name) for c in planned.cells.values()) for name in ("tokens", "flops", "days"))
-    sums = [f"{tokens:.3g}", f"{flops:.3g}", f"{days:,.2f}", _amount(planned.gpu_hours), f"${_amount(planned.price)}"]
+    sums = [f"{tokens:.3g}", f"{flops:.3g}", f"{days:,.2f}", amount(planned.gpu_hours), f"${amount(planned.price)}"]
     return columns([*rows, [f"{len(planned.cells)} runs", "", "", "", "", *sums]])
 
 
@@ -178,10 +176,6 @@ def _storage(planned: SweepPlan) -> str:
         rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]
         text += "\n\n" + columns([*rows, ["all", _bytes(sum(planned.downloads.values()))]])
     return text
-
-
-def _amount(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _bytes(size: float) -> str:

@@ -24,6 +24,7 @@ from fsspec import AbstractFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from tunalab.data.documents import Reject, printed
+from tunalab.data.shards.fetched import fetched, is_offline
 from tunalab.errors import UserError, first_line
 from tunalab.files import is_clutter
 from tunalab.redaction import redacted
@@ -310,6 +311,8 @@ def _matches(url: str, name: str) -> list[ShardFile]:
         raise UserError(f"{name}: {shown(url)}: chained URLs (::) are not supported")
     try:
         system, path = _system(url)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: {shown(url)} is not in the local cache, and HF_HUB_OFFLINE is set: `tunalab fetch`") from error
     except (ValueError, ImportError) as error:  # no such protocol, or the package it needs is not installed
         raise UserError(f"{name}: {shown(url)}: {redacted(first_line(error), url)}") from error
     try:
@@ -370,6 +373,8 @@ def _protocols(system: AbstractFileSystem) -> tuple[str, ...]:
 def _system(url: str) -> tuple[AbstractFileSystem, str]:
     if "::" in url and "://" not in url:  # of an image's name; in the settings chains are refused
         return fsspec.filesystem("file"), url
+    if is_offline(url):
+        return fetched(url)
     protocol = url.partition("://")[0]
     more: dict[str, Any] = {}
     if protocol in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(protocol, {}):
