@@ -82,7 +82,7 @@ def test_an_unknown_name_lists_the_choices_of_both(empty: Path) -> None:
     write("variants/mine.yaml", "{}")
     with pytest.raises(UserError) as error:
         find("variants", "none")
-    shipped = "bottleneck, tuna, tuna2, tuna_r, vae_latents"
+    shipped = "bottleneck, tuna, tuna2, tuna_r, tuna_r_frozen, vae_latents"
     assert str(error.value) == f"no file variants/none.yaml (choices in variants: mine; shipped: {shipped})"
     with pytest.raises(UserError, match=r"no file sweeps/launch/none.yaml \(shipped choices: local, slurm, slurm_gpu\)"):
         find("sweeps/launch", "none")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
+from tunalab.files import listed
 from tunalab.records.record import Point
 
 ASKED = Path("points") / "asked"
@@ -20,7 +21,7 @@ def merged(run_dir: Path, points: Sequence[Point], data: dict[str, Any]) -> dict
     points counts, then the later. Raises UserError: a file is damaged.
     """
     found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # name -> digest of the questions -> tokens
-    for path in sorted((run_dir / ASKED).glob("*.json"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(listed(run_dir / ASKED, "*.json"), key=lambda path: path.stat().st_mtime):
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
             found.setdefault(plain["name"], {}).setdefault(plain["about"]["questions"], {})[plain["tokens"]] = plain

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, bfloat16
 
 from tunalab.errors import UserError, first_line
+from tunalab.files import listed
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.checkpoints import LearntWeights
 from tunalab.training.optimisation import is_frozen, learnt_parameters
@@ -42,8 +43,7 @@ def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep
 
 def kept_points(run_dir: Path) -> dict[int, Path]:
     """Tokens -> file, in order."""
-    found = sorted((run_dir / FOLDER).glob("*.safetensors"))
-    return {int(path.stem): path for path in found if path.stem.isdecimal()}
+    return {int(path.stem): path for path in listed(run_dir / FOLDER, "*.safetensors") if path.stem.isdecimal()}
 
 
 def point_weights(path: Path) -> LearntWeights:
