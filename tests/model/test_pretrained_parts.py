@@ -76,7 +76,8 @@ def test_a_step_with_every_front_end(name: str, folders: Path, monkeypatch: pyte
     parts = losses(model, batch, draw(batch, config.objective, config.seed, model.frontend.space, masking=True), config.objective)
     (parts["text"].sum / parts["text"].count + parts["flow"].sum / parts["flow"].count).backward()
     for parameter_name, parameter in model.named_parameters():
-        frozen = parameter_name.startswith(tuple(f"frontend.{part}." for part in model.frontend.frozen_parts))
+        still = (*model.frontend.frozen_parts, *model.frontend.fixed_parts)
+        frozen = parameter_name.startswith(tuple(f"frontend.{part}." for part in still))
         assert (parameter.grad is None) == frozen, parameter_name
         assert frozen or parameter.grad.isfinite().all(), parameter_name  # type: ignore[union-attr]
     # What the pretrained parts are, they are in the model.

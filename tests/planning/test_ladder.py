@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tests.printed import assert_file_alike
 
 from tunalab.cli import main
 from tunalab.errors import UserError
@@ -77,4 +78,4 @@ def test_the_pages_hold_what_is_printed_today(monkeypatch: pytest.MonkeyPatch, t
         pages[name].write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     assert main(["ladder", "--into", *map(str, pages.values())]) == 0
     for name, copy in pages.items():
-        assert copy.read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8"), f"{name}: make ladder"
+        assert_file_alike(copy, ROOT / name, "run `make ladder`")
