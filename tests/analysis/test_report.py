@@ -220,7 +220,7 @@ def test_the_command_counts_the_runs_of_the_sweeps_file(tmp_path, monkeypatch):
     assert main(["report", "--records", "here", "--markdown"]) == 0
     text = (tmp_path / "here/report.md").read_text()
     assert "\n**INCOMPLETE: 2 of 28 runs of the sweep figure6.** " in text
-    assert "**Not here, or not finished:** tuna-seed0, tuna2-seed1, tuna_r-seed1, tuna-seed1." in text
+    assert "**Not here, or not finished:** tuna-seed0, tuna_r_frozen-seed0, tuna2-seed1, tuna_r-seed1, tuna-seed1, " in text
 
 
 def test_versions_stand_by_run_where_they_differ():
