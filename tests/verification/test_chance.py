@@ -93,9 +93,16 @@ def test_chance_is_of_the_next_larger_benchmark() -> None:
 
 def test_old_records_are_read_with_todays_chance(tmp_path: Path) -> None:
     """Whatever decides by it then has the same: above chance or not, the curves of figures and power laws."""
-    was = json.loads((ROOT / "results" / "figure6" / "tuna2-seed0.json").read_bytes())
-    record = read_record(ROOT / "results" / "figure6" / "tuna2-seed0.json")
-    assert was["points"][0]["benchmarks"]["count"]["chance"] == 0.25, "as it was written"
+    today = read_record(ROOT / "results" / "figure6" / "tuna2-seed0.json", evaluation=False)
+    quarter = [
+        replace(point, benchmarks={name: replace(score, chance=0.25) for name, score in point.benchmarks.items()})
+        for point in today.points
+    ]
+    asked = [measured_share("understanding", "count", [True] * 200, chance=0.25, split=split) for split in SCENE_SPLITS]
+    old = replace(today, points=quarter, evaluation=[Evaluated("understanding", {}, {}, 1.0, asked)])
+    write_record(tmp_path / "old.json", old)
+    assert json.loads((tmp_path / "old.json").read_bytes())["points"][0]["benchmarks"]["count"]["chance"] == 0.25
+    record = read_record(tmp_path / "old.json")
     for point in record.points:
         assert all(score.chance == chance_of(name, score.n) for name, score in point.benchmarks.items())
     requests = [one for result in record.evaluation if result.part == "understanding" for one in result.measures]
