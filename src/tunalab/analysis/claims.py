@@ -19,7 +19,7 @@ from typing import Any
 
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks, lines
-from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference
+from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference, paired
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
 from tunalab.analysis.statistics import ALPHA, equivalent, holm, question_error, seeds_needed
@@ -160,12 +160,7 @@ def _gaps(claim: Mapping[str, Any], records: Sequence[Record]) -> Iterable[Gap]:
         if "measure" in claim:
             yield from _measured(claim, more, less, runs)
         else:
-            yield from _along(claim, more, less, _paired(runs[more], runs[less]))
-
-
-def _paired(more: Sequence[Record], less: Sequence[Record]) -> Pairs:
-    by_seed = [{record.run.seed: record for record in side} for side in (more, less)]
-    return [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+            yield from _along(claim, more, less, paired(runs[more], runs[less]))
 
 
 def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iterable[Gap]:
@@ -220,7 +215,7 @@ def _masking(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> 
             [record for record in runs.get(name, ()) if record.config["objective"]["masking"]["ratio"] == ratio]
             for ratio in claim[MASKING]
         ]
-        pairs = _paired(*at)
+        pairs = paired(*at)
         closed = [kind for kind in sorted(benchmarks(at[0])) if difference(pairs, MARGIN, [kind]) is not None] if pairs else []
         found = difference(pairs, MARGIN, closed) if closed else None
         if found is None or any(len({identity(record) for record in side}) > 1 for side in at):

@@ -132,11 +132,16 @@ def compared(records: Sequence[Record]) -> list[tuple[Line, Line, Pairs]]:
     """Every two lines with two seeds in common, and their runs by seed."""
     found: list[tuple[Line, Line, Pairs]] = []
     for a, b in combinations(lines(records), 2):
-        by_seed = [{record.run.seed: record for record in line.records} for line in (a, b)]
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        if len(seeds) > 1:
-            found.append((a, b, [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]))
+        pairs = paired(a.records, b.records)
+        if len(pairs) > 1:
+            found.append((a, b, pairs))
     return found
+
+
+def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairs:
+    """The runs of the seeds that both sides have."""
+    one, other = ({record.run.seed: record for record in side} for side in (first, second))
+    return [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
 
 
 def names(a: Line, b: Line) -> tuple[str, str]:

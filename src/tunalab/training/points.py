@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, bfloat16
 
@@ -30,7 +30,8 @@ def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep
     path = point_file(run_dir, tokens)
     path.parent.mkdir(exist_ok=True)
     whole = learnt_parameters(model)  # a tied table under its first name; where ranks share parameters these are gathered
-    others = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict() and not is_frozen(model, name)}
+    stored = model.state_dict().keys()
+    others = {name: buffer for name, buffer in model.named_buffers() if name in stored and not is_frozen(model, name)}
     kept: dict[str, Tensor] = {**whole, **others}
     halves = {name: tensor.detach().to("cpu", bfloat16).contiguous() for name, tensor in kept.items()}
     aside = path.with_suffix(".part")
@@ -51,6 +52,13 @@ def point_weights(path: Path) -> LearntWeights:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            return LearntWeights({name: file.get_tensor(name) for name in file.keys()}, int(about["steps"]), int(about["tokens"]))  # noqa: SIM118
-    except Exception as error:  # of a Rust library: its error has no narrower class
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+            return LearntWeights(weights, int(about["steps"]), int(about["tokens"]))
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # another's file lacks our metadata
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
