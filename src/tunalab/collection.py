@@ -118,7 +118,8 @@ class Records(Sequence["Record"]):
         return pd.DataFrame(rows)
 
     def figure(self, name: str, out: str | Path | None = None, x: str = "tokens") -> "Figure | dict[str, Figure] | list[Path]":
-        """A figure: figure6, curves, mask_ratio or effects. ``x``, of curves: tokens, images, flops, wall_clock, parameters.
+        """A figure: figure6, curves, mask_ratio, learning_rate or effects. ``x``, of curves: tokens, images, flops, wall_clock,
+        parameters.
 
         Without ``out`` as a matplotlib figure (a dictionary of figures by name where the records need several); with ``out``, a
         folder, as PNG files that say how they were made, and their paths.

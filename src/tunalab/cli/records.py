@@ -18,7 +18,7 @@ RUN_HELP = "run directory, record, or name of a committed record (figure6/tuna2-
 
 def add(commands: "Commands") -> None:
     sub = add_command(commands, figure, "draw a figure from records")
-    sub.add_argument("name", help="figure6 | curves | mask_ratio | effects")
+    sub.add_argument("name", help="figure6 | curves | mask_ratio | learning_rate | effects")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
     sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="these benchmarks alone (default: all): ocr pairs@2")
