@@ -299,7 +299,7 @@ def inspect_data(
     from tunalab.data.documents import Corpus
     from tunalab.data.inspection import LIMIT, QuestionPictures, inspect
     from tunalab.data.manifest import ManifestCorpus
-    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, outside
+    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, is_questions, outside
     from tunalab.frontends.components.store import Components
     from tunalab.training.run import fitting_space
 
@@ -309,7 +309,8 @@ def inspect_data(
         questions = easy_vqa(config.data.image_size, evaluation.easy_vqa).questions
         compared.append(QuestionPictures(EASY_VQA, questions))
     for key, chosen in evaluation.benchmarks.items():
-        compared.append(QuestionPictures(key, outside(key, config, chosen.limit).questions))
+        if is_questions(chosen):
+            compared.append(QuestionPictures(key, outside(key, config, chosen.limit).questions))
     frontend = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
     tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)

@@ -19,7 +19,7 @@ from tunalab.data.sequence import to_sequence
 from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import Benchmark, benchmarks, score
+from tunalab.evaluation.benchmarks import Benchmark, benchmarks, scene_prompts, score
 from tunalab.evaluation.measure import Score
 from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
@@ -212,14 +212,23 @@ def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> di
     The model's training mode is restored. Raises UserError when a benchmark's data is missing.
     """
     with evaluation_mode(model):
-        chosen = benchmarks(config)
-        questions = [question for benchmark in chosen for question in benchmark.questions]
-        scores = scored(chosen, *answers_and_margins(model, tokenizer, questions, config.evaluation.max_answer_tokens))
+        scores = asked(model, tokenizer, benchmarks(config), config.evaluation.max_answer_tokens)
+        scores |= {one.name: one.ask(model, tokenizer, config) for one in scene_prompts(config)}
         return {
             "benchmarks": {name: asdict(one) for name, one in scores.items()},
             "losses": held_out_losses(model, tokenizer, config),
             "one_step_psnr": one_step_psnr(model, tokenizer, config),
         }
+
+
+def asked(model: UnifiedModel, tokenizer: Tokenizer, chosen: Sequence[Benchmark], max_tokens: int) -> dict[str, Score]:
+    """Scores by name. ``max_tokens``: limit of replies to benchmarks that have none of their own."""
+    scores: dict[str, Score] = {}
+    for limit in dict.fromkeys(benchmark.max_tokens for benchmark in chosen):
+        alike = [benchmark for benchmark in chosen if benchmark.max_tokens == limit]
+        questions = [question for benchmark in alike for question in benchmark.questions]
+        scores |= scored(alike, *answers_and_margins(model, tokenizer, questions, limit or max_tokens))
+    return {benchmark.name: scores[benchmark.name] for benchmark in chosen}
 
 
 def answers_and_margins(

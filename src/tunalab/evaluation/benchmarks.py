@@ -1,4 +1,4 @@
-"""The benchmarks of a run, by name: those of the scenes at each level, easy-VQA, and the user's own.
+"""The benchmarks of a run, by name: those of the scenes at each level, easy-VQA, published tasks, and the user's own.
 
 Also their scores: exact match of answers, counted by groups of questions, with a Wilson interval.
 """
@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PillowImage
 
@@ -23,8 +26,12 @@ from tunalab.data.sources import check_pixels, corpus_class
 from tunalab.errors import UserError
 from tunalab.evaluation import jsonl
 from tunalab.evaluation.measure import Score, chance_of
+from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.plugins import Group, build, find, source_of
 from tunalab.settings.schema import BenchmarkConfig, RunConfig
+
+if TYPE_CHECKING:  # of parts that come later, or import this one
+    from tunalab.evaluation.generation.along import KeptImages, ScenePrompts
 
 SPLIT = "test"
 QUESTION_SEED = 0  # never the run's: all runs are asked the same questions
@@ -46,6 +53,7 @@ class Benchmark:
 
     ``chance``: the share of right groups that guessing without the image reaches (``chance_of``).
     ``right``: whether a reply answers a question. ``of``: the items that it has in all, of which some are asked; None: all are.
+    ``max_tokens``: limit of a reply; None: the run's.
     """
 
     name: str
@@ -55,6 +63,7 @@ class Benchmark:
     chance: float
     right: Callable[[str, Question], bool] = answers_exactly
     of: int | None = None
+    max_tokens: int | None = None
 
     def describe(self) -> dict[str, int | str]:
         """For the record: how many items are asked, of how many, and twelve hex digits of what they hold."""
@@ -85,7 +94,35 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
         found += [_of_kind(kind, level, SPLIT, size, groups, placement) for level in levels for kind in kinds]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
-    return found + [outside(key, config, chosen.limit) for key, chosen in evaluation.benchmarks.items()]
+    return found + [outside(key, config, chosen.limit) for key, chosen in evaluation.benchmarks.items() if is_questions(chosen)]
+
+
+def scene_prompts(config: RunConfig) -> "list[ScenePrompts]":
+    """Of ``evaluation.benchmarks`` those whose images are scored at once."""
+    return [_images(key, config) for key, chosen in config.evaluation.benchmarks.items() if chosen.task == SCENE_PROMPTS]
+
+
+def kept_images(config: RunConfig) -> "list[KeptImages]":
+    """Those whose images a run keeps, for a scorer. Raises UserError, one line: their prompts are missing."""
+    tasks = {key: chosen.task for key, chosen in config.evaluation.benchmarks.items()}
+    return [_images(key, config) for key, task in tasks.items() if task in IMAGES and task != SCENE_PROMPTS]
+
+
+def _images(key: str, config: RunConfig) -> Any:
+    chosen = config.evaluation.benchmarks[key]
+    module = import_module(IMAGES[chosen.task])
+    return module.scene_prompts(key, chosen, config) if chosen.task == SCENE_PROMPTS else getattr(module, chosen.task)(key, chosen)
+
+
+def asked_of(config: RunConfig) -> "list[Benchmark | ScenePrompts | KeptImages]":
+    """All of ``evaluation.benchmarks``, as they are asked along a run. Raises UserError as each does."""
+    questions = [outside(key, config, chosen.limit) for key, chosen in config.evaluation.benchmarks.items() if is_questions(chosen)]
+    return [*questions, *scene_prompts(config), *kept_images(config)]
+
+
+def is_questions(chosen: BenchmarkConfig) -> bool:
+    """Whether its items are questions; else prompts of images that the model makes."""
+    return chosen.task not in IMAGES
 
 
 def check_benchmarks(config: RunConfig) -> None:
@@ -100,12 +137,39 @@ def check_benchmarks(config: RunConfig) -> None:
             taken.add(key)
     for key, chosen in config.evaluation.benchmarks.items():
         setting = f"evaluation.benchmarks.{key}"
-        if bool(chosen.path) == bool(chosen.name):
-            raise UserError(f"{setting}: a file of questions (path) or a class (name) must be given, and not both")
-        if chosen.path:
+        if chosen.task:
+            _check_task(setting, chosen)
+        elif bool(chosen.path) == bool(chosen.name):
+            raise UserError(f"{setting}: a file of questions (path), a class (name) or a task must be given, and not two of them")
+        elif chosen.path:
             jsonl.rule(setting, chosen.rule)
         else:
             find(f"{setting}.name", chosen.name, OUTSIDE)
+
+
+SCENE_PROMPTS = "scene_prompts"
+IMAGES = {  # task -> where it is; parts that come later in the order are imported when they are asked for
+    SCENE_PROMPTS: "tunalab.evaluation.generation.along",
+    "geneval": "tunalab.interop.along",
+    "dpg": "tunalab.interop.along",
+}
+TASKS = (*(name for name, published in PUBLISHED.items() if not published.judged), *IMAGES)
+
+
+def _check_task(setting: str, chosen: BenchmarkConfig) -> None:
+    """Raises UserError, one line; also for a scorer that is not there: a run would notice it at its first point."""
+    if chosen.task not in TASKS:
+        judged = chosen.task in PUBLISHED
+        about = "is scored by a judge: `tunalab evaluate --parts published` asks it at the end" if judged else "is not known"
+        raise UserError(f"{setting}.task={chosen.task} {about} (choices: {', '.join(TASKS)})")
+    if chosen.name or (chosen.task == SCENE_PROMPTS and chosen.path):
+        raise UserError(f"{setting}: a task takes no {'name' if chosen.name else 'path: its prompts are of scenes'}")
+    if chosen.task != SCENE_PROMPTS and not chosen.path:
+        raise UserError(f"{setting}.path is missing: the data of {chosen.task}")
+    for key in ("scorer", "clip"):
+        folder = getattr(chosen, key)
+        if folder and not Path(folder).exists():
+            raise UserError(f"{setting}.{key}={folder}: there is no such folder")
 
 
 OUTSIDE = Group(
@@ -121,6 +185,8 @@ def outside(key: str, config: RunConfig, limit: int | None = None) -> Benchmark:
     Raises UserError, one line: it cannot be found or made, it has no questions, or its chance is no share.
     """
     chosen = config.evaluation.benchmarks[key]
+    if chosen.task:
+        return _of_task(key, chosen.task, chosen.path, chosen.rules, Buckets.of(config.data), limit)
     if chosen.path:
         return _of_file(key, chosen.path, chosen.root, chosen.rule, Buckets.of(config.data), limit)
     return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, limit)
@@ -135,9 +201,16 @@ def outside_sources(config: RunConfig) -> dict[str, str]:
         setting = f"evaluation.benchmarks.{key}"
         if chosen.name:
             found[setting] = source_of(find(f"{setting}.name", chosen.name, OUTSIDE))
-        elif chosen.rule not in jsonl.RULES:
+        elif not chosen.task and chosen.rule not in jsonl.RULES:
             found[f"{setting}.rule"] = source_of(jsonl.rule(setting, chosen.rule))
     return found
+
+
+@lru_cache(maxsize=16)
+def _of_task(key: str, task: str, path: str, rules: str, buckets: Buckets, limit: int | None) -> Benchmark:
+    module = import_module("tunalab.interop.lmms.questions")
+    made = module.published_questions(task, Path(path), rules, buckets, lambda items: jsonl.subset(items, limit))
+    return Benchmark(key, PUBLISHED[task].title, None, made.questions, made.chance, made.right, made.of, made.max_tokens)
 
 
 @lru_cache(maxsize=16)

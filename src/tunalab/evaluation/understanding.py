@@ -75,7 +75,9 @@ def chosen_benchmarks(config: RunConfig, settings: UnderstandingSettings) -> lis
                     cells.append((split, partial(of_kind, kind_of, level, split, size, groups, placement)))
     if settings.easy_vqa:
         cells.append((SPLIT, partial(easy_vqa, size, settings.easy_vqa)))
-    return cells + [(SPLIT, partial(outside, key, config)) for key in config.evaluation.benchmarks]
+    # Published tasks are another part (`published`), with images their own commands.
+    own = [key for key, chosen in config.evaluation.benchmarks.items() if not chosen.task]
+    return cells + [(SPLIT, partial(outside, key, config)) for key in own]
 
 
 def measures(benchmark: Benchmark, split: str, answers: Answers, settings: UnderstandingSettings) -> Iterator[Measure]:

@@ -151,11 +151,17 @@ def item_score(
 
 
 def _share(questions: Sequence[Question], right: Sequence[bool]) -> float:
+    counted = counted_right(questions, right)
+    return sum(counted) / len(counted)
+
+
+def counted_right(questions: Sequence[Question], right: Sequence[bool]) -> list[bool]:
+    """Under the rule of dependencies: no question counts whose parent does not."""
     counted = {question.number: yes for question, yes in zip(questions, right, strict=True)}
     for question in questions:  # in order: a parent that fell through its own parent takes its children along
         if not all(counted[parent] for parent in question.parents):
             counted[question.number] = False
-    return sum(counted.values()) / len(counted)
+    return list(counted.values())
 
 
 BATCH = 16

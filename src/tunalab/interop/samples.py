@@ -182,7 +182,7 @@ def geneval(data: Path, seeds: Sequence[int], images: Path | None) -> list[Item]
     items = []
     for number, prompt in enumerate(read_prompts(data)):
         folder = folder_of(number)
-        beside = partial(_keep_text, f"{folder}/metadata.jsonl", metadata_of(prompt))
+        beside = partial(keep_text, f"{folder}/metadata.jsonl", metadata_of(prompt))
         for place, seed in enumerate(seeds):
             name = f"{folder}/samples/{sample_of(place)}"
             items.append(Item(name, prompt.text, (seed,), beside=None if place else beside))
@@ -264,7 +264,7 @@ def _one(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _keep_text(name: str, text: str, folder: Path) -> None:
+def keep_text(name: str, text: str, folder: Path) -> None:
     path = folder / name
     if not path.exists():
         try:

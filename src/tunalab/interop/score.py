@@ -68,7 +68,7 @@ def score(
         assert data is not None
         questions = read_questions(data)
         find_images(images, questions)
-        vqa = _vqa(model, device)
+        vqa = vqa_of(model, device)
         measures = score_dpg(images, questions, cells, vqa, Outcomes(kept, ["dpg", vqa.identity]))
         scorer = vqa.name
     else:
@@ -88,7 +88,7 @@ def score(
     return result
 
 
-def _vqa(folder: Path, device: torch.device) -> VQA:
+def vqa_of(folder: Path, device: torch.device) -> VQA:
     """A model of transformers where the folder is of its form, else one of ours."""
     if (folder / "config.json").is_file():
         return TransformersVQA(folder, device)

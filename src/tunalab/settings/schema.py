@@ -105,13 +105,22 @@ class QuestionsConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """A benchmark of one's own (docs/extend/benchmark.md), which figures and tables call by its key: a file of questions, or a
-    class.
+    """A benchmark along a run (docs/extend/benchmark.md), which figures and tables call by its key: a file of questions, a class of
+    one's own, or a published task.
     """
 
-    path: str = setting("", help="file of JSON lines with questions; or else name")
+    path: str = setting("", help="file of JSON lines with questions; of a task its data; or else name")
     root: str = setting("", help="folder of their image paths; empty: the file's own")
     rule: str = setting("exact", help="when a reply counts: exact, contains, option, number, or path/to/file.py:function")
+    task: str = setting("", help="a published benchmark by name: ocrbench, mmvp, ..., geneval, dpg; or scene_prompts, without data")
+    rules: str = setting(
+        "published", choices=("published", "stock"), help="of a task whose replies the paper counts otherwise than lmms-eval 0.7.3"
+    )
+    scorer: str = setting(
+        "", help="of geneval the detector's folder, of dpg the VQA model's; empty: images are kept, and scored when one is named"
+    )
+    clip: str = setting("", help="of geneval: folder of the CLIP that names colours")
+    steps: int = setting(10, at_least=1, help="of the sampler, for the images of a task that makes some")
     name: str = setting("", help=OUTSIDE)
     limit: int = setting(
         200,

@@ -10,19 +10,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
-from tunalab.evaluation.along import answers_and_margins, evaluation_mode, scored
-from tunalab.evaluation.benchmarks import EASY_VQA, SPLIT, Benchmark, check_benchmarks, easy_vqa, outside, scenes
-from tunalab.files import lock, locked, write_atomically
+from tunalab.evaluation import along
+from tunalab.evaluation.benchmarks import (
+    EASY_VQA,
+    SPLIT,
+    Benchmark,
+    asked_of,
+    check_benchmarks,
+    easy_vqa,
+    scenes,
+)
+from tunalab.evaluation.generation.along import KeptImages, ScenePrompts
+from tunalab.evaluation.measure import Score
+from tunalab.files import listed, lock, locked, write_atomically
 from tunalab.inference.requests import computing, find_device, precision
 from tunalab.records.asked import ASKED, merged
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record, write_record
 from tunalab.settings.loading import laid_over, read_config
 from tunalab.settings.schema import RunConfig
-from tunalab.trained.model import load
+from tunalab.trained.model import Model, load
+from tunalab.training.claiming import is_training
 from tunalab.training.points import kept_points, point_file
 
 WATCH_SECONDS = 10.0
@@ -57,7 +69,7 @@ def ask_points(
     asked: list[int] = []
     while True:
         finished = _finished(run_dir)
-        points = kept_points(run_dir)
+        points = _points(run_dir, chosen)
         if not points and not watch:
             raise UserError(f"{run_dir} keeps no weights of its points: train with evaluation.keep_points=all")
         for tokens in points:
@@ -70,12 +82,19 @@ def ask_points(
     return asked
 
 
-def named(name: str, config: RunConfig) -> Benchmark:
+Asked = Benchmark | ScenePrompts | KeptImages
+
+
+def named(name: str, config: RunConfig) -> Asked:
     """Raises UserError, one line: there is no such benchmark."""
     kind, _, level = name.partition("@")
     if name in config.evaluation.benchmarks:
         check_benchmarks(config)
-        return outside(name, config, config.evaluation.benchmarks[name].limit)
+        alone = replace(config, evaluation=replace(config.evaluation, benchmarks={name: config.evaluation.benchmarks[name]}))
+        (found,) = asked_of(alone)
+        if isinstance(found, KeptImages) and found.judge is None:
+            raise UserError(f"evaluation.benchmarks.{name}.scorer is missing: the folder of a model that scores images")
+        return found
     if name == EASY_VQA:
         return easy_vqa(config.data.image_size, config.evaluation.easy_vqa or 300)
     if kind in BENCHMARKS and level in ("", "1", "2", "3"):
@@ -87,10 +106,22 @@ def named(name: str, config: RunConfig) -> Benchmark:
     )
 
 
+def _points(run_dir: Path, chosen: Sequence[Asked]) -> list[int]:
+    """Where there is something to ask: weights, or images that the run has made."""
+    made = {
+        int(folder.name)
+        for one in chosen
+        if isinstance(one, KeptImages)
+        for folder in listed(one.folder(run_dir, 0).parent)
+        if folder.name.isdecimal() and one.is_made(folder)
+    }
+    return sorted({*kept_points(run_dir), *made})
+
+
 def merge(run_dir: Path) -> None:
-    """Put what was asked into the run's record, if it has one. A run that still trains does so at its next point too."""
+    """Put what was asked into the run's record, if it has one. A run that still trains does so itself at its next point."""
     path = run_dir / RECORD_FILE
-    if path.is_file():
+    if path.is_file() and not is_training(run_dir):
         with locked(run_dir):
             record = read_record(path)
             write_record(path, replace(record, **merged(run_dir, record.points, record.data)))
@@ -101,29 +132,61 @@ def _finished(run_dir: Path) -> bool:
     return path.is_file() and read_record(path, evaluation=False).run.finished
 
 
-def _ask(run_dir: Path, tokens: int, chosen: Sequence[Benchmark], log: Callable[[str], None]) -> bool:
+def _ask(run_dir: Path, tokens: int, chosen: Sequence[Asked], log: Callable[[str], None]) -> bool:
     """Whether something was asked: what is there, or is asked by another process now, is left alone."""
     with _alone(point_file(run_dir, tokens).with_suffix(".lock")) as alone:
         missing = [one for one in chosen if not _place(run_dir, one, tokens).is_file()] if alone else []
         if not missing:
             return False
-        loaded, device = load(f"{run_dir}@{tokens}"), find_device(None)
-        most = loaded.config.evaluation.max_answer_tokens
+        model = _Weights(run_dir, tokens)
+        asked = False
         for one in missing:
             began = time.perf_counter()
-            with computing(precision(loaded.config, device), device), evaluation_mode(loaded.model):
-                given = answers_and_margins(loaded.model, loaded.tokenizer, one.questions, most)
-            score = scored([one], *given)[one.name]
+            score = model.ask(one)
+            if score is None:
+                continue
             about = {**one.describe(), "weights": "averaged, bfloat16", "asked": time.strftime("%Y-%m-%d")}
+            if isinstance(one, KeptImages):
+                del about["weights"]  # the run itself made the images, or the ones that it kept
             place = _place(run_dir, one, tokens)
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, json.dumps({"name": one.name, "tokens": tokens, "score": asdict(score), "about": about}))
-            took = time.perf_counter() - began
+            took, asked = time.perf_counter() - began, True
             log(f"{run_dir} at {tokens:,} tokens: {one.name} {score.accuracy:.3f} of {score.n} ({took:.0f} s)")
-    return True
+    return asked
 
 
-def _place(run_dir: Path, benchmark: Benchmark, tokens: int) -> Path:
+class _Weights:
+    """Of a point, read when they are needed: images that the run has made are scored without."""
+
+    def __init__(self, run_dir: Path, tokens: int) -> None:
+        self.run_dir, self.tokens = run_dir, tokens
+
+    @cached_property
+    def loaded(self) -> Model:
+        return load(f"{self.run_dir}@{self.tokens}")
+
+    def ask(self, one: Asked) -> Score | None:
+        """None: there is neither image nor weights to make one with."""
+        if isinstance(one, KeptImages):
+            folder = one.folder(self.run_dir, self.tokens)
+            if not one.is_made(folder):
+                if self.tokens not in kept_points(self.run_dir):
+                    return None
+                one.make(self.loaded.model, self.loaded.tokenizer, self.loaded.config, folder, self.loaded.identity)
+            assert one.judge is not None  # `named` has refused it
+            return one.judge(folder)
+        if self.tokens not in kept_points(self.run_dir):
+            return None
+        loaded, device = self.loaded, find_device(None)
+        with computing(precision(loaded.config, device), device), along.evaluation_mode(loaded.model):
+            if isinstance(one, ScenePrompts):
+                return one.ask(loaded.model, loaded.tokenizer, loaded.config)
+            most = loaded.config.evaluation.max_answer_tokens
+            return along.asked(loaded.model, loaded.tokenizer, [one], most)[one.name]
+
+
+def _place(run_dir: Path, benchmark: Asked, tokens: int) -> Path:
     """Other questions under the same name are another file."""
     return run_dir / ASKED / f"{benchmark.name}-{benchmark.describe()['questions']}-{tokens}.json"
 

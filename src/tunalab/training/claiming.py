@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tunalab.errors import UserError
-from tunalab.files import DATA_FILE, write_atomically
+from tunalab.files import DATA_FILE, lock, write_atomically
 from tunalab.records.log import STATUS_FILE, TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE
 from tunalab.settings.layers import unequal
@@ -69,6 +69,15 @@ def claimed_hash(run_dir: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return line.removeprefix(HASH_LINE).strip() if line.startswith(HASH_LINE) else None
+
+
+def is_training(run_dir: Path) -> bool:
+    """Whether a process on this file system trains there now."""
+    path = run_dir / LOCK_FILE
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        return not lock(stream, wait=False, shared=True)
 
 
 class Holding:

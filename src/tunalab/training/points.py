@@ -1,6 +1,12 @@
-"""Averaged weights at the points of a run, in bfloat16: ``points/<tokens>.safetensors``, for what is asked of them afterwards."""
+"""Averaged weights at the points of a run, in bfloat16: ``points/<tokens>.safetensors``, for what is asked of them afterwards.
+
+Also the process that scores the images which a run makes at its points.
+"""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -62,3 +68,47 @@ def point_weights(path: Path) -> LearntWeights:
         TypeError,
     ) as error:  # another's file lacks our metadata
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
+
+
+class Scoring:
+    """``tunalab evaluate RUN --points all`` beside a run, on the processor: it scores the images that are there, and ends.
+
+    What it finds lies in ``points/asked/``, from where the run takes it into its record. A killed one is started again at the next
+    point; ``warn`` gets a line where one failed, and the run goes on.
+    """
+
+    def __init__(self, run_dir: Path, warn: Callable[[str], None]) -> None:
+        self.run_dir, self.warn = run_dir, warn
+        self.log = run_dir / FOLDER / "scoring.txt"
+        self.names: Sequence[str] = ()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, names: Sequence[str]) -> None:
+        """Unless one still runs: that, or the next, will find the new images."""
+        self.names = names
+        if names and (self._process is None or self._over(wait=False)):
+            self._begin()
+
+    def finish(self) -> None:
+        """Wait until the images of the last point are scored."""
+        if self._process is not None:
+            self._over(wait=True)
+            self._begin()
+            self._over(wait=True)
+
+    def _begin(self) -> None:
+        command = [sys.executable, "-m", "tunalab", "evaluate", str(self.run_dir), "--points", "all", "--benchmarks", *self.names]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def _over(self, wait: bool) -> bool:
+        assert self._process is not None
+        code = self._process.wait() if wait else self._process.poll()
+        if code:
+            *_, last = ["nothing was said", *self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()]
+            self.warn(
+                f"{', '.join(self.names)} could not be scored ({last}): `tunalab evaluate {self.run_dir} --points all` goes on"
+            )
+        return code is not None

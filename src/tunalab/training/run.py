@@ -28,7 +28,7 @@ from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, pictured
-from tunalab.evaluation.benchmarks import check_benchmarks, outside, outside_sources
+from tunalab.evaluation.benchmarks import asked_of, check_benchmarks, kept_images, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
@@ -54,7 +54,7 @@ from tunalab.training.forking import LINEAGE_FILE, Parent, end_trunk, fork_of, r
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
-from tunalab.training.points import keep_point
+from tunalab.training.points import Scoring, keep_point
 from tunalab.training.start import load_start, vae_of
 
 FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
@@ -87,8 +87,7 @@ def open_data(config: RunConfig) -> None:
     open_sources(config)
     if config.evaluation.easy_vqa:
         check_installed()
-    for key, chosen in config.evaluation.benchmarks.items():
-        outside(key, config, chosen.limit)
+    asked_of(config)
 
 
 def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
@@ -223,6 +222,7 @@ class Run:
         self.costs = flop_costs(config, self.tokenizer.vocabulary)
         self.module = Harness(config, model, self.ranks, distribution.sharded)
         self.tracker: Tracker | None = None
+        self.scoring = Scoring(run_dir, self._warn)
         self.stop = StopSignal(self.ranks)
         self.resuming = Resuming()
         self.seen = DataDigests({})  # of the first rank, as what follows
@@ -271,6 +271,7 @@ class Run:
             self._print(f"stopped at {self.module.progress.tokens:,} tokens; start the same run again to go on")
             return EXIT_STOPPED
         if self.ranks.first:
+            self.scoring.finish()
             self._write_record(finished=self.until is None)
             if self.until is not None:
                 end_trunk(self.run_dir, self.until, self.module.progress.steps)
@@ -393,6 +394,7 @@ class Run:
         result = evaluate(module.model, self.tokenizer, self.config)
         self._check_held()
         keep_point(self.run_dir, module.model, module.progress.tokens, module.progress.steps, self.config.evaluation.keep_points)
+        self._keep_images(module)
         if pictured(self.config, self.config.evaluation.sample_prompts):
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
@@ -404,6 +406,15 @@ class Run:
         self.reporting.later(f"{module.progress.tokens:>11,} tokens  evaluated in {time.perf_counter() - began:.1f} s  {scores}")
         return result
 
+    def _keep_images(self, module: Harness) -> None:
+        """Of benchmarks of images; who scores them is told where they lie, and the training does not wait."""
+        p, kept = module.progress, kept_images(self.config)
+        identity = {"name": self.run_dir.name, "config_hash": self.hash, "revision": self.config.revision, "weights": "averaged"}
+        identity |= {"steps": p.steps, "tokens": p.tokens}
+        for one in kept:
+            one.make(module.model, self.tokenizer, self.config, one.folder(self.run_dir, p.tokens), identity)
+        self.scoring.start([one.name for one in kept if one.judge is not None])
+
     def _on_point(self, module: Harness) -> None:
         self._write_record(finished=False)
         self._log_points()
@@ -411,7 +422,8 @@ class Run:
     def _log_points(self) -> None:
         """All of them: what the tracker has logged it knows, and what a killed process had not sent yet is made up for."""
         if self.tracker is not None:
-            for _, tokens, metrics in point_metrics([_point(point) for point in self.module.progress.points], self.plain):
+            points = merged(self.run_dir, [_point(point) for point in self.module.progress.points], {})["points"]
+            for _, tokens, metrics in point_metrics(points, self.plain):
                 self.tracker.log_metrics(metrics, tokens)
 
     def _write_record(self, finished: bool) -> None:
@@ -459,7 +471,7 @@ def write_run_record(
     module.note_memory()
     p, config = module.progress, module.config
     sources = outside_sources(config)
-    described = {key: outside(key, config, chosen.limit).describe() for key, chosen in config.evaluation.benchmarks.items()}
+    described = {one.name: one.describe() for one in asked_of(config)}
     record = Record(
         run=RunInfo(
             name=run_dir.name,

@@ -91,24 +91,24 @@ def fit(image: Image.Image, buckets: Buckets) -> np.ndarray:
     return stretch(image.convert("RGB"), size, buckets.rule)
 
 
-def _answer(subject: Subject, questions: Sequence[list[Request]], batch_tokens: int) -> Iterator[tuple[str, str]]:
-    """Keys and replies; ``questions``: of each its requests, which differ in their limit."""
+def _answer(subject: Subject, asked: Sequence[list[Request]], batch_tokens: int) -> Iterator[tuple[str, str]]:
+    """Keys and replies; ``asked``: of each question its requests, which differ in their limit."""
     buckets = Buckets.of(subject.config.data)
 
     def limit(same: list[Request]) -> int:
         return max(one.max_tokens for one in same)
 
-    for max_tokens, equal in groupby(sorted(questions, key=limit), key=limit):
+    for max_tokens, equal in groupby(sorted(asked, key=limit), key=limit):
         group = list(equal)
-        shown = [(_shown(same[0], buckets), same[0].text) for same in group]
+        questions = [(first_image(same[0], buckets), same[0].text) for same in group]
         with evaluation_mode(subject.model):
-            answers = answer_ids(subject.model, subject.tokenizer, shown, max_tokens, batch_tokens)
+            answers = answer_ids(subject.model, subject.tokenizer, questions, max_tokens, batch_tokens)
         for same, ids in zip(group, answers, strict=True):
             for one in same:  # an answer under a smaller limit is the beginning of the one under a larger
-                yield one.key, _cut(subject.tokenizer.decode(ids[: one.max_tokens]), one.stops)
+                yield one.key, cut(subject.tokenizer.decode(ids[: one.max_tokens]), one.stops)
 
 
-def _shown(one: Request, buckets: Buckets) -> np.ndarray | None:
+def first_image(one: Request, buckets: Buckets) -> np.ndarray | None:
     """One image, as in the official evaluation and in all that the models are trained on: further ones are not shown."""
     try:
         images = one.images()
@@ -117,7 +117,7 @@ def _shown(one: Request, buckets: Buckets) -> np.ndarray | None:
         raise UserError(f"{one.task}, item {one.item}: unreadable image: {first_line(error)}") from error
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
+def cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text
