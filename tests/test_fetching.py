@@ -238,6 +238,14 @@ def test_encoder_and_tokenizer_by_name_benchmarks_as_folders(hub: Hub, tmp_path:
     assert done.left == []
 
 
+def test_benchmarks_along_the_run_come_too(hub: Hub, tmp_path: Path) -> None:
+    along = "evaluation.benchmarks={Counting: {task: countbench, path: data}, GenEval: {task: geneval, path: prompts.jsonl}}"
+    done = fetch("node", ["tuna2"], tmp_path / "there", [along], limit=1)
+    assert (tmp_path / "there" / "benchmarks" / "countbench" / "data" / "test.parquet").is_file()
+    assert f"evaluation.benchmarks.Counting.path={tmp_path / 'there' / 'benchmarks'}" in done.settings
+    assert done.left == ["evaluation.benchmarks.GenEval: prompts.jsonl is of this machine: take it along"]
+
+
 def test_what_is_of_this_machine_is_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_qwen(tmp_path / "own", vocab_size=300)
     urls = 'data.webdataset.images.urls=["mine/*.tar"]'

@@ -71,7 +71,8 @@ class Fetched:
 
 
 def fetch(configs: Sequence[RunConfig], folder: Path, limit: int | None = None, benchmarks: Sequence[str] = ()) -> Fetched:
-    """``limit``: the first so many shards of every address. Called again, it goes on.
+    """``limit``: the first so many shards of every address; ``benchmarks``: published ones beside those that the experiment asks.
+    Called again, it goes on.
 
     Raises UserError, one line: the Hub is out of reach or refuses, the folder cannot be written or is too small, an address matches
     nothing, a file is not what the Hub says.
@@ -93,7 +94,10 @@ def fetch(configs: Sequence[RunConfig], folder: Path, limit: int | None = None, 
         raise UserError(f"the Hub cannot be reached ({constants.ENDPOINT})")
     done = Fetched(folder)
     parts = [*_models(configs, done), *_shards(configs, limit, done)]
-    parts += [Part(f"benchmark {name}", "dataset", BENCHMARKS[name].source, every=True, into=name) for name in benchmarks]
+    parts += [
+        Part(f"benchmark {name}", "dataset", BENCHMARKS[name].source, every=True, into=name)
+        for name in dict.fromkeys([*benchmarks, *_tasks(configs, done)])
+    ]
     listed = [(part, _listed(part)) for part in dict.fromkeys(parts)]
     _check_room(folder, listed)
     for part, entries in listed:
@@ -171,6 +175,20 @@ def _shards(configs: Sequence[RunConfig], limit: int | None, done: Fetched) -> I
                 setting = f"data.{name.replace('/', '.', 1)}.urls={json.dumps(kept)}"
                 if setting not in done.settings:
                     done.settings.append(setting)
+
+
+def _tasks(configs: Sequence[RunConfig], done: Fetched) -> Iterator[str]:
+    """The published benchmarks that are asked along a run; where their data will lie is told the run."""
+    for config in configs:
+        for key, chosen in config.evaluation.benchmarks.items():
+            if chosen.task in BENCHMARKS:
+                yield chosen.task
+                place = done.folder / "benchmarks"
+                setting = f"evaluation.benchmarks.{key}.path={place}"
+                if Path(chosen.path).absolute() != place and setting not in done.settings:
+                    done.settings.append(setting)
+            elif chosen.path:
+                _leave(done, f"evaluation.benchmarks.{key}: {chosen.path} is of this machine: take it along")
 
 
 def _first(name: str, url: str, limit: int | None) -> tuple[list[str], list[str]]:

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 
-@pytest.fixture(scope="package")
-def mask2former(tmp_path_factory) -> Path:
+def small_mask2former(folder: Path) -> Path:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
     torch.manual_seed(0)
@@ -28,10 +27,14 @@ def mask2former(tmp_path_factory) -> Path:
         id2label={0: "mouse", 1: "dog"},
         label2id={"mouse": 0, "dog": 1},
     )
-    folder = tmp_path_factory.mktemp("mask2former")
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
     Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="package")
+def mask2former(tmp_path_factory) -> Path:
+    return small_mask2former(tmp_path_factory.mktemp("mask2former"))
 
 
 @pytest.fixture(scope="package")
