@@ -227,7 +227,10 @@ class NoRun: pass
         ("evaluation.benchmarks.b.name=broken.py:NoChance", "evaluation.benchmarks.b: its chance is None"),
         ("evaluation.benchmarks.b.name=broken.py:Sure", "its chance is 1.0 .choices: a share from 0 to below 1"),
         ("evaluation.benchmarks.b.name=broken.py:Texts", "item 0 of its questions is 'what.', not a Question"),
-        ("evaluation.benchmarks.b.limit=2", "evaluation.benchmarks.b: a file of questions .path., a class .name. or a task must be given"),
+        (
+            "evaluation.benchmarks.b.limit=2",
+            "evaluation.benchmarks.b: a file of questions .path., a class .name. or a task must be given",
+        ),
         (
             "evaluation.benchmarks.b={name: broken.py:Narrow, path: q.jsonl}",
             "evaluation.benchmarks.b: .* must be given, and not two of them",

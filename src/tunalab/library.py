@@ -299,7 +299,7 @@ def inspect_data(
     from tunalab.data.documents import Corpus
     from tunalab.data.inspection import LIMIT, QuestionPictures, inspect
     from tunalab.data.manifest import ManifestCorpus
-    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, is_questions, outside
+    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, is_questions, out_of_reach, outside
     from tunalab.frontends.components.store import Components
     from tunalab.training.run import fitting_space
 
@@ -314,7 +314,10 @@ def inspect_data(
     frontend = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
     tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
-    return inspect(config, tokenizer, space.token_pixels, compared, LIMIT if limit is None else limit)
+    report = inspect(config, tokenizer, space.token_pixels, compared, LIMIT if limit is None else limit)
+    from dataclasses import replace
+
+    return replace(report, warnings=out_of_reach(config, tokenizer))
 
 
 def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -> "RunConfig":

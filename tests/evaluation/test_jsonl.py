@@ -8,7 +8,7 @@ from PIL import Image
 from tests.training.conftest import quick_config as run_config
 
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import benchmarks, check_benchmarks, outside, right_groups, score
+from tunalab.evaluation.benchmarks import benchmarks, check_benchmarks, out_of_reach, outside, right_groups, score
 from tunalab.evaluation.jsonl import RULES, chance, read_lines, rule, subset
 
 
@@ -144,3 +144,49 @@ def test_a_missing_or_empty_file_is_said(folder):
 def test_numbers_stand_for_their_text(folder):
     (line,) = read_lines("x", write(folder, {"image": "red.png", "question": "how many?", "answer": 3, "options": [1, 2, 3]}))
     assert line["answers"] == ["3"] and line["options"] == ["1", "2", "3"]
+
+
+def test_answers_that_no_reply_can_be_are_said(folder, tokenizer):
+    """Of three answers one is too long whole but short in another form; letters are always in reach."""
+    lines = [
+        {"image": "red.png", "question": "who?", "answer": "a very long name of somebody"},
+        {"image": "red.png", "question": "who?", "answers": ["another very long name of somebody", "red"]},
+        {"image": "red.png", "question": "who?", "answer": "red"},
+    ]
+    write(folder, *lines)
+    config = run_config(evaluation__benchmarks={"mine": {"path": "q.jsonl"}}, evaluation__max_answer_tokens=4)
+    (line,) = out_of_reach(config, tokenizer)
+    assert line.startswith(
+        "evaluation.benchmarks.mine: 1 of 3 answers are longer than evaluation.max_answer_tokens=4 ('a very long"
+    )
+    config.evaluation.max_answer_tokens = len(tokenizer.encode(lines[0]["answer"]))
+    assert out_of_reach(config, tokenizer) == []
+
+    class Poor:
+        """Knows one word."""
+
+        def encode(self, text: str) -> list[int]:
+            return [int(word != "red") for word in text.split()]
+
+        def decode(self, ids: list[int]) -> str:
+            return " ".join("?" if number else "red" for number in ids)
+
+    (line,) = out_of_reach(config, Poor())
+    assert line == (
+        "evaluation.benchmarks.mine: 1 of 3 answers cannot be spelt by this tokenizer "
+        "('a very long name of somebody'): see decoder.tokenizer"
+    )
+    config.evaluation.benchmarks["mine"].rule = "option"
+    assert out_of_reach(config, Poor()) == []
+
+
+def test_a_file_that_changes_while_the_process_lives_is_read_again(folder, tmp_path, monkeypatch):
+    config = run_config(evaluation__benchmarks={"mine": {"path": "q.jsonl"}})
+    write(folder, *COLOURS)
+    assert len(outside("mine", config).questions) == 3
+    write(folder, *COLOURS[:2])
+    assert len(outside("mine", config).questions) == 2
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="there is no such file"):
+        outside("mine", config)

@@ -196,6 +196,7 @@ def to_text(report: DataReport) -> str:
     parts += [
         f"{source.name}, {one.kind}: {one.place}\n{sequence(one)}" for source in report.sources for one in source.examples[:1]
     ]
+    parts += [f"Warning: {line}" for line in report.warnings]
     parts.append("\n".join(f"A run would stop: {problem}" for problem in report.problems) or FINE)
     return "\n\n".join(parts)
 
@@ -240,6 +241,7 @@ def to_plain(report: DataReport) -> dict[str, Any]:
     return {
         **report.about,
         "problems": report.problems,
+        "warnings": report.warnings,
         "sources": [_plain_source(source) for source in report.sources],
         "stages": {name: [asdict(share) for share in shares] for name, shares in report.stages.items()},
         "held_out": [

@@ -150,13 +150,17 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class DataReport:
-    """``about``: settings that decide what is read. ``problems``: why a run would stop, a line each; none: it can train."""
+    """``about``: settings that decide what is read. ``problems``: why a run would stop, a line each; none: it can train.
+
+    ``warnings``: what a run would say, and train on.
+    """
 
     about: dict[str, Any]
     sources: list[Source]
     stages: dict[str, list[Share]]
     held_out: list[HeldOut]
     problems: list[str]
+    warnings: list[str] = field(default_factory=list)
 
 
 def inspect(

@@ -23,6 +23,7 @@ from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.scenes import benchmark as scenes_benchmark
 from tunalab.data.scenes.questions import QuestionKind, question_kind, questions_of
 from tunalab.data.sources import check_pixels, corpus_class
+from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation import jsonl
 from tunalab.evaluation.measure import Score, chance_of
@@ -125,6 +126,34 @@ def is_questions(chosen: BenchmarkConfig) -> bool:
     return chosen.task not in IMAGES
 
 
+def out_of_reach(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
+    """A line for each benchmark of the user's own with right answers that no reply can be: too long, or not to be spelt."""
+    limit, lines = config.evaluation.max_answer_tokens, []
+    for key, chosen in config.evaluation.benchmarks.items():
+        if chosen.task or chosen.rule == "option":  # of a task limit and verdict are its own; a letter is in every reach
+            continue
+        long: list[str] = []
+        lost: list[str] = []
+        asked = outside(key, config, chosen.limit).questions
+        for question in asked:
+            answers = {answer: tokenizer.encode(answer) for answer in (question.answer, *question.also)}
+            spelt = [ids for answer, ids in answers.items() if is_right(tokenizer.decode(ids), answer)]
+            if not spelt:
+                lost.append(question.answer)
+            elif min(map(len, spelt)) > limit:
+                long.append(question.answer)
+        setting, of = f"evaluation.benchmarks.{key}", f"of {len(asked)} answers"
+        if long:
+            longest = max(long, key=lambda answer: len(tokenizer.encode(answer)))
+            lines.append(
+                f"{setting}: {len(long)} {of} are longer than evaluation.max_answer_tokens={limit} ({longest[:40]!r}: "
+                f"{len(tokenizer.encode(longest))} tokens) and can never be given: raise it"
+            )
+        if lost:
+            lines.append(f"{setting}: {len(lost)} {of} cannot be spelt by this tokenizer ({lost[0][:40]!r}): see decoder.tokenizer")
+    return lines
+
+
 def check_benchmarks(config: RunConfig) -> None:
     """Raises UserError, one line: a benchmark from outside cannot be found, or its name is taken or cannot be shown."""
     taken = {*BENCHMARKS, EASY_VQA}
@@ -188,7 +217,7 @@ def outside(key: str, config: RunConfig, limit: int | None = None) -> Benchmark:
     if chosen.task:
         return _of_task(key, chosen.task, chosen.path, chosen.rules, Buckets.of(config.data), limit)
     if chosen.path:
-        return _of_file(key, chosen.path, chosen.root, chosen.rule, Buckets.of(config.data), limit)
+        return _of_file(key, chosen.path, chosen.root, chosen.rule, Buckets.of(config.data), limit, _stamp(Path(chosen.path)))
     return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, limit)
 
 
@@ -213,8 +242,15 @@ def _of_task(key: str, task: str, path: str, rules: str, buckets: Buckets, limit
     return Benchmark(key, PUBLISHED[task].title, None, made.questions, made.chance, made.right, made.of, made.max_tokens)
 
 
+def _stamp(path: Path) -> tuple[object, ...]:
+    """Of the file's content: a notebook may change it, or the folder, while the process keeps what it has read."""
+    return (path.absolute(), path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
+
+
 @lru_cache(maxsize=16)
-def _of_file(key: str, path: str, root: str, rule: str, buckets: Buckets, limit: int | None) -> Benchmark:
+def _of_file(
+    key: str, path: str, root: str, rule: str, buckets: Buckets, limit: int | None, stamp: tuple[object, ...]
+) -> Benchmark:
     setting = f"evaluation.benchmarks.{key}"
     right = jsonl.rule(setting, rule)
     questions, lines, total = jsonl.questions(setting, BenchmarkConfig(path=path, root=root), buckets, limit)

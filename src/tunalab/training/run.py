@@ -28,7 +28,7 @@ from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, pictured
-from tunalab.evaluation.benchmarks import asked_of, check_benchmarks, kept_images, outside_sources
+from tunalab.evaluation.benchmarks import asked_of, check_benchmarks, kept_images, out_of_reach, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
@@ -255,6 +255,8 @@ class Run:
                 self.lineage = read_lineage(self.run_dir)
                 self.holding = self.stop.holding = Holding(self.run_dir)
                 keep(self.run_dir, self.seen)
+                for line in out_of_reach(self.config, self.tokenizer):
+                    self._warn(line)
                 self.tracker = self.reporting.tracker = self._tracker(resume)
         try:
             with self.stop.handlers_restored():
