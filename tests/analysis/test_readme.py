@@ -7,6 +7,7 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 
 from tunalab.analysis.claims import PANELS, claims, in_words
+from tunalab.analysis.endpoints import matched_words
 from tunalab.analysis.tables import BEGIN, END, readme_block, update_readme, write_tables
 from tunalab.collection import Records
 from tunalab.errors import UserError
@@ -19,7 +20,8 @@ def test_the_readme_is_fresh() -> None:
     records = read_records(ROOT / "results" / "figure6")
     committed = (ROOT / "README.md").read_text().split(f"{BEGIN}\n")[1].split(f"\n{END}")[0]
     words = {claim: in_words(gaps) for claim, gaps in claims(records).items() if gaps}
-    assert_printed_alike(readme_block(Records(records).only(*PANELS), words), committed, "run `make table`")
+    block = readme_block(Records(records).only(*PANELS), words, matched_words(records))
+    assert_printed_alike(block, committed, "run `make table`")
 
 
 def test_the_figure_shows_what_the_claims_are_of() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tunalab.analysis.curves import Line, benchmarks, lines, named
+from tunalab.analysis.curves import AXES, Line, benchmarks, lines, named
 from tunalab.analysis.learning import log_weights
 from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, of_seeds, question_error
 from tunalab.analysis.tables import ANSWERS
@@ -29,6 +29,8 @@ from tunalab.records.record import Point, Record
 
 EARLY = (0.135, 0.223, 0.367)  # of the tokens: three in a row of the eight evaluations of a run
 LOSS, MARGIN, ACCURACY = "answers' loss, area over log tokens", "margin", "accuracy"
+# Equal tokens are not equal cost. Seconds are not among them: runs share machines with whatever else these do.
+MATCHED = {"flops": "answers' loss, area over log FLOPs that both have", "parameters": "the same over log tokens x parameters"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,46 @@ def loss_difference(pairs: Pairs) -> Difference | None:
     return None if np.isnan(value_S).any() else Difference(LOSS, value_S)
 
 
+def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
+    """As ``loss_difference``, over the stretch of another axis (``MATCHED``) that both runs of a pair cover.
+
+    Straight lines over its logarithm between evaluations. None where two runs have no stretch in common.
+    """
+    value_S = []
+    for pair in pairs:
+        curves = []
+        for record in pair:
+            points = [
+                (AXES[axis].place(record, point), point.losses[ANSWERS]) for point in record.points if ANSWERS in point.losses
+            ]
+            curves.append(np.array(points, dtype=float).reshape(-1, 2).T)
+        (x_P, loss_P), (other_x_P, other_P) = curves
+        if min(len(x_P), len(other_x_P)) < 2:
+            return None
+        low, high = max(x_P[0], other_x_P[0]), min(x_P[-1], other_x_P[-1])
+        if low >= high:
+            return None
+        every = np.unique(np.concatenate([x_P, other_x_P, [low, high]]))
+        x_G = every[(every >= low) & (every <= high)]
+        gap_G = np.interp(np.log(x_G), np.log(x_P), loss_P) - np.interp(np.log(x_G), np.log(other_x_P), other_P)
+        value_S.append(float(log_weights(x_G) @ gap_G))
+    return Difference(MATCHED[axis], np.array(value_S))
+
+
+def matched_words(records: Sequence[Record]) -> str:
+    """A sentence: what is left of the differences in loss where compute is equal, not tokens; empty of less than two seeds."""
+    found = [
+        f"{' - '.join(names(a, b))} {matched.shown()} (tokens: {tokens.shown()})"
+        for a, b, pairs in compared(records)
+        if (matched := matched_difference(pairs, "flops")) is not None and (tokens := loss_difference(pairs)) is not None
+    ]
+    if not found:
+        return ""
+    return (
+        f"At equal training FLOPs instead of tokens, the answers' loss (area over the log of either) differs by {'; '.join(found)}."
+    )
+
+
 def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = False) -> Difference | None:
     """Of margins or accuracies, the mean over benchmarks ``kinds``; None where a run has not measured one, or margins are bare.
 
@@ -114,11 +156,11 @@ def _gap(
 
 
 def endpoints(pairs: Pairs) -> list[Difference]:
-    """All that both sides have: loss, mean margin and accuracy, then each benchmark, early and at the end."""
+    """All that both sides have: loss (also at equal compute), mean margin and accuracy, then each benchmark, early and late."""
     kinds = ordered_benchmarks(set.intersection(*(benchmarks([record]) for pair in pairs for record in pair)))
     last = [record.points[-1].benchmarks for pair in pairs for record in pair]
     closed = [kind for kind in kinds if all(kind in scores and scores[kind].margins is not None for scores in last)]
-    found = [loss_difference(pairs)]
+    found = [loss_difference(pairs), *(matched_difference(pairs, axis) for axis in MATCHED)]
     for early in (True, False):
         found += [difference(pairs, MARGIN, closed, early) if closed else None, difference(pairs, ACCURACY, kinds, early)]
     for kind in kinds:

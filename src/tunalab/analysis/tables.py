@@ -213,8 +213,8 @@ def _value(value: Any) -> str:
 BEGIN, END = "<!-- figure6: made by `make table` -->", "<!-- end of figure6 -->"
 
 
-def readme_block(records: Sequence[Record], claims: Mapping[str, str]) -> str:
-    """Picture, cost in time and machine, the table of accuracies, and a line for each claim of the paper."""
+def readme_block(records: Sequence[Record], claims: Mapping[str, str], matched: str = "") -> str:
+    """Picture, cost in time and machine, the table of accuracies, a line for each claim of the paper, and what is ``matched``."""
     legend = Legend(records)
     of_variant = {name: [record for record in records if record.run.variant == name] for name in legend.ordered(legend.looks)}
     seeds = ", ".join(f"{len(runs)} of {legend.label(name)}" for name, runs in of_variant.items())
@@ -235,6 +235,7 @@ def readme_block(records: Sequence[Record], claims: Mapping[str, str]) -> str:
             "The paper's claims, as far as scenes can speak about them ([differences and endpoints](results/figure6/claims.md)):",
             "",
             *(f"- {claim}: {words}" for claim, words in claims.items()),
+            *(["", f"{matched} `--x flops` draws the figure so."] if matched else []),
         ]
     )
 
@@ -266,10 +267,11 @@ def _on_cores(name: str, runs: Sequence[Record]) -> tuple[str, str]:
     return f"{'a core' if threads == {1} else f'{max(threads)} cores'} of {name}", f"{minutes:.0f} core-minutes{hours}"
 
 
-def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, str]) -> bool:
+def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, str], matched: str = "") -> bool:
     """Put the block between its markers; returns whether the file changed. ``claims``: each of the paper's with its verdict.
+    ``matched``: a sentence about equal compute.
 
     Raises:
         UserError: the markers are not there, once each and in order.
     """
-    return replace_block(readme, BEGIN, END, readme_block(records, claims))
+    return replace_block(readme, BEGIN, END, readme_block(records, claims, matched))

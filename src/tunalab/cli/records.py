@@ -78,10 +78,12 @@ def table(arguments: argparse.Namespace) -> int:
     _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
         from tunalab.analysis.claims import claims, in_words
+        from tunalab.analysis.endpoints import matched_words
         from tunalab.analysis.tables import update_readme
 
         words = {claim: in_words(gaps) for claim, gaps in claims(found).items() if gaps}
-        print(f"{'updated' if update_readme(arguments.readme, shown, words) else 'unchanged'} {arguments.readme}")
+        updated = update_readme(arguments.readme, shown, words, matched_words([*found]))
+        print(f"{'updated' if updated else 'unchanged'} {arguments.readme}")
     return 0
 
 
