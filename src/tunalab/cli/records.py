@@ -77,12 +77,13 @@ def table(arguments: argparse.Namespace) -> int:
     _warn_unequal(found)
     _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
-        from tunalab.analysis.claims import claims, in_words
+        from tunalab.analysis.claims import claims, in_words, papers_variants
         from tunalab.analysis.endpoints import matched_words
         from tunalab.analysis.tables import update_readme
 
         words = {claim: in_words(gaps) for claim, gaps in claims(found).items() if gaps}
-        updated = update_readme(arguments.readme, shown, words, matched_words([*found]))
+        papers = [record for runs in papers_variants([*found]).values() for record in runs]
+        updated = update_readme(arguments.readme, shown, words, matched_words(papers))
         print(f"{'updated' if updated else 'unchanged'} {arguments.readme}")
     return 0
 
