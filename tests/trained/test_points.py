@@ -128,7 +128,7 @@ def test_the_last_point_alone(tmp_path):
             [],
             "there is no benchmark 'reading' .choices: easy_vqa, relations, .*evaluation.benchmarks.reading.path=FILE",
         ),
-        ([], [], "name a benchmark"),
+        ([], [], "names no benchmarks .evaluation.benchmarks.: name one, --benchmarks NAME"),
         (["count"], ["seed=3"], "setting 'seed=3' is not of evaluation"),
         (
             ["mine"],

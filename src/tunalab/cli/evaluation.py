@@ -23,7 +23,13 @@ def add(commands: "Commands") -> None:
     processes = "processes, each with a copy of the model, that measure different parts (default: 2 on several cores, 1 on a GPU)"
     sub.add_argument("--processes", type=int, metavar="N", help=processes)
     sub.add_argument("--points", choices=["all"], help="of a run that keeps its points: ask --benchmarks along its curve instead")
-    sub.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help="count, pairs@2, easy_vqa, or your own")
+    sub.add_argument(
+        "--benchmarks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="count, pairs@2, easy_vqa, or of evaluation.benchmarks (default: all of these)",
+    )
     sub.add_argument("--watch", action="store_true", help="with --points: go on until the run is finished; several may watch")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -55,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def ask_along(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> int:
-    if not (arguments.points and arguments.benchmarks and models):
+    if not (arguments.points and models):
         raise UserError("a curve is asked by: tunalab evaluate RUN --points all --benchmarks NAME")
     from tunalab.trained.points import ask_points
 

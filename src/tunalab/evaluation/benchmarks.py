@@ -95,17 +95,22 @@ def benchmarks(config: RunConfig) -> list[Benchmark]:
         found += [_of_kind(kind, level, SPLIT, size, groups, placement) for level in levels for kind in kinds]
     if evaluation.easy_vqa:
         found.append(_easy_vqa(size, evaluation.easy_vqa))
-    return found + [outside(key, config, chosen.limit) for key, chosen in evaluation.benchmarks.items() if is_questions(chosen)]
+    return found + [outside(key, config, chosen.limit) for key, chosen in along(config).items() if is_questions(chosen)]
+
+
+def along(config: RunConfig) -> dict[str, BenchmarkConfig]:
+    """Those of ``evaluation.benchmarks`` that the run itself asks."""
+    return config.evaluation.benchmarks if config.evaluation.asked == "along" else {}
 
 
 def scene_prompts(config: RunConfig) -> "list[ScenePrompts]":
-    """Of ``evaluation.benchmarks`` those whose images are scored at once."""
-    return [_images(key, config) for key, chosen in config.evaluation.benchmarks.items() if chosen.task == SCENE_PROMPTS]
+    """Of those that the run asks the ones whose images are scored at once."""
+    return [_images(key, config) for key, chosen in along(config).items() if chosen.task == SCENE_PROMPTS]
 
 
 def kept_images(config: RunConfig) -> "list[KeptImages]":
-    """Those whose images a run keeps, for a scorer. Raises UserError, one line: their prompts are missing."""
-    tasks = {key: chosen.task for key, chosen in config.evaluation.benchmarks.items()}
+    """Of those that the run asks the ones whose images it keeps, for a scorer. Raises UserError, one line: prompts are missing."""
+    tasks = {key: chosen.task for key, chosen in along(config).items()}
     return [_images(key, config) for key, task in tasks.items() if task in IMAGES and task != SCENE_PROMPTS]
 
 
@@ -115,10 +120,12 @@ def _images(key: str, config: RunConfig) -> Any:
     return module.scene_prompts(key, chosen, config) if chosen.task == SCENE_PROMPTS else getattr(module, chosen.task)(key, chosen)
 
 
-def asked_of(config: RunConfig) -> "list[Benchmark | ScenePrompts | KeptImages]":
-    """All of ``evaluation.benchmarks``, as they are asked along a run. Raises UserError as each does."""
-    questions = [outside(key, config, chosen.limit) for key, chosen in config.evaluation.benchmarks.items() if is_questions(chosen)]
-    return [*questions, *scene_prompts(config), *kept_images(config)]
+def one_of(key: str, config: RunConfig) -> "Benchmark | ScenePrompts | KeptImages":
+    """One of ``evaluation.benchmarks`` as it is asked along a run, by the run or later. Raises UserError: its data is missing."""
+    chosen = config.evaluation.benchmarks[key]
+    found: Benchmark | ScenePrompts | KeptImages
+    found = outside(key, config, chosen.limit) if is_questions(chosen) else _images(key, config)
+    return found
 
 
 def is_questions(chosen: BenchmarkConfig) -> bool:
@@ -129,7 +136,7 @@ def is_questions(chosen: BenchmarkConfig) -> bool:
 def out_of_reach(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """A line for each benchmark of the user's own with right answers that no reply can be: too long, or not to be spelt."""
     limit, lines = config.evaluation.max_answer_tokens, []
-    for key, chosen in config.evaluation.benchmarks.items():
+    for key, chosen in along(config).items():
         if chosen.task or chosen.rule == "option":  # of a task limit and verdict are its own; a letter is in every reach
             continue
         long: list[str] = []
@@ -164,6 +171,8 @@ def check_benchmarks(config: RunConfig) -> None:
             if not re.fullmatch(r"\w[\w -]*", key, re.ASCII):
                 raise UserError(f"{group}.{key}: figures and MLflow call it so: letters, digits, blanks, _ and - are allowed")
             taken.add(key)
+    if config.evaluation.asked == "later" and config.evaluation.benchmarks and config.evaluation.keep_points != "all":
+        raise UserError("evaluation.asked=later asks the points that a run keeps: set evaluation.keep_points=all too")
     for key, chosen in config.evaluation.benchmarks.items():
         setting = f"evaluation.benchmarks.{key}"
         if chosen.task:
@@ -215,7 +224,7 @@ def outside(key: str, config: RunConfig, limit: int | None = None) -> Benchmark:
     """
     chosen = config.evaluation.benchmarks[key]
     if chosen.task:
-        return _of_task(key, chosen.task, chosen.path, chosen.rules, Buckets.of(config.data), limit)
+        return _of_task(key, chosen.task, str(Path(chosen.path).absolute()), chosen.rules, Buckets.of(config.data), limit)
     if chosen.path:
         return _of_file(key, chosen.path, chosen.root, chosen.rule, Buckets.of(config.data), limit, _stamp(Path(chosen.path)))
     return _outside(key, chosen.name, tuple(chosen.arguments.items()), config.data.image_size, limit)

@@ -549,6 +549,12 @@ class EvaluationConfig:
         help="questions of easy-VQA's published test split; 0: none",
     )
     benchmarks: dict[str, BenchmarkConfig] = group(dict)
+    asked: str = setting(
+        "along",
+        choices=("along", "later"),
+        help="when `benchmarks` are asked: by the run at its points, or of the points that it keeps, by `tunalab evaluate RUN "
+        "--points all --watch` elsewhere",
+    )
     max_answer_tokens: int = setting(8, at_least=1, help="limit of an answer")
     loss_documents: int = setting(128, at_least=0, help="held-out documents per kind")
     loss_split: str = setting(

@@ -6,6 +6,7 @@ point is asked once, by whichever process locks it first: several watchers share
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from tunalab.evaluation.benchmarks import (
     EASY_VQA,
     SPLIT,
     Benchmark,
-    asked_of,
     check_benchmarks,
     easy_vqa,
+    one_of,
     scenes,
 )
 from tunalab.evaluation.generation.along import KeptImages, ScenePrompts
@@ -43,7 +44,7 @@ OWN = "evaluation."
 
 def ask_points(
     run: str | Path,
-    names: Sequence[str],
+    names: Sequence[str] = (),
     settings: Sequence[str] = (),
     watch: bool = False,
     log: Callable[[str], None] = print,
@@ -51,7 +52,7 @@ def ask_points(
     """Ask benchmarks at every point whose weights a run keeps (``evaluation.keep_points=all``), into its record; the tokens asked.
 
     ``names``: of scenes (``count``, ``count@2``), ``easy_vqa``, or of ``evaluation.benchmarks`` in the run's settings or in
-    ``settings`` (["evaluation.benchmarks.mine.path=q.jsonl"]). ``watch``: go on until the run is finished.
+    ``settings`` (["evaluation.benchmarks.mine.path=q.jsonl"]); none: all of these. ``watch``: go on until the run is finished.
 
     Raises UserError: no such run or benchmark, a setting of something else, no weights kept.
     """
@@ -63,9 +64,9 @@ def ask_points(
         if not setting.startswith(OWN):
             raise UserError(f"setting '{setting}' is not of {OWN.rstrip('.')}: a trained model is asked, not changed")
         config = laid_over(config, setting)
-    chosen = [named(name, config) for name in names]
+    chosen = [named(name, config) for name in names or config.evaluation.benchmarks]
     if not chosen:
-        raise UserError("name a benchmark: --benchmarks NAME")
+        raise UserError(f"{run_dir} names no benchmarks (evaluation.benchmarks): name one, --benchmarks NAME")
     asked: list[int] = []
     while True:
         finished = _finished(run_dir)
@@ -90,8 +91,7 @@ def named(name: str, config: RunConfig) -> Asked:
     kind, _, level = name.partition("@")
     if name in config.evaluation.benchmarks:
         check_benchmarks(config)
-        alone = replace(config, evaluation=replace(config.evaluation, benchmarks={name: config.evaluation.benchmarks[name]}))
-        (found,) = asked_of(alone)
+        found = one_of(name, config)
         if isinstance(found, KeptImages) and found.judge is None:
             raise UserError(f"evaluation.benchmarks.{name}.scorer is missing: the folder of a model that scores images")
         return found
@@ -163,6 +163,10 @@ class _Weights:
         self.run_dir, self.tokens = run_dir, tokens
 
     @cached_property
+    def run_makes_images(self) -> bool:
+        return read_config(self.run_dir / CONFIG_FILE).evaluation.asked == "along"
+
+    @cached_property
     def loaded(self) -> Model:
         return load(f"{self.run_dir}@{self.tokens}")
 
@@ -171,8 +175,9 @@ class _Weights:
         if isinstance(one, KeptImages):
             folder = one.folder(self.run_dir, self.tokens)
             if not one.is_made(folder):
-                if self.tokens not in kept_points(self.run_dir):
+                if self.tokens not in kept_points(self.run_dir) or is_training(self.run_dir) and self.run_makes_images:
                     return None
+                shutil.rmtree(folder, ignore_errors=True)  # a part of them, of other weights: of those before rounding
                 one.make(self.loaded.model, self.loaded.tokenizer, self.loaded.config, folder, self.loaded.identity)
             assert one.judge is not None  # `named` has refused it
             return one.judge(folder)

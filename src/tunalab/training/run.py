@@ -28,7 +28,7 @@ from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, pictured
-from tunalab.evaluation.benchmarks import asked_of, check_benchmarks, kept_images, out_of_reach, outside_sources
+from tunalab.evaluation.benchmarks import along, check_benchmarks, kept_images, one_of, out_of_reach, outside_sources
 from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
@@ -87,7 +87,8 @@ def open_data(config: RunConfig) -> None:
     open_sources(config)
     if config.evaluation.easy_vqa:
         check_installed()
-    asked_of(config)
+    for key in along(config):
+        one_of(key, config)
 
 
 def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
@@ -473,7 +474,7 @@ def write_run_record(
     module.note_memory()
     p, config = module.progress, module.config
     sources = outside_sources(config)
-    described = {one.name: one.describe() for one in asked_of(config)}
+    described = {key: one_of(key, config).describe() for key in along(config)}
     record = Record(
         run=RunInfo(
             name=run_dir.name,

@@ -10,8 +10,8 @@ import pytest
 from tests.training.conftest import quick_components, quick_config, use_quick_components
 
 from tunalab.errors import UserError
-from tunalab.evaluation.benchmarks import asked_of, check_benchmarks, kept_images
-from tunalab.evaluation.generation.along import spread
+from tunalab.evaluation.benchmarks import check_benchmarks, kept_images, one_of
+from tunalab.evaluation.generation.along import right_images, spread
 from tunalab.evaluation.generation.following import renders
 from tunalab.interop.dpg import COLUMNS
 from tunalab.records.asked import merged
@@ -109,6 +109,31 @@ def test_scored_afterwards_without_weights(data, mask2former, vilt, capsys):
     assert ask_points(data / "one", ["dpg"], scorers) == tokens[1:]
 
 
+def test_a_run_may_leave_all_of_it_to_others(data, mask2former, vilt):
+    """It asks nothing and makes no images; of the weights that it keeps everything is asked later, all that its settings name."""
+    config = config_of(data, geneval=mask2former, dpg=vilt)
+    config.evaluation.asked = "later"
+    with pytest.raises(UserError, match="evaluation.asked=later asks the points that a run keeps: set evaluation.keep_points=all"):
+        check_benchmarks(config)
+    config.evaluation.keep_points = "all"
+    check_benchmarks(config)
+    assert run.train(config, data / "one") == 0
+    record = read_record(data / "one/record.json")
+    assert not any(point.benchmarks for point in record.points) and not (data / "one/points/images").exists()
+    tokens = [point.tokens for point in record.points]
+    assert ask_points(data / "one") == tokens
+    # A lost image is made again with the others of its point, of the same weights.
+    shutil.rmtree(data / "one/points/asked")
+    lost = one_of("dpg", config).folder(data / "one", tokens[0]) / "0.png"
+    before = {path.name: path.read_bytes() for path in lost.parent.glob("*.png")}
+    (lost if lost.exists() else next(lost.parent.glob("*.png"))).unlink()
+    assert ask_points(data / "one", ["dpg"]) == tokens
+    assert {path.name: path.read_bytes() for path in lost.parent.glob("*.png")} == before
+    assert ask_points(data / "one") == tokens
+    for point in read_record(data / "one/record.json").points:
+        assert {*point.benchmarks} == {"geneval", "dpg", "drawn"}
+
+
 def test_a_scorer_that_fails_is_a_line_and_the_run_goes_on(data, vilt, capfd):
     config = config_of(data, geneval=vilt)
     assert run.train(config, data / "one") == 0
@@ -118,10 +143,8 @@ def test_a_scorer_that_fails_is_a_line_and_the_run_goes_on(data, vilt, capfd):
 
 
 def test_perfect_images_are_right_and_chance_is_below(data):
-    (drawn,) = [one for one in asked_of(config_of(data)) if one.name == "drawn"]
-    from tunalab.evaluation.generation import along
-
-    assert np.mean(along._right(drawn.prompts, renders(drawn.prompts, 32))) >= 0.8 > drawn.chance
+    drawn = one_of("drawn", config_of(data))
+    assert np.mean(right_images(drawn.prompts, renders(drawn.prompts, 32))) >= 0.8 > drawn.chance
 
 
 @pytest.mark.parametrize(
@@ -143,11 +166,11 @@ def test_mistakes_are_one_line(data, changed, message):
 def test_missing_data_is_one_line(data):
     (data / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match="metadata.jsonl cannot be read"):
-        asked_of(config_of(data))
+        one_of("geneval", config_of(data))
     (data / "dpg_bench/prompts/0.txt").unlink()
     shutil.copytree(data / "dpg_bench/prompts", data / "other/prompts")
     with pytest.raises(UserError, match="no such|cannot be read|dpg_bench.csv"):
-        asked_of(laid_over(config_of(data), f"evaluation.benchmarks={{dpg: {{task: dpg, path: {data}/other}}}}"))
+        one_of("dpg", laid_over(config_of(data), f"evaluation.benchmarks={{dpg: {{task: dpg, path: {data}/other}}}}"))
 
 
 def test_a_half_written_answer_of_another_process_is_said(data):

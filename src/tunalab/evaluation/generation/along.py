@@ -75,7 +75,7 @@ class ScenePrompts(ImageBenchmark):
         fewer = replace(config, sampling=replace(config.sampling, steps=self.steps))
         with evaluation_mode(model):
             images_NHWC = sample_texts(model, tokenizer, self.texts, fewer, [seed_of(text) for text in self.texts])
-        return Score.from_outcomes(_right(self.prompts, images_NHWC), self.chance)
+        return Score.from_outcomes(right_images(self.prompts, images_NHWC), self.chance)
 
 
 def scene_prompts(key: str, chosen: BenchmarkConfig, config: RunConfig) -> ScenePrompts:
@@ -90,7 +90,7 @@ def _scene_prompts(key: str, limit: int, steps: int, image_size: int) -> ScenePr
     asked = [one for number, name in enumerate(CATEGORIES) for one in prompts(name, SPLIT, each + (number < more))]
     # Chance is what a perfect image gets that was made for another prompt of the category.
     others = [one for _, group in groupby(asked, key=lambda one: one.category) for one in _turned([*group])]
-    chance = float(np.mean(_right(asked, renders(others, image_size))))
+    chance = float(np.mean(right_images(asked, renders(others, image_size))))
     return ScenePrompts(key, tuple(one.text for one in asked), limit, steps, chance, tuple(asked))
 
 
@@ -98,7 +98,8 @@ def _turned(group: list[Prompt]) -> list[Prompt]:
     return group[1:] + group[:1]
 
 
-def _right(asked: Sequence[Prompt], images_NHWC: np.ndarray) -> list[bool]:
+def right_images(asked: Sequence[Prompt], images_NHWC: np.ndarray) -> list[bool]:
+    """Whether each image (H, W, 3) uint8 shows what its prompt asks, as the parser of scenes reads it."""
     read = parse(images_NHWC)
     return [right(prompt.category, prompt.scene, one) for prompt, one in zip(asked, read, strict=True)]
 
