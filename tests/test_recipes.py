@@ -59,7 +59,7 @@ def test_controlled_variants_differ_in_their_front_end_alone(experiment: str) ->
         settings = differences(one, other)
         exception = {key for key in settings if key.startswith("stages.")}
         assert exception == (set() if connects(one) == connects(other) else {"stages.connector.lr"})
-        assert {key.split(".")[0] for key in settings - exception} == {"variant", "frontend"}
+        assert {key.split(".")[0] for key in settings - exception} - {"label", "colour"} == {"variant", "frontend"}
     for variant, config in configs.items():
         stages = config.stages
         assert stages["connector"].lr == (5e-4 if connects(config) else stages["pretrain"].lr), variant
@@ -108,9 +108,9 @@ def test_the_stages_are_the_papers() -> None:
         config = load(experiment, variant)
         stages = config.stages
         assert list(stages) == list(STAGES)
-        connector = 5e-4 if connects(config) else 1e-4  # in the paper's own settings the stage is Tuna-R's alone
+        connector = 5e-4 if connects(config) else 1e-4  # in the paper's own settings the stage is Tuna-R's alone, frozen or not
         assert [stage.lr for stage in stages.values()] == [connector, 1e-4, 2e-5]
-        assert (stages["connector"].tokens == 0) == (experiment in OWN and variant != "tuna_r")
+        assert (stages["connector"].tokens == 0) == (experiment in OWN and variant not in ("tuna_r", "tuna_r_frozen"))
         assert [stage.train for stage in stages.values()] == ["connector", "all", "all"]
         assert [stage.masking for stage in stages.values()] == [False, True, False]
         assert config.objective.masking.start == (0.6 if "7b" in experiment else 0.5), "the last 40%, in Table 6 the last half"

@@ -82,3 +82,9 @@ def test_headers_say_question_and_command(path: Path) -> None:
 
 def test_every_frontend_has_a_variant() -> None:
     assert {read_yaml(path)["frontend"]["name"] for path in FILES} == set(FRONTENDS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_no_variant_is_left_at_the_laptops_size(experiment: Path) -> None:
+    """An experiment with front-ends of its own scale has one for every variant: else the tiny encoder would stand in, unseen."""
+    assert variants_of(experiment) == FILES
