@@ -7,7 +7,7 @@ characters; H, W rows and columns; C colour channels and opacity.
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -97,14 +97,14 @@ def load_art(folder: str) -> Art:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            arrays = [file[name] for name in ("drawings", "glyphs", "widths")]
+            drawings, glyphs, widths = (file[name] for name in ("drawings", "glyphs", "widths"))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
         things, styles, fonts = (tuple(Named(*one) for one in about[key]) for key in ("things", "styles", "fonts"))
-        _check(things, styles, fonts, arrays)
+        _check(things, styles, fonts, [drawings, glyphs, widths])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): make it again with `tunalab drawings --to {folder}`") from error
-    return Art(things, styles, fonts, *arrays, fingerprint=sha256(path)[:32])
+    return Art(things, styles, fonts, drawings, glyphs, widths, sha256(path)[:32])
 
 
 def _check(things: Sequence[Named], styles: Sequence[Named], fonts: Sequence[Named], arrays: Sequence[np.ndarray]) -> None:
@@ -124,4 +124,5 @@ def save_art(
     about: dict[str, Any] = {"format": FORMAT, "things": things, "styles": styles, "fonts": fonts}
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / FILE) as path, path.open("wb") as file:
-        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        save: Callable[..., None] = np.savez_compressed
+        save(file, about=np.array(json.dumps(about)), **arrays)

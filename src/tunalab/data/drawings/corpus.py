@@ -56,7 +56,7 @@ def caption_source(art: Art) -> Callable[..., tuple[np.ndarray, list[str]]]:
     """scenes.caption_examples of what training shows: to pretrain components from."""
 
     def examples(split: str, seed: int, *arguments: Any, **options: Any) -> tuple[np.ndarray, list[str]]:
-        looks = partial(_cast, art, "seen", "caption example", split, seed)
-        return caption_examples(split, seed, *arguments, **options, looks=looks)
+        options["looks"] = partial(_cast, art, "seen", "caption example", split, seed)
+        return caption_examples(split, seed, *arguments, **options)
 
     return examples
