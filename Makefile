@@ -77,6 +77,11 @@ components: install ## list and verify the tiny tokenizer, VAEs and encoders
 drawings: install ## make drawings/, the art of the drawings corpus, from packages of npm (a minute, network)
 	$(BIN)/tunalab drawings --to drawings $(ARGS)
 
+drawings-components: install ## VAEs and encoders for 64 px, trained on the drawings: what the sweep figure6_drawings starts from (hours of a core)
+	set -e; for seed in 0 1 2; do \
+	  $(BIN)/tunalab components train --collection drawn --drawings drawings --seed $$seed \
+	    encoder.image_size=64 'encoder.snapshots=[1000]' vae.image_size=64 vae.steps=2000; done
+
 sweep: install ## train a sweep: VARIANT=tuna2 (default all), SWEEP=mask_ratio, LAUNCH=slurm, ARGS="--dry-run" or key=value
 	$(BIN)/tunalab sweep $(SWEEP) $(VARIANT_FLAG) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)
 
@@ -174,4 +179,4 @@ check: lint types test test-slow ## lint, types, tests: what CI runs
 clean: ## remove runs and caches (not components, not results)
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
 
-.PHONY: verify test-slow test-chaos test-fuzz test-portable help install components drawings sweep smoke figure6 mask-ratio-figure table ladder ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean
+.PHONY: verify test-slow test-chaos test-fuzz test-portable help install components drawings drawings-components sweep smoke figure6 mask-ratio-figure table ladder ablations evaluate report dashboard bench bench-gpu lint types test test-gpu test-lmms test-browser test-mlflow test-slurm test-slurm-cluster test-plans gpu check clean

@@ -107,7 +107,7 @@ COMMON = "face with and the of on in up down small large old new front facing re
 LONGEST = 2  # words of a name
 
 
-def make(out: Path, packages: Path | None = None, download: Callable[[Package, Path], None] | None = None) -> dict[str, int]:
+def make(out: Path, packages: Path | None = None) -> dict[str, int]:
     """Write the art of the packages into ``out``; returns how much there is.
 
     ``packages``: the folder where they lie; None: npm brings them, into a folder of ``out``.
@@ -120,7 +120,7 @@ def make(out: Path, packages: Path | None = None, download: Callable[[Package, P
         where.mkdir(parents=True, exist_ok=True)
         for package in PACKAGES:
             if not (where / package.file).is_file():
-                (download or npm_pack)(package, where)
+                npm_pack(package, where)
     for package in PACKAGES:
         _check(package, where / package.file)
     kind_of = read_names(where / NAMES.file)
