@@ -1,4 +1,4 @@
-"""Commands around the runs: `tunalab init`, `components`, `dashboard`, `mlflow-sync`, `bench` and `verify`."""
+"""Commands around the runs: `tunalab init`, `components`, `drawings`, `dashboard`, `mlflow-sync`, `bench` and `verify`."""
 
 import argparse
 import re
@@ -28,6 +28,15 @@ def add(commands: "Commands") -> None:
         "--parts", nargs="+", default=["vae", "encoder"], metavar="PART", help="of tokenizer, vae, encoder (default: the last two)"
     )
     sub.add_argument("--seed", type=int, default=0, help="of weights and of the images that are seen (default: 0)")
+    text = "of what training shows of this folder's art, instead of scenes (`tunalab drawings` makes it)"
+    sub.add_argument("--drawings", type=Path, metavar="FOLDER", help=text)
+    sub = add_command(
+        commands, drawings, "make the art of the drawings corpus from packages of npm; each file's digest is compared"
+    )
+    sub.add_argument("--to", type=Path, metavar="FOLDER", default=Path("drawings"), help="default: drawings")
+    sub.add_argument(
+        "--from", type=Path, metavar="FOLDER", dest="packages", help="where the packages lie; nothing is downloaded then"
+    )
     default = "default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     sub = add_command(commands, dashboard, "open MLflow's page with a comparison of the runs")
     sub.add_argument("--uri", help=default)
@@ -60,6 +69,7 @@ def init(arguments: argparse.Namespace) -> int:
 
 
 def components(arguments: argparse.Namespace) -> int:
+    from tunalab.data.drawings import caption_source, load_art
     from tunalab.frontends.components.build import Recipe, train_components
     from tunalab.frontends.components.store import collections, components_root
 
@@ -69,12 +79,25 @@ def components(arguments: argparse.Namespace) -> int:
         parts = [word for word in arguments.parts if "=" not in word]
         settings = [*arguments.settings, *(word for word in arguments.parts if "=" in word)]  # behind --parts
         recipe = Recipe().changed(settings).seeded(arguments.seed)
-        train_components(components_root() / arguments.collection, parts, recipe)
+        folder = components_root() / arguments.collection
+        if arguments.drawings:
+            art = load_art(str(arguments.drawings))
+            train_components(folder, parts, recipe, captions=caption_source(art), art=art.fingerprint)
+        else:
+            train_components(folder, parts, recipe)
     for name, collection in collections().items():
         for component in map(collection.component, collection.index):
             path = component.verified()
             quality = "  ".join(f"{key}={value}" for key, value in component.entry.get("quality", {}).items())
             print(f"{name}: {component.name:<20} {path.name}  {quality}")
+    return 0
+
+
+def drawings(arguments: argparse.Namespace) -> int:
+    from tunalab.data.drawings.making import make
+
+    counts = make(arguments.to, arguments.packages)
+    print(f"{arguments.to}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     return 0
 
 

@@ -9,6 +9,7 @@ from PIL import Image as PillowImage
 
 from tunalab.data.buckets import Buckets
 from tunalab.data.documents import KINDS, PREFIX, CopyCorpus, Corpus, Document, Image, Kind, Reject, Text, Unfit, fingerprint_of
+from tunalab.data.drawings import DrawingsCorpus
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.images import decode_image, fit_image
 from tunalab.data.manifest import ManifestCorpus
@@ -34,7 +35,8 @@ def source_names(data: DataConfig) -> list[str]:
     """Every name that :func:`build_source` knows under these settings; behind ``copy/`` each is a source of copies."""
     families: dict[str, dict[str, Any]] = {"manifest": data.manifests, "corpus": data.corpora, "questions": data.questions}
     named = (f"{family}/{key}" for family, members in families.items() for key in members)
-    return [*(f"scenes/{kind}" for kind in KINDS), "easy_vqa/vqa", *named, *shard_sources(data)]
+    drawn = [f"{family}/{kind}" for family in (("scenes", "drawings") if data.drawings else ("scenes",)) for kind in KINDS]
+    return [*drawn, "easy_vqa/vqa", *named, *shard_sources(data)]
 
 
 def shard_sources(data: DataConfig) -> dict[str, ShardsConfig]:
@@ -130,7 +132,8 @@ def build_source(name: str, data: DataConfig, seed: int, buckets: Buckets | None
     scenes = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed, data.placement)
     if family == "questions":
         return QuestionCorpus(name, question_kind(which, data), "train", scenes)
-    return ScenesCorpus(next(kind for kind in KINDS if kind == which), "train", scenes)
+    kind = next(kind for kind in KINDS if kind == which)
+    return DrawingsCorpus(kind, "train", scenes, data.drawings) if family == "drawings" else ScenesCorpus(kind, "train", scenes)
 
 
 CORPORA = Group(
@@ -204,7 +207,8 @@ def kind_of(source: str, data: DataConfig) -> Kind:
 
 
 def _choices(names: list[str]) -> str:
-    return f"{', '.join(names)}, or {PREFIX}NAME of one with images"
+    art = "" if any(name.startswith("drawings/") for name in names) else ", drawings/KIND where data.drawings names a folder of art"
+    return f"{', '.join(names)}, or {PREFIX}NAME of one with images{art}"
 
 
 def _open_shards(name: str, config: ShardsConfig, buckets: Buckets, seed: int) -> Corpus:

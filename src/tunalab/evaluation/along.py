@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.documents import KINDS, Document, Image, Kind, Question, Reject, Text
+from tunalab.data.documents import KINDS, PREFIX, Document, Image, Kind, Question, Reject, Text
+from tunalab.data.drawings import DrawingsCorpus
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
@@ -45,7 +46,7 @@ def evaluation_mode(model: UnifiedModel) -> Iterator[None]:
 # When a run is evaluated: at token counts, log-spaced, the same for every variant.
 
 
-# Held-out scenes documents: the same for every run of the same data settings, packed like training's.
+# Held-out documents of scenes, or of drawings: the same for every run of the same data settings, packed like training's.
 
 SPLIT = "test"
 DOCUMENT_SEED = 0
@@ -58,13 +59,20 @@ def held_out(kind: Kind, count: int, config: RunConfig, split: str = SPLIT) -> t
     seed = _CHOOSING_SEED if split == "train" else DOCUMENT_SEED
     one, two, three = data.levels
     settings = SceneSettings(data.image_size, (one, two, three), data.questions_per_image, seed, data.placement)
-    return _documents(kind, count, split, settings)
+    return _documents(kind, count, split, settings, data.drawings if _drawn(config)[0] == "drawings" else "")
+
+
+def _drawn(config: RunConfig) -> tuple[str, set[str]]:
+    """The family of drawn sources that held-out documents are of ("" for none), and every source that a stage trains on."""
+    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    families = {name.removeprefix(PREFIX).partition("/")[0] for name in mixed}
+    return next((family for family in ("scenes", "drawings") if family in families), ""), mixed
 
 
 # Kept by the process: a run evaluates many times, and drawing and rendering cost more than the model.
 @lru_cache(maxsize=16)
-def _documents(kind: Kind, count: int, split: str, settings: SceneSettings) -> tuple[Document, ...]:
-    corpus = ScenesCorpus(kind, split, settings)
+def _documents(kind: Kind, count: int, split: str, settings: SceneSettings, art: str) -> tuple[Document, ...]:
+    corpus = DrawingsCorpus(kind, split, settings, art) if art else ScenesCorpus(kind, split, settings)
     return tuple(corpus.document(index) for index in range(count))
 
 
@@ -88,8 +96,8 @@ def held_out_of(name: str, count: int, data: DataConfig) -> list[Document]:
 
 
 def pictured(config: RunConfig, count: int) -> Sequence[Document]:
-    """``count`` held-out documents with an image to generate: of scenes where a stage trains on them, else of the user's own."""
-    if any("scenes/" in name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0):
+    """``count`` held-out documents with an image to generate: drawn ones where a stage trains on such, else the user's own."""
+    if _drawn(config)[0]:
         return held_out("text_to_image", count, config)
     own = [document for name in config.evaluation.losses.values() for document in held_out_of(name, count, config.data)]
     return [document for document in own if any(isinstance(one, Image) and one.generate for one in document.segments)][:count]
@@ -125,16 +133,16 @@ DRAW_SEED = 1  # never the run's
 
 
 def trained_kinds(config: RunConfig) -> list[Kind]:
-    """Kinds of scenes documents that some stage trains on."""
-    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
-    return [kind for kind in KINDS if f"scenes/{kind}" in mixed]
+    """Kinds of documents of scenes that some stage trains on; of drawings where none trains on scenes."""
+    family, mixed = _drawn(config)
+    return [kind for kind in KINDS if f"{family}/{kind}" in mixed]
 
 
 @torch.no_grad()
 def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
     """``text/<kind>``: nats a predicted token. ``flow/<kind>``: as in training, averaged over visual tokens.
 
-    For every kind of scenes document in the run's stages, and the sources of ``evaluation.losses`` under their names; a loss that
+    For every kind of drawn document in the run's stages, and the sources of ``evaluation.losses`` under their names; a loss that
     there are no targets for is left out.
     """
     count, split = config.evaluation.loss_documents, config.evaluation.loss_split

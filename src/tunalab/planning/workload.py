@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tunalab.data.buckets import Buckets, Size
 from tunalab.data.documents import PREFIX, Kind
+from tunalab.data.drawings.art import FILE
 from tunalab.data.sequence import has_turns, visual_grid
 from tunalab.data.sources import kind_of
 from tunalab.data.stream import open_stream
@@ -82,7 +83,8 @@ def workload(config: RunConfig, stage: str, tokenizer: Tokenizer | None, token_p
 
 def needs_no_files(config: RunConfig) -> bool:
     """Whether every source of the run is drawn or installed with the package, so that sampling costs nothing."""
-    return all(name.removeprefix(PREFIX).partition("/")[0] in DRAWN for stage in config.stages.values() for name in stage.mix)
+    drawn = (*DRAWN, "drawings") if (Path(config.data.drawings) / FILE).is_file() else DRAWN
+    return all(name.removeprefix(PREFIX).partition("/")[0] in drawn for stage in config.stages.values() for name in stage.mix)
 
 
 def kinds_of(config: RunConfig) -> list[Kind]:

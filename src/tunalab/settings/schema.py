@@ -165,6 +165,8 @@ class DataConfig:
         "of things are displaced, in training and in the questions. Prompts for generation and their judgement stay on the grid",
     )
     questions_per_image: int = setting(5, at_least=1, at_most=8, help="questions about each scene")
+    # Where it lies is no part of a run: what it holds is compared when a run goes on.
+    drawings: str = setting("", identity=False, help="folder of art, made by `tunalab drawings`: the sources drawings/KIND read it")
     caption_drop: float = setting(
         0.1,
         at_least=0,

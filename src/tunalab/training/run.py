@@ -66,14 +66,14 @@ def check_run(config: RunConfig) -> None:
     check_benchmarks(config)
     drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     evaluation = config.evaluation
-    if evaluation.groups or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/")) for name in drawn):
+    if evaluation.groups or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/", "drawings/")) for name in drawn):
         check_image_size(config.data.image_size)
     if evaluation.groups:
         check_groups(evaluation.groups, evaluation.levels)
     settings = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(settings, config.decoder.width, config.data.image_size, config.components_seed)
     check_buckets(config.data, space.token_pixels)
-    two = any(name == "scenes/edit" or name.startswith(PREFIX) for name in drawn)
+    two = any(name in ("scenes/edit", "drawings/edit") or name.startswith(PREFIX) for name in drawn)
     _check_row(config, space, images=2 if two else 1)
     if config.optimizer.groups:
         with torch.device("meta"):

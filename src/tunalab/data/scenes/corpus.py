@@ -1,6 +1,6 @@
 """Documents of every kind made from scenes, edits among them, and the samples from which components are pretrained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from tunalab.data.documents import KINDS, Document, Image, Kind, Text
 from tunalab.data.scenes.graph import Item, Scene, belongs, check_split, displaced, other, place
-from tunalab.data.scenes.render import render
+from tunalab.data.scenes.look import SHAPES as PLAIN
+from tunalab.data.scenes.look import Look
 from tunalab.data.scenes.sampling import EXAMPLE_LEVELS, SceneSettings, check_image_size, draw_level, draw_scene, stream
-from tunalab.data.scenes.sentences import DESCRIBE, caption, draw_text, further_questions, word_caption
+from tunalab.data.scenes.sentences import DESCRIBE, draw_text, further_questions, word_caption
 from tunalab.data.scenes.vocabulary import CELLS, COLOURS, QUADRANTS, SCENE_KINDS, SHAPES
 from tunalab.errors import UserError
 
@@ -62,7 +63,7 @@ def draw_edit(rng: Random, split: str, level: int, edit: str | None = None, plac
     raise RuntimeError(f"scenes: no edit {edit} of level {level} for split {split} in {_TRIES} tries")
 
 
-def turns(rng: Random, scene: Scene, count: int) -> list[tuple[str, str]]:
+def turns(rng: Random, scene: Scene, count: int, look: Look = PLAIN) -> list[tuple[str, str]]:
     """Up to ``count`` (prompt, answer) turns about different facts of a scene, the main question always among them.
 
     Where few questions can be asked (words, patterns) the caption is the last turn: reading is learnt from it, and after it
@@ -72,7 +73,8 @@ def turns(rng: Random, scene: Scene, count: int) -> list[tuple[str, str]]:
     facts = rng.sample(further, min(count - 1, len(further)))
     chosen = [(scene.prompt, scene.answer), *(rng.choice(fact) for fact in facts)]
     rng.shuffle(chosen)
-    return [*chosen, (DESCRIBE, caption(scene))] if len(chosen) < count else chosen
+    said = [(look.said(prompt, scene.kind), look.said(answer, scene.kind)) for prompt, answer in chosen]
+    return [*said, (DESCRIBE, look.caption(scene))] if len(said) < count else said
 
 
 class ScenesCorpus:
@@ -82,11 +84,13 @@ class ScenesCorpus:
         UserError: unknown kind or split.
     """
 
+    family = "scenes"
+
     def __init__(self, kind: Kind, split: str, settings: SceneSettings) -> None:
         if kind not in KINDS:
-            raise UserError(f"scenes: unknown document kind {kind!r}; choose from {', '.join(KINDS)}")
+            raise UserError(f"{self.family}: unknown document kind {kind!r}; choose from {', '.join(KINDS)}")
         check_split(split)
-        self.name = f"scenes/{kind}"
+        self.name = f"{self.family}/{kind}"
         self.kind: Kind = kind
         self.split = split
         self.settings = settings
@@ -96,27 +100,33 @@ class ScenesCorpus:
         """None: a procedural corpus does not end."""
         return None
 
+    def look(self, index: int) -> Look:
+        """Of the document of an index."""
+        return PLAIN
+
     def document(self, index: int) -> Document:
         """The document of an index (>= 0)."""
+        look = self.look(index)
         rng = stream("document", self.kind, self.split, self.settings.seed, index)
         level = draw_level(rng, self.settings.levels)
         if self.kind == "text":
-            return Document("text", (Text(draw_text(rng, self.split, level), target=True),))
+            return Document("text", (Text(look.said(draw_text(rng, self.split, level)), target=True),))
         if self.kind == "edit":
             source, instruction, target = draw_edit(rng, self.split, level, placement=self.settings.placement)
-            return Document("edit", (self._image(source), Text(instruction), self._image(target, generate=True)))
+            before, after = self._image(look, source), self._image(look, target, generate=True)
+            return Document("edit", (before, Text(look.told(instruction)), after))
         scene = draw_scene(rng, self.split, rng.choice(SCENE_KINDS), level, self.settings.placement)
         if self.kind == "caption":
-            return Document("caption", (self._image(scene), Text(DESCRIBE), Text(caption(scene), target=True)))
+            return Document("caption", (self._image(look, scene), Text(DESCRIBE), Text(look.caption(scene), target=True)))
         if self.kind == "text_to_image":
-            return Document("text_to_image", (Text(caption(scene)), self._image(scene, generate=True)))
-        segments: list[Text | Image] = [self._image(scene)]
-        for prompt, answer in turns(rng, scene, self.settings.questions_per_image):
+            return Document("text_to_image", (Text(look.caption(scene)), self._image(look, scene, generate=True)))
+        segments: list[Text | Image] = [self._image(look, scene)]
+        for prompt, answer in turns(rng, scene, self.settings.questions_per_image, look):
             segments += [Text(prompt), Text(answer, target=True)]
         return Document("vqa", tuple(segments))
 
-    def _image(self, scene: Scene, generate: bool = False) -> Image:
-        return Image(render(scene, self.settings.image_size), generate)
+    def _image(self, look: Look, scene: Scene, generate: bool = False) -> Image:
+        return Image(look.image(scene, self.settings.image_size), generate)
 
 
 def caption_examples(
@@ -127,10 +137,12 @@ def caption_examples(
     kinds: Sequence[str] = SCENE_KINDS,
     short: float = 0.0,
     levels: tuple[float, float, float] = EXAMPLE_LEVELS,
+    looks: Callable[[int], Look] = lambda index: PLAIN,
 ) -> tuple[np.ndarray, list[str]]:
     """``count`` images (count, image_size, image_size, 3) uint8 with their captions, the kinds of scenes in turn.
 
-    ``short``: the share of the captions of words that name the word alone, and neither its colour nor its place.
+    ``short``: the share of the captions of words that name the word alone, and neither its colour nor its place. ``looks``: of the
+    example of an index.
     """
     check_split(split)
     check_image_size(image_size)
@@ -139,8 +151,9 @@ def caption_examples(
     for index in range(count):
         rng = stream("caption example", split, seed, index)
         scene = draw_scene(rng, split, kinds[index % len(kinds)], draw_level(rng, levels))
-        images_NHWC[index] = render(scene, image_size)
-        captions.append(word_caption(scene) if scene.kind == "ocr" and rng.random() < short else caption(scene))
+        look = looks(index)
+        images_NHWC[index] = look.image(scene, image_size)
+        captions.append(word_caption(scene) if scene.kind == "ocr" and rng.random() < short else look.caption(scene))
     return images_NHWC, captions
 
 
@@ -152,7 +165,7 @@ def text_sample(seed: int, count: int) -> list[str]:
         rng = stream("text sample", seed, index)
         level = 1 + index % 3
         scene = draw_scene(rng, "components", SCENE_KINDS[index % len(SCENE_KINDS)], level)
-        texts += [DESCRIBE, caption(scene), draw_text(rng, "components", level)]
+        texts += [DESCRIBE, PLAIN.caption(scene), draw_text(rng, "components", level)]
         texts += [text for turn in turns(rng, scene, 3) for text in turn]
         texts.append(draw_edit(rng, "components", level)[1])
         index += 1

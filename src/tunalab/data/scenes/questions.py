@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from tunalab.data.documents import Document, Image, Question, Text
 from tunalab.data.scenes.graph import Scene, check_split
+from tunalab.data.scenes.look import SHAPES as PLAIN
+from tunalab.data.scenes.look import Look
 from tunalab.data.scenes.render import render
 from tunalab.data.scenes.sampling import SceneSettings, check_image_size, draw_level, draw_scene, stream
 from tunalab.data.scenes.vocabulary import BENCHMARKS, LEVELS, SCENE_KINDS
@@ -65,9 +67,17 @@ def benchmark_scenes(
 
 
 def benchmark(
-    kind: str, level: int, split: str, image_size: int, seed: int, groups: int, fewer: bool = False, placement: str = "grid"
+    kind: str,
+    level: int,
+    split: str,
+    image_size: int,
+    seed: int,
+    groups: int,
+    fewer: bool = False,
+    placement: str = "grid",
+    looks: Callable[[int], Look] = lambda group: PLAIN,
 ) -> list[Question]:
-    """Questions, two a group for pairs, else one.
+    """Questions, two a group for pairs, else one. ``looks``: of each group, by its number.
 
     Raises:
         UserError: as :func:`benchmark_scenes`, or a wrong image size.
@@ -76,8 +86,10 @@ def benchmark(
     questions = []
     scenes = benchmark_scenes(kind, level, split, seed, groups, fewer, placement)
     for group, scene in enumerate(scenes):
-        views = [scene] if scene.twin is None else [scene, scene.twin]
-        questions += [Question(render(view, image_size), view.prompt, view.answer, group, view.choices) for view in views]
+        look = looks(group)
+        for view in [scene] if scene.twin is None else [scene, scene.twin]:
+            prompt, answer = look.said(view.prompt, kind), look.said(view.answer, kind)
+            questions.append(Question(look.image(view, image_size), prompt, answer, group, look.choices(view)))
     return questions
 
 

@@ -97,7 +97,7 @@ def shape_coverage(shape: str, rx: float, ry: float, x: float, y: float, scale: 
     return np.clip(0.5 - signed, 0, 1).astype(np.float32)[:, :, None]
 
 
-_shape_coverage = lru_cache(maxsize=16384)(shape_coverage)
+cached_coverage = lru_cache(maxsize=16384)(shape_coverage)
 
 
 @lru_cache(maxsize=16384)
@@ -126,10 +126,10 @@ def _patches(item: Item, scale: float) -> list[tuple[int, int, np.ndarray]]:
         return windows
     x, y = item.x * scale, item.y * scale
     left, top = floor(x - item.rx * scale) - 1, floor(y - item.ry * scale) - 1
-    return [(top, left, _shape_coverage(item.shape, item.rx, item.ry, x - left, y - top, scale))]
+    return [(top, left, cached_coverage(item.shape, item.rx, item.ry, x - left, y - top, scale))]
 
 
-def _clip(top: int, left: int, coverage: np.ndarray, size: int) -> tuple[slice, slice, np.ndarray]:
+def clip(top: int, left: int, coverage: np.ndarray, size: int) -> tuple[slice, slice, np.ndarray]:
     """The part of a window that lies within the image."""
     height, width = coverage.shape[:2]
     bottom, right = top + height, left + width
@@ -148,7 +148,7 @@ def render(scene: Scene, image_size: int) -> np.ndarray:
     for item in scene.items:
         rgb = _RGB[item.colour]
         for top, left, coverage in _patches(item, scale):
-            rows, columns, alpha = _clip(top, left, coverage, image_size)
+            rows, columns, alpha = clip(top, left, coverage, image_size)
             window = image_HWC[rows, columns]
             window += alpha * (rgb - window)
     image_HWC += 0.5
@@ -163,7 +163,7 @@ def masks(scene: Scene, image_size: int) -> np.ndarray:
     masks_NHW = np.zeros((len(scene.items), image_size, image_size), dtype=bool)
     for n, item in enumerate(scene.items):
         for top, left, coverage in _patches(item, image_size / UNITS):
-            rows, columns, alpha = _clip(top, left, coverage, image_size)
+            rows, columns, alpha = clip(top, left, coverage, image_size)
             masks_NHW[n, rows, columns] |= alpha[:, :, 0] >= 0.5
         masks_NHW[:n] &= ~masks_NHW[n]
     return masks_NHW

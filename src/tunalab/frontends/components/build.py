@@ -74,12 +74,13 @@ def train_components(
     log: Callable[[str], None] = print,
     captions: CaptionSource | None = None,
     texts: TextSource | None = None,
+    art: str = "",
 ) -> Collection:
     """Train what of ``parts`` is not in the collection yet, and store it there.
 
     A training that was stopped goes on from its last minute. Of two processes that train the same part the second waits, and
     finds the work done. On one thread: sums are split over threads, so another number of them gives other weights. ``captions``
-    and ``texts`` default to the scenes corpus.
+    and ``texts`` default to the scenes corpus. ``art``: what the index says of the captions' art, where they have one.
     """
     if captions is None or texts is None:
         from tunalab.data import scenes
@@ -89,13 +90,14 @@ def train_components(
         if part not in PARTS:
             raise UserError(f"part {part} is unknown (choices: {', '.join(PARTS)})")
     folder.mkdir(parents=True, exist_ok=True)
+    data = {**SEEN, "art": art} if art else SEEN
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for part in parts:
             config = getattr(recipe, part)
             with FileLock(folder / f".{part}-seed{config.seed}.lock"):
-                _TRAINERS[part](folder, recipe, log, captions, texts)
+                _TRAINERS[part](folder, recipe, log, captions, texts, data)
     finally:
         torch.set_num_threads(threads)
     return Collection(folder)
@@ -122,26 +124,32 @@ def build_tokenizer(config: TokenizerConfig, texts: TextSource) -> tuple[Tokeniz
     }
 
 
-def _train_tokenizer(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+def _train_tokenizer(
+    folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource, data: dict[str, Any]
+) -> None:
     if not _is_there(folder, "tokenizer", recipe.tokenizer, log):
         trained, quality = build_tokenizer(recipe.tokenizer, texts)
         store(folder, "tokenizer", trained, _about(recipe.tokenizer, {"ids": trained.vocabulary, "quality": quality}))
 
 
-def _train_vae(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+def _train_vae(
+    folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource, data: dict[str, Any]
+) -> None:
     config, name = recipe.vae, f"vae/seed{recipe.vae.seed}"
     if _is_there(folder, name, config, log):
         return
 
     def keep(codec: LatentCodec, record: dict[str, Any]) -> None:
         latents = {"mean": codec.mean_C.tolist(), "std": codec.std_C.tolist()}
-        store(folder, name, codec.vae.state_dict(), _about(config, record | latents | {"data": SEEN}))
+        store(folder, name, codec.vae.state_dict(), _about(config, record | latents | {"data": data}))
         log(f"component {name}: {record['quality']}")
 
     vae.train_vae(config, captions, keep, folder / f".vae-seed{config.seed}.state", _bar(name, config.steps))
 
 
-def _train_encoder(folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource) -> None:
+def _train_encoder(
+    folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource, data: dict[str, Any]
+) -> None:
     config, name = recipe.encoder, f"encoder/seed{recipe.encoder.seed}"
     if _is_there(folder, f"{name}@{config.snapshots[-1]}", config, log):
         return
@@ -149,7 +157,7 @@ def _train_encoder(folder: Path, recipe: Recipe, log: Callable[[str], None], cap
     words = own.component("tokenizer") if own and "tokenizer" in own.index else tiny_tokenizer()
 
     def keep(steps: int, tower: nn.Module, record: dict[str, Any]) -> None:
-        about = _about(config, record | {"data": SEEN}) | {"tokenizer": words.entry["sha256"]}
+        about = _about(config, record | {"data": data}) | {"tokenizer": words.entry["sha256"]}
         store(folder, f"{name}@{steps}", encoder_weights(config, tower), about)
         log(f"component {name}@{steps}: {record['quality']}")
 
@@ -161,7 +169,7 @@ def _train_encoder(folder: Path, recipe: Recipe, log: Callable[[str], None], cap
 _TRAINERS = {"tokenizer": _train_tokenizer, "vae": _train_vae, "encoder": _train_encoder}
 
 
-SEEN = {"split": TRAIN_SPLIT, "kinds": MIX, "short": SHORT}
+SEEN: dict[str, Any] = {"split": TRAIN_SPLIT, "kinds": MIX, "short": SHORT}
 
 
 def _about(config: Any, record: dict[str, Any]) -> dict[str, Any]:
