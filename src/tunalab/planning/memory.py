@@ -363,6 +363,19 @@ def state_bytes(count: Totals, traced: Activations, sharding: Sharding, largest_
     return {kind: size for kind, size in states.items() if size}
 
 
+def start_bytes(model: UnifiedModel, count: Totals, sharding: Sharding) -> int:
+    """Main memory that a process needs for the weights until its first step. On a GPU its shard lies there instead.
+
+    Unsharded, the model. Sharded, a process has its shard and the frozen parts, and besides these at first the front-end, later
+    one tensor at a time, which the largest bounds (training.blocks.fill).
+    """
+    if sharding.strategy != "fsdp2":
+        return FLOAT * (count.trained + count.frozen)
+    frontend = sum(p.numel() for p in model.frontend.parameters()) - count.frozen
+    passing = max(frontend, max(p.numel() for p in model.parameters()))
+    return FLOAT * (-(-count.trained // sharding.shards) + count.frozen + passing)
+
+
 def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, vocabulary: int, checkpointing: bool) -> int:
     """What a rank keeps at the peak, which is where the text loss goes backward, for tokens of one kind of document.
 
