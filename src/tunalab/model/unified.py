@@ -8,6 +8,7 @@ Shapes: B rows, L tokens, N images, n images of a group, m generating ones among
 V vocabulary, K labelled tokens, P token_dim; S tokens of generating documents.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd, from_raster, unpatchify
 from tunalab.frontends.loading import Weight
 from tunalab.frontends.registry import build_frontend
-from tunalab.model.attention import Layout, make_backend
+from tunalab.model.attention import AttentionBackend, Layout, make_backend
 from tunalab.model.decoder import build_decoder, hidden_states, open_decoder, sincos_positions
 from tunalab.model.deferred import Deferred
 from tunalab.model.flow_head import FlowHead, TimeEmbedding, rotary_tables
@@ -66,7 +67,7 @@ class UnifiedModel(nn.Module):
         self.head.initialise(config.decoder.init_std)
         self.image_positions = config.decoder.image_positions
         self.target_layout = config.objective.target_layout
-        self.attention = config.attention
+        self.attention: str | Callable[[Layout], AttentionBackend] = config.attention
         self.frontend.freeze()
 
     def forward(self, batch: PackedBatch, x_t_nChw: list[Tensor], t_N: Tensor, mask_nT: list[Tensor]) -> ModelOutput:
