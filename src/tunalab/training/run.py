@@ -214,7 +214,8 @@ class Run:
             model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.reporting = Reporting(run_dir, budget(config))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
-        if self.ranks.broadcast(not self.store.steps()):  # a run that goes on has weights of its own
+        fresh = self.ranks.broadcast(not self.store.steps())
+        if fresh:  # a run that goes on has weights of its own
             self.parent = self._find_parent()
             if self.parent is not None:
                 refuse_other_shapes(self.parent.checkpoint, learnt_parameters(model))
@@ -222,6 +223,8 @@ class Run:
                 weights |= start_weights(model, config, self._print)
             else:
                 load_start(model, config, self._print)
+        if self.parent is not None or not fresh:  # all that a checkpoint holds comes from there
+            weights = {name: weight for name, weight in weights.items() if name in dict(model.named_buffers())}
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.environment = environment()
