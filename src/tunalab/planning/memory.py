@@ -147,7 +147,7 @@ def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_
     places_1L = torch.zeros((1, tokens), dtype=torch.int64)
     with recorder.part("front-end"):
         time_ND = model.time(torch.empty(images))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # as objective.to_space
             x_1Chw = model.frontend.to_space(torch.empty(1, 3, *size))
         visual_NTD = model.frontend.embed(x_1Chw.expand(images, -1, -1, -1).contiguous())
         visual_NTD = model.mask_token(visual_NTD, torch.zeros((images, visual_NTD.shape[1]), dtype=torch.bool))
