@@ -17,7 +17,7 @@ from tunalab.files import below
 from tunalab.interop.clip import prompted_images
 from tunalab.interop.outcomes import checked_name
 from tunalab.interop.samples import read_layout
-from tunalab.official.layout import read_shards
+from tunalab.official.layout import open_shards
 from tunalab.records.record import write_record
 
 OUTSIDE = ("/etc/passwd", "../secret.png", "a/../../secret.png", "..", "a\\..\\..\\secret.png", "C:\\secret.png", "C:secret.png")
@@ -59,7 +59,7 @@ def test_a_name_stays_below_its_folder(folder: Path, name: str) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": name}}), encoding="utf-8")
     with pytest.raises(UserError, match="leads out of the folder"):
-        read_shards(index)
+        open_shards(index)
 
 
 @pytest.mark.parametrize("name", ["../k", "/k", "a/b", "a\\b", "C:k", ".hidden", "a\0", ".."])

@@ -18,6 +18,7 @@ from tunalab.files import listed, write_atomically
 if TYPE_CHECKING:
     from lightning import Callback
 
+    from tunalab.bench.trial import Trial
     from tunalab.data.inspection import DataReport
     from tunalab.fetching import Fetched
     from tunalab.planning.ladder import Cost, Rung
@@ -261,6 +262,18 @@ def plan(
     if config is not None:
         return make_plan(config, card, **given)
     return plan_sweep(name, configs, card, **given)
+
+
+def try_steps(name: str, variant: str, settings: Settings = (), row_tokens: Sequence[int] = ()) -> "list[Trial]":
+    """A training step of a slice of a run's model on this machine's CPU, for a row of each length (of none: the run's): memory as
+    planned and as measured. Random weights, documents of assumed lengths, no network.
+
+    Raises UserError: a file or a setting is wrong, a length that no document fits.
+    """
+    config = load_config(name, variant, settings)
+    from tunalab.bench.trial import try_step
+
+    return [try_step(config, tokens) for tokens in row_tokens or [config.data.row_tokens]]
 
 
 def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":

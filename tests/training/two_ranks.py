@@ -22,6 +22,7 @@ from tests.training.conftest import MIX, quick_config
 from tunalab.cli import main
 from tunalab.data.stream import Step, StepLoader
 from tunalab.errors import UserError
+from tunalab.model.deferred import Deferred
 from tunalab.settings.loading import to_yaml
 from tunalab.settings.schema import RunConfig
 from tunalab.settings.timeline import Place
@@ -309,6 +310,7 @@ def shards(folder: Path, report: Report) -> None:
 
 if __name__ == "__main__":
     FOLDER, RANK, *PORTS = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    Deferred.least = 1  # as if the tiny model's tensors were large
     REPORT = Report(FOLDER / f"rank{RANK}.json")
     with started_by(slurm(RANK), PORTS[0]):
         replicas(FOLDER, REPORT)

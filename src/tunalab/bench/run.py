@@ -175,12 +175,12 @@ def bench_sweep(records: Sequence[Record], variant: str = "tuna2") -> dict[str, 
 
 def bench(only: str | None, out: Path | None, records: Path) -> int:
     """Run the benchmarks, or ``only`` one of them: speed on experiments/scenes.yaml with Tuna-2, the sweep from its ``records``,
-    figure 6 and the status of a thousand runs.
+    figure 6, the status of a thousand runs, and main memory at the start of a distributed one.
 
     Exit code 1 when a required figure is not reached or fast and slow paths disagree. ``out`` is where the figures are written.
     """
     results: dict[str, Any] = {"command": "make bench" if only is None else f"tunalab bench --only {only}"}
-    if only not in ("sweep", "figure", "status"):
+    if only not in ("sweep", "figure", "status", "start_up"):
         results |= {"environment": environment(), **_speed(only)}
     if only in (None, "sweep"):
         results["sweep"] = {"records": str(records), **bench_sweep(read_records(records))}
@@ -188,6 +188,10 @@ def bench(only: str | None, out: Path | None, records: Path) -> int:
         results["figure"] = bench_figure()
     if only in (None, "status"):
         results["status"] = bench_status()
+    if only in (None, "start_up"):
+        from tunalab.bench.start_up import bench_start_up  # here, for it imports torch
+
+        results["start_up"] = bench_start_up()
     good = report(results)
     if out is not None:
         write_atomically(out, json.dumps(results, indent=1) + "\n")
@@ -261,5 +265,12 @@ def report(results: dict[str, Any]) -> bool:
         print(
             f"status: of {of['runs']} runs in {of['status_seconds']:.2f} s, a processor's {of['processor_seconds']:.2f} s "
             f"{limit(of['status_seconds'], most=of['required_seconds'])}"
+        )
+    for number, of in results.get("start_up", {}).get("processes", {}).items():
+        points = [f"{point['filled']:.3f} (planned {point['planned']:.3f}) of {point['model']:.3f} GB" for point in of["starts"]]
+        print(
+            f"start_up: {number} process(es), at most {', '.join(points)}: {of['filled_per_gb']:.2f} GB for each GB of the model "
+            f"{limit(of['filled_per_gb'], most=of['required_per_gb'])} and {of['besides_gb']:.3f} GB; with averages "
+            f"{of['averaged_per_gb']:.2f}"
         )
     return good

@@ -5,13 +5,14 @@ import json
 import os
 import shlex
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tunalab.cli.common import add_command, add_settings, check_out, positive
 from tunalab.errors import UserError
 from tunalab.files import write_atomically
-from tunalab.library import attempt, check_named, inspect_data, prepared
+from tunalab.library import attempt, check_named, inspect_data, prepared, try_steps
 from tunalab.library import plan as make_plan
 from tunalab.redaction import restored
 
@@ -55,6 +56,9 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--price", type=float, help="dollars per GPU-hour (default: the named GPU's, a round figure for a rented one)")
     sub.add_argument("--sample", action="store_true", help="read the run's own data instead of assuming lengths of documents")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
+    words = "also take a step of a slice of the model (its widths, a few layers) on this machine's CPU, on a row of each length "
+    words += "(default: the run's), and print memory as planned and as measured; takes minutes"
+    sub.add_argument("--try", type=int, nargs="*", dest="tried", metavar="TOKENS", help=words)
 
     text = "look at the data of a run before it is trained: rejects, lengths, pictures, the mix by tokens, copies of benchmarks"
     sub = add_command(commands, data, f"{text}; exit code 2 if a run would stop at them")
@@ -156,12 +160,19 @@ def plan(arguments: argparse.Namespace) -> int:
         raise UserError(f"EXPERIMENT VARIANT, or a SWEEP alone, is to be planned, not {' '.join(names) or 'nothing'}")
     of = ("gpus", "gpu", "gpu_flops", "utilisation", "sharding", "sample", "price")
     variant = names[1] if len(names) == 2 else None
+    tried = arguments.tried
+    if tried is not None and variant is None:
+        raise UserError("--try is for one run: EXPERIMENT VARIANT")
     made = make_plan(names[0], variant, words, **{name: getattr(arguments, name) for name in of})
     from tunalab.planning.plan import Plan, to_plain, to_text
     from tunalab.planning.sweep import to_plain_sweep, to_text_sweep
 
     if isinstance(made, Plan):
-        print(json.dumps(to_plain(made), indent=1) if arguments.json else to_text(made))
+        trials = [] if tried is None or variant is None else try_steps(names[0], variant, words, tried)
+        if arguments.json:
+            print(json.dumps({**to_plain(made), **({"trials": [asdict(one) for one in trials]} if trials else {})}, indent=1))
+        else:
+            print("\n\n".join([to_text(made), *map(str, trials)]))
     else:
         print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
     return 0

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -148,9 +149,77 @@ def read_transformers(
 
 def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     """Every tensor of a file. Raises UserError when it is missing or damaged."""
+    with _safetensors(path, what):
+        return load_file(path)
+
+
+@contextmanager
+def _safetensors(path: Path, what: str) -> Iterator[None]:
     if not path.is_file():
         raise UserError(f"{what}: {path} is missing")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{what}: {path} is damaged ({one_line(error)})") from error
+
+
+WHOLE = slice(None)
+
+
+class Weight(Protocol):
+    """A tensor on the CPU that need not be in memory: called, it gives ``rows`` of its first dimension, by default all of them."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __call__(self, rows: slice = WHOLE) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One that is in memory. ``what``: what it belongs to, for messages."""
+
+    tensor: Tensor
+    name: str
+    what: str
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    def __call__(self, rows: slice = WHOLE) -> Tensor:
+        return _finite(self.tensor[rows] if self.tensor.ndim else self.tensor, self.name, self.what)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One of a safetensors file, which is opened for every reading: pages that were read count as memory until it is closed.
+
+    Called, raises UserError: the file is damaged, or holds values there that are not finite.
+    """
+
+    shape: torch.Size
+    path: Path
+    name: str
+    what: str
+
+    def __call__(self, rows: slice = WHOLE) -> Tensor:
+        with _safetensors(self.path, self.what), safe_open(self.path, "pt") as file:
+            tensor = file.get_slice(self.name)[rows] if self.shape else file.get_tensor(self.name)
+        return _finite(tensor, self.name, self.what)
+
+
+def _finite(tensor: Tensor, name: str, what: str) -> Tensor:
+    check_finite({name: tensor}, what)
+    return tensor
+
+
+def stored_weights(path: Path, what: str) -> dict[str, Weight]:
+    """Every tensor of a file, none of them read. Raises UserError when it is missing or damaged."""
+    with _safetensors(path, what), safe_open(path, "pt") as file:
+        return {name: Stored(torch.Size(file.get_slice(name).get_shape()), path, name, what) for name in file.keys()}  # noqa: SIM118
+
+
+def read_all(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """The tensors themselves, in memory."""
+    return {name: weight() for name, weight in weights.items()}

@@ -277,8 +277,12 @@ class CachedAttention:
         return out.unflatten(2, (H // G, -1)).flatten(1, 2).transpose(1, 2)
 
 
-def make_backend(name: str, layout: Layout) -> AttentionBackend:
-    """``auto`` takes flex on CUDA and per-document SDPA elsewhere. Raises UserError for flex without CUDA."""
+def make_backend(name: str | Callable[[Layout], AttentionBackend], layout: Layout) -> AttentionBackend:
+    """Of the name, or made by a function. ``auto`` takes flex on CUDA and per-document SDPA elsewhere. Raises UserError for flex
+    without CUDA.
+    """
+    if not isinstance(name, str):
+        return name(layout)
     cuda = layout.document_BL.is_cuda
     if name == "auto":
         name = "flex" if cuda else "document"

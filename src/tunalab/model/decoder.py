@@ -6,16 +6,21 @@ The sizes of a pretrained one are those the run states, and its embedding table 
 Shapes: B rows, L tokens, V rows of the embedding table, D width.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from tunalab.data.pretrained import Source, locate, reading
 from tunalab.errors import UserError
-from tunalab.frontends.loading import read_json, read_transformers, refuse_quantized
+from tunalab.frontends.loading import WHOLE, Held, Weight, read_json, read_transformers, refuse_quantized, stored_weights
 from tunalab.model.attention import AttentionBackend
+from tunalab.model.deferred import Deferred, read_later
 from tunalab.settings.schema import DecoderConfig
 
 # What no setting covers, and what the decoder computes with in every case.
@@ -23,6 +28,7 @@ FIXED: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_
 OUTPUT_TABLE = "lm_head.weight"
 
 
+@read_later()
 def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen2ForCausalLM:
     """The checkpoint ``config.pretrained`` in float32, with ``vocabulary`` rows in its tables (:func:`fit_tables`).
 
@@ -47,6 +53,63 @@ def read_decoder(config: DecoderConfig, vocabulary: int, attention: str) -> Qwen
     fit_tables(decoder, vocabulary)
     assert isinstance(decoder, Qwen2ForCausalLM)
     return decoder.train()  # as one from scratch is
+
+
+def open_decoder(config: DecoderConfig, vocabulary: int, own: Qwen2ForCausalLM) -> dict[str, Weight]:
+    """The weights that :func:`read_decoder` gives a decoder, by the names of ``own``, none of them read yet. A tied table is one
+    of them. Files of another kind than safetensors, or with other names than ours, are read by :func:`read_decoder`, at once.
+
+    Raises UserError as that does.
+    """
+    source = locate(config.pretrained, "decoder.pretrained")
+    check_settings(config, read_config(source), source.what)
+    stored = _stored(source)
+    due = {name: tensor.shape for name, tensor in own.named_parameters()}
+    tables = {name for name, module in own.named_modules() if module in (own.get_input_embeddings(), own.get_output_embeddings())}
+    weights: dict[str, Weight] = {}
+    for name, shape in due.items():
+        weight = stored.get(name)
+        if weight is not None and name.removesuffix(".weight") in tables and weight.shape[1:] == shape[1:]:
+            weight = Fitted(weight, shape[0])
+        if weight is None or weight.shape != shape or len(due) != len(stored):
+            decoder = read_decoder(config, vocabulary, ATTENTION_NAME)
+            return {name: Held(tensor.detach(), name, source.what) for name, tensor in decoder.named_parameters()}
+        weights[name] = weight
+    return weights
+
+
+def _stored(source: Source) -> dict[str, Weight]:
+    """Every tensor of a checkpoint's safetensors; none where it has no such files."""
+
+    def found(name: str) -> Any:
+        return cached_file(source.name, name, subfolder=source.subfolder, _raise_exceptions_for_missing_entries=False)
+
+    with reading(source):
+        files = [file for file in [found(SAFE_WEIGHTS_NAME)] if file is not None]
+        index = None if files else found(SAFE_WEIGHTS_INDEX_NAME)
+        if index is not None:
+            files, _ = get_checkpoint_shard_files(source.name, index, subfolder=source.subfolder)
+    return {name: weight for file in files for name, weight in stored_weights(Path(file), source.what).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A table of another number of rows, as :func:`fit_tables` makes them."""
+
+    table: Weight
+    rows: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([self.rows, *self.table.shape[1:]])
+
+    def __call__(self, rows: slice = WHOLE) -> Tensor:
+        start, stop, _ = rows.indices(self.rows)
+        own = self.table.shape[0]
+        if stop <= own:
+            return self.table(slice(start, stop))
+        whole_VD = self.table().float()
+        return torch.cat([whole_VD[start:stop], whole_VD.mean(dim=0).expand(stop - max(start, own), -1)])
 
 
 def read_config(source: Source) -> Qwen2Config:
@@ -126,10 +189,11 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
     """A Qwen2 with an embedding table of ``vocabulary`` rows: the pretrained one, or from scratch with weights N(0, init_std^2).
 
-    Under ``torch.device("meta")`` the architecture that the settings state; a checkpoint is not read.
+    Under ``torch.device("meta")``, or deferred, the architecture that the settings state; a checkpoint is not read.
     Raises UserError as :func:`~tunalab.model.decoder.read_decoder` does.
     """
-    if config.pretrained and torch.get_default_device().type != "meta":
+    read = bool(config.pretrained) and torch.get_default_device().type != "meta"
+    if read and Deferred.active is None:
         return read_decoder(config, vocabulary, ATTENTION_NAME)
     qwen = Qwen2Config(
         vocab_size=vocabulary,
@@ -144,7 +208,8 @@ def build_decoder(config: DecoderConfig, vocabulary: int) -> Qwen2ForCausalLM:
         use_cache=False,
         attn_implementation=ATTENTION_NAME,  # type: ignore[call-arg]
     )
-    return Qwen2ForCausalLM(qwen)
+    with read_later(read):
+        return Qwen2ForCausalLM(qwen)
 
 
 def hidden_states(decoder: Qwen2ForCausalLM, h_BLD: Tensor, position_BL: Tensor, backend: AttentionBackend) -> Tensor:

@@ -8,6 +8,8 @@ Shapes: B rows, L tokens, N images, n images of a group, m generating ones among
 V vocabulary, K labelled tokens, P token_dim; S tokens of generating documents.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +19,11 @@ from tunalab.data.packing import PackedBatch
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import VisualFrontEnd, from_raster, unpatchify
+from tunalab.frontends.loading import Weight
 from tunalab.frontends.registry import build_frontend
-from tunalab.model.attention import Layout, make_backend
-from tunalab.model.decoder import build_decoder, hidden_states, sincos_positions
+from tunalab.model.attention import AttentionBackend, Layout, make_backend
+from tunalab.model.decoder import build_decoder, hidden_states, open_decoder, sincos_positions
+from tunalab.model.deferred import Deferred
 from tunalab.model.flow_head import FlowHead, TimeEmbedding, rotary_tables
 from tunalab.model.masking import MaskToken
 from tunalab.settings.schema import DecoderConfig, RunConfig
@@ -63,7 +67,7 @@ class UnifiedModel(nn.Module):
         self.head.initialise(config.decoder.init_std)
         self.image_positions = config.decoder.image_positions
         self.target_layout = config.objective.target_layout
-        self.attention = config.attention
+        self.attention: str | Callable[[Layout], AttentionBackend] = config.attention
         self.frontend.freeze()
 
     def forward(self, batch: PackedBatch, x_t_nChw: list[Tensor], t_N: Tensor, mask_nT: list[Tensor]) -> ModelOutput:
@@ -169,19 +173,39 @@ def zero_through(*modules: nn.Module) -> Tensor:
     return 0 * torch.stack([p.flatten()[0].float() for p in parameters]).sum() if parameters else torch.zeros(())
 
 
-def build_model(config: RunConfig, components: Components | None, vocabulary: int) -> UnifiedModel:
+def build_model(
+    config: RunConfig, components: Components | None, vocabulary: int, deferred: Deferred | None = None
+) -> UnifiedModel:
     """The model of a run, initialised from ``config.seed``.
 
     Front-end and shared parts draw from separate generators: otherwise a front-end with more parameters would shift the
     decoder's initial weights, and variants would not start equal. Under ``torch.device("meta")`` only the architecture is built.
-    ``vocabulary``: ids of the tokenizer. Raises UserError for parts that are missing or do not fit.
+    ``vocabulary``: ids of the tokenizer. ``deferred``: what is not of the front-end is made later (:func:`build_deferred`).
+    Raises UserError for parts that are missing or do not fit.
     """
     rows = table_rows(config.decoder, vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + 1_000_003)
         frontend = build_frontend(config.frontend, config.decoder.width, config.data.image_size, components)
         torch.manual_seed(config.seed)
-        return UnifiedModel(config, frontend, rows)
+        with nullcontext() if deferred is None else deferred.recording():
+            return UnifiedModel(config, frontend, rows)
+
+
+def build_deferred(config: RunConfig, components: Components, vocabulary: int) -> tuple[UnifiedModel, dict[str, Weight]]:
+    """What :func:`build_model` makes, without memory for decoder and head: their large tensors are on the meta device. And the
+    weights that make it the same model, by name, each read or drawn when it is asked for.
+
+    Raises UserError as :func:`build_model`; for values of a checkpoint that are not finite, when they are read.
+    """
+    deferred = Deferred()
+    model = build_model(config, components, vocabulary, deferred)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    weights: dict[str, Weight] = {name: deferred.later(tensor) for name, tensor in tensors if tensor.is_meta}
+    if config.decoder.pretrained:
+        rows = table_rows(config.decoder, vocabulary)
+        weights |= {f"decoder.{name}": weight for name, weight in open_decoder(config.decoder, rows, model.decoder).items()}
+    return model, weights
 
 
 def table_rows(config: DecoderConfig, vocabulary: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from tunalab.data.pretrained import LOAD_ERRORS
 from tunalab.errors import UserError, one_line
 from tunalab.files import below, listed
 from tunalab.frontends.contract import RGB
-from tunalab.frontends.loading import SHOWN, check_finite, read_json, read_safetensors
+from tunalab.frontends.loading import SHOWN, Held, Weight, read_all, read_json, stored_weights
 from tunalab.settings.layers import Layer, laid, nested, over, settings_layers, typed_layer
 from tunalab.settings.loading import from_plain
 from tunalab.settings.schema import REVISION, RunConfig
@@ -36,19 +37,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises UserError, one line: nothing there or several candidates, unreadable file, shards that are missing or incomplete,
     entries that are no tensors, values that are no numbers.
     """
-    tensors = _read(_choose(path))
-    check_finite(tensors, f"checkpoint {path}")
-    return tensors
+    return read_all(open_tensors(path))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.name.endswith(INDEX):
-        return read_shards(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path, "checkpoint")
-    if path.suffix in PICKLED:
-        return _read_pickled(path)
-    raise UserError(f"{path} is no checkpoint (endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
+def open_tensors(path: Path) -> dict[str, Weight]:
+    """The same, none of them read yet where they are safetensors: what their values are like is seen when they are."""
+    file, what = _choose(path), f"checkpoint {path}"
+    if file.name.endswith(INDEX):
+        return open_shards(file)
+    if file.suffix == ".safetensors":
+        return stored_weights(file, what)
+    if file.suffix in PICKLED:
+        return {name: Held(tensor, name, what) for name, tensor in _read_pickled(file).items()}
+    raise UserError(f"{file} is no checkpoint (endings: .safetensors, {INDEX}, {', '.join(PICKLED)})")
 
 
 def _choose(path: Path) -> Path:
@@ -66,8 +67,8 @@ def _choose(path: Path) -> Path:
     return found[0]
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors that an index names, out of its shards. Raises UserError when a shard or a tensor of it is missing."""
+def open_shards(index: Path) -> dict[str, Weight]:
+    """The tensors that an index names, in its shards. Raises UserError when a shard or a tensor of it is missing."""
     places = read_json(index, f"checkpoint {index.parent}").get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"checkpoint {index.parent}: {index.name} is damaged (no weight_map)")
@@ -79,9 +80,9 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         raise UserError(
             f"checkpoint {index.parent} is incomplete: {len(missing)} of {len(files)} files missing: {shorten(missing)}"
         )
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Weight] = {}
     for file in files:
-        tensors |= read_safetensors(index.parent / file, f"checkpoint {index.parent}")
+        tensors |= stored_weights(index.parent / file, f"checkpoint {index.parent}")
     absent = sorted(places.keys() - tensors.keys())
     if absent:
         raise UserError(f"checkpoint {index.parent} is incomplete: {len(absent)} tensors missing: {shorten(absent)}")
@@ -90,7 +91,8 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu")
+        # Where the format allows it, values stay in the file until they are used.
+        loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         # The library's own message advises loading it all the same.
         raise UserError(f"checkpoint {path} is damaged, or holds more than tensors and plain values: it is not loaded") from error
@@ -191,7 +193,7 @@ def target_layout(patch: int) -> str:
     return "raster" if patch > 1 else "patch"
 
 
-def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
+def detect(tensors: Mapping[str, Tensor | Weight]) -> OfficialModel:
     """By the names of the visual part; Tuna-R and Tuna by the channels they patch. Raises UserError, one line."""
     if any(name.startswith("vision_encoder.") for name in tensors):
         return TUNA_2
@@ -205,13 +207,13 @@ def detect(tensors: Mapping[str, Tensor]) -> OfficialModel:
     return TUNA_R if tensors[ENCODER_PATCHES].shape[1] == RGB else TUNA
 
 
-def without_vae(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def without_vae(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The tensors that are learnt, and the names of a frozen VAE's, which some checkpoints carry along."""
     frozen = sorted(name for name in tensors if FROZEN_VAE.fullmatch(name))
     return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
 
 
-def settings_of_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, heads: int | None) -> dict[str, Any]:
+def settings_of_shapes(tensors: Mapping[str, Tensor | Weight], model: OfficialModel, heads: int | None) -> dict[str, Any]:
     """Settings (dotted keys) that the shapes, and whether the two tables are equal, leave no choice about.
 
     ``heads`` of the decoder, where the user gave them: shapes hold heads times head dimension.
@@ -244,7 +246,7 @@ def settings_of_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, head
         "decoder.heads": heads,
         "decoder.kv_heads": heads * key_rows // width,
         "decoder.mlp": shape(f"{layer}.mlp.gate_proj.weight")[0],
-        "decoder.tie_embeddings": LM_HEAD not in tensors or torch.equal(tensors[LM_HEAD], tensors[EMBED]),
+        "decoder.tie_embeddings": LM_HEAD not in tensors or torch.equal(*map(_values, (tensors[LM_HEAD], tensors[EMBED]))),
         "head.blocks": blocks[-1] + 1,
         "head.head_dim": head_dim,
         "head.heads": shape(f"{block}.self_attn.q_proj.weight")[0] // head_dim,
@@ -256,7 +258,11 @@ def settings_of_shapes(tensors: Mapping[str, Tensor], model: OfficialModel, head
     }
 
 
-def published_encoder(tensors: Mapping[str, Tensor]) -> str | None:
+def _values(tensor: Tensor | Weight) -> Tensor:
+    return tensor if isinstance(tensor, Tensor) else tensor()
+
+
+def published_encoder(tensors: Mapping[str, Tensor | Weight]) -> str | None:
     """timm's name of the published encoder, when it is that one: So400M at the image size of the position grid."""
     if POSITIONS not in tensors:
         return None
@@ -279,7 +285,11 @@ MORE_ALLOWED = ("decoder.layers", "head.blocks")  # of these a checkpoint may la
 
 
 def official_config(
-    tensors: Mapping[str, Tensor], model: OfficialModel, experiment: Path | None, variant: Path | None, settings: Sequence[str]
+    tensors: Mapping[str, Tensor | Weight],
+    model: OfficialModel,
+    experiment: Path | None,
+    variant: Path | None,
+    settings: Sequence[str],
 ) -> RunConfig:
     """The settings of the shapes under those of experiment, variant and command line; how the model is usually used lies below all.
 

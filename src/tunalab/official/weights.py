@@ -16,8 +16,9 @@ from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import RGB
 from tunalab.frontends.encoder import BLOCK
+from tunalab.frontends.loading import WHOLE, Held, Weight
 from tunalab.model.masking import MaskToken
-from tunalab.model.unified import build_model
+from tunalab.model.unified import build_deferred
 from tunalab.official.layout import LM_HEAD, shorten
 from tunalab.settings.schema import RunConfig
 
@@ -28,6 +29,21 @@ class Form:
 
     to_ours: Callable[[Sequence[Tensor]], Tensor]
     to_official: Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Formed:
+    """One of ours that is made of official ones."""
+
+    parts: list[Weight]
+    form: Form
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.form.to_ours([torch.empty(part.shape, device="meta") for part in self.parts]).shape
+
+    def __call__(self, rows: slice = WHOLE) -> Tensor:
+        return self.form.to_ours([part() for part in self.parts])[rows]
 
 
 def _kernel(matrix_DP: Tensor) -> Tensor:
@@ -110,19 +126,20 @@ def architecture_config(config: RunConfig) -> RunConfig:
     )
 
 
-def initial_weights(config: RunConfig, components: Components, vocabulary: int, names: Sequence[str]) -> dict[str, Tensor]:
+def initial_weights(config: RunConfig, components: Components, vocabulary: int, names: Sequence[str]) -> dict[str, Weight]:
     """The values with which :func:`build_model` starts parameters, by name, none of them pretrained.
 
-    But for a mask token alone, a whole second model is drawn for them and given back.
+    But for a mask token alone, all numbers of a second model are drawn for them.
     """
     if not names:
         return {}
     if list(names) == [MASK_TOKEN]:  # the first that it draws: no need to draw a whole model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return {MASK_TOKEN: MaskToken(config.decoder.width).token_D.detach()}
-    state = build_model(architecture_config(config), components, vocabulary).state_dict()
-    return {name: state[name].clone() for name in names}
+            return {MASK_TOKEN: Held(MaskToken(config.decoder.width).token_D.detach(), MASK_TOKEN, "")}
+    model, later = build_deferred(architecture_config(config), components, vocabulary)
+    state = model.state_dict()
+    return {name: later[name] if name in later else Held(state[name], name, "") for name in names}
 
 
 # Every tensor has its place, or the call is refused. ``own`` is what our model of the same sizes holds, by name, also on
@@ -136,12 +153,12 @@ TIED = "decoder.lm_head.weight"  # with tied embeddings a second name of the inp
 class Converted:
     """``weights`` by our names, a tied table once; ``missing``: ours that the checkpoint lacks, as it was allowed to."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Weight]
     missing: list[str]
 
 
 def to_ours(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], tied: bool, allow_missing: Sequence[str], what: str
+    tensors: Mapping[str, Weight], own: Mapping[str, Tensor], tied: bool, allow_missing: Sequence[str], what: str
 ) -> Converted:
     """Raises UserError, one line, naming what is missing, unexpected or of another shape; ``what`` names the checkpoint.
 
@@ -150,7 +167,7 @@ def to_ours(
     rest = dict(tensors)
     if tied:
         rest.pop(LM_HEAD, None)
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, Weight] = {}
     allowed: list[str] = []
     missing: list[str] = []
     shapes: list[str] = []
@@ -162,7 +179,8 @@ def to_ours(
             raise UserError(f"{name} of this model has nothing like it in an official checkpoint: {what} cannot be converted to it")
         absent = [theirs for theirs in place.names if theirs not in rest]
         if not absent:
-            weights[name] = place.form.to_ours([rest.pop(theirs) for theirs in place.names])
+            parts = [rest.pop(theirs) for theirs in place.names]
+            weights[name] = parts[0] if place.form is SAME else _Formed(parts, place.form)
             if weights[name].shape != mine.shape:
                 shapes.append(f"{' + '.join(place.names)} {tuple(weights[name].shape)} for {tuple(mine.shape)}")
         elif len(absent) == len(place.names) and may_be_missing(name, place.names, allow_missing):
@@ -176,7 +194,7 @@ def to_ours(
 
 
 def match_ours(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], tied: bool, allow_missing: Sequence[str], what: str
+    weights: Mapping[str, Weight], own: Mapping[str, Tensor], tied: bool, allow_missing: Sequence[str], what: str
 ) -> Converted:
     """The same for weights that go by our names already."""
     due = {name: tensor for name, tensor in own.items() if not (tied and name == TIED)}

@@ -22,7 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ class Activations:
     those and all that lies outside units, ``unit`` the most that one unit of the part saves when it is computed again.
     ``logits``: what the text loss saves for a row of labels, were all their logits alive at once.
     ``block_copies``, ``other_copies``: weights that autocast casts, kept until the step's end, of the blocks that are sharded one
-    by one and of the rest.
+    by one and of the rest. ``table``: the gradient of the output table, in the precision of its products.
     """
 
     saved: Parts
@@ -119,6 +119,7 @@ class Activations:
     logits: int
     block_copies: int
     other_copies: int
+    table: int = 0
 
 
 def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool) -> Activations:
@@ -136,7 +137,8 @@ def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool) -> Activatio
         autocast = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
         with recorder.recording(), autocast:
             _run(model, tokens, size, max(1, tokens // (rows * columns)), recorder)
-        return recorder.result()
+        table = model.decoder.lm_head.weight.numel() * (HALF if bf16 else FLOAT)
+        return replace(recorder.result(), table=table)
 
 
 def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_Recorder") -> None:
@@ -145,7 +147,7 @@ def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_
     places_1L = torch.zeros((1, tokens), dtype=torch.int64)
     with recorder.part("front-end"):
         time_ND = model.time(torch.empty(images))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # as objective.to_space
             x_1Chw = model.frontend.to_space(torch.empty(1, 3, *size))
         visual_NTD = model.frontend.embed(x_1Chw.expand(images, -1, -1, -1).contiguous())
         visual_NTD = model.mask_token(visual_NTD, torch.zeros((images, visual_NTD.shape[1]), dtype=torch.bool))
@@ -363,6 +365,19 @@ def state_bytes(count: Totals, traced: Activations, sharding: Sharding, largest_
     return {kind: size for kind, size in states.items() if size}
 
 
+def start_bytes(model: UnifiedModel, count: Totals, sharding: Sharding) -> int:
+    """Main memory that a process needs for the weights until its first step. On a GPU its shard lies there instead.
+
+    Unsharded, the model. Sharded, a process has its shard and the frozen parts, and besides these at first the front-end, later
+    one tensor at a time, which the largest bounds (training.blocks.fill).
+    """
+    if sharding.strategy != "fsdp2":
+        return FLOAT * (count.trained + count.frozen)
+    frontend = sum(p.numel() for p in model.frontend.parameters()) - count.frozen
+    passing = max(frontend, max(p.numel() for p in model.parameters()))
+    return FLOAT * (-(-count.trained // sharding.shards) + count.frozen + passing)
+
+
 def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, vocabulary: int, checkpointing: bool) -> int:
     """What a rank keeps at the peak, which is where the text loss goes backward, for tokens of one kind of document.
 
@@ -370,6 +385,8 @@ def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, voc
     """
     alive = min(shares["labels"], CHUNK / labels)
     loss = alive * (traced.logits + LOSS_WORKSPACE * labels * vocabulary)
+    if alive < shares["labels"]:  # gradients of the chunks that are done wait for the others
+        loss += traced.table
     by_part = traced.kept if checkpointing else traced.saved
     kept = sum(size * shares[part] for part, size in by_part.items())
     if not checkpointing:

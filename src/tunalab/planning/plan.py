@@ -13,7 +13,20 @@ from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components, tiny_tokenizer
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import UnifiedModel, build_model
-from tunalab.planning.memory import WITH, WITHOUT, Count, Memory, Sharding, Totals, memory, parts, totals, trace, trained_in
+from tunalab.planning.memory import (
+    WITH,
+    WITHOUT,
+    Count,
+    Memory,
+    Sharding,
+    Totals,
+    memory,
+    parts,
+    start_bytes,
+    totals,
+    trace,
+    trained_in,
+)
 from tunalab.planning.workload import kinds_of, needs_no_files, row_share, workload
 from tunalab.settings.schema import RunConfig
 from tunalab.terminal import columns, duration
@@ -92,7 +105,9 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``step_tokens``: tokens per optimiser step on average, padding left out; ``micro_batches``: of a rank and step."""
+    """``step_tokens``: tokens per optimiser step on average, padding left out; ``micro_batches``: of a rank and step; ``start_up``:
+    bytes of main memory that a process needs for the weights before its first step.
+    """
 
     experiment: str
     variant: str
@@ -104,6 +119,7 @@ class Plan:
     micro_batches: int
     sharding: Sharding
     memory: Memory
+    start_up: int
     checkpointing: bool
     gpu: Gpu
     utilisation: float
@@ -184,6 +200,7 @@ def make_plan(
         )
     counts, whole = parts(model), totals(model)
     placed = placement(config, gpus, accumulated, sharding)
+    start_up = start_bytes(model, whole, placed)
     return Plan(
         experiment=config.experiment,
         variant=config.variant,
@@ -195,6 +212,7 @@ def make_plan(
         micro_batches=accumulated,
         sharding=placed,
         memory=_memory(config, model, whole, placed, token_pixels),
+        start_up=start_up,
         checkpointing=config.activation_checkpointing,
         gpu=gpu,
         utilisation=utilisation,
@@ -324,7 +342,8 @@ def _report_memory(plan: Plan) -> str:
     if plan.gpu.memory is not None:
         tight = ", with less than a tenth to spare" if plan.bytes_needed > (1 - SPARE) * plan.gpu.memory else ""
         verdict += f" of {plan.gpu.name}'s {show(plan.gpu.memory)}: {f'fits{tight}' if plan.fits else 'DOES NOT FIT'}"
-    return f"{columns(rows)}\n{verdict}\n{LIMITS}"
+    start = f"main memory at the start: {show(plan.start_up)} {unit} for each process, beside Python and its packages"
+    return f"{columns(rows)}\n{verdict}\n{start}\n{LIMITS}"
 
 
 def amount(number: float) -> str:

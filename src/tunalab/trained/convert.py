@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tunalab.errors import UserError
 from tunalab.files import whole_file
+from tunalab.frontends.loading import read_all
 from tunalab.model.unified import build_model
 from tunalab.official.layout import (
     MODELS,
     detect,
     official_config,
-    read_tensors,
+    open_tensors,
     setting,
     shorten,
     target_layout,
@@ -50,7 +51,7 @@ def convert_to_tunalab(
 
     Raises UserError, one line: not a checkpoint, no official layout, names missing or unexpected, sizes that contradict.
     """
-    tensors, frozen = without_vae(without_prefix(read_tensors(source)))
+    tensors, frozen = without_vae(without_prefix(open_tensors(source)))
     official = detect(tensors)
     report(f"{source}: official {official.name}, {len(tensors)} tensors")
     config = official_config(tensors, official, experiment, variant, settings)
@@ -72,13 +73,14 @@ def convert_to_tunalab(
         report(f"left out: {len(frozen)} tensors of the frozen VAE, which comes from frontend.vae={redacted(config.frontend.vae)}")
     if converted.missing:
         report(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
-    dtype = converted.weights["decoder.model.embed_tokens.weight"].dtype
-    started = {name: tensor.to(dtype) for name, tensor in initial_weights(config, parts, vocabulary, converted.missing).items()}
+    learnt = read_all(converted.weights)
+    dtype = learnt["decoder.model.embed_tokens.weight"].dtype
+    started = {name: weight().to(dtype) for name, weight in initial_weights(config, parts, vocabulary, converted.missing).items()}
     # What the folder holds is complete: whoever trains from it has nothing to allow.
     config = replace(config, start=StartConfig())
     origin = {"checkpoint": source.name, "weights": "official", "model": official.name}
     about = replace(parts.about(config, model, origin), initialised=converted.missing)
-    weights = stored_once(config, {**converted.weights, **started})
+    weights = stored_once(config, {**learnt, **started})
     write_export(folder, about, config, weights, tokenizer, parts, model.frontend)
     report(f"wrote {folder}")
 

@@ -18,7 +18,7 @@ Shapes: B rows, L tokens, D width.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import checkpoint
 
+from tunalab.frontends.loading import Weight
 from tunalab.model.attention import raise_recompile_limit
 from tunalab.model.unified import UnifiedModel
 from tunalab.settings.schema import DistributionConfig
@@ -117,6 +120,33 @@ def shard_mesh(device: str, world_size: int, shard_size: int) -> DeviceMesh:
     if shard_size in (0, world_size):
         return init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
     return init_device_mesh(device, (world_size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Memory for every tensor that has none yet, of a sharded one for this rank's shard, without values."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                places.setdefault(parameter, []).append((module, name))
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    for (first, own), *others in places.values():  # a table under two names has become two
+        for module, name in others:
+            module._parameters[name] = first._parameters[own]
+
+
+@torch.no_grad()
+def fill(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Copy ``weights`` to the parameters and buffers of their names, one after another; of a sharded one each rank its rows."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, weight in weights.items():
+        tensor = own[name]
+        if not isinstance(tensor, DTensor):
+            tensor.copy_(weight())
+            continue
+        (rows, *_), (first, *_) = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        if rows:
+            tensor.to_local().copy_(weight(slice(first, first + rows)))
 
 
 @contextmanager

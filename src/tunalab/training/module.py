@@ -1,7 +1,7 @@
 """The LightningModule of every variant: it wires model, objective and optimiser, and holds no maths of its own."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,10 +14,11 @@ from torch.distributed.tensor import DTensor
 
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
+from tunalab.frontends.loading import Weight
 from tunalab.model.objective import draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.schema import RunConfig
-from tunalab.training.blocks import gathered, prepare_blocks, reduce_gradients, shard, shard_mesh
+from tunalab.training.blocks import allocate, fill, gathered, prepare_blocks, reduce_gradients, shard, shard_mesh
 from tunalab.training.clock import awake, peak_memory
 from tunalab.training.distribution import ALONE, Ranks
 from tunalab.training.joint import JointStep
@@ -70,12 +71,20 @@ class Harness(LightningModule):
     progress are part of Lightning's own checkpoints too.
 
     ``model``: by default built from ``config``, with the components it names. ``ranks``, ``sharded``: of several processes.
+    ``weights``: with what a model that was built without them (model.unified.build_deferred) is filled when it is sharded.
     Fitting raises UserError under a Trainer of other processes than ``ranks``, and NonFiniteLoss before the step it would spoil.
     """
 
     ema: Ema  # from the start of a fit on: parameters may be sharded and moved before
 
-    def __init__(self, config: RunConfig, model: UnifiedModel | None = None, ranks: Ranks = ALONE, sharded: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model: UnifiedModel | None = None,
+        ranks: Ranks = ALONE,
+        sharded: bool = False,
+        weights: Mapping[str, Weight] | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
@@ -85,6 +94,7 @@ class Harness(LightningModule):
         self.model = model
         self.ranks = ranks
         self.sharded = sharded
+        self.weights = weights or {}
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
         self.progress = Progress()
         self._clock: float | None = None
@@ -100,8 +110,13 @@ class Harness(LightningModule):
         self.model.every_part = self.ranks.world_size > 1
         if self.sharded:
             distribution = self.config.distribution
-            mesh = shard_mesh(self.trainer.strategy.root_device.type, self.ranks.world_size, distribution.shard_size)
+            device = self.trainer.strategy.root_device
+            mesh = shard_mesh(device.type, self.ranks.world_size, distribution.shard_size)
             shard(self.model, mesh, distribution, self.bf16)
+            allocate(self.model, device)
+            with self.ranks.together(patient=True):  # files may be read, and they may be damaged
+                fill(self.model, self.weights)
+            self.weights = {}
 
     def on_fit_start(self) -> None:
         if self._trainer is not None and self._trainer.world_size != self.ranks.world_size:

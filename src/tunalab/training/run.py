@@ -33,9 +33,10 @@ from tunalab.evaluation.measure import Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
+from tunalab.frontends.loading import Weight
 from tunalab.frontends.registry import build_frontend, look_of
 from tunalab.model.flops import flop_costs
-from tunalab.model.unified import build_model, parameter_counts
+from tunalab.model.unified import build_deferred, build_model, parameter_counts
 from tunalab.records.asked import merged
 from tunalab.records.environment import environment
 from tunalab.records.log import rewind
@@ -55,7 +56,7 @@ from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters, matched_groups
 from tunalab.training.points import Scoring, keep_point
-from tunalab.training.start import load_start, vae_of
+from tunalab.training.start import load_start, start_weights, vae_of
 
 FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
 
@@ -206,22 +207,31 @@ class Run:
         self.components = Components(config.components_seed, vae_of(run_dir, config))
         self.described = self.components.describe(config)
         self.tokenizer = self.components.tokenizer_for(config.decoder)
-        model = build_model(config, self.components, self.tokenizer.vocabulary)
+        weights: dict[str, Weight] = {}
+        if distribution.sharded:  # no process has room for a whole model
+            model, weights = build_deferred(config, self.components, self.tokenizer.vocabulary)
+        else:
+            model = build_model(config, self.components, self.tokenizer.vocabulary)
         self.reporting = Reporting(run_dir, budget(config))
         self.store = CheckpointStore(run_dir / "checkpoints", config.keep_checkpoints, self.ranks, self._warn)
-        if self.ranks.broadcast(not self.store.steps()):  # a run that goes on has weights of its own
+        fresh = self.ranks.broadcast(not self.store.steps())
+        if fresh:  # a run that goes on has weights of its own
             self.parent = self._find_parent()
-            if self.parent is None:
-                load_start(model, config, self._print)
-            else:
+            if self.parent is not None:
                 refuse_other_shapes(self.parent.checkpoint, learnt_parameters(model))
+            elif distribution.sharded:
+                weights |= start_weights(model, config, self._print)
+            else:
+                load_start(model, config, self._print)
+        if self.parent is not None or not fresh:  # all that a checkpoint holds comes from there
+            weights = {name: weight for name, weight in weights.items() if name in dict(model.named_buffers())}
         self.plain, self.hash = to_plain(config), config_hash(config)
         self.parameters = parameter_counts(model)
         self.environment = environment()
         if self.ranks.world_size > 1:
             self.environment |= {"processes": self.ranks.world_size, "strategy": distribution.strategy}
         self.costs = flop_costs(config, self.tokenizer.vocabulary)
-        self.module = Harness(config, model, self.ranks, distribution.sharded)
+        self.module = Harness(config, model, self.ranks, distribution.sharded, weights)
         self.tracker: Tracker | None = None
         self.scoring = Scoring(run_dir, self._warn)
         self.stop = StopSignal(self.ranks)

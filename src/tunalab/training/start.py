@@ -24,12 +24,12 @@ from tunalab.frontends.components.store import (
     frozen_origin,
 )
 from tunalab.frontends.contract import VisualFrontEnd
-from tunalab.frontends.loading import read_json
+from tunalab.frontends.loading import Weight, read_json
 from tunalab.frontends.registry import frontend_class
 from tunalab.model.unified import UnifiedModel
 from tunalab.official.layout import (
     detect,
-    read_tensors,
+    open_tensors,
     refuse_contradictions,
     setting,
     settings_of_shapes,
@@ -41,6 +41,7 @@ from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record
 from tunalab.redaction import redacted
 from tunalab.settings.loading import read_config
 from tunalab.settings.schema import RunConfig
+from tunalab.training.blocks import fill
 from tunalab.training.checkpoints import MANIFEST, damage
 
 # What shapes do not tell of a model of ours, and without which its weights would mean something else.
@@ -139,6 +140,15 @@ def _refuse_other_tokenizer(there: Tokenizer, here: Tokenizer) -> None:
 def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None] = print) -> None:
     """Copy the weights that ``config.start`` names into a model as :func:`build_model` made it; without a name nothing happens.
 
+    ``say`` and what it raises: as :func:`start_weights`.
+    """
+    fill(model, start_weights(model, config, say))
+
+
+def start_weights(model: UnifiedModel, config: RunConfig, say: Callable[[str], None] = print) -> dict[str, Weight]:
+    """The weights that ``config.start`` names, of everything in ``model`` that is not frozen; without a name none. Of ``model``
+    names and shapes are used: it may be without memory. Values are read when they are asked for.
+
     What the checkpoint may lack (``allow_missing``) starts from scratch, also where the run's own parts are pretrained, and ``say``
     is told which it is.
 
@@ -146,21 +156,20 @@ def load_start(model: UnifiedModel, config: RunConfig, say: Callable[[str], None
     tokenizer that contradict.
     """
     if not config.start.checkpoint:
-        return
+        return {}
     path = Path(config.start.checkpoint)
     frozen = tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)
-    state = model.state_dict()
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(frozen)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
     components = Components(config.components_seed)
     if (path / MANIFEST).is_file():
         converted = _ours(path, config, own, components, model.frontend)
     else:
         converted = _official(path, config, own)
     drawn = initial_weights(config, components, model.decoder.config.vocab_size, converted.missing)
-    model.load_state_dict({**state, **converted.weights, **drawn})
     say(f"started from {redacted(str(path))}: {len(converted.weights)} weights")
     if converted.missing:
         say(f"not in the checkpoint, started from scratch: {', '.join(converted.missing)}")
+    return {**converted.weights, **drawn}
 
 
 def _ours(path: Path, config: RunConfig, own: dict[str, Tensor], components: Components, frontend: VisualFrontEnd) -> Converted:
@@ -169,12 +178,12 @@ def _ours(path: Path, config: RunConfig, own: dict[str, Tensor], components: Com
         raise UserError(f"start.checkpoint={path} is damaged: {problem}")
     refuse_other_meaning(path, config, components, frontend)
     return match_ours(
-        read_tensors(path), own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}"
+        open_tensors(path), own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}"
     )
 
 
 def _official(path: Path, config: RunConfig, own: dict[str, Tensor]) -> Converted:
-    tensors, _ = without_vae(without_prefix(read_tensors(path)))
+    tensors, _ = without_vae(without_prefix(open_tensors(path)))
     official = detect(tensors)
     refuse_contradictions({**settings_of_shapes(tensors, official, config.decoder.heads), **official.computes}, config)
     return to_ours(tensors, own, config.decoder.tie_embeddings, config.start.allow_missing, f"start.checkpoint={path}")
