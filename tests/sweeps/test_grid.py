@@ -3,7 +3,7 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.settings.layers import read_value
 from tunalab.settings.values import resolved
-from tunalab.sweeps.grid import expand, load_sweep, setting
+from tunalab.sweeps.grid import check_settings, expand, load_sweep, setting
 
 
 def test_expansion_is_seed_major_with_readable_names(sweep_file, tmp_path):
@@ -28,6 +28,19 @@ def test_a_variant_may_have_some_of_the_seeds(sweep_file):
         ("tuna2", 1),
     ]
     assert len(expand(load_sweep(sweep_file), "tuna_r")) == 4  # not named: all of them
+
+
+def test_a_variant_may_have_settings_of_its_own(sweep_file):
+    sweep_file.write_text(
+        sweep_file.read_text() + "overrides_of: {tuna: {optimizer.lr_factor: 0.5}, tuna2: {optimizer.lr_factor: 1}}\n"
+    )
+    for cell in expand(load_sweep(sweep_file)):
+        assert f"optimizer.lr_factor={0.5 if cell.variant == 'tuna' else 1}" in cell.overrides
+    with pytest.raises(UserError, match="sets it for tuna2 under 'overrides_of'"):
+        check_settings(load_sweep(sweep_file), ["optimizer.lr_factor=2"])
+    sweep_file.write_text(sweep_file.read_text().replace("optimizer.lr_factor: 1}", "budget.tokens: 1}"))
+    with pytest.raises(UserError, match="'budget.tokens' is already set by overrides and overrides_of: a setting has one place"):
+        load_sweep(sweep_file)
 
 
 def test_one_variant_also_one_the_sweep_does_not_list(sweep_file):
@@ -117,6 +130,11 @@ def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
             r"'seeds_of.tuna' must hold some of .*, got \[0, 7\]",
         ),
         ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna3: [0]}", "'seeds_of' has unknown value 'tuna3', choices: tuna, tuna2"),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\noverrides_of: {tuna3: {a: 0}}",
+            "'overrides_of' has unknown value 'tuna3', choices: tuna",
+        ),
         ("[0.0, 0.25]", "[]", "key 'factors.objective.masking.ratio' must be a list with at least one"),
         ("[0.0, 0.25]", "[{a: 1}]", "must hold plain values"),
         ("factors: {", "factors: [", "not valid YAML"),

@@ -25,7 +25,7 @@ FIGURE_NAMES = ("figure6", "curves", "mask_ratio", "learning_rate", "effects")
 MASK_RATIO = "objective.masking.ratio"
 START = "start.checkpoint"
 COMPONENTS_SEED = "components_seed"
-OF_VARIANT = ("frontend.", "components.")
+OF_VARIANT = ("frontend.", "components.", "optimizer.lr_factor")  # every front-end may have its own best rate
 _OWN_RATE = re.compile(r"optimizer\.groups\.([^.]+)\.")
 Value = str | int | float | bool | None
 
@@ -131,7 +131,7 @@ def _without_components_seed(record: Record) -> dict[str, Value]:
 
 
 def front_end_keys(flats: Iterable[dict[str, Value]]) -> set[str]:
-    """Keys that are part of a variant: of its front-end, its components, and groups of the optimizer that match parts of it."""
+    """Keys that are part of a variant: of its front-end, its components, its rate, and groups of the optimizer that match parts."""
     found: set[str] = set()
     for flat in flats:
         for key in flat:

@@ -45,14 +45,17 @@ from tunalab.settings.schema import RunConfig
 from tunalab.settings.values import parse, resolved, texts
 from tunalab.training.claiming import claimed_hash
 
-KEYS = ("experiment", "variants", "seeds", "seeds_of", "arms", "factors", "overrides", "records", "figure")
+KEYS = ("experiment", "variants", "seeds", "seeds_of", "arms", "factors", "overrides", "overrides_of", "records", "figure")
 GRID = ("arms", "factors", "overrides")
 ARM_VARIANT = "variant"  # the key of an arm that is no setting
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, checked. ``records``: a folder of committed records; ``figures``: drawn at the end beside the curves."""
+    """A sweep file, checked. ``records``: a folder of committed records; ``figures``: drawn at the end beside the curves.
+
+    ``seeds_of``, ``overrides_of``: of a variant, which has some of the seeds alone, and settings of its own.
+    """
 
     name: str
     experiment: str
@@ -65,6 +68,7 @@ class Sweep:
     figures: tuple[str, ...] = ()
     all_variants: tuple[str, ...] = ()
     seeds_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    overrides_of: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,12 @@ def load_sweep(path: Path) -> Sweep:
     factors = _mapping(path, "factors", plain.get("factors"))
     overrides = _mapping(path, "overrides", plain.get("overrides"))
     arms = {name: _mapping(path, f"arms.{name}", arm) for name, arm in _mapping(path, "arms", plain.get("arms")).items()}
+    of_variants = _mapping(path, "overrides_of", plain.get("overrides_of"))
+    overrides_of = {name: _mapping(path, f"overrides_of.{name}", own) for name, own in of_variants.items()}
     places = {
         "factors": [*factors],
         "overrides": [*overrides],
+        "overrides_of": [*dict.fromkeys(key for own in overrides_of.values() for key in own)],
         "arms": [*dict.fromkeys(key for arm in arms.values() for key in arm)],
     }
     for key in dict.fromkeys(key for keys in places.values() for key in keys):
@@ -131,6 +138,8 @@ def load_sweep(path: Path) -> Sweep:
     for name, some in seeds_of.items():
         if not {*some} <= {*seeds}:
             raise UserError(f"{path}: key 'seeds_of.{name}' must hold some of the sweep's seeds {list(seeds)}, got {list(some)}")
+    for name in overrides_of:
+        _choice(path, "overrides_of", name, chosen)
     figures = plain.get("figure")
     figures = [figures] if isinstance(figures, str) else figures
     return Sweep(
@@ -145,6 +154,7 @@ def load_sweep(path: Path) -> Sweep:
         figures=tuple(_choice(path, "figure", name, FIGURE_NAMES) for name in _list(path, "figure", figures)) if figures else (),
         all_variants=variants,
         seeds_of=seeds_of,
+        overrides_of=overrides_of,
     )
 
 
@@ -169,9 +179,10 @@ def expand(sweep: Sweep, variant: str | None = None, runs: Path = Path("runs")) 
             continue
         factors = dict(zip(sweep.factors, values, strict=True))
         set_by_arm = {key: value for key, value in of_arm.items() if key != ARM_VARIANT}
+        given = {**sweep.overrides, **sweep.overrides_of.get(name, {})}
         who = [arm] if ARM_VARIANT in of_arm else [name, arm] if arm else [name]
         parts = [*who, *(f"{labels[key]}{_slug(value)}" for key, value in factors.items()), f"seed{seed}"]
-        settings = [f"{key}={setting(value)}" for key, value in {**sweep.overrides, **set_by_arm, **factors}.items()]
+        settings = [f"{key}={setting(value)}" for key, value in {**given, **set_by_arm, **factors}.items()]
         title = "-".join(parts)
         cells.append(Cell(title, sweep.name, sweep.experiment, name, seed, factors, settings, runs / sweep.name / title))
     if not cells:
@@ -193,6 +204,8 @@ def check_settings(sweep: Sweep, settings: Sequence[str]) -> None:
     places = dict.fromkeys(sweep.factors, f"its values stand in {file} under 'factors'")
     for arm, of_arm in sweep.arms.items():
         places |= dict.fromkeys((key for key in of_arm if key != ARM_VARIANT), f"arm {arm} of {file} sets it")
+    for variant, settings_of in sweep.overrides_of.items():
+        places |= dict.fromkeys(settings_of, f"{file} sets it for {variant} under 'overrides_of'")
     places["seed"] = f"its seeds stand in {file} under 'seeds'"
     places |= dict.fromkeys(("tracking.sweep", "tracking.parent_run"), "a sweep sets it for its own runs: `tunalab train` takes it")
     for text in settings:
