@@ -312,7 +312,7 @@ def inspect_data(
     from tunalab.data.documents import Corpus
     from tunalab.data.inspection import LIMIT, QuestionPictures, inspect
     from tunalab.data.manifest import ManifestCorpus
-    from tunalab.evaluation.benchmarks import EASY_VQA, easy_vqa, is_questions, out_of_reach, outside
+    from tunalab.evaluation.benchmarks import EASY_VQA, along, easy_vqa, is_questions, out_of_reach, outside
     from tunalab.frontends.components.store import Components
     from tunalab.training.run import fitting_space
 
@@ -323,14 +323,15 @@ def inspect_data(
         compared.append(QuestionPictures(EASY_VQA, questions))
     for key, chosen in evaluation.benchmarks.items():
         if is_questions(chosen):
-            compared.append(QuestionPictures(key, outside(key, config, chosen.limit).questions))
+            # Of a file all: the whole of it is asked at the end.
+            compared.append(QuestionPictures(key, outside(key, config, chosen.limit if chosen.task else None).questions))
     frontend = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
     tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
     report = inspect(config, tokenizer, space.token_pixels, compared, LIMIT if limit is None else limit)
     from dataclasses import replace
 
-    return replace(report, warnings=out_of_reach(config, tokenizer))
+    return replace(report, warnings=out_of_reach(config, tokenizer, along(config)))
 
 
 def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -> "RunConfig":

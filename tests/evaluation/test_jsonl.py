@@ -155,12 +155,12 @@ def test_answers_that_no_reply_can_be_are_said(folder, tokenizer):
     ]
     write(folder, *lines)
     config = run_config(evaluation__benchmarks={"mine": {"path": "q.jsonl"}}, evaluation__max_answer_tokens=4)
-    (line,) = out_of_reach(config, tokenizer)
+    (line,) = out_of_reach(config, tokenizer, ["mine"])
     assert line.startswith(
         "evaluation.benchmarks.mine: 1 of 3 answers are longer than evaluation.max_answer_tokens=4 ('a very long"
     )
     config.evaluation.max_answer_tokens = len(tokenizer.encode(lines[0]["answer"]))
-    assert out_of_reach(config, tokenizer) == []
+    assert out_of_reach(config, tokenizer, ["mine"]) == []
 
     class Poor:
         """Knows one word."""
@@ -171,13 +171,13 @@ def test_answers_that_no_reply_can_be_are_said(folder, tokenizer):
         def decode(self, ids: list[int]) -> str:
             return " ".join("?" if number else "red" for number in ids)
 
-    (line,) = out_of_reach(config, Poor())
+    (line,) = out_of_reach(config, Poor(), ["mine"])
     assert line == (
         "evaluation.benchmarks.mine: 1 of 3 answers cannot be spelt by this tokenizer "
         "('a very long name of somebody'): see decoder.tokenizer"
     )
     config.evaluation.benchmarks["mine"].rule = "option"
-    assert out_of_reach(config, Poor()) == []
+    assert out_of_reach(config, Poor(), ["mine"]) == []
 
 
 def test_a_file_that_changes_while_the_process_lives_is_read_again(folder, tmp_path, monkeypatch):

@@ -153,3 +153,36 @@ def test_damage_and_missing_weights_are_said(finished, capsys):
     with pytest.raises(UserError, match="keeps no weights of its points: train with evaluation.keep_points=all"):
         ask_points(finished, ["search"])
     assert main(["evaluate", str(finished), "--points", "all"]) == 2 and "--benchmarks NAME" in capsys.readouterr().err
+
+
+def test_another_rule_or_limit_under_the_same_name_is_asked_again(finished, tmp_path):
+    """The record has the later one, and says by which rule."""
+    own, other = ["evaluation.benchmarks.mine.path=q.jsonl"], "evaluation.benchmarks.mine.rule=rules.py:never"
+    (tmp_path / "rules.py").write_text("def never(reply, line):\n    return len(reply) < 0\n")
+    assert len(ask_points(finished, ["mine"], own)) == 2
+    assert read_record(finished / "record.json").data["asked"]["mine"]["rule"] == "exact"
+    assert len(ask_points(finished, ["mine"], [*own, other])) == 2
+    record = read_record(finished / "record.json")
+    assert record.data["asked"]["mine"]["rule"].startswith("rules.py:never (")
+    assert all(point.benchmarks["mine"].correct == 0 for point in record.points)
+    (tmp_path / "rules2.py").write_text("def always(reply, line):\n    return len(reply) >= 0\n")
+    other = other.replace("rules.py:never", "rules2.py:always")
+    said: list[str] = []
+    assert len(ask_points(finished, ["mine"], [*own, other, "evaluation.max_answer_tokens=1"], log=said.append)) == 2
+    record = read_record(finished / "record.json")
+    assert record.data["asked"]["mine"]["max_tokens"] == 1 and record.points[0].benchmarks["mine"].correct == 3
+
+
+def test_settings_may_stand_behind_the_names(finished, capsys):
+    words = ["--points", "all", "--benchmarks", "mine", "evaluation.benchmarks.mine.path=q.jsonl"]
+    assert main(["evaluate", str(finished), *words]) == 0 and "2 points asked" in capsys.readouterr().out
+    assert main(["evaluate", str(finished), *words]) == 0 and "0 points asked: their answers were there" in capsys.readouterr().out
+
+
+def test_long_answers_are_said_also_afterwards(finished, tmp_path):
+    line = {"image": "0.png", "question": "who?", "answer": "a name that is much longer than any reply of this run can be " * 2}
+    (tmp_path / "long.jsonl").write_text(json.dumps(line))
+    said: list[str] = []
+    ask_points(finished, ["mine"], ["evaluation.benchmarks.mine.path=long.jsonl"], log=said.append)
+    assert said[0].startswith("warning: evaluation.benchmarks.mine: 1 of 1 answers are longer than evaluation.max_answer_tokens=3")
+    assert "...'" in said[0]

@@ -65,7 +65,10 @@ def ask_along(arguments: argparse.Namespace, models: list[str], settings: list[s
         raise UserError("a curve is asked by: tunalab evaluate RUN --points all --benchmarks NAME")
     from tunalab.trained.points import ask_points
 
+    names = [word for word in arguments.benchmarks if "=" not in word]
+    settings += [word for word in arguments.benchmarks if "=" in word]  # --benchmarks takes all words behind it
     for model in models:
-        asked = ask_points(model, arguments.benchmarks, settings, arguments.watch)
-        print(f"{model}: {len(asked)} points asked")
+        asked = ask_points(model, names, settings, arguments.watch)
+        why = "" if asked else ": their answers were there, and the record has them"
+        print(f"{model}: {len(asked)} points asked{why}")
     return 0

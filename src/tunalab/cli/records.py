@@ -22,7 +22,7 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--x", default="tokens", help="tokens | images | flops | wall_clock | parameters (figure6, curves)")
     sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="these benchmarks alone (default: all): ocr pairs@2")
-    sub.add_argument("--out", type=Path, help="folder (default: the one above the records)")
+    sub.add_argument("--out", type=Path, help="folder (default: that of the records)")
     sub = add_command(commands, table, "write the tables of a folder of records")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument("--out", type=Path, help="folder (default: that of the records)")
@@ -59,7 +59,7 @@ def figure(arguments: argparse.Namespace) -> int:
     axis_named(arguments.x)  # a wrong name is an error before records are read
     if arguments.name not in FIGURE_NAMES:
         raise UserError(f"unknown figure {arguments.name!r}, choices: {', '.join(FIGURE_NAMES)}")
-    found, folder = records(arguments.records, evaluation=False), arguments.out or arguments.records.parent
+    found, folder = records(arguments.records, evaluation=False), arguments.out or arguments.records
     check_out(folder, folder=True)
     _warn_unequal(found)
     shown = found.only(*arguments.panels) if arguments.panels else found

@@ -207,7 +207,8 @@ class ManifestCorpus:
         if form == {"conversations"}:
             return conversation_document(line["conversations"])
         forms = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
-        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {forms}")
+        asked = " (questions with answers are a benchmark: evaluation.benchmarks.NAME.path)" if "question" in line else ""
+        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {forms}{asked}")
 
     def where(self, index: int) -> str:
         """File and number of the line of an index, blank lines counted, as editors show it. One pass for ascending indices."""

@@ -6,7 +6,7 @@ Also their scores: exact match of answers, counted by groups of questions, with 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -29,6 +29,7 @@ from tunalab.evaluation import jsonl
 from tunalab.evaluation.measure import Score, chance_of
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.plugins import Group, build, find, source_of
+from tunalab.settings.loading import text_digest
 from tunalab.settings.schema import BenchmarkConfig, RunConfig
 
 if TYPE_CHECKING:  # of parts that come later, or import this one
@@ -54,7 +55,7 @@ class Benchmark:
 
     ``chance``: the share of right groups that guessing without the image reaches (``chance_of``).
     ``right``: whether a reply answers a question. ``of``: the items that it has in all, of which some are asked; None: all are.
-    ``max_tokens``: limit of a reply; None: the run's.
+    ``max_tokens``: limit of a reply; None: the run's. ``rule``: what ``right`` is, for the record.
     """
 
     name: str
@@ -65,15 +66,17 @@ class Benchmark:
     right: Callable[[str, Question], bool] = answers_exactly
     of: int | None = None
     max_tokens: int | None = None
+    rule: str = ""
 
     def describe(self) -> dict[str, int | str]:
-        """For the record: how many items are asked, of how many, and twelve hex digits of what they hold."""
+        """For the record: how many items are asked, of how many, twelve hex digits of what they hold, how replies are judged."""
         items = len({question.group for question in self.questions})
         digest = hashlib.sha256()
         for one in self.questions:
             digest.update(repr((one.prompt, one.answer, one.group, one.options, one.also, one.image_HWC.shape)).encode())
             digest.update(one.image_HWC.tobytes())
-        return {"items": items, "of": self.of or items, "questions": digest.hexdigest()[:12]}
+        found: dict[str, int | str] = {"items": items, "of": self.of or items, "questions": digest.hexdigest()[:12]}
+        return found | ({"rule": self.rule} if self.rule else {}) | ({"max_tokens": self.max_tokens} if self.max_tokens else {})
 
 
 def benchmark_name(kind: str, level: int) -> str:
@@ -133,10 +136,14 @@ def is_questions(chosen: BenchmarkConfig) -> bool:
     return chosen.task not in IMAGES
 
 
-def out_of_reach(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
-    """A line for each benchmark of the user's own with right answers that no reply can be: too long, or not to be spelt."""
+def out_of_reach(config: RunConfig, tokenizer: Tokenizer, keys: Iterable[str]) -> list[str]:
+    """A line for each benchmark of the user's own with right answers that no reply can be: too long, or not to be spelt.
+
+    ``keys``: of ``evaluation.benchmarks``.
+    """
     limit, lines = config.evaluation.max_answer_tokens, []
-    for key, chosen in along(config).items():
+    for key in keys:
+        chosen = config.evaluation.benchmarks[key]
         if chosen.task or chosen.rule == "option":  # of a task limit and verdict are its own; a letter is in every reach
             continue
         long: list[str] = []
@@ -153,12 +160,17 @@ def out_of_reach(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
         if long:
             longest = max(long, key=lambda answer: len(tokenizer.encode(answer)))
             lines.append(
-                f"{setting}: {len(long)} {of} are longer than evaluation.max_answer_tokens={limit} ({longest[:40]!r}: "
+                f"{setting}: {len(long)} {of} are longer than evaluation.max_answer_tokens={limit} ({_shortened(longest)}: "
                 f"{len(tokenizer.encode(longest))} tokens) and can never be given: raise it"
             )
         if lost:
-            lines.append(f"{setting}: {len(lost)} {of} cannot be spelt by this tokenizer ({lost[0][:40]!r}): see decoder.tokenizer")
+            first = _shortened(lost[0])
+            lines.append(f"{setting}: {len(lost)} {of} cannot be spelt by this tokenizer ({first}): see decoder.tokenizer")
     return lines
+
+
+def _shortened(text: str, most: int = 40) -> str:
+    return repr(text if len(text) <= most else f"{text[: most - 3]}...")
 
 
 def check_benchmarks(config: RunConfig) -> None:
@@ -248,12 +260,19 @@ def outside_sources(config: RunConfig) -> dict[str, str]:
 def _of_task(key: str, task: str, path: str, rules: str, buckets: Buckets, limit: int | None) -> Benchmark:
     module = import_module("tunalab.interop.lmms.questions")
     made = module.published_questions(task, Path(path), rules, buckets, lambda items: jsonl.subset(items, limit))
-    return Benchmark(key, PUBLISHED[task].title, None, made.questions, made.chance, made.right, made.of, made.max_tokens)
+    title, of = PUBLISHED[task].title, (made.of, made.max_tokens, rules)
+    return Benchmark(key, title, None, made.questions, made.chance, made.right, *of)
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
     """Of the file's content: a notebook may change it, or the folder, while the process keeps what it has read."""
     return (path.absolute(), path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
+
+
+@lru_cache
+def _digest_of_code(path: str) -> str:
+    """As it was when it was loaded, which a process does once."""
+    return text_digest(Path(path).read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=16)
@@ -264,7 +283,13 @@ def _of_file(
     right = jsonl.rule(setting, rule)
     questions, lines, total = jsonl.questions(setting, BenchmarkConfig(path=path, root=root), buckets, limit)
     line_of = dict(zip(questions, lines, strict=True))
-    return Benchmark(key, key, None, questions, jsonl.chance(lines), lambda reply, question: right(reply, line_of[question]), total)
+    code = rule.partition(":")[0]
+    judged = f"{rule} ({_digest_of_code(code)})" if Path(code).is_file() else rule
+
+    def verdict(reply: str, question: Question) -> bool:
+        return right(reply, line_of[question])
+
+    return Benchmark(key, key, None, questions, jsonl.chance(lines), verdict, total, rule=judged)
 
 
 @lru_cache(maxsize=16)

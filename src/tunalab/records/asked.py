@@ -12,19 +12,21 @@ from tunalab.files import listed
 from tunalab.records.record import Point
 
 ASKED = Path("points") / "asked"
+NOT_ASKED = ("asked", "weights")  # when, and of what
 
 
 def merged(run_dir: Path, points: Sequence[Point], data: dict[str, Any]) -> dict[str, Any]:
     """``points`` and ``data`` of a record with the answers in ``run_dir``: scores at their points, under ``asked`` what each is.
 
-    A benchmark that the run asked by itself stays as it is. Of two files of questions under one name the one that was asked at more
-    points counts, then the later. Raises UserError: a file is damaged.
+    A benchmark that the run asked by itself stays as it is. Of two files of questions, or rules, under one name the one that was
+    asked at more points counts, then the later. Raises UserError: a file is damaged.
     """
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # name -> digest of the questions -> tokens
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # name -> what was asked -> tokens
     for path in sorted(listed(run_dir / ASKED, "*.json"), key=lambda path: path.stat().st_mtime):
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
-            found.setdefault(plain["name"], {}).setdefault(plain["about"]["questions"], {})[plain["tokens"]] = plain
+            what = json.dumps({key: value for key, value in plain["about"].items() if key not in NOT_ASKED}, sort_keys=True)
+            found.setdefault(plain["name"], {}).setdefault(what, {})[plain["tokens"]] = plain
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: remove it, and it is asked again ({error})") from error
     chosen = {name: max(reversed(of.values()), key=len) for name, of in found.items()}

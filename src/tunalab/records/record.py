@@ -250,7 +250,9 @@ def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
     if not paths and folder.is_file():
         raise UserError(f"{folder} is a file: the folder of the records is needed")
     if not paths:
-        raise UserError(f"{folder}: no records (*.json) there; train a run or a sweep first")
+        raise UserError(
+            f"{folder}: no records (*.json) there; train a run or a sweep first (`tunalab publish SWEEP` gathers those of a sweep)"
+        )
     return [read_record(path, evaluation) for path in paths]
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.errors import UserError
@@ -24,15 +25,18 @@ from tunalab.evaluation.benchmarks import (
     check_benchmarks,
     easy_vqa,
     one_of,
+    out_of_reach,
     scenes,
 )
+from tunalab.evaluation.benchmarks import along as along_run
 from tunalab.evaluation.generation.along import KeptImages, ScenePrompts
 from tunalab.evaluation.measure import Score
 from tunalab.files import listed, lock, locked, write_atomically
+from tunalab.frontends.components.store import Components
 from tunalab.inference.requests import computing, find_device, precision
 from tunalab.records.asked import ASKED, merged
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record, write_record
-from tunalab.settings.loading import laid_over, read_config
+from tunalab.settings.loading import laid_over, read_config, text_digest
 from tunalab.settings.schema import RunConfig
 from tunalab.trained.model import Model, load
 from tunalab.training.claiming import is_training
@@ -59,7 +63,7 @@ def ask_points(
     run_dir = Path(run)
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} is no run directory ({CONFIG_FILE} is missing)")
-    config = read_config(run_dir / CONFIG_FILE)
+    of_run = config = read_config(run_dir / CONFIG_FILE)
     for setting in settings:
         if not setting.startswith(OWN):
             raise UserError(f"setting '{setting}' is not of {OWN.rstrip('.')}: a trained model is asked, not changed")
@@ -67,6 +71,12 @@ def ask_points(
     chosen = [named(name, config) for name in names or config.evaluation.benchmarks]
     if not chosen:
         raise UserError(f"{run_dir} names no benchmarks (evaluation.benchmarks): name one, --benchmarks NAME")
+    limit = config.evaluation.max_answer_tokens
+    if limit != of_run.evaluation.max_answer_tokens:
+        chosen = [replace(one, max_tokens=one.max_tokens or limit) if isinstance(one, Benchmark) else one for one in chosen]
+    _refuse_changed(names, of_run, config)
+    for line in out_of_reach(config, Components(config.components_seed).tokenizer_for(config.decoder), _own(names, config)):
+        log(f"warning: {line}")
     asked: list[int] = []
     while True:
         finished = _finished(run_dir)
@@ -84,6 +94,20 @@ def ask_points(
 
 
 Asked = Benchmark | ScenePrompts | KeptImages
+LATER: dict[str, Any] = {"scorer": "", "clip": ""}  # what a run may leave open
+
+
+def _own(names: Sequence[str], config: RunConfig) -> list[str]:
+    """Those of the user's own among the names; without names all."""
+    return [name for name in names or config.evaluation.benchmarks if name in config.evaluation.benchmarks]
+
+
+def _refuse_changed(names: Sequence[str], of_run: RunConfig, config: RunConfig) -> None:
+    """Raises UserError: the run itself asks a benchmark of this name, otherwise. Its record keeps its own answers."""
+    for name in set(_own(names, config)) & along_run(of_run).keys():
+        there, here = (replace(one.evaluation.benchmarks[name], **LATER) for one in (of_run, config))
+        if there != here or of_run.evaluation.max_answer_tokens != config.evaluation.max_answer_tokens:
+            raise UserError(f"the run itself asks {name!r}, with other settings: give the new one a name of its own")
 
 
 def named(name: str, config: RunConfig) -> Asked:
@@ -192,8 +216,9 @@ class _Weights:
 
 
 def _place(run_dir: Path, benchmark: Asked, tokens: int) -> Path:
-    """Other questions under the same name are another file."""
-    return run_dir / ASKED / f"{benchmark.name}-{benchmark.describe()['questions']}-{tokens}.json"
+    """Other questions, or another rule or limit of replies, under the same name are another file."""
+    asked = text_digest(json.dumps(benchmark.describe(), sort_keys=True))
+    return run_dir / ASKED / f"{benchmark.name}-{asked}-{tokens}.json"
 
 
 @contextmanager

@@ -266,8 +266,11 @@ class Run:
                 self.lineage = read_lineage(self.run_dir)
                 self.holding = self.stop.holding = Holding(self.run_dir)
                 keep(self.run_dir, self.seen)
-                for line in out_of_reach(self.config, self.tokenizer):
+                for line in out_of_reach(self.config, self.tokenizer, along(self.config)):
                     self._warn(line)
+                waiting = [one.name for one in kept_images(self.config) if one.judge is None]
+                if waiting:
+                    self._print(f"{', '.join(waiting)}: images are kept, and wait for a scorer (docs/extend/benchmark.md)")
                 self.tracker = self.reporting.tracker = self._tracker(resume)
         try:
             with self.stop.handlers_restored():

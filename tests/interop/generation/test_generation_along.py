@@ -109,6 +109,12 @@ def test_scored_afterwards_without_weights(data, mask2former, vilt, capsys):
     assert ask_points(data / "one", ["dpg"], scorers) == tokens[1:]
 
 
+def test_what_the_run_asks_itself_is_not_asked_otherwise_under_its_name(data, mask2former):
+    assert run.train(config_of(data), data / "one") == 0
+    with pytest.raises(UserError, match="the run itself asks 'drawn', with other settings: give the new one a name of its own"):
+        ask_points(data / "one", ["drawn"], ["evaluation.benchmarks.drawn.limit=4"])
+
+
 def test_a_run_may_leave_all_of_it_to_others(data, mask2former, vilt):
     """It asks nothing and makes no images; of the weights that it keeps everything is asked later, all that its settings name."""
     config = config_of(data, geneval=mask2former, dpg=vilt)
