@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tests.cli.test_published_samples import PROMPT, data
 from tests.cli.test_using import error, here, trained_run
-from tests.interop.generation.test_scoring_models import clip_folder, mask2former
+from tests.interop.generation.conftest import clip_folder, mask2former
 from tests.training.conftest import quick_components, use_quick_components
 
 from tunalab.cli import main
