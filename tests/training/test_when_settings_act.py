@@ -65,6 +65,12 @@ NEVER: dict[str, Any] = {
     "evaluation.benchmarks.NAME.rule": "contains",
     "evaluation.benchmarks.NAME.limit": 2,
     "evaluation.benchmarks.NAME.arguments": {"count": 3},
+    "evaluation.benchmarks.NAME.task": "scene_prompts",
+    "evaluation.benchmarks.NAME.rules": "stock",
+    "evaluation.benchmarks.NAME.scorer": "detector",
+    "evaluation.benchmarks.NAME.clip": "clip",
+    "evaluation.benchmarks.NAME.steps": 3,
+    "evaluation.asked": "later",
     "tracking.enabled": True,
     "tracking.uri": "sqlite:///none.db",
     "tracking.system_metrics": False,
@@ -90,6 +96,12 @@ STAGE: dict[str, Any] = {
     "stages.NAME.cooldown": 0.5,
     "stages.NAME.mix": {"scenes/text": 1.0, "scenes/caption": 0.5},
 }
+
+
+# Of a benchmark: which of three has it, a file of questions, a task, or (second) a class.
+OF_BENCHMARK = dict.fromkeys(("path", "root", "rule"), "file") | dict.fromkeys(
+    ("task", "rules", "scorer", "clip", "steps"), "pictures"
+)
 
 
 @dataclass
@@ -123,9 +135,11 @@ class NoTracker:
 
 def trained(folder: Path, others: dict[str, Any] | None = None) -> Course:
     config = quick_config("tuna_r", stages=STAGES, objective__masking__start=0.5)
-    config.evaluation.benchmarks = {"second": BenchmarkConfig(), "file": BenchmarkConfig()} if others is NEVER else {}
+    asked = {"second": BenchmarkConfig(), "file": BenchmarkConfig(), "pictures": BenchmarkConfig(limit=6)}
+    config.evaluation.benchmarks = asked if others and NEVER.keys() >= others.keys() else {}
     for key, value in (others or {}).items():
-        *path, last = key.replace(NAME, "file" if key.endswith((".path", ".root", ".rule")) else "second").split(".")
+        ending = key.rpartition(".")[2]
+        *path, last = key.replace(NAME, OF_BENCHMARK.get(ending, "second")).split(".")
         node: Any = config
         for name in path:
             node = node[name] if isinstance(node, dict) else getattr(node, name)
@@ -162,8 +176,9 @@ def test_settings_act_from_where_they_are_declared(tmp_path: Path, monkeypatch: 
         assert {key for key, one in SETTINGS.items() if one.acts == acts} == set(others)
     plain = trained(tmp_path / "plain")
     # An evaluation and a checkpoint in the middle of each stage, other pictures, another solver.
-    never = trained(tmp_path / "never", NEVER)
-    assert never.weights == plain.weights and len(set(plain.weights)) == len(plain.weights)
+    for number, without in enumerate(({"evaluation.asked"}, set())):  # a run that leaves benchmarks to others asks none
+        never = trained(tmp_path / f"never{number}", {key: value for key, value in NEVER.items() if key not in without})
+        assert never.weights == plain.weights and len(set(plain.weights)) == len(plain.weights)
     masking = trained(tmp_path / "masking", MASKING)
     at = plain.masked.index(True)  # of both the earlier start
     assert plain.stages[at - 1] == "second" and masking.masked.index(True) > at

@@ -29,7 +29,7 @@ from tunalab.evaluation import jsonl
 from tunalab.evaluation.measure import Score, chance_of
 from tunalab.evaluation.published import BENCHMARKS as PUBLISHED
 from tunalab.plugins import Group, build, find, source_of
-from tunalab.settings.loading import text_digest
+from tunalab.settings.loading import check_sampling, text_digest
 from tunalab.settings.schema import BenchmarkConfig, RunConfig
 
 if TYPE_CHECKING:  # of parts that come later, or import this one
@@ -189,6 +189,11 @@ def check_benchmarks(config: RunConfig) -> None:
         setting = f"evaluation.benchmarks.{key}"
         if chosen.task:
             _check_task(setting, chosen)
+            if not is_questions(chosen):
+                try:
+                    check_sampling(replace(config.sampling, steps=chosen.steps))
+                except UserError as error:
+                    raise UserError(f"{setting}.steps={chosen.steps}: {error}") from error
         elif bool(chosen.path) == bool(chosen.name):
             raise UserError(f"{setting}: a file of questions (path), a class (name) or a task must be given, and not two of them")
         elif chosen.path:

@@ -169,6 +169,14 @@ def test_mistakes_are_one_line(data, changed, message):
     assert "\n" not in str(raised.value)
 
 
+def test_steps_that_the_sampler_cannot_take_are_one_line(data):
+    """A grid of points needs two."""
+    config = config_of(data)
+    config.sampling.grid = "points"
+    with pytest.raises(UserError, match="evaluation.benchmarks.geneval.steps=1: .*steps"):
+        check_benchmarks(config)
+
+
 def test_missing_data_is_one_line(data):
     (data / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match="metadata.jsonl cannot be read"):
