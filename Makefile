@@ -166,7 +166,7 @@ test-slurm: install test-slurm-cluster ## sweeps on a SLURM of two nodes, instal
 test-slurm-cluster: install ## the part of it that trains no model, four minutes: CI runs it
 	$(BIN)/python -m pytest -m slurm --confcutdir tests/slurm tests/slurm/test_slurm_cluster.py
 
-test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints (two minutes)
+test-plans: install ## the plans in the headers of sweeps at full scale are what `tunalab plan` prints, and a step holds its plan (five minutes)
 	$(BIN)/pytest -m plans
 
 test-browser: install ## the dashboard's comparison in headless Chromium; writes docs/dashboard.png

@@ -43,8 +43,8 @@ def test_the_command_prints_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --try is for one run: EXPERIMENT VARIANT\n"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.plans  # minutes, and a quarter of an hour on processors whose products in bfloat16 are emulated
+@pytest.mark.timeout(1800)
 def test_the_plan_of_the_public_experiment_holds_to_a_tenth() -> None:
     """At its true widths, vocabulary, pictures and rows; the command of docs/full_scale.md."""
     (trial,) = try_steps("public_0_5b", "tuna2")
