@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_area_under_the_answers_loss():
 
     def area(run: dict) -> float:
         points = [(math.log(point["tokens"]), point["losses"]["text/vqa"]) for point in run["points"]]
-        pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False)]
+        pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points)]
         return sum(pieces) / (points[-1][0] - points[0][0])
 
     by_seed = [area(RUNS["tuna2", seed]) - area(RUNS["tuna_r", seed]) for seed in SEEDS]

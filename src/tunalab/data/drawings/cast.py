@@ -23,7 +23,7 @@ from tunalab.errors import UserError
 
 PARTS = ("seen", "concepts", "styles")  # what training shows; things that it never shows; styles and fonts that it never shows
 
-_KIND_OF = dict(zip(SHAPES, KINDS, strict=False))
+_KIND_OF = dict(zip(SHAPES, KINDS[: len(SHAPES)], strict=True))  # the last kinds are of bars alone
 _BAR_KIND = dict(zip(COLOURS, KINDS, strict=True))
 _CARD = {shape: f"{kind} card" for shape, kind in _KIND_OF.items()}
 _CARD |= {PLURALS[shape]: f"{kind} cards" for shape, kind in _KIND_OF.items()} | {"shape": "kind", "shapes": "cards"}
