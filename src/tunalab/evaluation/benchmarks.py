@@ -119,16 +119,16 @@ def kept_images(config: RunConfig) -> "list[KeptImages]":
 
 def _images(key: str, config: RunConfig) -> Any:
     chosen = config.evaluation.benchmarks[key]
-    module = import_module(IMAGES[chosen.task])
-    return module.scene_prompts(key, chosen, config) if chosen.task == SCENE_PROMPTS else getattr(module, chosen.task)(key, chosen)
+    return getattr(import_module(IMAGES[chosen.task]), chosen.task)(key, chosen, config)
 
 
 def one_of(key: str, config: RunConfig) -> "Benchmark | ScenePrompts | KeptImages":
     """One of ``evaluation.benchmarks`` as it is asked along a run, by the run or later. Raises UserError: its data is missing."""
     chosen = config.evaluation.benchmarks[key]
-    found: Benchmark | ScenePrompts | KeptImages
-    found = outside(key, config, chosen.limit) if is_questions(chosen) else _images(key, config)
-    return found
+    if is_questions(chosen):
+        return outside(key, config, chosen.limit)
+    images: ScenePrompts | KeptImages = _images(key, config)
+    return images
 
 
 def is_questions(chosen: BenchmarkConfig) -> bool:
@@ -203,7 +203,7 @@ def check_benchmarks(config: RunConfig) -> None:
 
 
 SCENE_PROMPTS = "scene_prompts"
-IMAGES = {  # task -> where it is; parts that come later in the order are imported when they are asked for
+IMAGES = {  # task -> where the function of its name is; parts that come later in the order are imported when they are asked for
     SCENE_PROMPTS: "tunalab.evaluation.generation.along",
     "geneval": "tunalab.interop.along",
     "dpg": "tunalab.interop.along",

@@ -25,12 +25,12 @@ from tunalab.interop.outcomes import Outcomes, pooled_measure
 from tunalab.interop.samples import dpg as dpg_items
 from tunalab.interop.samples import keep_text
 from tunalab.interop.score import vqa_of
-from tunalab.settings.schema import BenchmarkConfig
+from tunalab.settings.schema import BenchmarkConfig, RunConfig
 
 KEPT = "scored.jsonl"  # beside the images: what was found in each
 
 
-def geneval(key: str, chosen: BenchmarkConfig) -> KeptImages:
+def geneval(key: str, chosen: BenchmarkConfig, config: RunConfig) -> KeptImages:
     """Raises UserError, one line: the prompts cannot be read, or ask for colours and no CLIP is named."""
     every = read_prompts(Path(chosen.path))
     asked = [every[number] for number in spread([prompt.tag for prompt in every], chosen.limit)]
@@ -66,7 +66,7 @@ def _geneval_score(folder: Path, prompts: Sequence[GenEvalPrompt], detector: Pat
     return Score.from_outcomes([value == 1 for tag in tags for value in tag.items], chance=0.0)
 
 
-def dpg(key: str, chosen: BenchmarkConfig) -> KeptImages:
+def dpg(key: str, chosen: BenchmarkConfig, config: RunConfig) -> KeptImages:
     """Raises UserError, one line: prompts or questions cannot be read, or are not of one another."""
     folder = Path(chosen.path)
     text_of = {Path(item.name).stem: item.text for item in dpg_items(folder / "prompts", [0], None)}
