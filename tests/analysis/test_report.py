@@ -10,21 +10,11 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 from tests.synthetic import synthetic_record, synthetic_records
 
-from tunalab.analysis import report_sections
+from tunalab.analysis import report_results, report_runs
 from tunalab.analysis.dynamics import write_dynamics
 from tunalab.analysis.report import Beside, build, samples, to_html, to_markdown
-from tunalab.analysis.report_sections import (
-    budget,
-    cost,
-    failures,
-    made,
-    measure,
-    passes,
-    reproduce,
-    run_command,
-    sections,
-    verdict,
-)
+from tunalab.analysis.report_results import measure, passes, sections
+from tunalab.analysis.report_runs import budget, cost, failures, made, reproduce, run_command, verdict
 from tunalab.cli import main
 from tunalab.records.record import read_record, write_record
 from tunalab.records.samples import Samples
@@ -124,7 +114,7 @@ def test_unequal_compute_is_said_also_of_equal_runs():
 
 
 def test_the_settings_of_arms_and_front_ends_are_told():
-    text = report_sections.settings(synthetic_records(("tuna2", "tuna_r"), 2, (0.0, 0.5))).text
+    text = report_runs.settings(synthetic_records(("tuna2", "tuna_r"), 2, (0.0, 0.5))).text
     assert "| Tuna-2 | 0.5 | 0, 1 |" in text and "`objective.masking.ratio`" in text and "`frontend.encoder`" in text
     assert re.search(r"\n\d{3} settings are equal in all 8 runs", text)
 
@@ -141,15 +131,15 @@ def test_headers_become_paragraphs(tmp_path):
     file.write_text("\n".join([*lines, "# Prose", "# goes on.", "key: 1", "# no"]))
     printed = "**Question:** is \\[this] a \\<question>? It is.\n\n"
     printed += "**Command:**\n\n```\nmake it    # now\nand [that]\n```\n\nProse goes on."
-    assert report_sections.header(file) == printed
+    assert report_runs.header(file) == printed
     record = synthetic_record()
-    unknown = report_sections.question([replace(record, run=replace(record.run, experiment="elsewhere"))], ["nowhere"])
+    unknown = report_runs.question([replace(record, run=replace(record.run, experiment="elsewhere"))], ["nowhere"])
     assert "No file says it" in unknown.text and "`sweeps/nowhere.yaml`, `experiments/elsewhere.yaml`" in unknown.text
 
 
 @pytest.mark.parametrize("file", HEADERS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_commands_of_shipped_headers_can_be_pasted(file):
-    blocks = re.findall(r"\*\*Command:\*\*\n\n```\n(.*?)\n```", report_sections.header(file), re.DOTALL)
+    blocks = re.findall(r"\*\*Command:\*\*\n\n```\n(.*?)\n```", report_runs.header(file), re.DOTALL)
     for line in "\n".join(blocks).splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] in ("make", "tunalab", "torchrun") and not any(letter in word for word in words for letter in "()<>|&;"), (
@@ -168,7 +158,7 @@ def test_power_laws_are_those_of_the_table(tmp_path):
 
 def test_records_of_two_sweeps_have_two_questions_and_two_commands():
     records = [synthetic_record(), synthetic_record("tuna_r")]
-    printed = report_sections.question(records, ["front_ends", "encoder"]).text
+    printed = report_runs.question(records, ["front_ends", "encoder"]).text
     assert printed.count("**Question:**") == 2 and "`sweeps/front_ends.yaml`" in printed and "`sweeps/encoder.yaml`" in printed
     commands = reproduce(records, ["front_ends", "encoder"], Path("results/x")).text
     assert "\ntunalab sweep front_ends\ntunalab sweep encoder\n" in commands and "at commit unknown. `git checkout`" in commands
@@ -244,7 +234,7 @@ def test_runs_without_questions_have_a_report_too():
     texts = {section.title: section.text for section in report.sections}
     assert texts["Curves"].startswith("None: ") and texts["Final accuracies"].startswith("None: ")
     assert "| one-step PSNR at t = 0.3, dB | 14.2 |" in texts["Held-out losses and PSNR"] and "NOT EQUAL" not in report.verdict
-    assert report_sections.evaluations(records, ROOT / "results/published.csv") is None
+    assert report_results.evaluations(records, ROOT / "results/published.csv") is None
 
 
 @pytest.mark.parametrize(

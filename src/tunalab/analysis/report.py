@@ -9,9 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from tunalab.analysis import report_sections as section
+from tunalab.analysis import report_results as results
+from tunalab.analysis import report_runs as runs
 from tunalab.analysis.evaluations import published_file
-from tunalab.analysis.report_sections import Report, Section, verdict
+from tunalab.analysis.report_section import Report, Section
 from tunalab.records.labels import Legend, differing_settings
 from tunalab.records.record import Record
 from tunalab.records.samples import Samples, png
@@ -33,26 +34,26 @@ def build(records: Sequence[Record], folder: Path, command: str, beside: Beside,
     ``draw``: whether figures are drawn, which the Markdown does not hold. Raises UserError: they cannot be.
     """
     sweeps = list(dict.fromkeys(record.run.sweep for record in records if record.run.sweep))
-    level, text = verdict(records, beside.planned)
-    moved, why_none = section.measure(records), section.undrawable(records)
-    final = section.final(records)
+    level, text = runs.verdict(records, beside.planned)
+    moved, why_none = results.measure(records), results.undrawable(records)
+    final = results.final(records)
     sections = [
-        _in_short(section.leaders(final, records), section.passes(moved)),
-        section.question(records, sweeps),
-        section.settings(records),
-        section.budget(records),
-        section.curves(why_none, section.pictures(records) if draw and not why_none else []),
-        section.accuracies(final, records),
-        *section.sections(moved),
-        section.effects(records),
-        section.claims(records),
-        section.held_out(records),
-        section.evaluations(records, published_file()),
+        _in_short(results.leaders(final, records), results.passes(moved)),
+        runs.question(records, sweeps),
+        runs.settings(records),
+        runs.budget(records),
+        results.curves(why_none, results.pictures(records) if draw and not why_none else []),
+        results.accuracies(final, records),
+        *results.sections(moved),
+        results.effects(records),
+        results.claims(records),
+        results.held_out(records),
+        results.evaluations(records, published_file()),
         samples(records, beside.samples),
-        section.failures(records, beside.planned),
-        section.cost(records),
-        section.made(records),
-        section.reproduce(records, sweeps, folder),
+        runs.failures(records, beside.planned),
+        runs.cost(records),
+        runs.made(records),
+        runs.reproduce(records, sweeps, folder),
     ]
     return Report(_title(records, folder), command, level, text, [one for one in sections if one is not None])
 
@@ -61,8 +62,8 @@ def _title(records: Sequence[Record], folder: Path) -> str:
     legend = Legend(records)
     variants = ", ".join(legend.label(name) for name in legend.ordered(legend.looks))
     seeds = len({record.run.seed for record in records})
-    runs = "one run" if len(records) == 1 else f"{len(records)} runs"
-    return f"{folder.name}: {variants}; {runs}, {seeds} seed{'s' if seeds > 1 else ''}"
+    count = "one run" if len(records) == 1 else f"{len(records)} runs"
+    return f"{folder.name}: {variants}; {count}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _in_short(*sentences: str) -> Section | None:
