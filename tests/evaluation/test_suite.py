@@ -9,13 +9,22 @@ from tests.conftest import small_config
 from tests.tolerances import model_terms, relative
 
 from tunalab.data.packing import Placed, collate
-from tunalab.data.sequence import to_sequence
+from tunalab.data.sequence import is_answer, to_sequence
 from tunalab.data.sources import check_sources
 from tunalab.errors import UserError
-from tunalab.evaluation.along import DRAW_SEED, evaluate, held_out, held_out_losses, held_out_of, one_step_psnr, pack
+from tunalab.evaluation.along import (
+    DRAW_SEED,
+    evaluate,
+    held_out,
+    held_out_losses,
+    held_out_measures,
+    held_out_of,
+    one_step_psnr,
+    pack,
+)
 from tunalab.evaluation.samples import draw_grid, sample_grid
 from tunalab.frontends.registry import FRONTENDS
-from tunalab.model.objective import draw, losses
+from tunalab.model.objective import draw, losses, to_space
 from tunalab.settings.schema import ManifestConfig, RunConfig, StageConfig
 
 
@@ -36,8 +45,8 @@ def test_the_suite_runs_for_every_front_end_and_repeats_itself(name, config, tin
     result = evaluate(model, tokenizer, config)
     assert model.training and torch.is_grad_enabled(), "training goes on as before"
     assert len(result["benchmarks"]) == 14 and all(score["n"] == 4 for score in result["benchmarks"].values())
-    expected = ["flow/edit", "flow/text_to_image", "text/caption", "text/text", "text/vqa"]
-    assert sorted(result["losses"]) == expected and list(result["one_step_psnr"]) == ["0.3", "0.6", "0.9"]
+    expected = ["flow/edit", "flow/text_to_image", "short/vqa", "text/caption", "text/text", "text/vqa"]
+    assert sorted(set(result["losses"]) - {"short/caption"}) == expected and list(result["one_step_psnr"]) == ["0.3", "0.6", "0.9"]
     assert all(math.isfinite(v) for part in ("losses", "one_step_psnr") for v in result[part].values())
     assert evaluate(model, tokenizer, config) == result
     grid = sample_grid(model, tokenizer, config)
@@ -76,10 +85,44 @@ def test_losses_do_not_depend_on_what_is_packed_beside(config, tiny_model, token
     assert held_out_losses(model, tokenizer, config) == pytest.approx(one, rel=relative(model_terms(config, 64)))
 
 
+def test_losses_by_document_and_of_short_answers_are_those_of_each_document_alone(config, tiny_model, tokenizer):
+    """Of the tokens of an answer, its end included; a description of a picture is none."""
+    model = tiny_model("patch_embed", config=config)
+    config.evaluation.loss_documents, config.data.row_tokens = 12, 128
+    config.stages = {"pretrain": StageConfig(mix={"scenes/vqa": 1.0, "scenes/caption": 1.0})}
+    found, items = held_out_measures(model, tokenizer, config)
+    assert items.keys() == found.keys() >= {"text/vqa", "short/vqa", "text/caption"}
+    documents = held_out("vqa", 12, config)
+    nats, tokens = {"text": [], "short": []}, {"text": [], "short": []}
+    for document in documents:
+        sequence = to_sequence(document, tokenizer, 8)
+        batch = collate([[Placed(0, sequence)]], 512, tokenizer.pad)
+        with torch.no_grad():
+            output = model(batch, to_space(model, batch), torch.ones(len(batch.generate_N)), draw_nothing(model, batch))
+        error_K = torch.nn.functional.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
+        answers = [len(tokenizer.encode(segment.text)) + 1 for segment in document.segments if is_answer(segment)]
+        parts = error_K.split(answers)
+        short = [part for part in parts if len(part) <= 8]
+        assert all("on " not in tokenizer.decode(part.tolist()) for part in batch.label_K.split(answers) if len(part) <= 8)
+        for sort, chosen in (("text", parts), ("short", short)):
+            nats[sort].append(sum(float(part.sum()) for part in chosen))
+            tokens[sort].append(sum(map(len, chosen)))
+    assert sum(tokens["short"]) < sum(tokens["text"])
+    for sort in ("text", "short"):
+        nats_D, tokens_D = items[f"{sort}/vqa"].arrays()
+        assert tokens_D.tolist() == tokens[sort] and nats_D == pytest.approx(nats[sort], rel=2e-3)
+        assert found[f"{sort}/vqa"] == pytest.approx(sum(nats[sort]) / sum(tokens[sort]), rel=1e-4)
+
+
+def draw_nothing(model, batch):
+    """Nothing is masked."""
+    return [torch.zeros(len(group), group.tokens, dtype=torch.bool) for group in batch.groups]
+
+
 def test_a_source_that_is_not_trained_on_is_not_measured(config, tiny_model, tokenizer):
     config.stages = {"pretrain": StageConfig(mix={"scenes/vqa": 1.0, "scenes/text_to_image": 0.0, "easy_vqa/vqa": 1.0})}
     model = tiny_model("patch_embed", config=config)
-    assert list(held_out_losses(model, tokenizer, config)) == ["text/vqa"]
+    assert set(held_out_losses(model, tokenizer, config)) == {"short/vqa", "text/vqa"}
     config.stages = {"pretrain": StageConfig(mix={"easy_vqa/vqa": 1.0})}
     assert held_out_losses(model, tokenizer, config) == {}
 
@@ -97,7 +140,7 @@ def test_own_held_out_documents_are_measured_under_their_name(config, tiny_model
     config.evaluation.losses = {"mine": "manifest/own"}
     check_sources(config)
     found = held_out_losses(model, tokenizer, config)
-    assert set(found) == {"text/vqa", "text/mine"}
+    assert set(found) == {"short/vqa", "text/vqa", "text/mine"}
     chosen = held_out_of("manifest/own", 5, config.data)
     assert len(chosen) == 5 == len({document.segments[-1].text for document in chosen})
     config.stages = {"pretrain": StageConfig(mix={"easy_vqa/vqa": 1.0})}

@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +22,7 @@ from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
 from tunalab.evaluation.benchmarks import Benchmark, benchmarks, scene_prompts, score
-from tunalab.evaluation.measure import Score
+from tunalab.evaluation.measure import LossItems, Score
 from tunalab.frontends.contract import signed
 from tunalab.frontends.vae import psnr
 from tunalab.inference.prompts import answers_and_likelihoods, question_prompt
@@ -130,6 +131,7 @@ def pack(
 # Shapes: D documents, N images, K labelled tokens.
 
 DRAW_SEED = 1  # never the run's
+SHORT = 8  # predicted tokens of an answer to a question, its end included; descriptions of a picture have more
 
 
 def trained_kinds(config: RunConfig) -> list[Kind]:
@@ -138,12 +140,22 @@ def trained_kinds(config: RunConfig) -> list[Kind]:
     return [kind for kind in KINDS if f"{family}/{kind}" in mixed]
 
 
-@torch.no_grad()
 def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
-    """``text/<kind>``: nats a predicted token. ``flow/<kind>``: as in training, averaged over visual tokens.
+    """``text/<kind>``: nats a predicted token; ``short/<kind>``: of the tokens of short answers alone (``SHORT``), where there
+    are longer ones too. ``flow/<kind>``: as in training, averaged over visual tokens.
 
     For every kind of drawn document in the run's stages, and the sources of ``evaluation.losses`` under their names; a loss that
     there are no targets for is left out.
+    """
+    return held_out_measures(model, tokenizer, config)[0]
+
+
+@torch.no_grad()
+def held_out_measures(
+    model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
+) -> tuple[dict[str, float], dict[str, LossItems]]:
+    """:func:`held_out_losses`, and those of text by document: all runs are asked the same documents, and differences of losses have
+    an error over them too.
     """
     count, split = config.evaluation.loss_documents, config.evaluation.loss_split
     of: dict[str, Sequence[Document]] = {kind: held_out(kind, count, config, split) for kind in trained_kinds(config)}
@@ -152,7 +164,7 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
     turns = (zip(of, group, strict=True) for group in zip_longest(*of.values()))
     named = [(name, document) for turn in turns for name, document in turn if document is not None]
     if not named:
-        return {}
+        return {}, {}
     names, documents = [*of], [document for _, document in named]
     # Held-out images are clean: the light noise of training is an augmentation.
     objective = replace(config.objective, understanding_noise=0.0)
@@ -160,6 +172,8 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
     space = model.frontend.space
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
+    nats = np.zeros((2, len(documents)))  # of all answers, and of the short ones
+    tokens = np.zeros((2, len(documents)), dtype=int)
     for cpu_batch, numbers in pack(documents, tokenizer, space.token_pixels, config.data):
         batch = cpu_batch.to(device)
         name_D = torch.tensor([names.index(named[number][0]) for number in numbers], device=device)
@@ -167,16 +181,36 @@ def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig
         x = to_space(model, batch)
         x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
         output = model(batch, x_t, draws.t_N, draws.mask_nT)
-        error_K = F.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
-        name_K = name_D[batch.document_BL.flatten()[batch.logit_K]]
+        error_K = F.cross_entropy(output.logits_KV, batch.label_K, reduction="none").double().cpu().numpy()
+        document_K = np.array(numbers)[cpu_batch.document_BL.flatten()[cpu_batch.logit_K].numpy()]
+        for at, chosen_K in enumerate((np.full(len(error_K), True), _in_short_answers(cpu_batch.logit_K.numpy(), document_K))):
+            np.add.at(nats[at], document_K[chosen_K], error_K[chosen_K])
+            np.add.at(tokens[at], document_K[chosen_K], 1)
         name_N = name_D[batch.document_of_images()]
         for number, name in enumerate(names):
-            sums[f"text/{name}"] += error_K[name_K == number].sum().item()
-            counts[f"text/{name}"] += int((name_K == number).sum())
             part = flow_loss(output.prediction_mChw, x, batch, draws, objective, name_N == number)
             sums[f"flow/{name}"] += part.sum.item()
             counts[f"flow/{name}"] += part.count
-    return {name: sums[name] / counts[name] for name in sorted(counts) if counts[name]}
+    items: dict[str, LossItems] = {}
+    for name in names:
+        mine = np.array([other == name for other, _ in named])
+        for at, sort in enumerate(("text", "short")):
+            key = f"{sort}/{name}"
+            sums[key], counts[key] = float(nats[at, mine].sum()), int(tokens[at, mine].sum())
+            if sort == "short" and counts[key] == counts[f"text/{name}"]:
+                counts[key] = 0  # no longer ones
+            if counts[key]:
+                items[key] = LossItems.of(nats[at, mine], tokens[at, mine])
+    return {name: sums[name] / counts[name] for name in sorted(counts) if counts[name]}, items
+
+
+def _in_short_answers(logit_K: np.ndarray, document_K: np.ndarray) -> np.ndarray:
+    """Which predicted tokens belong to an answer of at most ``SHORT``: (K,). The tokens of an answer follow each other."""
+    begins = np.flatnonzero(np.diff(logit_K, prepend=-2) != 1)
+    begins = np.union1d(begins, np.flatnonzero(np.diff(document_K, prepend=-1)))  # answers of two documents may touch
+    lengths = np.diff(begins, append=len(logit_K))
+    found: np.ndarray = np.repeat(lengths <= SHORT, lengths)
+    return found
 
 
 # One-step reconstruction: how near, in pixels, the model's clean prediction from x_t is to the image.
@@ -215,16 +249,19 @@ def one_step_psnr(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) 
 
 
 def evaluate(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, Any]:
-    """``benchmarks`` (name -> fields of a Score), ``losses`` (name -> nats or squared error), ``one_step_psnr`` (t -> dB).
+    """``benchmarks`` (name -> fields of a Score), ``losses`` (name -> nats or squared error), ``loss_items`` (name -> fields of
+    LossItems), ``one_step_psnr`` (t -> dB).
 
     The model's training mode is restored. Raises UserError when a benchmark's data is missing.
     """
     with evaluation_mode(model):
         scores = asked(model, tokenizer, benchmarks(config), config.evaluation.max_answer_tokens)
         scores |= {one.name: one.ask(model, tokenizer, config) for one in scene_prompts(config)}
+        losses, items = held_out_measures(model, tokenizer, config)
         return {
             "benchmarks": {name: asdict(one) for name, one in scores.items()},
-            "losses": held_out_losses(model, tokenizer, config),
+            "losses": losses,
+            "loss_items": {name: asdict(one) for name, one in items.items()},
             "one_step_psnr": one_step_psnr(model, tokenizer, config),
         }
 

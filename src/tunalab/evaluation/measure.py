@@ -97,6 +97,28 @@ class Score:
         return np.frombuffer(bytes.fromhex(self.margins), dtype=np.int8) / MARGIN_STEPS
 
 
+@dataclass(frozen=True)
+class LossItems:
+    """A held-out loss by document: float16 in hexadecimal digits, D documents in an order that is the same for every variant.
+
+    ``nats``: summed over the predicted tokens of a document; ``tokens``: how many these are.
+    """
+
+    nats: str
+    tokens: str
+
+    @classmethod
+    def of(cls, nats_D: "np.ndarray", tokens_D: "np.ndarray") -> "LossItems":
+        return cls(*(values.astype("<f2").tobytes().hex() for values in (nats_D, tokens_D)))
+
+    def arrays(self) -> "tuple[np.ndarray, np.ndarray]":
+        """``nats_D``, to 1 in 2,000, and ``tokens_D``."""
+        import numpy as np
+
+        nats_D, tokens_D = (np.frombuffer(bytes.fromhex(digits), dtype="<f2").astype(float) for digits in (self.nats, self.tokens))
+        return nats_D, tokens_D
+
+
 # Chance of the benchmarks: the best of four ways of answering that never look at an image.
 #
 # `tunalab verify chance` measures them, says how, and writes the file that is read here.

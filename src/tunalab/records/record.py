@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Measure, Score, chance_of
+from tunalab.evaluation.measure import LossItems, Measure, Score, chance_of
 from tunalab.evaluation.whole import Evaluated, to_text
 from tunalab.files import listed, locked, write_atomically
 from tunalab.frontends.looks import Look, resolved_look
@@ -92,6 +92,7 @@ class Point:
     benchmarks: dict[str, Score] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     one_step_psnr: dict[str, float] = field(default_factory=dict)  # flow time t -> dB
+    loss_items: dict[str, LossItems] = field(default_factory=dict)  # losses of text by document; records of before have none
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,8 @@ def _check(record: Record) -> None:
         before = point.tokens
         for name, score in point.benchmarks.items():
             _check_score(f"points[{index}].benchmarks.{name}", score)
+        for name, items in point.loss_items.items():
+            _check_items(f"points[{index}].loss_items.{name}", items)
     for result in record.evaluation:
         for index, measure in enumerate(result.measures):
             _check_measure(f"evaluation.{result.part}.measures[{index}]", measure)
@@ -304,6 +307,15 @@ def _check_measure(where: str, measure: Measure) -> None:
         raise Mismatch(f"{where}.low/high", "both there or neither", bounds)
     if bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
         raise Mismatch(f"{where}.low/high", "an interval", bounds)
+
+
+def _check_items(where: str, items: LossItems) -> None:
+    try:
+        nats, tokens = bytes.fromhex(items.nats), bytes.fromhex(items.tokens)
+    except ValueError as error:
+        raise Mismatch(where, "hexadecimal digits", f"{items.nats[:20]}, {items.tokens[:20]}") from error
+    if len(nats) != len(tokens) or len(nats) % 2 or not nats:
+        raise Mismatch(where, "two numbers of 16 bits for each document", f"{len(nats)} and {len(tokens)} bytes")
 
 
 def _check_score(where: str, score: Score) -> None:

@@ -29,7 +29,7 @@ from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError, first_line
 from tunalab.evaluation.along import evaluate, pictured
 from tunalab.evaluation.benchmarks import along, check_benchmarks, kept_images, one_of, out_of_reach, outside_sources
-from tunalab.evaluation.measure import Score
+from tunalab.evaluation.measure import LossItems, Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
@@ -519,4 +519,7 @@ def write_run_record(
 
 
 def _point(plain: dict[str, Any]) -> Point:
-    return Point(**{**plain, "benchmarks": {name: Score(**score) for name, score in plain["benchmarks"].items()}})
+    scores = {name: Score(**score) for name, score in plain["benchmarks"].items()}
+    # Points of a run that an earlier version began have none.
+    items = {name: LossItems(**one) for name, one in plain.get("loss_items", {}).items()}
+    return Point(**{**plain, "benchmarks": scores, "loss_items": items})
