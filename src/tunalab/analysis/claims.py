@@ -6,7 +6,10 @@ what it states of its front-end, under whatever name it was trained.
 Supported: every difference that the claim names has its sign. Contradicted: some difference has the other sign. Undecided: anything
 else, with the number of seeds at which differences as large as these would be found in four of five experiments. All differences of
 all claims are one family: a sign counts where its p-value, after Holm's correction, is below 5%. Close: within a margin that the
-claim states, by two one-sided tests.
+claim states, by two one-sided tests. A benchmark on which both sides end at the ceiling has no room for a difference and is left
+out.
+
+Our own questions stand beside the claims, as a family of their own.
 
     S  seeds    I  questions
 """
@@ -30,31 +33,47 @@ from tunalab.records.record import Record, usable
 
 FRONT_ENDS: dict[str, dict[str, str]] = PAPER["front_ends"]
 CLAIMS: list[dict[str, Any]] = PAPER["claims"]
+OURS: list[dict[str, Any]] = PAPER["ours"]
 PANELS: list[str] = PAPER["panels"]
 LOSS, MASKING = "loss", "masking"
+CEILING = 0.97  # accuracy of both sides from which on a benchmark says nothing about their order
+FEWEST = 3  # seeds whose scatter says how many seeds are needed; of two it may be off by a factor of 30
 
 
 @dataclass(frozen=True, eq=False)
 class Gap:
     """A difference that a claim says to be above 0. ``what``: of whom; ``p``: after Holm's correction for ``family`` differences.
-    ``close``: the claim also says that the sides are within so much.
+
+    ``close``: the claim also says that the sides are within so much; with ``equal`` it says that alone. ``full``: both sides are at
+    the ceiling. ``accuracy``: beside a margin, which also grows with how sure a model is.
     """
 
     what: str
     found: Difference
     close: float | None = None
+    equal: bool = False
+    full: bool = False
+    accuracy: Difference | None = None
     p: float | None = None
     family: int = 1
 
     @property
+    def within(self) -> bool:
+        return self.close is not None and equivalent(self.found.value_S, self.close, self.found.questions)
+
+    @property
     def sign(self) -> int:
         """1: as claimed, -1: the other way round, 0: undecided."""
+        if self.equal:
+            value, low, high = self.found.estimate.bounds
+            beyond = low is not None and high is not None and self.close is not None and max(low, -high) > self.close
+            return 1 if self.within else -1 if beyond else 0
         return 0 if self.p is None or self.p >= ALPHA else 1 if self.found.estimate.value > 0 else -1
 
     @property
     def needed(self) -> str:
         """Seeds that would decide a difference as large as this one, at the level that the strictest of the family has."""
-        if len(self.found.value_S) < 2 or self.sign:
+        if len(self.found.value_S) < FEWEST or self.sign or self.full or self.equal:
             return ""
         count = seeds_needed(self.found.value_S, self.found.questions, alpha=ALPHA / self.family)
         return "more questions" if isinf(count) else str(int(count))
@@ -62,10 +81,19 @@ class Gap:
     @property
     def shown(self) -> str:
         text = self.found.shown(bold=bool(self.sign))
+        if self.accuracy is not None:
+            text += f" (accuracy {self.accuracy.shown()})"
+        if self.full:
+            text += "; both at the ceiling, left out"
         if self.close is None:
             return text
-        within = equivalent(self.found.value_S, self.close, self.found.questions)
-        return f"{text}; {'within' if within else 'not shown to be within'} {self.close:g}"
+        return f"{text}; {'within' if self.within else 'not shown to be within'} {self.close:g}"
+
+    @property
+    def elsewhere(self) -> str:
+        """The interval over encoders in place of seeds, where seeds share some."""
+        found = self.found.over_parts()
+        return "" if found is None else self.found.shown(found=found)
 
 
 def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
@@ -74,14 +102,14 @@ def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[
     return write_tables_to(folder, command, {"claims.md": text} if text else {})
 
 
-def papers_variants(records: Sequence[Record]) -> dict[str, list[Record]]:
+def papers_variants(records: Sequence[Record], of: Mapping[str, Mapping[str, str]] = FRONT_ENDS) -> dict[str, list[Record]]:
     """The paper's front-ends -> the runs of one variant that is one, of those that are in the records.
 
     Of several variants at the same levels the first in order stands for them.
     """
     found: dict[str, list[Record]] = {}
     legend = Legend(records)
-    for name, levels in FRONT_ENDS.items():
+    for name, levels in of.items():
         at = {record.run.variant for record in records if levels.items() <= record.look.factors.items()}
         if at:
             first = legend.ordered(at)[0]
@@ -95,60 +123,68 @@ def claims_markdown(records: Sequence[Record]) -> str:
     if not any(gaps_of.values()):
         return ""
     rows: list[list[str]] = []
-    for claim in CLAIMS:
+    for claim in (*CLAIMS, *OURS):
         gaps = gaps_of[claim["claim"]]
-        shown = [[gap.what, gap.shown, gap.needed] for gap in gaps] or [["", "", ""]]
+        shown = [[gap.what, gap.shown, gap.elsewhere, gap.needed] for gap in gaps] or [["", "", "", ""]]
         rows += [[claim["claim"], verdict(gaps), *shown[0]], *(["", "", *row] for row in shown[1:])]
         if gaps and claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
-            rows += [["", "", *row, ""] for row in _crossings(records, claim)]
-    family = sum(map(len, gaps_of.values()))
+            rows += [["", "", *row, "", ""] for row in _crossings(records, claim)]
+    family = max(gap.family for gaps in gaps_of.values() for gap in gaps)
     seeds = sorted({len(gap.found.value_S) for gaps in gaps_of.values() for gap in gaps})
     note = (
         f"Differences over {' or '.join(map(str, seeds))} seeds, paired by seed and question, with 95% intervals (Student's t over "
-        "seeds and the error over questions): losses and margins in nats, accuracies in points, PSNR in dB, others in shares. "
-        f"Bold: a sign after Holm's correction for all {family} differences. Supported: all differences of a claim have its sign; "
-        "contradicted: one has the other; undecided is no refutation. Seeds needed: to find a difference as large as this one in "
-        "four of five experiments, as one of the family; more questions: their error alone is too large. Early, at the end: as in "
-        "endpoints.md. Crossings: as in crossings.md."
+        "seeds and the error over questions or documents): losses and margins in nats, accuracies in points, PSNR in dB, others in "
+        f"shares. Bold: a sign after Holm's correction for all {family} differences of the paper's claims; ours are a family of "
+        "their own. Supported: all differences of a claim have its sign; contradicted: one has the other; undecided is no "
+        f"refutation. At the ceiling: both from {CEILING:.0%} on, no room for a difference. Over encoders: the same with the means "
+        "of runs that share a pretrained encoder in place of seeds, for what is said of other encoders that are trained so. Seeds "
+        "needed: to find a difference as large as this one in four of five experiments, as one of the family; more questions: "
+        "their error alone is too large. Losses, early, at the end: as in endpoints.md. Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
-    head = ["claim of the paper", "verdict here", "compared", "difference", "seeds needed"]
-    return f"{markdown_table(head, rows, left=4)}\n\n{' '.join(notes)}\n"
+    head = ["claim of the paper", "verdict here", "compared", "difference", "over encoders", "seeds needed"]
+    return f"{markdown_table(head, rows, left=5)}\n\n{' '.join(notes)}\n"
 
 
 def claims(records: Sequence[Record]) -> dict[str, list[Gap]]:
-    """Claim -> its differences, with p-values after Holm's correction for all of them; none where these records cannot tell."""
+    """Claim -> its differences, with p-values after Holm's correction for all of them; none where these records cannot tell.
+
+    The paper's, then our own questions.
+    """
     finished = usable(records)
-    gaps_of = [list(_gaps(claim, finished)) for claim in CLAIMS]
-    return dict(zip((claim["claim"] for claim in CLAIMS), corrected(gaps_of), strict=True))
+    found: dict[str, list[Gap]] = {}
+    for family, runs in ((CLAIMS, papers_variants(finished)), (OURS, papers_variants(finished, FRONT_ENDS | PAPER["beside"]))):
+        gaps_of = corrected([list(_gaps(claim, runs)) for claim in family])
+        found |= dict(zip((claim["claim"] for claim in family), gaps_of, strict=True))
+    return found
 
 
 def corrected(gaps_of: Sequence[Sequence[Gap]]) -> list[list[Gap]]:
     """The differences of each claim, with their p-values after Holm's correction for all of them."""
-    adjusted = holm([gap.found.estimate.p for gaps in gaps_of for gap in gaps])
-    each, family = iter(adjusted), len(adjusted)
+    signs = [None if gap.full or gap.equal else gap.found.estimate.p for gaps in gaps_of for gap in gaps]
+    each, family = iter(holm(signs)), sum(not (gap.full or gap.equal) for gaps in gaps_of for gap in gaps)
     return [[replace(gap, p=next(each), family=family) for gap in gaps] for gaps in gaps_of]
 
 
 def verdict(gaps: Sequence[Gap]) -> str:
-    signs = [gap.sign for gap in gaps]
+    signs = [gap.sign for gap in gaps if not gap.full]
     if not signs:
-        return "not measured"
+        return "no room for a difference" if gaps else "not measured"
     return "supported" if all(sign > 0 for sign in signs) else "contradicted" if -1 in signs else "undecided"
 
 
 def in_words(gaps: Sequence[Gap]) -> str:
     """A verdict with its numbers, in one line."""
-    numbers = "; ".join(f"{gap.what} {gap.shown}" for gap in gaps)
+    over = [f" (over encoders {gap.elsewhere})" if gap.sign and gap.elsewhere else "" for gap in gaps]
+    numbers = "; ".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))
     needed = [gap.needed for gap in gaps if gap.needed]
     seeds = max((int(text) for text in needed if text.isdigit()), default=0)
     more = "" if verdict(gaps) != "undecided" else f" (seeds needed: {seeds})" if seeds and "more questions" not in needed else ""
     return f"{verdict(gaps)}{more}: {numbers}" if gaps else verdict(gaps)
 
 
-def _gaps(claim: Mapping[str, Any], records: Sequence[Record]) -> Iterable[Gap]:
-    runs = papers_variants(records)
+def _gaps(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:
     if MASKING in claim:
         yield from _masking(claim, runs)
         return
@@ -171,25 +207,38 @@ def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iter
     if claim["outcome"] == LOSS:
         found = loss_difference(pairs)
         if found is not None:
-            yield Gap(f"{found.what}: {whom}", found)
+            yield Gap(f"{found.what}: {whom}", found, claim.get("close"), equal="close" in claim)
         return
     if not set(PANELS) <= set.intersection(*(benchmarks([record]) for pair in pairs for record in pair)):
         return  # other levels, or a part of the skills: no answer to what the paper says of all
     kinds = claim.get("benchmarks", PANELS)
     if claim.get("each"):
         for kind in kinds:
-            found = difference(pairs, claim["outcome"], [kind], early) or difference(pairs, ACCURACY, [kind], early)
-            if found is not None:
-                yield Gap(f"{benchmark_label(kind)}, {found.what}: {whom}", found)
+            accuracy, margin = (difference(pairs, outcome, [kind], early) for outcome in (ACCURACY, MARGIN))
+            if claim["outcome"] == MARGIN and margin is not None:
+                yield Gap(f"{benchmark_label(kind)}, {margin.what}: {whom}", margin, accuracy=accuracy)
+            elif accuracy is not None:
+                yield Gap(f"{benchmark_label(kind)}, {accuracy.what}: {whom}", accuracy, full=_full(pairs, kind, early))
         return
     if claim["outcome"] == MARGIN:
         kinds = [kind for kind in kinds if difference(pairs, MARGIN, [kind], early) is not None]
     found = difference(pairs, claim["outcome"], kinds, early) if kinds else None
-    if found is not None and claim.get("beyond_others"):
-        others = difference(pairs, claim["outcome"], [kind for kind in PANELS if kind not in kinds], early)
-        found = None if others is None else found.less(others, f"{found.what}, {', '.join(kinds)} beyond the other panels")
-    if found is not None:
-        yield Gap(f"{found.what}: {whom}", found)
+    if found is None:
+        return
+    accuracy = difference(pairs, ACCURACY, kinds, early) if claim["outcome"] == MARGIN else None
+    of = f", {', '.join(kinds)}" if "benchmarks" in claim else ""
+    yield Gap(f"{found.what}{of}: {whom}", found, accuracy=accuracy)
+    others = difference(pairs, claim["outcome"], [kind for kind in PANELS if kind not in kinds], early)
+    if claim.get("beyond_others") and others is not None:
+        beyond = found.less(others, f"{found.what}{of} beyond the other panels")
+        yield Gap(f"{beyond.what}: {whom}", beyond)
+
+
+def _full(pairs: Pairs, kind: str, early: bool) -> bool:
+    """Whether both sides end at the ceiling."""
+    sides = zip(*pairs, strict=True)
+    ends = [[record.points[-1].benchmarks[kind].accuracy for record in side] for side in sides]
+    return not early and min(sum(side) / len(side) for side in ends) >= CEILING
 
 
 def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from tunalab.analysis.curves import lines, named
-from tunalab.analysis.endpoints import LOSS, loss_area
+from tunalab.analysis.endpoints import LOSS, front_end_parts, loss_area
 from tunalab.analysis.written import markdown_table, write_tables_to
 from tunalab.records.record import Record
 
@@ -41,12 +41,6 @@ def components_table(records: Sequence[Record]) -> pd.DataFrame:
                     named_line = named(line.look.label, line.setting.label)
                     rows.append((named_line, part, what, len(line.records), len(groups), *variance_parts(values)))
     return pd.DataFrame(rows, columns=["line", "part", "endpoint", "seeds", "groups", "runs", "parts", "p"])
-
-
-def front_end_parts(record: Record) -> dict[str, str]:
-    """Pretrained part of the front-end -> which one."""
-    parts = {name: part for name, part in record.components.items() if isinstance(part, dict) and name in ("encoder", "vae")}
-    return {name: str(part.get("name") or part.get("folder")) for name, part in parts.items()}
 
 
 def _mean_accuracy(record: Record) -> float:

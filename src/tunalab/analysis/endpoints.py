@@ -1,11 +1,15 @@
-"""What two front-ends are compared by, along their runs: differences by seed, with the error over the questions that all answer.
+"""What two front-ends are compared by, along their runs: differences by seed, with the error over what all of them are asked.
 
-Primary is what sees a difference with the fewest seeds: the area under the answers' loss, and margins (Score.margins), which still
-move where all answers are right, or all at chance. Accuracy is what figures draw.
+Primary is what sees a difference with the fewest seeds: the area under the loss of answers and descriptions, and margins
+(Score.margins), which still move where all answers are right, or all at chance. Accuracy is what figures draw.
+
+That loss is in nats a predicted token of held-out question documents (``text/vqa``), and three in four of these tokens belong to
+descriptions of the picture. The loss of the choice is of questions alone, ln(1 + exp(-margin)): of the right answer against the
+best wrong one. So is that of short answers, which records have since 2026-11-30.
 
 Early are the evaluations nearest to the shares ``EARLY`` of the tokens, averaged; the end is the last evaluation.
 
-    S  seeds    I  questions
+    S  seeds    I  questions    D  documents    P  evaluations    G  places of a grid
 """
 
 from collections.abc import Callable, Sequence
@@ -28,15 +32,20 @@ from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Point, Record
 
 EARLY = (0.135, 0.223, 0.367)  # of the tokens: three in a row of the eight evaluations of a run
-LOSS, MARGIN, ACCURACY = "answers' loss, area over log tokens", "margin", "accuracy"
+LOSS, MARGIN, ACCURACY = "loss of answers and descriptions, area over log tokens", "margin", "accuracy"
+SHORT = "short/vqa"
+SHORT_LOSS, CHOICE_LOSS = "loss of short answers, area over log tokens", "loss of the choice, area over log tokens"
 # Equal tokens are not equal cost. Seconds are not among them: runs share machines with whatever else these do.
-MATCHED = {"flops": "answers' loss, area over log FLOPs that both have", "parameters": "the same over log tokens x parameters"}
+MATCHED = {
+    "flops": "loss of answers and descriptions, area over log FLOPs that both have",
+    "parameters": "the same over log tokens x parameters",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
     """``what`` of one side less that of the other, by seed, (S,). ``questions``: its standard error over them; ``step`` as in
-    ``of_seeds``.
+    ``of_seeds``; ``parts``: of each seed, the pretrained encoder behind it.
     """
 
     what: str
@@ -44,31 +53,76 @@ class Difference:
     questions: float = 0.0
     nats: bool = True
     step: float = 0.0
+    parts: Sequence[str] = ()
 
     @property
     def estimate(self) -> Estimate:
         return of_seeds(self.value_S, self.questions, step=self.step)
 
+    def over_parts(self) -> Estimate | None:
+        """With the means of runs that share an encoder in place of seeds: what is said of other encoders that are trained so.
+
+        Seeds that share an encoder do not scatter as other encoders would; an interval over them speaks about these encoders.
+        None where each seed has its own, or all have one.
+        """
+        if not any(self.parts):
+            return None
+        groups: dict[str, list[float]] = {}
+        for part, value in zip(self.parts, self.value_S.tolist(), strict=True):
+            groups.setdefault(part, []).append(value)
+        if not 1 < len(groups) < len(self.value_S):
+            return None
+        return of_seeds([float(np.mean(values)) for values in groups.values()], self.questions, step=self.step)
+
     def less(self, other: "Difference", what: str) -> "Difference":
         """Of the same seeds, other questions."""
-        return Difference(what, self.value_S - other.value_S, hypot(self.questions, other.questions), self.nats, self.step)
+        value_S, questions = self.value_S - other.value_S, hypot(self.questions, other.questions)
+        return Difference(what, value_S, questions, self.nats, self.step, self.parts)
 
-    def shown(self, bold: bool = False) -> str:
+    def shown(self, bold: bool = False, found: Estimate | None = None) -> str:
         form = "{:+.3f}".format if self.nats else partial(percent, sign="+")
-        return with_interval(self.estimate.bounds, form, bold)
+        return with_interval((found or self.estimate).bounds, form, bold)
 
 
 Pairs = Sequence[tuple[Record, Record]]  # of the two sides, by seed
 Items = Callable[[Score], np.ndarray | None]
 
 
-def loss_area(record: Record) -> float:
-    """Mean loss of answers over the logarithm of tokens, from the first evaluation to the last; nan of less than two."""
-    points = [(point.tokens, point.losses[ANSWERS]) for point in record.points if ANSWERS in point.losses]
-    if len(points) < 2:
-        return nan
-    x_P, loss_P = np.array(points, dtype=float).T
-    return float(log_weights(x_P) @ loss_P)
+@dataclass(frozen=True, eq=False)
+class LossCurve:
+    """A held-out loss at the evaluations of a run: places (P,), losses (P,), and how far each document is off, (P, D): their mean
+    is 0, and that over other documents is by how much the loss of those differs. None where a record has no losses by document.
+    """
+
+    x_P: np.ndarray
+    loss_P: np.ndarray
+    off_PD: np.ndarray | None
+
+    def weighed(self, weight_P: np.ndarray) -> tuple[float, np.ndarray | None]:
+        """A weighted sum over evaluations, and by document."""
+        return float(weight_P @ self.loss_P), None if self.off_PD is None else weight_P @ self.off_PD
+
+
+def loss_curve(record: Record, name: str = ANSWERS, axis: str = "tokens") -> LossCurve:
+    having = [point for point in record.points if name in point.losses]
+    off = [_off(point, name) for point in having if name in point.loss_items]
+    return LossCurve(
+        np.array([AXES[axis].place(record, point) for point in having], dtype=float),
+        np.array([point.losses[name] for point in having]),
+        np.stack(off) if off and len(off) == len(having) else None,
+    )
+
+
+def _off(point: Point, name: str) -> np.ndarray:
+    """A loss is a ratio of sums over documents: its linear part in each of them, (D,)."""
+    nats_D, tokens_D = point.loss_items[name].arrays()
+    return np.asarray((nats_D - point.losses[name] * tokens_D) / tokens_D.mean())
+
+
+def loss_area(record: Record, name: str = ANSWERS) -> float:
+    """Mean loss over the logarithm of tokens, from the first evaluation to the last; nan of less than two."""
+    curve = loss_curve(record, name)
+    return nan if len(curve.x_P) < 2 else curve.weighed(log_weights(curve.x_P))[0]
 
 
 def nearest(record: Record, share: float) -> Point:
@@ -76,9 +130,22 @@ def nearest(record: Record, share: float) -> Point:
     return min(record.points, key=lambda point: abs(log(point.tokens / (share * record.totals.tokens))))
 
 
-def loss_difference(pairs: Pairs) -> Difference | None:
-    value_S = np.array([loss_area(one) - loss_area(other) for one, other in pairs])
-    return None if np.isnan(value_S).any() else Difference(LOSS, value_S)
+def loss_difference(pairs: Pairs, name: str = ANSWERS, what: str = LOSS) -> Difference | None:
+    """Of areas under a held-out loss; None where a run has less than two evaluations of it."""
+    curves = [tuple(loss_curve(record, name) for record in pair) for pair in pairs]
+    if any(len(curve.x_P) < 2 for pair in curves for curve in pair):
+        return None
+    return _of_weighed(what, pairs, [[curve.weighed(log_weights(curve.x_P)) for curve in pair] for pair in curves])
+
+
+def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, np.ndarray | None]]]) -> Difference:
+    """All runs are asked the same documents. The error over these is of the difference averaged over the seeds that have losses by
+    document; fewer seeds leave more of their scatter in it, not less.
+    """
+    value_S = np.array([one - other for (one, _), (other, _) in sides])
+    gap_SD = [one - other for (_, one), (_, other) in sides if one is not None and other is not None and len(one) == len(other)]
+    error = question_error([np.stack(gap_SD)], shares=False) if gap_SD else 0.0
+    return Difference(what, value_S, error, parts=_parts(pairs))
 
 
 def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
@@ -86,25 +153,59 @@ def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
 
     Straight lines over its logarithm between evaluations. None where two runs have no stretch in common.
     """
-    value_S = []
+    sides = []
     for pair in pairs:
-        curves = []
-        for record in pair:
-            points = [
-                (AXES[axis].place(record, point), point.losses[ANSWERS]) for point in record.points if ANSWERS in point.losses
-            ]
-            curves.append(np.array(points, dtype=float).reshape(-1, 2).T)
-        (x_P, loss_P), (other_x_P, other_P) = curves
-        if min(len(x_P), len(other_x_P)) < 2:
+        one, other = (loss_curve(record, axis=axis) for record in pair)
+        if min(len(one.x_P), len(other.x_P)) < 2:
             return None
-        low, high = max(x_P[0], other_x_P[0]), min(x_P[-1], other_x_P[-1])
+        low, high = max(one.x_P[0], other.x_P[0]), min(one.x_P[-1], other.x_P[-1])
         if low >= high:
             return None
-        every = np.unique(np.concatenate([x_P, other_x_P, [low, high]]))
+        every = np.unique(np.concatenate([one.x_P, other.x_P, [low, high]]))
         x_G = every[(every >= low) & (every <= high)]
-        gap_G = np.interp(np.log(x_G), np.log(x_P), loss_P) - np.interp(np.log(x_G), np.log(other_x_P), other_P)
-        value_S.append(float(log_weights(x_G) @ gap_G))
-    return Difference(MATCHED[axis], np.array(value_S))
+        sides.append([curve.weighed(log_weights(x_G) @ _between(curve.x_P, x_G)) for curve in (one, other)])
+    return _of_weighed(MATCHED[axis], pairs, sides)
+
+
+def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
+    """(G, P): straight lines over log x as weights of the evaluations."""
+    return np.stack([np.interp(np.log(x_G), np.log(x_P), one_P) for one_P in np.eye(len(x_P))], axis=1)
+
+
+def choice_difference(pairs: Pairs, kinds: Sequence[str]) -> Difference | None:
+    """Of areas under the loss of the choice, the mean over benchmarks ``kinds`` with margins."""
+    gap_KSI = []
+    for kind in kinds:
+        rows = [_choice_gap(pair, kind) for pair in pairs]
+        if any(row is None for row in rows) or len({len(row) for row in rows if row is not None}) > 1:
+            return None
+        gap_KSI.append(np.stack([row for row in rows if row is not None]))
+    value_S = np.mean([gap_SI.mean(axis=1) for gap_SI in gap_KSI], axis=0)
+    return Difference(CHOICE_LOSS, value_S, question_error(gap_KSI, shares=False), parts=_parts(pairs))
+
+
+def _choice_gap(pair: tuple[Record, Record], kind: str) -> np.ndarray | None:
+    """By question, the area of one run less that of the other, (I,)."""
+    areas = []
+    for record in pair:
+        scores = [(point.tokens, point.benchmarks[kind]) for point in record.points if kind in point.benchmarks]
+        found = [score.margin_items() for _, score in scores]
+        margins = [margin_I for margin_I in found if margin_I is not None]
+        if len(margins) < max(2, len(scores)):
+            return None
+        areas.append(log_weights(np.array([tokens for tokens, _ in scores], dtype=float)) @ np.logaddexp(0, -np.stack(margins)))
+    return np.asarray(areas[0] - areas[1]) if len(areas[0]) == len(areas[1]) else None
+
+
+def front_end_parts(record: Record) -> dict[str, str]:
+    """Pretrained part of the front-end -> which one."""
+    parts = {name: part for name, part in record.components.items() if isinstance(part, dict) and name in ("encoder", "vae")}
+    return {name: str(part.get("name") or part.get("folder")) for name, part in parts.items()}
+
+
+def _parts(pairs: Pairs) -> list[str]:
+    """The encoders behind each pair: of either side."""
+    return [", ".join(sorted({front_end_parts(record).get("encoder", "") for record in pair} - {""})) for pair in pairs]
 
 
 def matched_words(records: Sequence[Record]) -> str:
@@ -117,7 +218,8 @@ def matched_words(records: Sequence[Record]) -> str:
     if not found:
         return ""
     return (
-        f"At equal training FLOPs instead of tokens, the answers' loss (area over the log of either) differs by {'; '.join(found)}."
+        "At equal training FLOPs instead of tokens, the loss of answers and descriptions (area over the log of either) differs by "
+        f"{'; '.join(found)}. What encoders and VAEs cost before, in their own pretraining, is not counted."
     )
 
 
@@ -137,7 +239,7 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
     what = f"{outcome} {'early' if early else 'at the end'}"
     shares = outcome == ACCURACY
     step = 1 / sum(gap_SI.shape[1] for gap_SI in gap_KSI) if shares else 0.0
-    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step)
+    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step, _parts(pairs))
 
 
 def _gap(
@@ -156,11 +258,14 @@ def _gap(
 
 
 def endpoints(pairs: Pairs) -> list[Difference]:
-    """All that both sides have: loss (also at equal compute), mean margin and accuracy, then each benchmark, early and late."""
+    """All that both sides have: losses (one at equal compute too), margin and accuracy, and these by benchmark, early and late."""
     kinds = ordered_benchmarks(set.intersection(*(benchmarks([record]) for pair in pairs for record in pair)))
     last = [record.points[-1].benchmarks for pair in pairs for record in pair]
     closed = [kind for kind in kinds if all(kind in scores and scores[kind].margins is not None for scores in last)]
+    having = [pair for pair in pairs if all(SHORT in point.losses for record in pair for point in record.points)]
     found = [loss_difference(pairs), *(matched_difference(pairs, axis) for axis in MATCHED)]
+    found += [loss_difference(having, SHORT, SHORT_LOSS)] if len(having) > 1 else []
+    found += [choice_difference(pairs, closed)] if closed else []
     for early in (True, False):
         found += [difference(pairs, MARGIN, closed, early) if closed else None, difference(pairs, ACCURACY, kinds, early)]
     for kind in kinds:
@@ -226,7 +331,9 @@ def endpoints_markdown(table: pd.DataFrame) -> str:
     shares = ", ".join(f"{share:.1%}" for share in EARLY)
     note = (
         f"Differences over {' or '.join(map(str, seeds))} seeds, paired by seed and question, with 95% intervals (Student's t over "
-        "seeds and the error over questions). Losses and margins in nats, where a lower loss and a higher margin are better; "
+        "seeds and the error over questions; of losses over documents, where records hold losses by document). Losses and "
+        "margins in nats, where a lower loss and a higher margin are better; three in four tokens of answers and descriptions are "
+        "of descriptions, the choice is that between the right answer and the best wrong one (ln(1 + exp(-margin))); "
         f"accuracies in points. Early: mean of the evaluations nearest to {shares} of the tokens. Margin: log-likelihood of the "
         "right option less that of the best wrong one. Bold: 0 is excluded after Benjamini and Hochberg's correction for the "
         f"{len(table)} numbers here (q < {ALPHA})."
