@@ -7,6 +7,7 @@ from tunalab.analysis.claims import PANELS, Gap, claims, claims_markdown, correc
 from tunalab.analysis.endpoints import Difference
 from tunalab.evaluation.measure import Score, mean
 from tunalab.evaluation.whole import Evaluated
+from tunalab.frontends.looks import Look
 
 
 def measured(records, margin: dict[str, float], ratios=(0.25,)):
@@ -84,6 +85,58 @@ def gap(value: float, scatter: float = 0.02, seeds: int = 6, close: float | None
 def test_verdicts(values, expected):
     (found,) = corrected([[gap(value) for value in values]])
     assert verdict(found) == expected
+
+
+def test_at_the_ceiling_there_is_no_room_and_no_place_in_the_family():
+    full = replace(gap(0.0), full=True)
+    (both, alone) = corrected([[full, gap(0.5)], [full]])
+    assert verdict(both) == "supported" and verdict(alone) == "no room for a difference"
+    assert both[1].family == 1 and "both at the ceiling" in full.shown and not full.needed
+
+
+def test_both_sides_at_the_ceiling_are_left_out_of_a_claim(records):
+    made = measured(records, {"tuna": 0.2, "tuna_r": 0.5, "tuna2": 1.0})
+    best = []
+    for record in made:
+        scores = record.points[-1].benchmarks | {"ocr": Score.from_outcomes([True] * 200, 0.2)}
+        best.append(replace(record, points=[*record.points[:-1], replace(record.points[-1], benchmarks=scores)]))
+    assert row(claims_markdown(best), "Tuna-2 has passed it at the end")[1] == "supported"
+    assert "both at the ceiling" in claims_markdown(best)
+
+
+def test_a_claim_of_most_on_some_benchmarks_needs_a_lead_there_too(records):
+    """Behind everywhere, but less so on some: that is no lead in fine-grained perception."""
+    made = []
+    for record in measured(records, {"tuna": 0.2, "tuna_r": 1.9, "tuna2": 0.1}):
+        behind = record.run.variant == "tuna2"
+        scores = {
+            kind: Score.from_outcomes(
+                np.arange(200) < (90 if behind and kind in ("ocr", "pairs@2", "search@2") else 20 if behind else 150), 0.2
+            )
+            for kind in PANELS
+        }
+        made.append(replace(record, points=[*record.points[:-1], replace(record.points[-1], benchmarks=scores)]))
+    gaps = claims(made)["Tuna-2 > Tuna-R most on fine-grained perception"]
+    assert [found.sign for found in gaps] == [-1, 1] and verdict(gaps) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.01, "supported"), (0.04, "undecided"), (0.2, "contradicted"), (-0.2, "contradicted")]
+)
+def test_a_question_of_equality_is_decided_by_its_margin(value, expected):
+    assert verdict([replace(gap(value, close=0.05), equal=True)]) == expected
+
+
+def test_our_own_questions_are_a_family_of_their_own(records):
+    made = measured(records, {"tuna": 0.2, "tuna_r": 1.0, "tuna2": 0.5})
+    look = Look("Frozen", "#882255", factors={"encoder": "frozen", "VAE": "none", "patch embedding": "linear"})
+    of_tuna_r = [one for one in made if one.run.variant == "tuna_r"]
+    frozen = [
+        replace(one, run=replace(one.run, variant="frozen", name=f"frozen-{one.run.seed}"), frontend=look) for one in of_tuna_r
+    ]
+    found = claims([*made, *frozen])
+    equal, ahead = (found[name] for name in found if name.startswith("Ours"))
+    assert verdict(equal) == verdict(ahead) == "supported" and ahead[0].family == 1
 
 
 def test_close_is_shown_and_not_taken_for_granted():

@@ -2,12 +2,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.synthetic import synthetic_record
 
 from tunalab.analysis.components import components_table, variance_parts
 from tunalab.analysis.endpoints import (
+    CHOICE_LOSS,
     EARLY,
     LOSS,
     MARGIN,
+    MATCHED,
+    Difference,
+    choice_difference,
     difference,
     endpoints,
     endpoints_table,
@@ -16,8 +21,9 @@ from tunalab.analysis.endpoints import (
 )
 from tunalab.analysis.power import power_markdown, power_table
 from tunalab.analysis.statistics import seeds_needed
+from tunalab.analysis.tables import ANSWERS
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Score
+from tunalab.evaluation.measure import LossItems, Score
 
 KINDS = "relations (GQA)", "charts (ChartQA)"
 
@@ -48,7 +54,7 @@ def test_a_row_an_endpoint_and_pair_with_its_seeds_and_hours(records):
 
 
 def test_areas_of_losses_are_means_over_log_tokens(record):
-    made = record("tuna2")
+    made = synthetic_record("tuna2")
     losses = [1.5 / (1 + number) for number in range(len(made.points))]
     points = [replace(point, losses={"text/vqa": loss}) for point, loss in zip(made.points, losses, strict=True)]
     assert np.isnan(loss_area(made)) and loss_difference([(made, made)]) is None
@@ -79,10 +85,66 @@ def test_margins_are_compared_early_and_at_the_end(record):
     taken = [min(range(6), key=lambda at: abs(np.log(tokens[at] / share))) for share in EARLY]
     assert end.value_S == pytest.approx([3.0] * 3) and early.value_S == pytest.approx([np.mean([shift[at] for at in taken])] * 3)
     assert {one.what for one in endpoints(pairs)} == {
-        *("margin early", "margin at the end", "accuracy early", "accuracy at the end"),
+        *("margin early", "margin at the end", "accuracy early", "accuracy at the end", CHOICE_LOSS),
         *(f"charts (ChartQA): {what}" for what in ("margin early", "margin at the end", "accuracy early", "accuracy at the end")),
     }
     assert difference(pairs, MARGIN, ["ocr"]) is None
+
+
+def test_the_loss_of_the_choice_is_the_area_of_what_margins_leave():
+    """ln(1 + exp(-margin)) of the right option against the best wrong one, in straight lines over log tokens."""
+    margin_P = [[0.0, 0.0, 0.5, 1.0, 1.5, 3.0], [0.0, 0.25, 1.0, 2.0, 2.5, 4.0]]
+    sides = []
+    for margins in margin_P:
+        made = synthetic_record("tuna2")
+        points = [
+            replace(point, benchmarks={"charts": Score.from_outcomes([True] * 4, 0.2, [margin] * 4)})
+            for point, margin in zip(made.points, margins, strict=True)
+        ]
+        sides.append(replace(made, points=points))
+    x_P = np.log([point.tokens for point in sides[0].points])
+    areas = [np.trapezoid(np.log1p(np.exp(-np.array(margins))), x_P) / (x_P[-1] - x_P[0]) for margins in margin_P]
+    found = choice_difference([(sides[0], sides[1])] * 2, ["charts"])
+    assert found.value_S == pytest.approx([areas[0] - areas[1]] * 2) and found.questions == 0.0
+    assert choice_difference([(sides[0], sides[1])], ["ocr"]) is None
+
+
+def with_losses(variant: str, seed: int, nats_D: np.ndarray, items: bool = True):
+    """A run whose loss is a third of ``nats_D`` (documents of three predicted tokens) throughout."""
+    made, tokens_D = synthetic_record(variant, seed), np.full(len(nats_D), 3)
+    held = {"loss_items": {ANSWERS: LossItems.of(nats_D, tokens_D)}} if items else {}
+    points = [replace(point, losses={ANSWERS: float(nats_D.mean() / 3)}, **held) for point in made.points]
+    return replace(made, points=points)
+
+
+def test_losses_have_an_error_over_the_documents_that_all_runs_share():
+    generator = np.random.default_rng(0)
+    off_AD = generator.standard_normal((2, 50)).round(1)
+    pairs = [
+        tuple(with_losses(name, seed, 6 + off_D + seed) for name, off_D in zip("ab", off_AD, strict=True)) for seed in range(3)
+    ]
+    found = loss_difference(pairs)
+    gap_D = (off_AD[0] - off_AD[1]) / 3
+    assert found.value_S == pytest.approx([gap_D.mean()] * 3, abs=1e-3)
+    assert found.questions == pytest.approx(gap_D.std(ddof=1) / np.sqrt(50), rel=1e-2)
+    bare = [tuple(replace(one, points=[replace(p, loss_items={}) for p in one.points]) for one in pair) for pair in pairs]
+    assert loss_difference(bare).questions == 0.0
+    assert loss_difference([*pairs[:2], bare[2]]).questions == pytest.approx(found.questions, rel=1e-2)
+
+
+def test_runs_that_share_an_encoder_count_as_one_where_other_encoders_are_meant():
+    found = Difference("x", np.array([1.0, 2.0, 6.0, 3.0]), parts=["a", "b", "c", "a"])
+    over = found.over_parts()
+    assert over.seeds == 3 and over.value == pytest.approx((2.0 + 2.0 + 6.0) / 3)
+    assert (over.high - over.value) == pytest.approx(4.302653 * np.std([2, 2, 6], ddof=1) / np.sqrt(3))
+    for parts in ((), ["a"] * 4, list("abcd"), [""] * 4):
+        assert Difference("x", np.arange(4.0), parts=parts).over_parts() is None
+
+
+def test_runs_that_were_asked_nothing_have_their_losses_alone():
+    pairs = [tuple(with_losses(name, seed, np.array([6.0, 7.0]) + at) for at, name in enumerate("ab")) for seed in range(2)]
+    bare = [tuple(replace(one, points=[replace(p, benchmarks={}) for p in one.points]) for one in pair) for pair in pairs]
+    assert {one.what for one in endpoints(bare)} == {LOSS, *MATCHED.values()}
 
 
 def test_one_seed_is_no_pilot(records):

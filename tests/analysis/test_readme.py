@@ -39,8 +39,8 @@ def test_time_and_tokens_are_those_of_all_runs(records) -> None:  # type: ignore
     made = records(seeds=2, kinds=1)
     made[0] = replace(made[0], environment=made[0].environment | {"cores": 1})  # tied to one core: the machine is the same
     seconds = sum(record.totals.seconds for record in made)
-    text = readme_block(made, {"Fish swim": "supported"})
-    assert text.endswith("\n\n- Fish swim: supported")
+    text = readme_block(made, {"Fish swim": ("supported", "x +1")})
+    assert text.endswith("\n| Fish swim | supported | x +1 |")
     seeds, first, last = "(seeds: 2 of Tuna, 2 of Tuna-R, 2 of Tuna-2)", made[0].totals.tokens, made[-1].totals.tokens
     assert f"6 runs {seeds}, {first:,} to {last:,} (by seed) tokens per run." in text
     each = ", ".join(f"{label} 7" for label in ("Tuna", "Tuna-R", "Tuna-2"))

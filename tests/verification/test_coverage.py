@@ -7,7 +7,9 @@ from tunalab.verification.coverage import (
     COVERED,
     SEEDS,
     SHAPES,
+    SHARES,
     coverage,
+    covered_encoders,
     crossing_sets,
     equivalence_errors,
     family_errors,
@@ -37,6 +39,13 @@ def test_seeds_alone_do_not_cover_where_arms_are_good_at_different_questions():
     assert np.mean(inside) < 0.88
 
 
+@pytest.mark.parametrize("share", SHARES)
+def test_seeds_that_share_encoders_speak_about_others_only_by_the_means_of_encoders(share):
+    over_seeds, over_encoders = covered_encoders(share, 9, WORLDS)
+    assert over_encoders >= LEAST
+    assert over_seeds >= LEAST if share == 0 else share < 0.5 or over_seeds < 0.88
+
+
 def test_families_of_nothing_are_rarely_decided():
     holm, benjamini = family_errors(SHAPES[0], 5, 100)
     assert holm <= benjamini <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
@@ -44,8 +53,9 @@ def test_families_of_nothing_are_rarely_decided():
 
 
 def test_the_page_names_every_interval_and_world():
-    covers, decisions, close, passes, laws = tables(worlds=2)
+    covers, encoders, decisions, close, passes, laws = tables(worlds=2)
     assert {(row[0], row[1]) for row in covers.rows} == {(kind, world.name) for kind in COVERED for world in SHAPES}
+    assert len(encoders.rows) == len(SHARES)
     assert len(decisions.rows) == 2 * len(SEEDS) and len(close.rows) == len(SEEDS)
     assert len(passes.rows) == len(laws.rows) == len(SEEDS)
 

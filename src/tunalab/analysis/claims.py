@@ -174,14 +174,14 @@ def verdict(gaps: Sequence[Gap]) -> str:
     return "supported" if all(sign > 0 for sign in signs) else "contradicted" if -1 in signs else "undecided"
 
 
-def in_words(gaps: Sequence[Gap]) -> str:
-    """A verdict with its numbers, in one line."""
+def in_words(gaps: Sequence[Gap]) -> tuple[str, str]:
+    """A verdict, with the seeds that it needs, and its numbers, a line of a table's cell each."""
     over = [f" (over encoders {gap.elsewhere})" if gap.sign and gap.elsewhere else "" for gap in gaps]
-    numbers = "; ".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))
+    numbers = "<br>".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))
     needed = [gap.needed for gap in gaps if gap.needed]
     seeds = max((int(text) for text in needed if text.isdigit()), default=0)
     more = "" if verdict(gaps) != "undecided" else f" (seeds needed: {seeds})" if seeds and "more questions" not in needed else ""
-    return f"{verdict(gaps)}{more}: {numbers}" if gaps else verdict(gaps)
+    return f"{verdict(gaps)}{more}", numbers
 
 
 def _gaps(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:

@@ -228,6 +228,8 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
 
     ``early``: the mean of the early evaluations, else the last one.
     """
+    if not kinds:
+        return None
     items: Items = Score.margin_items if outcome == MARGIN else Score.items
     gap_KSI = []
     for kind in kinds:

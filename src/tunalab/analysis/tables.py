@@ -141,13 +141,13 @@ def accuracy_markdown(table: pd.DataFrame, legend: Legend, left_out: int = 0, un
             with_interval([row[name] for name in ("accuracy", "low", "high")], percent, row["leads"]) if row else ""
             for row in map(by_variant.get, variants)
         ]
-        n = "/".join(sorted({str(row["n"]) for row in by_variant.values()}))
+        n = "/".join(sorted({f"{row['n'] / row['seeds']:.0f}" for row in by_variant.values()}))
         labels = [benchmark_label(str(first["benchmark"])), *(_value(first[key]) for key in keys)]
         rows.append([*labels, *cells, percent(part["chance"].mean()), n])
     seeds = sorted(set(table["seeds"].tolist()))
     of = f", the mean of {' or '.join(map(str, seeds))} seeds" if seeds != [1] else ", one seed"
     tokens = f"{int(table['tokens'].iloc[0]):,} tokens"
-    note = f"Accuracy in percent at {tokens}{of}, with its 95% interval; n counts the questions of all seeds."
+    note = f"Accuracy in percent at {tokens}{of}, with its 95% interval; n: questions, the same ones for every seed."
     if seeds == [1]:
         note += " The interval is of the questions alone: one seed says nothing about another."
     else:
@@ -213,8 +213,8 @@ def _value(value: Any) -> str:
 BEGIN, END = "<!-- figure6: made by `make table` -->", "<!-- end of figure6 -->"
 
 
-def readme_block(records: Sequence[Record], claims: Mapping[str, str], matched: str = "") -> str:
-    """Picture, cost in time and machine, the table of accuracies, a line for each claim of the paper, and what is ``matched``."""
+def readme_block(records: Sequence[Record], claims: Mapping[str, tuple[str, str]], matched: str = "") -> str:
+    """Picture, cost in time and machine, the table of accuracies, a row for each claim of the paper, and what is ``matched``."""
     legend = Legend(records)
     of_variant = {name: [record for record in records if record.run.variant == name] for name in legend.ordered(legend.looks)}
     seeds = ", ".join(f"{len(runs)} of {legend.label(name)}" for name, runs in of_variant.items())
@@ -230,13 +230,29 @@ def readme_block(records: Sequence[Record], claims: Mapping[str, str], matched: 
             "[results/PREREGISTRATION.md](results/PREREGISTRATION.md); what was seen: [results/LOG.md](results/LOG.md). "
             "All levels: [results/figure6/accuracy.md](results/figure6/accuracy.md).",
             "",
+            _scale(of_variant, legend),
+            "",
             accuracy_markdown(table, legend).rstrip(),
             "",
             "The paper's claims, as far as scenes can speak about them ([differences and endpoints](results/figure6/claims.md)):",
             "",
-            *(f"- {claim}: {words}" for claim, words in claims.items()),
+            markdown_table(["claim", "here", "differences"], [[claim, *words] for claim, words in claims.items()], left=3),
             *(["", f"{matched} `--x flops` draws the figure so."] if matched else []),
         ]
+    )
+
+
+def _scale(of_variant: Mapping[str, Sequence[Record]], legend: Legend) -> str:
+    """How small the world is: the side of its images and the parameters."""
+    parts = ("frontend", "decoder", "flow_head")
+    sizes = [
+        f"{legend.label(name)} {' / '.join(f'{runs[0].parameters.get(part, 0) / 1e6:.2f}' for part in parts)}"
+        for name, runs in of_variant.items()
+    ]
+    sides = " or ".join(sorted({str(runs[0].config["data"]["image_size"]) for runs in of_variant.values()}))
+    return (
+        f"The scale: images of {sides} px; millions of parameters, front-end / decoder / flow head: {', '.join(sizes)}. Encoders "
+        "were pretrained on captioned images of this same world ([method](docs/method.md))."
     )
 
 
@@ -267,8 +283,8 @@ def _on_cores(name: str, runs: Sequence[Record]) -> tuple[str, str]:
     return f"{'a core' if threads == {1} else f'{max(threads)} cores'} of {name}", f"{minutes:.0f} core-minutes{hours}"
 
 
-def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, str], matched: str = "") -> bool:
-    """Put the block between its markers; returns whether the file changed. ``claims``: each of the paper's with its verdict.
+def update_readme(readme: Path, records: Sequence[Record], claims: Mapping[str, tuple[str, str]], matched: str = "") -> bool:
+    """Put the block between its markers; returns whether the file changed. ``claims``: each with its verdict and numbers.
     ``matched``: a sentence about equal compute.
 
     Raises:

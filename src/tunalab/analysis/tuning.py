@@ -1,4 +1,4 @@
-"""The answers' loss by learning rate: at which each front-end learns best, and at which share of it a pretrained encoder does."""
+"""The loss of answers and descriptions by learning rate: where each front-end learns best, and at which share of it its encoder."""
 
 from collections.abc import Callable, Sequence
 

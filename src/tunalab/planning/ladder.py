@@ -82,7 +82,7 @@ def _shown(cost: Cost) -> list[str]:
 
 
 SEEDS_RECORDS = "results/figure6"
-POOLED = ("answers' loss, area over log tokens", "accuracy early", "accuracy at the end")  # over all benchmarks
+POOLED = ("loss of answers and descriptions, area over log tokens", "accuracy early", "accuracy at the end")  # over all benchmarks
 
 
 def seeds_table(power: pd.DataFrame) -> str:

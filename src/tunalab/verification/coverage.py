@@ -16,6 +16,7 @@ from scipy.special import expit, ndtri
 
 from tunalab.analysis.crossing import crossing
 from tunalab.analysis.curves import Line, axis_named
+from tunalab.analysis.endpoints import Difference
 from tunalab.analysis.learning import Curve, learning_curves
 from tunalab.analysis.power_law import power_law
 from tunalab.analysis.statistics import benjamini_hochberg, equivalent, holm, of_items, of_seeds, question_error, share_interval
@@ -26,7 +27,9 @@ from tunalab.verification import Table
 
 WORLDS = 4000
 SEEDS = (2, 3, 5, 9)
-QUESTIONS = 200
+QUESTIONS, DOCUMENTS = 200, 128
+ENCODERS = 3  # of which run seed s has number s mod 3
+SHARES = (0.0, 0.25, 0.5, 0.75)  # of the variance between runs, that of their encoders
 FAMILY = 24  # differences of a family, as many as the paper's claims have here
 MARGIN = 0.05  # of the tests of equivalence
 _NODES = 400  # of an integral over the normal distribution
@@ -124,11 +127,23 @@ def covered_loss(world: World, seeds: int, generator: np.random.Generator) -> bo
     return found.low is not None and found.high is not None and found.low <= world.gap <= found.high
 
 
+def covered_documents(world: World, seeds: int, generator: np.random.Generator) -> bool:
+    """The same where every run has a loss on the same documents, which are other ones to another arm."""
+    normal = generator.standard_normal
+    scatter = np.array([1.0, world.second])[:, None] * world.seeds + 0.01
+    value_AS = scatter * normal((2, seeds)) + world.shared * normal(seeds)
+    off_ASD = world.arms * normal((2, 1, DOCUMENTS)) + world.rest * normal((2, seeds, DOCUMENTS))
+    gap_SD = np.subtract(*(value_AS[:, :, None] + off_ASD + world.items * normal(DOCUMENTS))) + world.gap
+    found = of_seeds(gap_SD.mean(axis=1), question_error([gap_SD], shares=False))
+    return found.low is not None and found.high is not None and found.low <= world.gap <= found.high
+
+
 COVERED: dict[str, Callable[[World, int, np.random.Generator], bool]] = {
     "difference of accuracies": covered_difference,
     "accuracy, band of a curve": covered_mean,
     "difference over four benchmarks": covered_mean_of_benchmarks,
     "difference of losses or areas": covered_loss,
+    "difference of losses, by document": covered_documents,
 }
 
 
@@ -136,6 +151,23 @@ def coverage(kind: str, world: World, seeds: int, worlds: int) -> float:
     """The share of worlds in which the interval holds the truth."""
     generator = np.random.default_rng([len(kind), sum(map(ord, world.name)), seeds])
     return float(np.mean([COVERED[kind](world, seeds, generator) for _ in range(worlds)]))
+
+
+def covered_encoders(share: float, seeds: int, worlds: int) -> tuple[float, float]:
+    """How often the truth over all encoders that might be trained so is held by the interval over seeds, and by that over encoders,
+    where ``share`` of the variance between runs is their encoders'.
+    """
+    generator = np.random.default_rng([11, round(100 * share), seeds])
+    parts = [str(seed % ENCODERS) for seed in range(seeds)]
+    held = []
+    for _ in range(worlds):
+        encoder_S = generator.standard_normal(ENCODERS)[np.arange(seeds) % ENCODERS]
+        value_S = np.sqrt(share) * encoder_S + np.sqrt(1 - share) * generator.standard_normal(seeds)
+        found = Difference("", value_S, parts=parts)
+        both = (found.estimate, found.over_parts() or found.estimate)
+        held.append([one.low is not None and one.high is not None and one.low <= 0 <= one.high for one in both])
+    over_seeds, over_encoders = np.mean(held, axis=0)
+    return float(over_seeds), float(over_encoders)
 
 
 def p_values(world: World, seeds: int, count: int, generator: np.random.Generator) -> list[float | None]:
@@ -244,6 +276,15 @@ def tables(worlds: int = WORLDS) -> list[Table]:
         columns,
         list(_rows(worlds)),
     )
+    shared = [(share, *covered_encoders(share, SEEDS[-1], worlds)) for share in SHARES]
+    encoders = Table(
+        "Seeds that share encoders",
+        f"Share of {worlds} worlds in which an interval of a difference holds the truth over all encoders that might be trained "
+        f"so, where seed s of {SEEDS[-1]} has encoder s mod {ENCODERS}. What is said of these {ENCODERS} encoders alone is the "
+        "interval over seeds; of others, that over encoders.",
+        ["share of the variance that is the encoders'", "over seeds", "over encoders"],
+        [[f"{share:.2f}", f"{over_seeds:.3f}", f"{over_encoders:.3f}"] for share, over_seeds, over_encoders in shared],
+    )
     few = max(worlds // 10, 1)
     errors = [(world, seeds, *family_errors(world, seeds, few)) for world in (SHAPES[0], SHAPES[5]) for seeds in SEEDS]
     decisions = Table(
@@ -272,4 +313,4 @@ def tables(worlds: int = WORLDS) -> list[Table]:
         ["seeds", "of power laws", "of logistic curves"],
         [[str(seeds), *(f"{share:.3f}" for share in laws_printed(seeds, fewer))] for seeds in SEEDS],
     )
-    return [covers, decisions, close, passes, laws]
+    return [covers, encoders, decisions, close, passes, laws]
