@@ -53,6 +53,16 @@ def test_documents_are_as_long_as_plans_assume(kind: Any) -> None:
     assert to_sequence(corpus.document(3), tokenizer, 16).ids_L.tolist() == made[3].ids_L.tolist()
 
 
+def test_both_sizes_are_those_of_their_experiments_and_planned_to_fit_into_80_gb() -> None:
+    sizes = {}
+    for experiment, settings in (bench.STEPS["step"], bench.STEPS["step_0_5b"]):
+        config = step_config(settings, experiment)
+        plan = bench.make_plan(config, bench.find_gpu(None, None))
+        sizes[experiment] = sum(count.trained for count in plan.parameters.values())
+        assert config.data.rows * config.data.row_tokens >= 16_384 and 15e9 < plan.bytes_needed < 75e9
+    assert sizes[bench.SMALLER] < 0.8e9 < 1.5e9 < sizes[bench.EXPERIMENT]
+
+
 def test_rows_hold_the_work_that_plans_assume() -> None:
     config = step_config(["data.lookahead=24"])
     steps = assumed_steps(config, small_tokenizer(), 3, 16)
@@ -68,6 +78,7 @@ def test_a_step_is_measured_by_the_training_that_runs_have(monkeypatch: pytest.M
     found = bench_step(config, CPU, steps=2, square=64)
     assert found["steps"] == 2 and found["parameters"] > 0 and 0 < found["tokens_per_step"] <= 1024
     assert found["utilisation"] > 0 and found["step_seconds"] > 0 and found["warming_up_seconds"] > 0
+    assert 0 < found["planned_memory_gb"] < 1
     assert (found["graphs_compiled_while_measured"], found["peak_memory_gb"]) == (0, None)
     assert found["model_flops_per_step"] > 6 * config.decoder.width * config.decoder.mlp * 3 * found["tokens_per_step"]
     assert bench_step(config, CPU, square=64, profiled=True)["kernels"]
@@ -88,6 +99,7 @@ STEP = {
     "step_seconds": 0.4,
     "tokens_per_second": 4e4,
     "peak_memory_gb": 60.0,
+    "planned_memory_gb": 58.0,
     "compile_seconds": 50.0,
 }
 AGREEMENT = {"relative_loss_difference": {"text": 1e-3, "flow": 1e-3}, "relative_gradient_difference": 1e-2}
@@ -96,6 +108,10 @@ PROFILE = {"kernels": [{"name": "gemm", "ms": 3.0, "count": 4}]}
 
 def test_what_is_missed_is_said() -> None:
     assert bench.good("step", STEP) and "reached" in bench.describe("step", STEP)
+    for part in ("step", "step_0_5b", "step_not_compiled"):
+        more = STEP | {"peak_memory_gb": 65.0}
+        assert not bench.good(part, more) and "65.0 GB of 58.0 planned" in bench.describe(part, more)
+        assert bench.describe(part, more).endswith("MISSED")
     slow = STEP | {"utilisation": 0.4499}
     assert not bench.good("step", slow) and "MISSED" in bench.describe("step", slow)
     assert bench.good("step_not_compiled", slow) and "MISSED" not in bench.describe("step_not_compiled", slow)
@@ -111,7 +127,13 @@ def test_what_is_missed_is_said() -> None:
 def test_parts_that_fail_leave_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = {"agreement": AGREEMENT, "step_not_compiled": STEP, "step_not_recomputed": STEP, "profile": PROFILE}
+    measured = {
+        "agreement": AGREEMENT,
+        "step_0_5b": STEP,
+        "step_not_compiled": STEP,
+        "step_not_recomputed": STEP,
+        "profile": PROFILE,
+    }
 
     def run(command: list[str], **_: Any) -> Any:
         part, out = command[-3], Path(command[-1])

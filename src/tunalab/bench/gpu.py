@@ -2,8 +2,9 @@
 
 The step is the one that runs train with: their module, optimiser, averages and precision, on rows
 that their stream packs. Measured is what share of the device's own rate of matrix products the
-model's FLOPs reach. Each part runs in a process of its own: one that fails or takes too long leaves
-the others, and no part finds memory or kernels of another.
+model's FLOPs reach, and the peak of the device's memory beside what the plan says of it. Each part
+runs in a process of its own: one that fails or takes too long leaves the others, and no part finds
+memory or kernels of another.
 """
 
 import json
@@ -41,6 +42,7 @@ from tunalab.files import write_atomically
 from tunalab.model.flops import flop_costs
 from tunalab.model.objective import Draws, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
+from tunalab.planning.plan import find_gpu, make_plan
 from tunalab.planning.workload import ASSUMED
 from tunalab.records.environment import environment
 from tunalab.settings.layers import run_files
@@ -52,8 +54,18 @@ from tunalab.training.module import Harness
 from tunalab.training.run import build_trainer
 
 REQUIRED_UTILISATION, REQUIRED_DIFFERENCE = 0.45, 2e-2
+REQUIRED_MEMORY = 1.1  # of the plan: the most that may be measured
 LIMIT = 200  # seconds of a part
 
+EXPERIMENT, SMALLER, VARIANT = "paper_1_5b_controlled", "public_0_5b", "tuna2"
+# An experiment without what only a whole run or a network has; with masking from the first step on.
+ALONE = [
+    *("decoder.pretrained=''", "decoder.chat=none", "data.step_tokens=0", "data.workers=0", "evaluation.benchmarks={}"),
+    *("distribution.strategy=none", "tracking.enabled=false"),
+    *("stages.connector.tokens=0", "stages.sft.tokens=0", "objective.masking.start=0"),
+]
+# A flow head that fits beside the decoder into one GPU of 80 GB; rows that fill it with the smaller decoder.
+FITTING = {EXPERIMENT: ["head.blocks=16"], SMALLER: ["data.rows=8"]}
 COMPILED, RECOMPUTED = "compile_blocks=true", "activation_checkpointing=true"
 # The same model, attention and precision, at a size that the CPU computes in a minute.
 SMALL = [
@@ -61,12 +73,13 @@ SMALL = [
     *("head.blocks=3", "head.heads=4", "head.kv_heads=2", "head.mlp=1024", "decoder.vocabulary=2048"),
     *("data.row_tokens=4096", "data.buckets=[256x256,192x320,512x512]", "data.lookahead=16"),
 ]
-# Part -> settings. `step` is the recipe's with compiled blocks; two others say what each of its means does.
+# Part -> experiment and settings. `step` is the recipe's with compiled blocks; two others say what each of its means does.
 STEPS = {
-    "step": [COMPILED, RECOMPUTED],
-    "step_not_compiled": ["compile_blocks=false", RECOMPUTED],
-    "step_not_recomputed": [COMPILED, "activation_checkpointing=false"],
-    "profile": [COMPILED, RECOMPUTED],
+    "step": (EXPERIMENT, [COMPILED, RECOMPUTED]),
+    "step_0_5b": (SMALLER, [COMPILED, RECOMPUTED]),
+    "step_not_compiled": (EXPERIMENT, ["compile_blocks=false", RECOMPUTED]),
+    "step_not_recomputed": (EXPERIMENT, [COMPILED, "activation_checkpointing=false"]),
+    "profile": (EXPERIMENT, [COMPILED, RECOMPUTED]),
 }
 
 
@@ -93,8 +106,9 @@ def bench_gpu(only: str | None, out: Path | None) -> int:
 def _measure(part: str) -> dict[str, Any]:
     device = torch.device("cuda", 0)
     if part == "agreement":
-        return bench_agreement(step_config([*SMALL, *STEPS["step"]]), device)
-    return bench_step(step_config(STEPS[part]), device, profiled=part == "profile")
+        return bench_agreement(step_config([*SMALL, *STEPS["step"][1]]), device)
+    experiment, settings = STEPS[part]
+    return bench_step(step_config(settings, experiment), device, profiled=part == "profile")
 
 
 def _in_a_process(part: str) -> dict[str, Any]:
@@ -127,7 +141,10 @@ def good(part: str, found: dict[str, Any]) -> bool:
         return False
     if part == "agreement":
         return all(difference <= REQUIRED_DIFFERENCE for difference in found["relative_loss_difference"].values())
-    return part != "step" or found["utilisation"] >= REQUIRED_UTILISATION
+    if part == "profile":
+        return True
+    enough = part not in ("step", "step_0_5b") or found["utilisation"] >= REQUIRED_UTILISATION
+    return enough and found["peak_memory_gb"] <= REQUIRED_MEMORY * found["planned_memory_gb"]
 
 
 def describe(part: str, found: dict[str, Any]) -> str:
@@ -145,28 +162,21 @@ def describe(part: str, found: dict[str, Any]) -> str:
         total = sum(kernel["ms"] for kernel in found["kernels"])
         longest = "; ".join(f"{kernel['ms']:.1f} ms {kernel['name'][:48]}" for kernel in found["kernels"][:3])
         return f"profile: the {len(found['kernels'])} longest kernels take {total:.0f} ms of a step: {longest}; ..."
-    required = f" (at least {REQUIRED_UTILISATION:.0%}: {verdict})" if part == "step" else ""
+    required = f" (at least {REQUIRED_UTILISATION:.0%})" if part in ("step", "step_0_5b") else ""
     return (
         f"{part}: {found['utilisation']:.1%} of {found['matrix_flops_per_second'] / 1e12:.0f} TFLOP/s{required}; "
         f"{found['step_seconds'] * 1e3:.0f} ms a step, {found['tokens_per_second']:,.0f} tokens/s, "
-        f"{found['peak_memory_gb']:.1f} GB, compiled in {found['compile_seconds']:.0f} s"
+        f"{found['peak_memory_gb']:.1f} GB of {found['planned_memory_gb']:.1f} planned, "
+        f"compiled in {found['compile_seconds']:.0f} s: {verdict}"
     )
 
 
-EXPERIMENT, VARIANT = "paper_1_5b_controlled", "tuna2"
-# The experiment without what only a whole run or a network has; with masking from the first step on, and a flow head that fits
-# beside the decoder into one GPU of 80 GB.
-ALONE = [
-    *("decoder.pretrained=''", "decoder.chat=none", "data.step_tokens=0", "data.workers=0"),
-    *("distribution.strategy=none", "tracking.enabled=false"),
-    *("stages.connector.tokens=0", "stages.sft.tokens=0", "objective.masking.start=0", "head.blocks=16"),
-]
 DISTINCT = 4  # batches, which take turns: after two rounds every shape has been compiled for
 
 
-def step_config(settings: list[str]) -> RunConfig:
-    """Pretraining at 1.5B, with random weights, under further settings."""
-    return load_config(*run_files(EXPERIMENT, VARIANT), [*ALONE, *settings])
+def step_config(settings: list[str], experiment: str = EXPERIMENT) -> RunConfig:
+    """Pretraining with random weights, under further settings."""
+    return load_config(*run_files(experiment, VARIANT), [*ALONE, *FITTING[experiment], *settings])
 
 
 @cache
@@ -232,6 +242,7 @@ def bench_step(
         "graphs": laps.graphs[-1],
         "graphs_compiled_while_measured": laps.graphs[-1] - laps.graphs[warming - 1],
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
+        "planned_memory_gb": make_plan(config, find_gpu(None, None)).bytes_needed / 1e9,
         "parameters": sum(p.numel() for p in model.parameters()),
         "compile_blocks": config.compile_blocks,
         "activation_checkpointing": config.activation_checkpointing,
