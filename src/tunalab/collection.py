@@ -160,6 +160,16 @@ class Records(Sequence["Record"]):
 
         return flagged(self._records)
 
+    def partly_asked(self) -> list[str]:
+        """Benchmarks that only some finished runs were asked, one line each with the runs that lack it."""
+        from tunalab.analysis.curves import benchmarks
+        from tunalab.records.record import usable
+
+        asked = {record.run.name: benchmarks([record]) for record in usable(self._records)}
+        every = sorted(set().union(*asked.values()))
+        without = {name: [run for run, names in asked.items() if name not in names] for name in every}
+        return [f"{name}: not asked of {', '.join(runs[:4])}{', ...' * (len(runs) > 4)}" for name, runs in without.items() if runs]
+
     def write_tables(self, out: str | Path, published: str | Path | None = None) -> list[Path]:
         """Write every table that these records fill into a folder, as CSV and Markdown; returns the files.
 

@@ -183,6 +183,21 @@ def test_commands_tell_what_is_unequal_a_line_each(call, tmp_path, records, caps
     assert "tokens (9M: " in lines[0] and "precision (" in lines[1]
 
 
+def test_a_benchmark_that_some_runs_were_not_asked_is_drawn_of_the_others_and_said(tmp_path, records, capsys):
+    made = records(("tuna", "tuna2"), seeds=3, kinds=2)
+    without = [
+        replace(one, points=[replace(p, benchmarks=dict(list(p.benchmarks.items())[:1])) for p in one.points]) for one in made
+    ]
+    for one in [*made[:1], *without[1:]]:
+        write_record(tmp_path / f"{one.run.name}.json", one)
+    assert main(["figure", "curves", "--records", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    (lacking,) = set(made[0].points[0].benchmarks) - set(without[0].points[0].benchmarks)
+    assert line.startswith(f"drawn of the other runs alone: {lacking}: not asked of tuna") and line.endswith(", ...")
+    assert main(["figure", "curves", "--records", str(tmp_path), "--out", str(tmp_path / "out"), "--panels", "relations"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_many_seeds_are_told_as_a_stretch(records):
     made = records(seeds=5)
     fewer = [record for record in made if record.run.variant != "tuna" or record.run.seed in (0, 2)]
