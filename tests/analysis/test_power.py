@@ -18,6 +18,7 @@ from tunalab.analysis.endpoints import (
     endpoints_table,
     loss_area,
     loss_difference,
+    matched_difference,
 )
 from tunalab.analysis.power import power_markdown, power_table
 from tunalab.analysis.statistics import seeds_needed
@@ -109,27 +110,44 @@ def test_the_loss_of_the_choice_is_the_area_of_what_margins_leave():
     assert choice_difference([(sides[0], sides[1])], ["ocr"]) is None
 
 
-def with_losses(variant: str, seed: int, nats_D: np.ndarray, items: bool = True):
-    """A run whose loss is a third of ``nats_D`` (documents of three predicted tokens) throughout."""
-    made, tokens_D = synthetic_record(variant, seed), np.full(len(nats_D), 3)
+def with_losses(variant: str, seed: int, nats_D: np.ndarray, tokens_D: np.ndarray, items: bool = True):
+    """A run whose documents have these losses throughout."""
+    made = synthetic_record(variant, seed)
     held = {"loss_items": {ANSWERS: LossItems.of(nats_D, tokens_D)}} if items else {}
-    points = [replace(point, losses={ANSWERS: float(nats_D.mean() / 3)}, **held) for point in made.points]
-    return replace(made, points=points)
+    losses = {ANSWERS: float(nats_D.sum() / tokens_D.sum())}
+    return replace(made, points=[replace(point, losses=losses, **held) for point in made.points])
 
 
 def test_losses_have_an_error_over_the_documents_that_all_runs_share():
+    """Of a ratio: nats and tokens both differ between documents, and long ones cost more. As the jackknife has it."""
     generator = np.random.default_rng(0)
-    off_AD = generator.standard_normal((2, 50)).round(1)
+    tokens_D = generator.integers(2, 40, 80)
+    nats_AD = tokens_D * (1 + 0.02 * tokens_D) * generator.uniform(0.5, 1.5, (2, 80))
     pairs = [
-        tuple(with_losses(name, seed, 6 + off_D + seed) for name, off_D in zip("ab", off_AD, strict=True)) for seed in range(3)
+        tuple(with_losses(name, seed, nats_AD[at] + seed * tokens_D, tokens_D) for at, name in enumerate("ab")) for seed in range(3)
     ]
     found = loss_difference(pairs)
-    gap_D = (off_AD[0] - off_AD[1]) / 3
-    assert found.value_S == pytest.approx([gap_D.mean()] * 3, abs=1e-3)
-    assert found.questions == pytest.approx(gap_D.std(ddof=1) / np.sqrt(50), rel=1e-2)
+    left_D = np.array([np.subtract(*(np.delete(nats_AD, d, axis=1).sum(axis=1))) / np.delete(tokens_D, d).sum() for d in range(80)])
+    assert found.value_S == pytest.approx([np.subtract(*nats_AD.sum(axis=1)) / tokens_D.sum()] * 3, rel=1e-5)
+    assert found.questions == pytest.approx(np.sqrt(79 / 80 * ((left_D - left_D.mean()) ** 2).sum()), rel=0.05)
     bare = [tuple(replace(one, points=[replace(p, loss_items={}) for p in one.points]) for one in pair) for pair in pairs]
     assert loss_difference(bare).questions == 0.0
-    assert loss_difference([*pairs[:2], bare[2]]).questions == pytest.approx(found.questions, rel=1e-2)
+    assert loss_difference([*pairs[:2], bare[2]]).questions == pytest.approx(found.questions, rel=1e-3)
+    assert matched_difference(pairs, "flops").questions == pytest.approx(found.questions, rel=0.05)
+    fewer = tuple(with_losses(name, 2, nats_AD[at][:40], tokens_D[:40]) for at, name in enumerate("ab"))
+    with pytest.raises(UserError, match="held-out losses of 40 and 80 documents do not compare"):
+        loss_difference([*pairs[:2], fewer])
+
+
+def test_losses_by_document_are_read_as_they_were_written():
+    nats_D, tokens_D = np.array([70_000.5, 3.25]), np.array([6001, 2])
+    read_nats, read_tokens = LossItems.of(nats_D, tokens_D).arrays()
+    assert read_nats.tolist() == nats_D.tolist() and read_tokens.tolist() == tokens_D.tolist()
+    early = LossItems(np.array([1.5, 2], "<f2").tobytes().hex(), np.array([3, 4], "<f2").tobytes().hex())
+    assert [values.tolist() for values in early.arrays()] == [[1.5, 2.0], [3.0, 4.0]]
+    for wrong in (LossItems("00", "00"), LossItems("", ""), LossItems("007c", "003c"), LossItems("003c", "003c", bits=8)):
+        with pytest.raises(ValueError):
+            wrong.arrays()
 
 
 def test_runs_that_share_an_encoder_count_as_one_where_other_encoders_are_meant():
@@ -137,12 +155,19 @@ def test_runs_that_share_an_encoder_count_as_one_where_other_encoders_are_meant(
     over = found.over_parts()
     assert over.seeds == 3 and over.value == pytest.approx((2.0 + 2.0 + 6.0) / 3)
     assert (over.high - over.value) == pytest.approx(4.302653 * np.std([2, 2, 6], ddof=1) / np.sqrt(3))
+    none = Difference("y", np.zeros(4), parts=[""] * 4)
+    assert found.less(none, "x").parts == none.less(found, "x").parts == found.parts
+    other = Difference("y", np.zeros(4), parts=["b", "b", "b", ""])
+    assert found.less(other, "x").parts == ["a, b", "b", "b, c", "a"]
     for parts in ((), ["a"] * 4, list("abcd"), [""] * 4):
         assert Difference("x", np.arange(4.0), parts=parts).over_parts() is None
 
 
 def test_runs_that_were_asked_nothing_have_their_losses_alone():
-    pairs = [tuple(with_losses(name, seed, np.array([6.0, 7.0]) + at) for at, name in enumerate("ab")) for seed in range(2)]
+    pairs = [
+        tuple(with_losses(name, seed, np.array([6.0, 7.0]) + at, np.array([2, 3])) for at, name in enumerate("ab"))
+        for seed in range(2)
+    ]
     bare = [tuple(replace(one, points=[replace(p, benchmarks={}) for p in one.points]) for one in pair) for pair in pairs]
     assert {one.what for one in endpoints(bare)} == {LOSS, *MATCHED.values()}
 

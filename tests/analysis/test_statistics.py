@@ -9,6 +9,7 @@ from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.analysis.statistics import (
     above_chance,
     benjamini_hochberg,
+    equivalence_p,
     equivalent,
     half_width,
     holm,
@@ -169,7 +170,7 @@ def test_without_a_common_seed_or_point_there_is_no_difference(record):
 
 def test_without_questions_it_is_a_paired_t_test() -> None:
     gap_S = np.array([0.1, 0.2, 0.0])
-    found, expected = of_seeds(gap_S), stats.ttest_1samp(gap_S, 0)
+    found, expected = of_seeds(gap_S), stats.stats.ttest_1samp(gap_S, 0)
     assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95))
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
 
@@ -210,6 +211,12 @@ def test_equivalence_needs_seeds_and_a_margin() -> None:
     close = np.array([0.01, -0.01, 0.005, 0.0])
     assert equivalent(close, 0.03) and not equivalent(close, 0.005) and not equivalent(close[:1], 0.5)
     assert not equivalent(close, 0.03, questions=0.05)
+    for margin in (0.005, 0.01, 0.02, 0.03):
+        one_sided = [
+            stats.ttest_1samp(close, side * margin, alternative="greater" if side < 0 else "less").pvalue for side in (-1, 1)
+        ]
+        assert equivalence_p(close, margin) == pytest.approx(min(1.0, max(one_sided) if max(one_sided) < 0.5 else 1.0), rel=1e-4)
+    assert equivalence_p(close[:1], 0.5) == 1.0
 
 
 def test_seeds_needed_find_the_difference_as_often_as_they_say() -> None:

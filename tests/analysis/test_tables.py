@@ -193,7 +193,7 @@ def test_a_benchmark_that_some_runs_were_not_asked_is_drawn_of_the_others_and_sa
     assert main(["figure", "curves", "--records", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     (lacking,) = set(made[0].points[0].benchmarks) - set(without[0].points[0].benchmarks)
-    assert line.startswith(f"drawn of the other runs alone: {lacking}: not asked of tuna") and line.endswith(", ...")
+    assert line.startswith(f"a panel shows only a part of the runs: {lacking}: not asked of tuna") and line.endswith(", ...")
     assert main(["figure", "curves", "--records", str(tmp_path), "--out", str(tmp_path / "out"), "--panels", "relations"]) == 0
     assert not capsys.readouterr().err
 

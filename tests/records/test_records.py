@@ -175,8 +175,16 @@ COUNT = ("points", 0, "benchmarks", "count")
         ((*COUNT, "low"), 0.9, "count.low/high must be an interval"),
         ((*COUNT, "outcomes"), "zz", "count.outcomes must be hexadecimal"),
         ((*COUNT, "outcomes"), "ff", "count.outcomes must be 200 outcomes"),
-        (("points", 0, "loss_items"), {"text": {"nats": "zz", "tokens": ""}}, "loss_items.text must be hexadecimal digits"),
-        (("points", 0, "loss_items"), {"text": {"nats": "003c", "tokens": "003c003c"}}, "loss_items.text must be two numbers"),
+        (
+            ("points", 0, "loss_items"),
+            {"text": {"nats": "zz", "tokens": ""}},
+            r"loss_items.text.nats must be floats of 16 bits in hexadecimal digits",
+        ),
+        (
+            ("points", 0, "loss_items"),
+            {"text": {"nats": "003c", "tokens": "003c003c"}},
+            "loss_items.text must be as many nats as tokens",
+        ),
         (("points",), {}, "points must be a list"),
     ],
 )

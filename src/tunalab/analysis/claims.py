@@ -5,9 +5,9 @@ what it states of its front-end, under whatever name it was trained.
 
 Supported: every difference that the claim names has its sign. Contradicted: some difference has the other sign. Undecided: anything
 else, with the number of seeds at which differences as large as these would be found in four of five experiments. All differences of
-all claims are one family: a sign counts where its p-value, after Holm's correction, is below 5%. Close: within a margin that the
-claim states, by two one-sided tests. A benchmark on which both sides end at the ceiling has no room for a difference and is left
-out.
+all claims are one family: a sign counts where its p-value, after Holm's correction, is below 5%. Close: the claim also needs both
+sides within a margin that it states, by two one-sided tests. Where a benchmark stands in a claim by its accuracy, and both sides
+end at the ceiling, there is no room for a difference and it is left out.
 
 Our own questions stand beside the claims, as a family of their own.
 
@@ -22,10 +22,10 @@ from typing import Any
 
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks, lines
-from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference, paired
+from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference, paired, parts_of
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
-from tunalab.analysis.statistics import ALPHA, equivalent, holm, question_error, seeds_needed
+from tunalab.analysis.statistics import ALPHA, equivalence_p, equivalent, holm, question_error, seeds_needed
 from tunalab.analysis.written import markdown_table, write_tables_to
 from tunalab.errors import UserError
 from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, identity
@@ -62,13 +62,21 @@ class Gap:
         return self.close is not None and equivalent(self.found.value_S, self.close, self.found.questions)
 
     @property
+    def beyond(self) -> bool:
+        """Whether the whole interval lies outside of the margin."""
+        _, low, high = self.found.estimate.bounds
+        return self.close is not None and low is not None and high is not None and max(low, -high) > self.close
+
+    @property
     def sign(self) -> int:
         """1: as claimed, -1: the other way round, 0: undecided."""
+        if self.beyond:
+            return -1
+        decided = self.p is not None and self.p < ALPHA
         if self.equal:
-            value, low, high = self.found.estimate.bounds
-            beyond = low is not None and high is not None and self.close is not None and max(low, -high) > self.close
-            return 1 if self.within else -1 if beyond else 0
-        return 0 if self.p is None or self.p >= ALPHA else 1 if self.found.estimate.value > 0 else -1
+            return int(decided)
+        sign = 0 if not decided else 1 if self.found.estimate.value > 0 else -1
+        return 0 if sign > 0 and self.close is not None and not self.within else sign
 
     @property
     def needed(self) -> str:
@@ -80,7 +88,7 @@ class Gap:
 
     @property
     def shown(self) -> str:
-        text = self.found.shown(bold=bool(self.sign))
+        text = self.found.shown(bold=bool(self.sign) and not self.equal)
         if self.accuracy is not None:
             text += f" (accuracy {self.accuracy.shown()})"
         if self.full:
@@ -129,17 +137,17 @@ def claims_markdown(records: Sequence[Record]) -> str:
         rows += [[claim["claim"], verdict(gaps), *shown[0]], *(["", "", *row] for row in shown[1:])]
         if gaps and claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
             rows += [["", "", *row, "", ""] for row in _crossings(records, claim)]
-    family = max(gap.family for gaps in gaps_of.values() for gap in gaps)
+    family = max((gap.family for claim in CLAIMS for gap in gaps_of[claim["claim"]]), default=0)
     seeds = sorted({len(gap.found.value_S) for gaps in gaps_of.values() for gap in gaps})
     note = (
         f"Differences over {' or '.join(map(str, seeds))} seeds, paired by seed and question, with 95% intervals (Student's t over "
         "seeds and the error over questions or documents): losses and margins in nats, accuracies in points, PSNR in dB, others in "
-        f"shares. Bold: a sign after Holm's correction for all {family} differences of the paper's claims; ours are a family of "
-        "their own. Supported: all differences of a claim have its sign; contradicted: one has the other; undecided is no "
-        f"refutation. At the ceiling: both from {CEILING:.0%} on, no room for a difference. Over encoders: the same with the means "
-        "of runs that share a pretrained encoder in place of seeds, for what is said of other encoders that are trained so. Seeds "
-        "needed: to find a difference as large as this one in four of five experiments, as one of the family; more questions: "
-        "their error alone is too large. Losses, early, at the end: as in endpoints.md. Crossings: as in crossings.md."
+        f"shares. Bold: a sign after Holm's correction for all {family} differences of the paper's claims, those of one seed "
+        "included; ours are a family of their own. Supported: all differences of a claim have its sign; contradicted: one has the "
+        f"other; undecided is no refutation. At the ceiling: accuracies from {CEILING:.0%} on. Over encoders: the same with the "
+        "means of runs that share a pretrained encoder in place of seeds, for what is said of other encoders that are trained so. "
+        "Seeds needed: to find a difference as large as this one in four of five experiments, as one of the family; more "
+        "questions: their error alone is too large. Losses, early, at the end: as in endpoints.md. Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -162,9 +170,18 @@ def claims(records: Sequence[Record]) -> dict[str, list[Gap]]:
 
 def corrected(gaps_of: Sequence[Sequence[Gap]]) -> list[list[Gap]]:
     """The differences of each claim, with their p-values after Holm's correction for all of them."""
-    signs = [None if gap.full or gap.equal else gap.found.estimate.p for gaps in gaps_of for gap in gaps]
-    each, family = iter(holm(signs)), sum(not (gap.full or gap.equal) for gaps in gaps_of for gap in gaps)
-    return [[replace(gap, p=next(each), family=family) for gap in gaps] for gaps in gaps_of]
+    counted = [gap for gaps in gaps_of for gap in gaps if not gap.full]
+    adjusted = iter(holm([_alone(gap) for gap in counted]))
+    return [[gap if gap.full else replace(gap, p=next(adjusted), family=len(counted)) for gap in gaps] for gaps in gaps_of]
+
+
+def _alone(gap: Gap) -> float:
+    """Before the correction. Of one seed 1: it will be of several, and has its place in the family."""
+    found = gap.found
+    if gap.equal and gap.close is not None:
+        return equivalence_p(found.value_S, gap.close, found.questions)
+    p = found.estimate.p
+    return 1.0 if p is None else p
 
 
 def verdict(gaps: Sequence[Gap]) -> str:
@@ -205,40 +222,52 @@ def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iter
     if not pairs:
         return
     if claim["outcome"] == LOSS:
-        found = loss_difference(pairs)
-        if found is not None:
-            yield Gap(f"{found.what}: {whom}", found, claim.get("close"), equal="close" in claim)
+        loss = loss_difference(pairs)
+        if loss is not None:
+            yield Gap(f"{loss.what}: {whom}", loss, claim.get("close"), equal="close" in claim)
         return
     if not set(PANELS) <= set.intersection(*(benchmarks([record]) for pair in pairs for record in pair)):
         return  # other levels, or a part of the skills: no answer to what the paper says of all
     kinds = claim.get("benchmarks", PANELS)
     if claim.get("each"):
-        for kind in kinds:
-            accuracy, margin = (difference(pairs, outcome, [kind], early) for outcome in (ACCURACY, MARGIN))
-            if claim["outcome"] == MARGIN and margin is not None:
-                yield Gap(f"{benchmark_label(kind)}, {margin.what}: {whom}", margin, accuracy=accuracy)
-            elif accuracy is not None:
-                yield Gap(f"{benchmark_label(kind)}, {accuracy.what}: {whom}", accuracy, full=_full(pairs, kind, early))
+        outcomes = [claim["outcome"] if _closed(pairs, kind) else ACCURACY for kind in kinds]
+        found = [difference(pairs, outcome, [kind], early) for outcome, kind in zip(outcomes, kinds, strict=True)]
+        if any(one is None for one in found):
+            return  # not all that the claim names
+        for kind, outcome, one in zip(kinds, outcomes, found, strict=True):
+            if one is not None:
+                accuracy = difference(pairs, ACCURACY, [kind], early) if outcome == MARGIN else None
+                full = outcome == ACCURACY and not early and _full(pairs, kind)
+                yield Gap(f"{benchmark_label(kind)}, {one.what}: {whom}", one, full=full, accuracy=accuracy)
         return
     if claim["outcome"] == MARGIN:
-        kinds = [kind for kind in kinds if difference(pairs, MARGIN, [kind], early) is not None]
-    found = difference(pairs, claim["outcome"], kinds, early) if kinds else None
-    if found is None:
+        kinds = [kind for kind in kinds if _closed(pairs, kind)]
+    found_all = difference(pairs, claim["outcome"], kinds, early)
+    if found_all is None:
         return
-    accuracy = difference(pairs, ACCURACY, kinds, early) if claim["outcome"] == MARGIN else None
     of = f", {', '.join(kinds)}" if "benchmarks" in claim else ""
-    yield Gap(f"{found.what}{of}: {whom}", found, accuracy=accuracy)
+    accuracy = difference(pairs, ACCURACY, kinds, early) if claim["outcome"] == MARGIN else None
+    ahead = Gap(f"{found_all.what}{of}: {whom}", found_all, accuracy=accuracy)
+    if not claim.get("beyond_others"):
+        yield ahead
+        return
     others = difference(pairs, claim["outcome"], [kind for kind in PANELS if kind not in kinds], early)
-    if claim.get("beyond_others") and others is not None:
-        beyond = found.less(others, f"{found.what}{of} beyond the other panels")
+    if others is not None:
+        yield ahead
+        beyond = found_all.less(others, f"{found_all.what}{of} beyond the other panels")
         yield Gap(f"{beyond.what}: {whom}", beyond)
 
 
-def _full(pairs: Pairs, kind: str, early: bool) -> bool:
+def _closed(pairs: Pairs, kind: str) -> bool:
+    """Whether some run has margins of it: its questions have few answers."""
+    return any(record.points[-1].benchmarks[kind].margins is not None for pair in pairs for record in pair)
+
+
+def _full(pairs: Pairs, kind: str) -> bool:
     """Whether both sides end at the ceiling."""
     sides = zip(*pairs, strict=True)
     ends = [[record.points[-1].benchmarks[kind].accuracy for record in side] for side in sides]
-    return not early and min(sum(side) / len(side) for side in ends) >= CEILING
+    return min(sum(side) / len(side) for side in ends) >= CEILING
 
 
 def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:
@@ -246,13 +275,16 @@ def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str,
     measured = evaluated([*runs[more], *runs[less]])
     compared: dict[Key, dict[str, Side]] = sides(measured) if measured else {}
     kind, benchmark, split, metric = claim["measure"]
-    variants = (runs[name][0].run.variant for name in (more, less))
-    gap_SI = item_gaps(compared.get((kind, benchmark, split, metric), {}), *variants)
+    variants = runs[more][0].run.variant, runs[less][0].run.variant
+    side = compared.get((kind, benchmark, split, metric), {})
+    gap_SI = item_gaps(side, *variants)
     if gap_SI is not None:
+        seeds = side[variants[0]].keys() & side[variants[1]].keys()
+        pairs = [pair for pair in paired(runs[more], runs[less]) if pair[0].run.seed in seeds]
         label = ", ".join(word for word in (benchmark, metric) if word)
         shares = in_shares(gap_SI)
         error, step = question_error([gap_SI], shares), 1 / gap_SI.shape[1] if shares else 0.0
-        found = Difference(label, gap_SI.mean(axis=1), error, step=step)
+        found = Difference(label, gap_SI.mean(axis=1), error, step=step, parts=parts_of(pairs))
         yield Gap(f"{label}: {more} - {less}", found, claim.get("close"))
 
 

@@ -27,6 +27,7 @@ from tunalab.analysis.learning import log_weights
 from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, of_seeds, question_error
 from tunalab.analysis.tables import ANSWERS
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
+from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
 from tunalab.records.labels import benchmark_label, ordered_benchmarks
 from tunalab.records.record import Point, Record
@@ -77,21 +78,27 @@ class Difference:
     def less(self, other: "Difference", what: str) -> "Difference":
         """Of the same seeds, other questions."""
         value_S, questions = self.value_S - other.value_S, hypot(self.questions, other.questions)
-        return Difference(what, value_S, questions, self.nats, self.step, self.parts)
+        parts = self.parts if not any(other.parts) else other.parts if not any(self.parts) else _merged(self.parts, other.parts)
+        return Difference(what, value_S, questions, self.nats, self.step, parts)
 
     def shown(self, bold: bool = False, found: Estimate | None = None) -> str:
         form = "{:+.3f}".format if self.nats else partial(percent, sign="+")
         return with_interval((found or self.estimate).bounds, form, bold)
 
 
+def _merged(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Of each seed what stands behind it on either side."""
+    return [", ".join(sorted({*a.split(", "), *b.split(", ")} - {""})) for a, b in zip(one, other, strict=True)]
+
+
 Pairs = Sequence[tuple[Record, Record]]  # of the two sides, by seed
-Items = Callable[[Score], np.ndarray | None]
+OfQuestions = Callable[[Record, str], np.ndarray | None]  # a run and a benchmark -> by question, (I,)
 
 
 @dataclass(frozen=True, eq=False)
 class LossCurve:
-    """A held-out loss at the evaluations of a run: places (P,), losses (P,), and how far each document is off, (P, D): their mean
-    is 0, and that over other documents is by how much the loss of those differs. None where a record has no losses by document.
+    """A held-out loss at the evaluations of a run: places ``x_P``, losses ``loss_P`` in nats a token, and ``off_PD``, how much each
+    document adds to the loss above or below that of all (nats a token, of mean 0); None where a record has no losses by document.
     """
 
     x_P: np.ndarray
@@ -114,7 +121,7 @@ def loss_curve(record: Record, name: str = ANSWERS, axis: str = "tokens") -> Los
 
 
 def _off(point: Point, name: str) -> np.ndarray:
-    """A loss is a ratio of sums over documents: its linear part in each of them, (D,)."""
+    """(D,): a loss is a ratio of sums over documents, and this is its linear part (the influence function) in each of them."""
     nats_D, tokens_D = point.loss_items[name].arrays()
     return np.asarray((nats_D - point.losses[name] * tokens_D) / tokens_D.mean())
 
@@ -140,12 +147,15 @@ def loss_difference(pairs: Pairs, name: str = ANSWERS, what: str = LOSS) -> Diff
 
 def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, np.ndarray | None]]]) -> Difference:
     """All runs are asked the same documents. The error over these is of the difference averaged over the seeds that have losses by
-    document; fewer seeds leave more of their scatter in it, not less.
+    document; fewer seeds leave more of their scatter in it, not less. Raises UserError: runs were asked other numbers of documents.
     """
     value_S = np.array([one - other for (one, _), (other, _) in sides])
-    gap_SD = [one - other for (_, one), (_, other) in sides if one is not None and other is not None and len(one) == len(other)]
-    error = question_error([np.stack(gap_SD)], shares=False) if gap_SD else 0.0
-    return Difference(what, value_S, error, parts=_parts(pairs))
+    having = [(one, other) for (_, one), (_, other) in sides if one is not None and other is not None]
+    counts = sorted({len(off_D) for pair in having for off_D in pair})
+    if len(counts) > 1:
+        raise UserError(f"held-out losses of {' and '.join(map(str, counts))} documents do not compare (evaluation.loss_documents)")
+    error = question_error([np.stack([one - other for one, other in having])], shares=False) if having else 0.0
+    return Difference(what, value_S, error, parts=parts_of(pairs))
 
 
 def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
@@ -174,27 +184,36 @@ def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
 
 def choice_difference(pairs: Pairs, kinds: Sequence[str]) -> Difference | None:
     """Of areas under the loss of the choice, the mean over benchmarks ``kinds`` with margins."""
+    gap_KSI = _gaps(pairs, kinds, _choice_area)
+    return None if gap_KSI is None else _of_questions(CHOICE_LOSS, pairs, gap_KSI, shares=False)
+
+
+def _choice_area(record: Record, kind: str) -> np.ndarray | None:
+    """By question, (I,)."""
+    points = [point for point in record.points if kind in point.benchmarks]
+    margins = [margin_I for point in points if (margin_I := point.benchmarks[kind].margin_items()) is not None]
+    if len(margins) < max(2, len(points)):
+        return None
+    return np.asarray(log_weights(np.array([point.tokens for point in points], dtype=float)) @ np.logaddexp(0, -np.stack(margins)))
+
+
+def _gaps(pairs: Pairs, kinds: Sequence[str], of: OfQuestions) -> list[np.ndarray] | None:
+    """Of each benchmark the differences by seed and question, (S, I); None where a run lacks one, or was asked another number."""
     gap_KSI = []
     for kind in kinds:
-        rows = [_choice_gap(pair, kind) for pair in pairs]
-        if any(row is None for row in rows) or len({len(row) for row in rows if row is not None}) > 1:
+        sides = [of(record, kind) for pair in pairs for record in pair]
+        found = [side for side in sides if side is not None]
+        if not found or len(found) < len(sides) or len({len(side) for side in found}) > 1:
             return None
-        gap_KSI.append(np.stack([row for row in rows if row is not None]))
+        gap_KSI.append(np.stack([one - other for one, other in zip(found[::2], found[1::2], strict=True)]))
+    return gap_KSI or None
+
+
+def _of_questions(what: str, pairs: Pairs, gap_KSI: Sequence[np.ndarray], shares: bool) -> Difference:
+    """``shares``: of right and wrong answers, which are multiples of a question's share."""
     value_S = np.mean([gap_SI.mean(axis=1) for gap_SI in gap_KSI], axis=0)
-    return Difference(CHOICE_LOSS, value_S, question_error(gap_KSI, shares=False), parts=_parts(pairs))
-
-
-def _choice_gap(pair: tuple[Record, Record], kind: str) -> np.ndarray | None:
-    """By question, the area of one run less that of the other, (I,)."""
-    areas = []
-    for record in pair:
-        scores = [(point.tokens, point.benchmarks[kind]) for point in record.points if kind in point.benchmarks]
-        found = [score.margin_items() for _, score in scores]
-        margins = [margin_I for margin_I in found if margin_I is not None]
-        if len(margins) < max(2, len(scores)):
-            return None
-        areas.append(log_weights(np.array([tokens for tokens, _ in scores], dtype=float)) @ np.logaddexp(0, -np.stack(margins)))
-    return np.asarray(areas[0] - areas[1]) if len(areas[0]) == len(areas[1]) else None
+    step = 1 / sum(gap_SI.shape[1] for gap_SI in gap_KSI) if shares else 0.0
+    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step, parts_of(pairs))
 
 
 def front_end_parts(record: Record) -> dict[str, str]:
@@ -203,7 +222,7 @@ def front_end_parts(record: Record) -> dict[str, str]:
     return {name: str(part.get("name") or part.get("folder")) for name, part in parts.items()}
 
 
-def _parts(pairs: Pairs) -> list[str]:
+def parts_of(pairs: Pairs) -> list[str]:
     """The encoders behind each pair: of either side."""
     return [", ".join(sorted({front_end_parts(record).get("encoder", "") for record in pair} - {""})) for pair in pairs]
 
@@ -228,35 +247,17 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
 
     ``early``: the mean of the early evaluations, else the last one.
     """
-    if not kinds:
-        return None
-    items: Items = Score.margin_items if outcome == MARGIN else Score.items
-    gap_KSI = []
-    for kind in kinds:
-        rows = [_gap(pair, kind, items, EARLY if early else (1.0,)) for pair in pairs]
-        if not rows or len({None if row is None else len(row) for row in rows}) > 1 or rows[0] is None:
-            return None
-        gap_KSI.append(np.stack([row for row in rows if row is not None]))
-    value_S = np.mean([gap_SI.mean(axis=1) for gap_SI in gap_KSI], axis=0)
+    items = Score.margin_items if outcome == MARGIN else Score.items
+    shares = EARLY if early else (1.0,)
+
+    def mean_of(record: Record, kind: str) -> np.ndarray | None:
+        scores = [nearest(record, share).benchmarks.get(kind) for share in shares]
+        found = [one for score in scores if score is not None and (one := items(score)) is not None]
+        return np.mean(found, axis=0) if len(found) == len(shares) and len({len(one) for one in found}) == 1 else None
+
+    gap_KSI = _gaps(pairs, kinds, mean_of)
     what = f"{outcome} {'early' if early else 'at the end'}"
-    shares = outcome == ACCURACY
-    step = 1 / sum(gap_SI.shape[1] for gap_SI in gap_KSI) if shares else 0.0
-    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step, _parts(pairs))
-
-
-def _gap(
-    pair: tuple[Record, Record], kind: str, items: Callable[[Score], np.ndarray | None], shares: Sequence[float]
-) -> np.ndarray | None:
-    """By question, the mean over evaluations, (I,)."""
-    total: np.ndarray | float = 0.0
-    for share in shares:
-        scores = [nearest(record, share).benchmarks.get(kind) for record in pair]
-        found = [None if score is None else items(score) for score in scores]
-        one, other = found
-        if one is None or other is None or len(one) != len(other):
-            return None
-        total = total + (one.astype(float) - other.astype(float)) / len(shares)
-    return np.asarray(total)
+    return None if gap_KSI is None else _of_questions(what, pairs, gap_KSI, outcome == ACCURACY)
 
 
 def endpoints(pairs: Pairs) -> list[Difference]:
@@ -266,7 +267,8 @@ def endpoints(pairs: Pairs) -> list[Difference]:
     closed = [kind for kind in kinds if all(kind in scores and scores[kind].margins is not None for scores in last)]
     having = [pair for pair in pairs if all(SHORT in point.losses for record in pair for point in record.points)]
     found = [loss_difference(pairs), *(matched_difference(pairs, axis) for axis in MATCHED)]
-    found += [loss_difference(having, SHORT, SHORT_LOSS)] if len(having) > 1 else []
+    fewer = f" ({len(having)} seeds)" if len(having) < len(pairs) else ""
+    found += [loss_difference(having, SHORT, SHORT_LOSS + fewer)] if len(having) > 1 else []
     found += [choice_difference(pairs, closed)] if closed else []
     for early in (True, False):
         found += [difference(pairs, MARGIN, closed, early) if closed else None, difference(pairs, ACCURACY, kinds, early)]

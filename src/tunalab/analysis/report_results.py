@@ -160,8 +160,8 @@ def held_out(records: Sequence[Record]) -> Section:
     if not rows:
         return Section(title, "None on record.", folded=True)
     note = (
-        f"At {last:,} tokens, mean over seeds [least, most]. Flow losses of pixels and of latents do not compare; PSNR is measured "
-        "in pixels and does."
+        f"At {last:,} tokens, mean over the seeds that have it [least, most]. Flow losses of pixels and of latents do not compare; "
+        "PSNR is measured in pixels and does."
     )
     return Section(title, f"{markdown_table(['', *columns], rows)}\n\n{note}", folded=True)
 

@@ -123,7 +123,20 @@ def of_items(value_KSI: Sequence[np.ndarray], shares: bool = True) -> Estimate:
 
 def equivalent(value_S: np.ndarray, margin: float, questions: float = 0.0) -> bool:
     """Two one-sided tests at 5%: the 90% interval of the mean lies within the margin, which was stated before the runs."""
-    return len(value_S) > 1 and abs(float(value_S.mean())) + half_width(value_S, questions, 0.9) < margin
+    return equivalence_p(value_S, margin, questions) < ALPHA
+
+
+def equivalence_p(value_S: np.ndarray, margin: float, questions: float = 0.0) -> float:
+    """The larger p-value of two one-sided tests, of a mean beyond the margin on either side; 1 of one seed."""
+    if len(value_S) < 2:
+        return 1.0
+    left = margin - abs(float(value_S.mean()))
+
+    def beyond(log_p: float) -> float:
+        return half_width(value_S, questions, 1 - 2 * exp(log_p)) - left
+
+    least, most = log(1e-12), log(0.5)  # at .5 the interval is the mean alone
+    return 1.0 if beyond(most) >= 0 else 1e-12 if beyond(least) < 0 else exp(brentq(beyond, least, most))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -234,7 +234,8 @@ def readme_block(records: Sequence[Record], claims: Mapping[str, tuple[str, str]
             "",
             accuracy_markdown(table, legend).rstrip(),
             "",
-            "The paper's claims, as far as scenes can speak about them ([differences and endpoints](results/figure6/claims.md)):",
+            "The paper's claims, as far as scenes can speak about them, and two questions of our own "
+            "([differences and endpoints](results/figure6/claims.md)):",
             "",
             markdown_table(["claim", "here", "differences"], [[claim, *words] for claim, words in claims.items()], left=3),
             *(["", f"{matched} `--x flops` draws the figure so."] if matched else []),

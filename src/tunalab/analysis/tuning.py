@@ -23,7 +23,7 @@ def encoder_rate(record: Record) -> float | None:
 
 
 def learning_rate(records: Sequence[Record]) -> Figure:
-    """The answers' loss at the end against the factor of the stages' rates, and against that of the encoder's; a line a front-end.
+    """The loss at the end against the factor of the stages' rates, and against that of the encoder's; a line a front-end.
 
     Each line is of the runs at one value of the other factor, that with the most runs. Dots: seeds.
 
@@ -52,7 +52,7 @@ def learning_rate(records: Sequence[Record]) -> Figure:
             _draw(axes, {place[value or 0.0]: of for value, of in losses.items()}, legend.label(name), colours[name])
         axes.set_xticks([*place.values()], [f"{value:g}" if value else "frozen" for value in place])
         axes.set_xlabel(label, color=INK, fontsize=9)
-    figure.axes[0].set_ylabel("answers' loss at the end, nats", color=INK, fontsize=9)
+    figure.axes[0].set_ylabel("loss of answers and descriptions, nats", color=INK, fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=10, labelcolor=INK)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.15, wspace=0.2)

@@ -64,7 +64,7 @@ def figure(arguments: argparse.Namespace) -> int:
     _warn_unequal(found)
     shown = found.only(*arguments.panels) if arguments.panels else found
     for line in shown.partly_asked():
-        print(f"drawn of the other runs alone: {line}", file=sys.stderr)
+        print(f"a panel shows only a part of the runs: {line}", file=sys.stderr)
     return _wrote(cast("list[Path]", shown.figure(arguments.name, folder, arguments.x)))
 
 

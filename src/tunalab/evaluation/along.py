@@ -131,7 +131,7 @@ def pack(
 # Shapes: D documents, N images, K labelled tokens.
 
 DRAW_SEED = 1  # never the run's
-SHORT = 8  # predicted tokens of an answer to a question, its end included; descriptions of a picture have more
+SHORT = 8  # predicted tokens of an answer to a question, its end included; most descriptions of a picture have more
 
 
 def trained_kinds(config: RunConfig) -> list[Kind]:
@@ -141,8 +141,8 @@ def trained_kinds(config: RunConfig) -> list[Kind]:
 
 
 def held_out_losses(model: UnifiedModel, tokenizer: Tokenizer, config: RunConfig) -> dict[str, float]:
-    """``text/<kind>``: nats a predicted token; ``short/<kind>``: of the tokens of short answers alone (``SHORT``), where there
-    are longer ones too. ``flow/<kind>``: as in training, averaged over visual tokens.
+    """``text/<kind>``: nats a predicted token; ``short/<kind>``: of the tokens of short answers and captions alone (``SHORT``),
+    where there are longer ones too. ``flow/<kind>``: as in training, averaged over visual tokens.
 
     For every kind of drawn document in the run's stages, and the sources of ``evaluation.losses`` under their names; a loss that
     there are no targets for is left out.

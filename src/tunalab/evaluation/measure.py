@@ -99,23 +99,32 @@ class Score:
 
 @dataclass(frozen=True)
 class LossItems:
-    """A held-out loss by document: float16 in hexadecimal digits, D documents in an order that is the same for every variant.
+    """A held-out loss by document: floats of ``bits`` in hexadecimal digits, D documents in an order that is the same for every
+    variant.
 
-    ``nats``: summed over the predicted tokens of a document; ``tokens``: how many these are.
+    ``nats``: summed over the predicted tokens of a document; ``tokens``: how many these are. The first records have 16 bits, which
+    hold nats to 1 in 2,000 and up to 2,048 tokens exactly.
     """
 
     nats: str
     tokens: str
+    bits: int = 16
 
     @classmethod
     def of(cls, nats_D: "np.ndarray", tokens_D: "np.ndarray") -> "LossItems":
-        return cls(*(values.astype("<f2").tobytes().hex() for values in (nats_D, tokens_D)))
+        nats, tokens = (values.astype("<f4").tobytes().hex() for values in (nats_D, tokens_D))
+        return cls(nats, tokens, 32)
 
     def arrays(self) -> "tuple[np.ndarray, np.ndarray]":
-        """``nats_D``, to 1 in 2,000, and ``tokens_D``."""
+        """``nats_D`` and ``tokens_D``, (D,). Raises ValueError: not so many finite numbers of both."""
         import numpy as np
 
-        nats_D, tokens_D = (np.frombuffer(bytes.fromhex(digits), dtype="<f2").astype(float) for digits in (self.nats, self.tokens))
+        kind = {16: "<f2", 32: "<f4"}[self.bits] if self.bits in (16, 32) else ""
+        if not kind:
+            raise ValueError(f"floats of 16 or 32 bits, not {self.bits}")
+        nats_D, tokens_D = (np.frombuffer(bytes.fromhex(digits), dtype=kind).astype(float) for digits in (self.nats, self.tokens))
+        if not len(nats_D) or nats_D.shape != tokens_D.shape or not np.isfinite(np.concatenate([nats_D, tokens_D])).all():
+            raise ValueError(f"as many finite nats as tokens, not {len(nats_D)} and {len(tokens_D)}")
         return nats_D, tokens_D
 
 

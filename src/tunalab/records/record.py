@@ -310,12 +310,12 @@ def _check_measure(where: str, measure: Measure) -> None:
 
 
 def _check_items(where: str, items: LossItems) -> None:
-    try:
-        nats, tokens = bytes.fromhex(items.nats), bytes.fromhex(items.tokens)
-    except ValueError as error:
-        raise Mismatch(where, "hexadecimal digits", f"{items.nats[:20]}, {items.tokens[:20]}") from error
-    if len(nats) != len(tokens) or len(nats) % 2 or not nats:
-        raise Mismatch(where, "two numbers of 16 bits for each document", f"{len(nats)} and {len(tokens)} bytes")
+    digits = items.bits // 4
+    for name, text in (("nats", items.nats), ("tokens", items.tokens)):
+        if not text or len(text) % digits or set(text) - set("0123456789abcdef"):
+            raise Mismatch(f"{where}.{name}", f"floats of {items.bits} bits in hexadecimal digits", text[:20])
+    if items.bits not in (16, 32) or len(items.nats) != len(items.tokens):
+        raise Mismatch(where, "as many nats as tokens, of 16 or 32 bits", [items.bits, len(items.nats), len(items.tokens)])
 
 
 def _check_score(where: str, score: Score) -> None:
