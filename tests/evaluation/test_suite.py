@@ -99,7 +99,7 @@ def test_losses_by_document_and_of_short_answers_are_those_of_each_document_alon
         batch = collate([[Placed(0, sequence)]], 512, tokenizer.pad)
         with torch.no_grad():
             output = model(batch, to_space(model, batch), torch.ones(len(batch.generate_N)), draw_nothing(model, batch))
-        error_K = torch.nn.functional.cross_entropy(output.logits_KV, batch.label_K, reduction="none")
+        error_K = torch.nn.functional.cross_entropy(output.logits_KV, batch.label_K, reduction="none").detach()
         answers = [len(tokenizer.encode(segment.text)) + 1 for segment in document.segments if is_answer(segment)]
         parts = error_K.split(answers)
         short = [part for part in parts if len(part) <= 8]
