@@ -157,6 +157,7 @@ def _set(plain, path, value):
 
 
 COUNT = ("points", 0, "benchmarks", "count")
+ITEMS = ("points", 0, "loss_items")
 
 
 @pytest.mark.parametrize(
@@ -175,16 +176,10 @@ COUNT = ("points", 0, "benchmarks", "count")
         ((*COUNT, "low"), 0.9, "count.low/high must be an interval"),
         ((*COUNT, "outcomes"), "zz", "count.outcomes must be hexadecimal"),
         ((*COUNT, "outcomes"), "ff", "count.outcomes must be 200 outcomes"),
-        (
-            ("points", 0, "loss_items"),
-            {"text": {"nats": "zz", "tokens": ""}},
-            r"loss_items.text.nats must be floats of 16 bits in hexadecimal digits",
-        ),
-        (
-            ("points", 0, "loss_items"),
-            {"text": {"nats": "003c", "tokens": "003c003c"}},
-            "loss_items.text must be as many nats as tokens",
-        ),
+        (ITEMS, {"text": {"nats": "zz", "tokens": ""}}, r"loss_items.text must be a loss by document \(non-hexadecimal"),
+        (ITEMS, {"text": {"nats": "003c", "tokens": "003c003c"}}, "loss by document .as many nats as tokens"),
+        (ITEMS, {"text": {"nats": "003c", "tokens": "003c", "bits": 0}}, "loss by document .floats of 16 or 32 bits, got 0"),
+        (ITEMS, {"text": {"nats": "007c", "tokens": "003c"}}, "loss by document .finite numbers"),
         (("points",), {}, "points must be a list"),
     ],
 )

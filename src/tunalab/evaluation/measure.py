@@ -4,11 +4,12 @@ Read without a model, its data or numpy: whoever looks which runs are finished w
 """
 
 import csv
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
-from math import sqrt
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
@@ -115,17 +116,25 @@ class LossItems:
         nats, tokens = (values.astype("<f4").tobytes().hex() for values in (nats_D, tokens_D))
         return cls(nats, tokens, 32)
 
+    def values(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Nats and tokens of D documents. Raises ValueError: they are not as many finite numbers of both."""
+        letter = {16: "e", 32: "f"}.get(self.bits)
+        if letter is None:
+            raise ValueError(f"floats of 16 or 32 bits, got {self.bits}")
+        packed = [bytes.fromhex(digits) for digits in (self.nats, self.tokens)]
+        if not packed[0] or len(packed[0]) != len(packed[1]) or 8 * len(packed[0]) % self.bits:
+            raise ValueError(f"as many nats as tokens, of {self.bits} bits each, got {len(packed[0])} and {len(packed[1])} bytes")
+        nats, tokens = (struct.unpack(f"<{8 * len(one) // self.bits}{letter}", one) for one in packed)
+        if not all(map(isfinite, (*nats, *tokens))):
+            raise ValueError("finite numbers")
+        return nats, tokens
+
     def arrays(self) -> "tuple[np.ndarray, np.ndarray]":
-        """``nats_D`` and ``tokens_D``, (D,). Raises ValueError: not so many finite numbers of both."""
+        """As ``values``: ``nats_D`` and ``tokens_D``, (D,)."""
         import numpy as np
 
-        kind = {16: "<f2", 32: "<f4"}[self.bits] if self.bits in (16, 32) else ""
-        if not kind:
-            raise ValueError(f"floats of 16 or 32 bits, not {self.bits}")
-        nats_D, tokens_D = (np.frombuffer(bytes.fromhex(digits), dtype=kind).astype(float) for digits in (self.nats, self.tokens))
-        if not len(nats_D) or nats_D.shape != tokens_D.shape or not np.isfinite(np.concatenate([nats_D, tokens_D])).all():
-            raise ValueError(f"as many finite nats as tokens, not {len(nats_D)} and {len(tokens_D)}")
-        return nats_D, tokens_D
+        nats, tokens = self.values()
+        return np.array(nats), np.array(tokens)
 
 
 # Chance of the benchmarks: the best of four ways of answering that never look at an image.

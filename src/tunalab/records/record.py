@@ -310,12 +310,10 @@ def _check_measure(where: str, measure: Measure) -> None:
 
 
 def _check_items(where: str, items: LossItems) -> None:
-    digits = items.bits // 4
-    for name, text in (("nats", items.nats), ("tokens", items.tokens)):
-        if not text or len(text) % digits or set(text) - set("0123456789abcdef"):
-            raise Mismatch(f"{where}.{name}", f"floats of {items.bits} bits in hexadecimal digits", text[:20])
-    if items.bits not in (16, 32) or len(items.nats) != len(items.tokens):
-        raise Mismatch(where, "as many nats as tokens, of 16 or 32 bits", [items.bits, len(items.nats), len(items.tokens)])
+    try:
+        items.values()
+    except ValueError as error:
+        raise Mismatch(where, f"a loss by document ({error})", [items.bits, items.nats[:12], items.tokens[:12]]) from error
 
 
 def _check_score(where: str, score: Score) -> None:
