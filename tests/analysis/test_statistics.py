@@ -7,12 +7,14 @@ from scipy import stats
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
 from tunalab.analysis.statistics import (
+    Needed,
     above_chance,
     benjamini_hochberg,
     equivalence_p,
     equivalent,
     half_width,
     holm,
+    needed,
     of_items,
     of_seeds,
     of_two_runs,
@@ -222,8 +224,28 @@ def test_equivalence_needs_seeds_and_a_margin() -> None:
 def test_seeds_needed_find_the_difference_as_often_as_they_say() -> None:
     generator = np.random.default_rng(0)
     pilot = np.array([0.3, -0.5, 1.1, 0.7, 0.2])
-    needed = int(seeds_needed(pilot))
-    found = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), needed)).p < 0.05 for _ in range(1000)]
-    fewer = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), needed // 2)).p < 0.05 for _ in range(1000)]
+    count = int(seeds_needed(pilot))
+    found = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), count)).p < 0.05 for _ in range(1000)]
+    fewer = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), count // 2)).p < 0.05 for _ in range(1000)]
     assert np.mean(found) > 0.77 and np.mean(fewer) < 0.7
     assert seeds_needed(pilot, questions=1.0) == np.inf  # more seeds do not help where questions are too few
+
+
+def test_more_questions_are_asked_for_until_they_save_no_seeds() -> None:
+    generator = np.random.default_rng(0)
+    pilot = np.array([0.3, -0.5, 1.1, 0.7, 0.2])
+    alone = seeds_needed(pilot)
+    assert needed(pilot) == Needed(alone, 1)
+    found = needed(pilot, questions=0.5)
+    assert (
+        found.times > 1 and alone <= found.seeds <= 2 * alone and found.shown == f"{found.seeds} with {found.times} x the questions"
+    )
+    assert seeds_needed(pilot, 0.5 / np.sqrt(found.times / 2)) > 2 * alone
+    # by simulation: seeds that scatter as these, and questions whose error falls with their number
+    error = 0.5 / np.sqrt(found.times)
+    means = generator.normal(0, error, 1000) + pilot.mean()
+    tests = [of_seeds(generator.normal(mean, pilot.std(ddof=1), found.seeds), error).p < 0.05 for mean in means]
+    assert np.mean(tests) == pytest.approx(0.8, abs=0.05)
+    for nothing in (np.array([0.1, -0.1]), np.zeros(3)):
+        assert needed(nothing) == Needed(np.inf, 1) and needed(nothing, 1.0).shown == "over 1,000"
+    assert needed(np.full(3, 0.2)) == Needed(2, 1)  # seeds that agree

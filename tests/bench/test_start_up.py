@@ -23,5 +23,5 @@ def test_a_process_needs_its_share_of_the_model() -> None:
 
 
 def test_a_start_that_fails_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a start on 1 process.es. failed: .*config.json"):
+    with pytest.raises(UserError, match="a start on 1 process.es. failed: rank 0 ended with 1: .*config.json"):
         started_on(tmp_path, 1)

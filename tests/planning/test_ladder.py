@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from tests.printed import assert_file_alike
 
+from tunalab.analysis.statistics import Needed
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.planning.ladder import Cost, Rung, long_table, rungs, seeds_table, short_table, write_blocks
@@ -59,9 +61,9 @@ def test_tables_go_between_their_markers(tmp_path: Path) -> None:
 
 
 def test_seeds_of_the_pooled_endpoints_alone() -> None:
-    row = {"a": "A", "b": "B", "needed": 3.0, "needed_in_family": float("inf")}
+    row = {"a": "A", "b": "B", "needed": Needed(3, 4), "needed_in_family": Needed(inf, 1)}
     table = pd.DataFrame([{"endpoint": "accuracy early", **row}, {"endpoint": "ocr: accuracy early", **row}])
-    assert seeds_table(table).splitlines()[2:] == ["| accuracy early | A - B | 3 | - |"]
+    assert seeds_table(table).splitlines()[2:] == ["| accuracy early | A - B | 3 with 4 x the questions | over 1,000 |"]
 
 
 def test_a_page_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ Our own questions stand beside the claims, as a family of their own.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tunalab.analysis.curves import axis_named, benchmarks, lines
 from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference, paired, parts_of
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
-from tunalab.analysis.statistics import ALPHA, equivalence_p, equivalent, holm, question_error, seeds_needed
+from tunalab.analysis.statistics import ALPHA, Needed, equivalence_p, equivalent, holm, needed, question_error
 from tunalab.analysis.written import markdown_table, write_tables_to
 from tunalab.errors import UserError
 from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, identity
@@ -79,12 +78,11 @@ class Gap:
         return 0 if sign > 0 and self.close is not None and not self.within else sign
 
     @property
-    def needed(self) -> str:
-        """Seeds that would decide a difference as large as this one, at the level that the strictest of the family has."""
+    def needed(self) -> Needed | None:
+        """What would decide a difference as large as this one, at the level that the strictest of the family has."""
         if len(self.found.value_S) < FEWEST or self.sign or self.full or self.equal:
-            return ""
-        count = seeds_needed(self.found.value_S, self.found.questions, alpha=ALPHA / self.family)
-        return "more questions" if isinf(count) else str(int(count))
+            return None
+        return needed(self.found.value_S, self.found.questions, alpha=ALPHA / self.family)
 
     @property
     def shown(self) -> str:
@@ -133,7 +131,7 @@ def claims_markdown(records: Sequence[Record]) -> str:
     rows: list[list[str]] = []
     for claim in (*CLAIMS, *OURS):
         gaps = gaps_of[claim["claim"]]
-        shown = [[gap.what, gap.shown, gap.elsewhere, gap.needed] for gap in gaps] or [["", "", "", ""]]
+        shown = [[gap.what, gap.shown, gap.elsewhere, gap.needed.shown if gap.needed else ""] for gap in gaps] or [["", "", "", ""]]
         rows += [[claim["claim"], verdict(gaps), *shown[0]], *(["", "", *row] for row in shown[1:])]
         if gaps and claim.get("crossings"):  # what it says in tokens; the verdict is of the differences
             rows += [["", "", *row, "", ""] for row in _crossings(records, claim)]
@@ -146,8 +144,9 @@ def claims_markdown(records: Sequence[Record]) -> str:
         "included; ours are a family of their own. Supported: all differences of a claim have its sign; contradicted: one has the "
         f"other; undecided is no refutation. At the ceiling: accuracies from {CEILING:.0%} on. Over encoders: the same with the "
         "means of runs that share a pretrained encoder in place of seeds, for what is said of other encoders that are trained so. "
-        "Seeds needed: to find a difference as large as this one in four of five experiments, as one of the family; more "
-        "questions: their error alone is too large. Losses, early, at the end: as in endpoints.md. Crossings: as in crossings.md."
+        "Seeds needed: to find a difference as large as this one in four of five experiments, as one of the family, with so many "
+        "times the questions where those that were asked leave too large an error. Losses, early, at the end: as in endpoints.md. "
+        "Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -195,9 +194,9 @@ def in_words(gaps: Sequence[Gap]) -> tuple[str, str]:
     """A verdict, with the seeds that it needs, and its numbers, a line of a table's cell each."""
     over = [f" (over encoders {gap.elsewhere})" if gap.sign and gap.elsewhere else "" for gap in gaps]
     numbers = "<br>".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))
-    needed = [gap.needed for gap in gaps if gap.needed]
-    seeds = max((int(text) for text in needed if text.isdigit()), default=0)
-    more = "" if verdict(gaps) != "undecided" else f" (seeds needed: {seeds})" if seeds and "more questions" not in needed else ""
+    asked = [gap.needed for gap in gaps if gap.needed]
+    most = Needed(max(one.seeds for one in asked), max(one.times for one in asked)) if asked else None
+    more = f" (seeds needed: {most.shown})" if most and verdict(gaps) == "undecided" else ""
     return f"{verdict(gaps)}{more}", numbers
 
 

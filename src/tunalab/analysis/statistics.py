@@ -16,7 +16,7 @@ never pooled. One seed has no interval, because nothing says how seeds scatter.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import exp, hypot, inf, isnan, log, sqrt
+from math import exp, hypot, inf, isinf, isnan, log, sqrt
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from tunalab.records.record import Record
 
 LEVEL = 0.95
 ALPHA = 0.05  # of corrected p-values: below it a difference is called one
+MOST = 1000  # seeds that an answer to "how many" goes up to
 
 
 @dataclass(frozen=True)
@@ -263,22 +264,50 @@ def above_chance(aligned: pd.DataFrame) -> dict[tuple[str, str], dict[str, bool]
     return found
 
 
-def seeds_needed(value_S: np.ndarray, questions: float = 0.0, power: float = 0.8, alpha: float = 0.05, most: int = 1000) -> float:
+@dataclass(frozen=True)
+class Needed:
+    """Seeds that a difference needs, with ``times`` as many questions (or documents) as it was measured with.
+
+    inf seeds: over ``MOST``.
+    """
+
+    seeds: float
+    times: int
+
+    @property
+    def shown(self) -> str:
+        if isinf(self.seeds):
+            return f"over {MOST:,}"
+        return f"{int(self.seeds):,}" + (f" with {self.times} x the questions" if self.times > 1 else "")
+
+
+def needed(value_S: np.ndarray, questions: float = 0.0, power: float = 0.8, alpha: float = ALPHA) -> Needed:
+    """The fewest questions, in powers of two of those that were asked, with which at most twice as many seeds are needed as if
+    questions were without end: a question costs little beside a run, but past that point more of them save nothing.
+    """
+    least = seeds_needed(value_S, 0.0, power, alpha)
+    for times in (2**doublings for doublings in range(11)):
+        seeds = seeds_needed(value_S, questions / sqrt(times), power, alpha)
+        if seeds <= 2 * least and not isinf(seeds):
+            return Needed(seeds, times)
+    return Needed(inf, 1)
+
+
+def seeds_needed(value_S: np.ndarray, questions: float = 0.0, power: float = 0.8, alpha: float = ALPHA) -> float:
     """Seeds at which a difference as large as the mean is found in ``power`` of the experiments, at level ``alpha``; inf: beyond
-    ``most``, or more than questions alone allow.
+    ``MOST``, or more than questions alone allow.
 
     By the noncentral t distribution, with the scatter between these seeds. The questions' part does not fall with seeds.
     """
     from scipy.stats import nct
 
     deviation, effect = float(value_S.std(ddof=1)), abs(float(value_S.mean()))
-    for seeds in range(2, most + 1):
-        threshold = hypot(
-            float(stdtrit(seeds - 1, 1 - alpha / 2)) * deviation / sqrt(seeds), float(ndtri(1 - alpha / 2)) * questions
-        )
-        error = hypot(deviation / sqrt(seeds), questions)
-        if error == 0:
-            return seeds if effect > 0 else inf
-        if float(nct.sf(threshold / error, seeds - 1, effect / error)) >= power:
-            return seeds
-    return inf
+    if effect == 0 or not (deviation or questions):
+        return 2 if effect else inf
+    seeds_N = np.arange(2, MOST + 1)
+    over_seeds_N = deviation / np.sqrt(seeds_N)
+    threshold_N = np.hypot(stdtrit(seeds_N - 1, 1 - alpha / 2) * over_seeds_N, ndtri(1 - alpha / 2) * questions)
+    error_N = np.hypot(over_seeds_N, questions)
+    # Seeds that agree up to rounding: beyond some 1e8 the distribution is nan.
+    enough_N = nct.sf(threshold_N / error_N, seeds_N - 1, np.minimum(effect / error_N, 1e8)) >= power
+    return int(seeds_N[enough_N.argmax()]) if enough_N.any() else inf

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -87,12 +86,8 @@ POOLED = ("loss of answers and descriptions, area over log tokens", "accuracy ea
 
 def seeds_table(power: pd.DataFrame) -> str:
     """Seeds per front-end by the endpoints that speak about all benchmarks; ``power``: of analysis.power.power_table."""
-
-    def shown(seeds: float) -> str:
-        return f"{int(seeds):,}" if isfinite(seeds) else "-"
-
     rows = power[power["endpoint"].isin(POOLED)].to_dict("records")
-    cells = [[row["endpoint"], f"{row['a']} - {row['b']}", shown(row["needed"]), shown(row["needed_in_family"])] for row in rows]
+    cells = [[row["endpoint"], f"{row['a']} - {row['b']}", row["needed"].shown, row["needed_in_family"].shown] for row in rows]
     return markdown_table(["endpoint", "compared", "seeds, alone", "seeds, in the family"], cells, left=2)
 
 
