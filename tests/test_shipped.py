@@ -15,7 +15,7 @@ from tunalab.settings.layers import read_yaml
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig
 from tunalab.sweeps.grid import expand, load_sweep
-from tunalab.training.run import check_run
+from tunalab.training.preflight import check_run
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))

@@ -97,7 +97,7 @@ class Plan:
 
     def checked(self) -> "dict[str, RunConfig]":
         """The configurations by name of the cell. Raises UserError: one is of a run that could not begin."""
-        from tunalab.training.run import check_run
+        from tunalab.training.preflight import check_run
 
         configs = {name: resolved.config for name, resolved in self.resolved.items()}
         for config in configs.values():
@@ -156,7 +156,7 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
     from tunalab.sweeps.grid import own_settings
     from tunalab.sweeps.launcher import SHIPPED, Work, launcher
     from tunalab.sweeps.trunks import alone
-    from tunalab.training.run import open_data
+    from tunalab.training.preflight import open_data
 
     cells, configs = plan.cells, plan.checked()
     threads = max(config.threads for config in configs.values())

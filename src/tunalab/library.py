@@ -120,7 +120,7 @@ def load_config(experiment: str = "scenes", variant: str = "tuna2", settings: Se
     texts = as_texts(settings)
     check_named(texts)
     config = load_config(*run_files(experiment, variant), texts)
-    from tunalab.training.run import check_run
+    from tunalab.training.preflight import check_run
 
     check_run(config)
     return config
@@ -133,7 +133,7 @@ def replayed(file: str | Path, settings: Sequence[str] = ()) -> "RunConfig":
     """
     from tunalab.settings.layers import read_settings
     from tunalab.settings.loading import from_plain, laid_over, to_plain
-    from tunalab.training.run import check_run
+    from tunalab.training.preflight import check_run
 
     plain = read_settings(Path(file))
     if "variant" not in plain:
@@ -166,7 +166,7 @@ def prepared(
     from tunalab.settings.loading import config_hash
 
     config = load_config(experiment, variant, settings) if file is None else replayed(file, settings)
-    from tunalab.training.run import open_data  # torch, behind what may be wrong in the settings
+    from tunalab.training.preflight import open_data  # torch, behind what may be wrong in the settings
 
     own = f"{config.variant}-seed{config.seed}" + (f"+{config_hash(config)}" if file is not None else "")
     folder = Path(run_dir) if run_dir is not None else RUNS / config.experiment / own
@@ -314,7 +314,7 @@ def inspect_data(
     from tunalab.data.manifest import ManifestCorpus
     from tunalab.evaluation.benchmarks import EASY_VQA, along, easy_vqa, is_questions, out_of_reach, outside
     from tunalab.frontends.components.store import Components
-    from tunalab.training.run import fitting_space
+    from tunalab.training.preflight import fitting_space
 
     sizes, evaluation = Buckets.of(config.data).unbounded(), config.evaluation
     compared: list[Corpus] = [ManifestCorpus(path, image_size=sizes, name=str(path)) for path in held_out]
@@ -351,7 +351,7 @@ def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -
     for setting in settings:
         config = laid_over(config, setting)
     check(config)
-    from tunalab.training.run import check_run
+    from tunalab.training.preflight import check_run
 
     check_run(config)
     return config

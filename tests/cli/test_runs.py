@@ -73,7 +73,7 @@ def test_processes_wait_for_hours_while_one_of_them_indexes(
     monkeypatch.setattr(Ranks, "together", together)
     monkeypatch.setattr("tunalab.training.several_started", lambda: True)
     monkeypatch.setattr("tunalab.training.distribution.joined", lambda: nullcontext(Ranks()))
-    monkeypatch.setattr("tunalab.training.run.open_data", lambda config: waits.append("indexing"))
+    monkeypatch.setattr("tunalab.training.preflight.open_data", lambda config: waits.append("indexing"))
     assert main(["train", "--experiment", "smoke"]) == 0
     assert waits == ["patient", "indexing", "done"] and len(trained) == 1
 

@@ -187,7 +187,7 @@ def test_a_replay_gets_them_again(
     saved = str(trained[0] / "config.yaml")
     assert_clean(Path(saved).read_text(encoding="utf-8"))
     observed: list[RunConfig] = []
-    monkeypatch.setattr("tunalab.training.run.open_data", observed.append)
+    monkeypatch.setattr("tunalab.training.preflight.open_data", observed.append)
     assert main(["train", "--config", saved, f"data.webdataset.web.urls=[{url}]"]) == 0
     assert (
         observed[0].data.webdataset["web"].urls == [url]

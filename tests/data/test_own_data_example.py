@@ -14,7 +14,7 @@ from tunalab.cli import main
 from tunalab.evaluation.benchmarks import benchmarks
 from tunalab.library import load_config
 from tunalab.sweeps.grid import expand, load_sweep
-from tunalab.training.run import check_run, open_data
+from tunalab.training.preflight import check_run, open_data
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_data"
 ANIMALS, FOODS = [f"animal {n}" for n in range(60)], [f"food {n}" for n in range(60)]

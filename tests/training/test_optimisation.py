@@ -15,7 +15,7 @@ from tunalab.settings.loading import completed, config_hash, from_plain, load_co
 from tunalab.settings.schema import ParameterGroupConfig
 from tunalab.training.module import Harness
 from tunalab.training.optimisation import Ema, parameter_groups
-from tunalab.training.run import check_run
+from tunalab.training.preflight import check_run
 
 ROOT = Path(__file__).parents[2]
 ADDED = ("name", "momentum", "weight_decay_on", "groups")

@@ -14,7 +14,7 @@ from tunalab.data.scenes.questions import FEWEST, benchmark_scenes
 from tunalab.errors import UserError
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import RunConfig
-from tunalab.training.run import check_run, open_data
+from tunalab.training.preflight import check_run, open_data
 
 REPOSITORY = Path(__file__).parents[2]
 NO_EDITS = "stages.pretrain.mix.scenes/edit=0"

@@ -156,7 +156,7 @@ def test_a_second_ctrl_c_interrupts_and_is_no_failure(
 
     with monkeypatch.context() as patch:
         at_step(patch, 3, twice)
-        patch.setattr("tunalab.training.run.open_data", lambda config: None)
+        patch.setattr("tunalab.training.preflight.open_data", lambda config: None)
         call = ["train", "--config", str(saved(tmp_path, quick_config())), "--run-dir", str(tmp_path / "run")]
         assert main(call) == 130
     assert signal.getsignal(signal.SIGINT) == before

@@ -1,9 +1,4 @@
-"""A run from its configuration to its record: what must hold before it begins, and `tunalab train`.
-
-Settings that are wrong in themselves are refused when they are read (settings/loading.py). Here they meet what
-they name: sources, the front-end's geometry, the benchmarks; and the data itself. Every refusal is one line
-(UserError) that names the key and what it may be.
-"""
+"""A run from its configuration to its record: `tunalab train`."""
 
 import logging
 import sys
@@ -11,30 +6,22 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from tunalab.data.buckets import check_buckets
 from tunalab.data.changes import DataDigests, checked_data, data_versions, keep
-from tunalab.data.documents import PREFIX
-from tunalab.data.easy_vqa import check_installed
-from tunalab.data.scenes.questions import check_groups
-from tunalab.data.scenes.sampling import check_image_size
-from tunalab.data.sources import check_sources, open_sources
 from tunalab.data.stream import deal_lanes
-from tunalab.errors import EXIT_STOPPED, UserError, first_line
+from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.evaluation.along import evaluate, pictured
-from tunalab.evaluation.benchmarks import along, check_benchmarks, kept_images, one_of, out_of_reach, outside_sources
+from tunalab.evaluation.benchmarks import along, kept_images, one_of, out_of_reach, outside_sources
 from tunalab.evaluation.measure import LossItems, Score
 from tunalab.evaluation.samples import sample_grid
 from tunalab.frontends.components.store import Components
-from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.loading import Weight
-from tunalab.frontends.registry import build_frontend, look_of
+from tunalab.frontends.registry import look_of
 from tunalab.model.flops import flop_costs
 from tunalab.model.unified import build_deferred, build_model, parameter_counts
 from tunalab.records.asked import merged
@@ -42,7 +29,7 @@ from tunalab.records.environment import environment
 from tunalab.records.log import rewind
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
 from tunalab.settings.loading import budget, config_hash, to_plain
-from tunalab.settings.schema import FrontEndConfig, RunConfig
+from tunalab.settings.schema import RunConfig
 from tunalab.settings.timeline import Place, evaluation_tokens
 from tunalab.tracking.client import full_uri
 from tunalab.tracking.sync import point_metrics, run_tags
@@ -54,73 +41,9 @@ from tunalab.training.distribution import Distribution, joined
 from tunalab.training.forking import LINEAGE_FILE, Parent, end_trunk, fork_of, read_lineage, refuse_other_shapes, trunk_of
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
-from tunalab.training.optimisation import learnt_parameters, matched_groups
+from tunalab.training.optimisation import learnt_parameters
 from tunalab.training.points import Scoring, keep_point
 from tunalab.training.start import load_start, start_weights, vae_of
-
-FRAME, IMAGE_FRAME = 2, 3  # bos eos of a document; boi time eoi of an image
-
-
-def check_run(config: RunConfig) -> None:
-    """Raises UserError for settings that a run would fail on later. No file is read but what describes a pretrained part."""
-    check_sources(config)
-    check_benchmarks(config)
-    drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
-    evaluation = config.evaluation
-    if evaluation.groups or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/", "drawings/")) for name in drawn):
-        check_image_size(config.data.image_size)
-    if evaluation.groups:
-        check_groups(evaluation.groups, evaluation.levels)
-    settings = tuple(sorted(vars(config.frontend).items()))
-    space = fitting_space(settings, config.decoder.width, config.data.image_size, config.components_seed)
-    check_buckets(config.data, space.token_pixels)
-    two = any(name in ("scenes/edit", "drawings/edit") or name.startswith(PREFIX) for name in drawn)
-    _check_row(config, space, images=2 if two else 1)
-    if config.optimizer.groups:
-        with torch.device("meta"):
-            components = Components(config.components_seed)
-            model = build_model(config, components, vocabulary=1)
-        matched_groups(learnt_parameters(model), config.optimizer.groups)
-
-
-def open_data(config: RunConfig) -> None:
-    """Open what a run reads on this machine: its sources, easy-VQA and benchmarks from outside. Raises UserError as these do."""
-    open_sources(config)
-    if config.evaluation.easy_vqa:
-        check_installed()
-    for key in along(config):
-        one_of(key, config)
-
-
-def _check_row(config: RunConfig, space: TargetSpace, images: int) -> None:
-    rows, columns = space.grid(config.data.image_size, config.data.image_size)
-    needed = FRAME + images * (IMAGE_FRAME + rows * columns)
-    if needed > config.data.row_tokens:
-        raise UserError(
-            f"data.row_tokens={config.data.row_tokens} is too short for a document of {images} image(s) of "
-            f"{rows * columns} tokens (data.image_size={config.data.image_size}): from {needed}"
-        )
-
-
-@lru_cache(maxsize=64)
-def fitting_space(settings: tuple[tuple[str, object], ...], width: int, image_size: int, components_seed: int) -> TargetSpace:
-    """The target space of the front-end with these settings, after an image has gone through it on the meta device.
-
-    Raises UserError: an unknown name, an encoder or VAE that there is not, or parts that do not fit each other or the image.
-    """
-    config = FrontEndConfig(**dict(settings))  # type: ignore[arg-type]
-    with torch.device("meta"), torch.no_grad():
-        frontend = build_frontend(config, width, image_size, Components(components_seed))
-        try:
-            x_BChw = frontend.to_space(torch.empty(1, 3, image_size, image_size))
-            frontend.embed(x_BChw)
-            frontend.from_space(x_BChw)
-        except (RuntimeError, ValueError) as error:
-            chosen = ", ".join(f"frontend.{key}={value}" for key, value in settings if key in ("vae", "encoder", "patch") and value)
-            raise UserError(
-                f"frontend.name={config.name}: its parts do not fit each other ({chosen}): {first_line(error)}"
-            ) from error
-    return frontend.space
 
 
 def build_trainer(config: RunConfig, callbacks: list[lightning.Callback], **placed: Any) -> lightning.Trainer:

@@ -25,7 +25,7 @@ from tunalab.evaluation.benchmarks import benchmarks
 from tunalab.evaluation.measure import chance_of
 from tunalab.library import load_config
 from tunalab.settings.schema import DataConfig, RunConfig, StageConfig
-from tunalab.training.run import check_run, open_data
+from tunalab.training.preflight import check_run, open_data
 from tunalab.verification.chance import Question as Worded
 from tunalab.verification.chance import by_template, by_words, share
 
