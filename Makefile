@@ -8,6 +8,8 @@ SWEEP   ?= mask_ratio
 RECORDS ?= results/figure6
 # Figure 6: of each skill the level at which models neither fail nor are all right (results/PREREGISTRATION.md).
 PANELS  ?= relations charts@2 ocr pairs@2 search@2 count pattern easy_vqa
+# Records that speak about claims of which those of Figure 6 cannot.
+CLAIMS  ?=
 # Where a sweep runs: a file of sweeps/launch/, by default on this machine.
 LAUNCH  ?=
 ARGS    ?=
@@ -102,7 +104,7 @@ mask-ratio-figure: install ## draw mask_ratio.png and the curves from the commit
 	$(BIN)/tunalab figure curves --records results/mask_ratio --out results/mask_ratio
 
 table: install ## write the tables of the committed records
-	$(BIN)/tunalab table --records results/figure6 --readme README.md --panels $(PANELS)
+	$(BIN)/tunalab table --records results/figure6 --readme README.md --panels $(PANELS) $(if $(CLAIMS),--claims $(CLAIMS))
 	$(BIN)/tunalab table --records results/mask_ratio
 
 ladder: install ## write the tables of docs/ladder.md and README.md: machines, hours, prices (two minutes)

@@ -16,7 +16,7 @@ LARGE = (".safetensors", ".bin", ".tar", ".parquet")  # kept by sha256, as git-l
 
 class Hub:
     """``files``: by (kind, OWNER/NAME), path -> content. ``broken``: paths that are sent with another content; ``cut``: paths whose
-    connection ends after so many bytes, once. ``sent``: what was sent, path -> bytes.
+    connection ends after so many bytes, once. ``sent``: what was sent, path -> bytes. ``commit``: of every repository now.
     """
 
     def __init__(self) -> None:
@@ -24,6 +24,7 @@ class Hub:
         self.broken: set[str] = set()
         self.cut: dict[str, int] = {}
         self.sent: dict[str, int] = {}
+        self.commit = COMMIT
         self.url = ""
 
     def add(self, kind: str, name: str, **files: bytes) -> None:
@@ -64,8 +65,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._json({})
             elif found := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(tree|revision)/([^/]+)(?:/(.*))?)?", self._path):
                 self._about(*found.groups())
-            elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", self._path):
-                self._file("dataset" if found[1] else "model", found[2], found[3], body)
+            elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._path):
+                self._file("dataset" if found[1] else "model", found[2], found[4], found[3], body)
             else:
                 self._refuse(404)
 
@@ -79,9 +80,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 entries = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
                 self._json([*entries, *(hub.entry(path, content) for path, content in inside.items())])
             else:
-                self._json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
+                self._json({"id": name, "sha": hub.commit, "siblings": [{"rfilename": path} for path in files]})
 
-        def _file(self, kind: str, name: str, path: str, body: bool) -> None:
+        def _file(self, kind: str, name: str, path: str, revision: str, body: bool) -> None:
             content = hub.files.get((kind, name), {}).get(path)
             if content is None:
                 self._refuse(404, "EntryNotFound" if (kind, name) in hub.files else "RepoNotFound")
@@ -98,7 +99,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", f'"{tag}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", revision if re.fullmatch("[0-9a-f]{40}", revision) else hub.commit)
             self.end_headers()
             if body:
                 part = content[start:end]

@@ -26,9 +26,12 @@ from tests.hub import Hub, serving
 from tunalab import fetching
 from tunalab.cli import main
 from tunalab.data import pretrained
+from tunalab.data.changes import changes, look_at
 from tunalab.data.shards.fetched import _snapshot
+from tunalab.data.shards.files import find_files
 from tunalab.data.sources import build_source
 from tunalab.errors import UserError
+from tunalab.files import lock
 from tunalab.frontends.components.store import Components
 from tunalab.library import fetch
 
@@ -158,6 +161,75 @@ def test_what_was_fetched_is_read_without_the_hub(
 
 def used(config: Any) -> list[str]:
     return [name for name, share in config.stages["pretrain"].mix.items() if share > 0]
+
+
+OTHER_COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
+
+
+def shards_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many archives of pictures a reader finds."""
+    go_offline(folder, monkeypatch)
+    return len(find_files([*tunalab.load_config("node", "tuna2").data.webdataset["images"].urls], "images"))
+
+
+def test_a_commit_that_is_pushed_meanwhile_takes_no_file_away(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring, brought = fetching._bring, []
+
+    def pushed(part: Any, *more: Any) -> None:
+        bring(part, *more)
+        brought.append(part.name)
+        if brought.count("someone/images") == 1:
+            hub.commit = OTHER_COMMIT
+
+    monkeypatch.setattr(fetching, "_bring", pushed)
+    fetch("node", ["tuna2"], tmp_path / "there")
+    assert hub.commit == OTHER_COMMIT and shards_offline(tmp_path / "there", monkeypatch) == 3
+
+
+def test_what_an_earlier_call_brought_is_there_after_a_smaller_one(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the new commit: a shard that changed is fetched again, one that is gone is gone."""
+    fetch("node", ["tuna2"], tmp_path / "there")
+    hub.commit, sent = OTHER_COMMIT, dict(hub.sent)
+    del hub.files["dataset", "someone/images"]["data_512/data_000002.tar"]
+    hub.files["dataset", "someone/images"]["data_512/data_000001.tar"] = tar(90)
+    fetch("node", ["tuna2"], tmp_path / "there", limit=1)
+    assert {path for path in hub.sent if hub.sent[path] != sent[path]} == {"data_512/data_000001.tar"}
+    assert shards_offline(tmp_path / "there", monkeypatch) == 2
+
+
+def test_a_run_goes_on_where_there_is_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files are the same data, whoever tells what is in them."""
+    fetch("node", ["tuna2"], tmp_path / "there")
+    config = tunalab.load_config("node", "tuna2")
+    online = look_at({name: build_source(name, config.data, 0) for name in used(config)})
+    go_offline(tmp_path / "there", monkeypatch)
+    offline = look_at({name: build_source(name, config.data, 0) for name in used(config)}, like=online)
+    assert changes(online, offline) == []
+    assert "stamp:sha256=" in str(online.sources) and "stamp:blob_id=" not in str(online.sources)
+    shard = next((tmp_path / "there/hub").rglob("data_000001.tar"))
+    other = shard.resolve().with_name("0" * 64)
+    other.write_bytes(shard.read_bytes())
+    shard.unlink()
+    shard.symlink_to(other)
+    now = look_at({name: build_source(name, config.data, 0) for name in used(config)}, like=online)
+    assert "data_000001.tar has another content of the same size" in "".join(changes(online, now))
+
+
+def test_what_losses_are_of_comes_too(hub: Hub, tmp_path: Path) -> None:
+    hub.files["dataset", "someone/held"] = {"held.parquet": hub.files["dataset", "someone/web"]["sample/000_00000.parquet"]}
+    settings = ["evaluation.losses={mine: text/held}", "data.text.held={urls: ['hf://datasets/someone/held/held.parquet']}"]
+    fetch("node", ["tuna2"], tmp_path / "there", settings)
+    assert "held.parquet" in hub.sent
+
+
+def test_one_call_at_a_time_writes_a_folder(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with (tmp_path / "there" / ".fetching").open("w") as held:
+        lock(held)
+        with pytest.raises(UserError, match="another `tunalab fetch` is writing there"):
+            fetch("node", ["tuna2"], tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -295,6 +367,14 @@ def test_a_folder_without_room_or_leave_is_one_line(hub: Hub, tmp_path: Path, mo
     with pytest.raises(UserError, match=r"GB are to be fetched, 0.0 GB are free \(--limit takes fewer shards\)"):
         fetch("node", ["tuna2"], tmp_path / "there")
     assert not any(path.endswith(".tar") for path in hub.sent)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage)
+    fetch("node", ["tuna2"], tmp_path / "there")
+    (tmp_path / "there/fetched.jsonl").unlink()  # nothing is known to be right, and all is there: it takes no room
+    (tmp_path / "there/hub/left.incomplete").write_bytes(bytes(10))
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    sent = dict(hub.sent)
+    fetch("node", ["tuna2"], tmp_path / "there")
+    assert hub.sent == sent and not [*(tmp_path / "there/hub").rglob("*.incomplete")]
 
 
 def test_offline_without_having_fetched_is_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

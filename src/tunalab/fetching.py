@@ -1,8 +1,12 @@
 """`tunalab fetch`: everything that an experiment takes from the Hub, into a folder that a node without network reads.
 
 The folder is the Hub's own cache (DIR/hub): every library reads it where HF_HUB_CACHE names it, and HF_HUB_OFFLINE lets none of
-them ask anybody. Published benchmarks, which are read as plain folders, lie in DIR/benchmarks. The Hub's client downloads and
-resumes; here each file's digest is compared with the one that the Hub states, once: `fetched.json` remembers which were right.
+them ask anybody. Published benchmarks, which are read as plain folders, lie in DIR/benchmarks. The Hub's client downloads; here
+each file's digest is compared with the one that the Hub states, once: `fetched.jsonl` remembers which were right. What a call that
+was ended has left to do, the next one does, file by file.
+
+Each repository is read at one commit, whatever is pushed to it meanwhile, and is there for a reader when all of it is. What an
+earlier call brought of another commit is brought of this one too.
 """
 
 import hashlib
@@ -11,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from braceexpand import braceexpand
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
 from tunalab.data.pretrained import LOAD_ERRORS, hub_answers, locate
@@ -27,13 +32,13 @@ from tunalab.data.shards.files import find_files, shown
 from tunalab.data.sources import shard_sources
 from tunalab.errors import UserError, one_line
 from tunalab.evaluation.published import BENCHMARKS
-from tunalab.files import write_atomically
+from tunalab.files import append_line, appended_lines, lock, write_atomically
 from tunalab.frontends.components.store import TINY, Components
 from tunalab.frontends.encoder import HUB, TIMM, TRANSFORMERS, timm_repository
 from tunalab.settings.schema import RunConfig
 from tunalab.terminal import progress_bar
 
-CACHE, BOOK = "hub", "fetched.json"
+CACHE, BOOK, LOCK = "hub", "fetched.jsonl", ".fetching"
 TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")  # beside weights: configurations and tokenizers
 WEIGHTS = (".safetensors", ".bin")  # the first that there are
 _GLOB = re.compile(r"[*?\[]")
@@ -54,6 +59,12 @@ class Part:
     paths: tuple[str, ...] = ()
     every: bool = False
     into: str = ""
+    commit: str = ""
+
+    @property
+    def cache(self) -> str:
+        """Its folder in the Hub's cache."""
+        return repo_folder_name(repo_id=self.name, repo_type=self.kind)
 
 
 @dataclass
@@ -87,9 +98,16 @@ def fetch(configs: Sequence[RunConfig], folder: Path, limit: int | None = None, 
     folder = folder.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / BOOK, json.dumps(_book(folder), indent=1, sort_keys=True))
+        held = (folder / LOCK).open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--to {folder} cannot be written: {error.strerror or error}") from error
+    with held:
+        if not lock(held, wait=False):
+            raise UserError(f"--to {folder}: another `tunalab fetch` is writing there")
+        return _fetch(configs, folder, limit, benchmarks)
+
+
+def _fetch(configs: Sequence[RunConfig], folder: Path, limit: int | None, benchmarks: Sequence[str]) -> Fetched:
     if not hub_answers():
         raise UserError(f"the Hub cannot be reached ({constants.ENDPOINT})")
     done = Fetched(folder)
@@ -98,13 +116,22 @@ def fetch(configs: Sequence[RunConfig], folder: Path, limit: int | None = None, 
         Part(f"benchmark {name}", "dataset", BENCHMARKS[name].source, every=True, into=name)
         for name in dict.fromkeys([*benchmarks, *_tasks(configs, done)])
     ]
-    listed = [(part, _listed(part)) for part in dict.fromkeys(parts)]
+    commits = {of: _commit(*of) for of in dict.fromkeys((part.kind, part.name, part.revision) for part in parts)}
+    pinned = [replace(part, commit=commits[part.kind, part.name, part.revision]) for part in dict.fromkeys(parts)]
+    listed = [(part, _listed(part)) for part in pinned]
+    for path in (folder / CACHE).rglob("*.incomplete"):  # of a call that was killed: the Hub's client begins such files anew
+        path.unlink()
     _check_room(folder, listed)
+    book = _book(folder)
     for part, entries in listed:
         for entry in progress_bar(entries, desc=part.name, total=len(entries), delay=3):
-            _bring(part, entry, folder)
+            _bring(part, entry, folder, book)
             done.files += 1
             done.size += entry.size
+    for part in pinned:
+        if not part.into:
+            _bring_earlier(part, folder, book)
+            write_atomically(_ref(part, folder), part.commit)
     done.variables = {"HF_HUB_CACHE": str(done.folder / CACHE), "HF_HUB_OFFLINE": "1"}
     return done
 
@@ -156,6 +183,7 @@ def _shards(configs: Sequence[RunConfig], limit: int | None, done: Fetched) -> I
     """One part per repository of every source that some stage reads."""
     for config in configs:
         used = {name.removeprefix("copy/") for stage in config.stages.values() for name, share in stage.mix.items() if share > 0}
+        used |= {*config.evaluation.losses.values()}
         for name in sorted(used):
             if name.startswith("manifest/"):
                 _leave(done, f"{name}: {config.data.manifests[name.partition('/')[2]].path} is of this machine: take it along")
@@ -215,20 +243,52 @@ def _leave(done: Fetched, line: str) -> None:
         done.left.append(line)
 
 
+def _commit(kind: str, name: str, revision: str | None) -> str:
+    with _of_the_hub(part := Part(name, kind, name)):
+        found = HfApi(endpoint=constants.ENDPOINT).repo_info(name, repo_type=kind, revision=revision).sha
+    if found is None:
+        raise UserError(f"{part.what}: the Hub names no commit of {name}")
+    return found
+
+
 def _listed(part: Part) -> list[RepoFile]:
     """Its files as the Hub states them: sizes and digests."""
+    if part.paths:
+        return _stated(part, part.paths)
     api = HfApi(endpoint=constants.ENDPOINT)
     with _of_the_hub(part):
-        if part.paths:
-            entries = api.get_paths_info(part.name, list(part.paths), repo_type=part.kind, revision=part.revision)
-        else:
-            tree = api.list_repo_tree(part.name, repo_type=part.kind, revision=part.revision, recursive=True)
-            entries = [entry for entry in tree if part.every or entry.path.rpartition("/")[0] == part.folder]
-    files = [entry for entry in entries if isinstance(entry, RepoFile)]
-    chosen = files if part.paths or part.every else _of_a_model(files)
+        tree = [*api.list_repo_tree(part.name, repo_type=part.kind, revision=part.commit, recursive=True)]
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    inside = [entry for entry in files if part.every or entry.path.rpartition("/")[0] == part.folder]
+    chosen = inside if part.every else _of_a_model(inside)
     if not chosen:
         raise UserError(f"{part.what}: {part.name}{f'/{part.folder}' if part.folder else ''} holds no files of a model")
     return chosen
+
+
+def _stated(part: Part, paths: Sequence[str]) -> list[RepoFile]:
+    """Those of the paths that there are."""
+    api = HfApi(endpoint=constants.ENDPOINT)
+    with _of_the_hub(part):
+        entries = api.get_paths_info(part.name, list(paths), repo_type=part.kind, revision=part.commit)
+    return [entry for entry in entries if isinstance(entry, RepoFile)]
+
+
+def _ref(part: Part, folder: Path) -> Path:
+    """The file of the cache that says which commit is read without a network."""
+    return folder / CACHE / part.cache / "refs" / (part.revision or "main")
+
+
+def _bring_earlier(part: Part, folder: Path, book: dict[str, list[Any]]) -> None:
+    """Of this commit what the folder has of an earlier one: a file that did not change is a link."""
+    ref = _ref(part, folder)
+    earlier = ref.read_text(encoding="utf-8").strip() if ref.is_file() else part.commit
+    if earlier == part.commit:
+        return
+    snapshot = folder / CACHE / part.cache / "snapshots" / earlier
+    paths = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    for entry in _stated(part, paths) if paths else ():
+        _bring(part, entry, folder, book)
 
 
 def _of_a_model(files: Sequence[RepoFile]) -> list[RepoFile]:
@@ -237,27 +297,35 @@ def _of_a_model(files: Sequence[RepoFile]) -> list[RepoFile]:
 
 
 def _check_room(folder: Path, listed: Iterable[tuple[Part, Sequence[RepoFile]]]) -> None:
-    """Before the first byte, as far as files that are here in part allow."""
-    book = _book(folder)
-    needed = sum(entry.size for part, entries in listed for entry in entries if _key(part, entry) not in book)
-    there = sum(path.stat().st_size for path in (folder / CACHE).rglob("*.incomplete"))
+    """Before the first byte."""
+    needed = sum(entry.size for part, entries in listed for entry in entries if _size(_blob(part, entry, folder)) != entry.size)
     free = shutil.disk_usage(folder).free
-    if needed - there > free:
+    if needed > free:
         sizes = f"{needed / 1e9:,.1f} GB are to be fetched, {free / 1e9:,.1f} GB are free"
         raise UserError(f"--to {folder}: {sizes} (--limit takes fewer shards)")
 
 
-def _bring(part: Part, entry: RepoFile, folder: Path) -> None:
-    """One file, downloaded or completed, and compared with the Hub's digest unless that was done."""
+def _blob(part: Part, entry: RepoFile, folder: Path) -> Path:
+    """Where the file's content will lie: in the cache under its digest."""
+    return (
+        folder / "benchmarks" / part.into / entry.path
+        if part.into
+        else folder / CACHE / part.cache / "blobs" / _stated_digest(entry)
+    )
+
+
+def _stated_digest(entry: RepoFile) -> str:
+    return str(entry.lfs.sha256 if entry.lfs is not None else entry.blob_id)
+
+
+def _bring(part: Part, entry: RepoFile, folder: Path, book: dict[str, list[Any]]) -> None:
+    """One file, downloaded where it is missing, and compared with the Hub's digest unless that was done."""
     place: dict[str, Any] = {"cache_dir": folder / CACHE} if not part.into else {"local_dir": folder / "benchmarks" / part.into}
     with _of_the_hub(part):
         path = Path(
-            hf_hub_download(
-                part.name, entry.path, repo_type=part.kind, revision=part.revision, endpoint=constants.ENDPOINT, **place
-            )
+            hf_hub_download(part.name, entry.path, repo_type=part.kind, revision=part.commit, endpoint=constants.ENDPOINT, **place)
         )
-    expected = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
-    book = _book(folder)
+    expected = _stated_digest(entry)
     size = path.stat().st_size
     if size == entry.size and book.get(_key(part, entry)) == [str(path.relative_to(folder)), size]:
         return
@@ -271,22 +339,24 @@ def _bring(part: Part, entry: RepoFile, folder: Path) -> None:
             f"{part.what}: {entry.path} is {found}, the Hub says {stated}: it is removed, the same command fetches it again"
         )
     book[_key(part, entry)] = [str(path.relative_to(folder)), size]
-    write_atomically(folder / BOOK, json.dumps(book, indent=1, sort_keys=True))
+    append_line(folder / BOOK, [_key(part, entry), *book[_key(part, entry)]])
 
 
 def _key(part: Part, entry: RepoFile) -> str:
-    return f"{part.into or part.kind} {part.name} {entry.path} {entry.lfs.sha256 if entry.lfs is not None else entry.blob_id}"
+    return f"{part.into or part.kind} {part.name} {entry.path} {_stated_digest(entry)}"
 
 
 def _book(folder: Path) -> dict[str, list[Any]]:
     """Files that were right, by :func:`_key`: their place and size. One that is gone or has another size since is not of them."""
-    try:
-        kept: dict[str, list[Any]] = json.loads((folder / BOOK).read_text(encoding="utf-8"))
-        return {key: [path, size] for key, (path, size) in kept.items() if _size(folder / path) == size}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder / BOOK} is damaged: delete it, and all files are compared again") from error
+    found = {}
+    for number, line in enumerate(appended_lines(folder / BOOK), start=1):
+        try:
+            key, path, size = json.loads(line)
+            if _size(folder / path) == size:
+                found[key] = [path, size]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / BOOK}:{number} is damaged: delete it, and all files are compared again") from error
+    return found
 
 
 def _size(path: Path) -> int | None:

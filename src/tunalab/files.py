@@ -207,8 +207,11 @@ def lock(file: int | IO[Any], wait: bool = True, shared: bool = False) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time is inside; the others wait. ``path``: a folder, or a file, which is made where it is missing."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    """One process at a time is inside; the others wait. ``path``: a file, made where it is missing, which nobody replaces.
+
+    No folder: on a network file system the lock of one holds on its own machine alone.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         lock(descriptor)
         yield

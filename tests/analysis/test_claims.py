@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.claims import PANELS, Gap, claims, claims_markdown, corrected, verdict, write_claims
+from tunalab.analysis.claims import CLAIMS, OURS, PANELS, Gap, claims, claims_markdown, corrected, in_words, verdict, write_claims
 from tunalab.analysis.endpoints import Difference
 from tunalab.evaluation.measure import Score, mean
 from tunalab.evaluation.whole import Evaluated
@@ -47,6 +47,14 @@ def test_a_claim_is_supported_contradicted_or_undecided(records):
     assert row(opposite, "Tuna-2 starts slower than Tuna-R")[1] == "supported"
     level = claims_markdown(measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}))
     assert row(level, "Understanding ends Tuna-R > Tuna")[1] == "undecided"
+
+
+def test_claims_are_said_by_the_first_records_that_can(records):
+    margin = {"tuna": 0.2, "tuna_r": 0.5, "tuna2": 1.0}
+    masked, bare = measured(records, margin, ratios=(0.0, 0.5)), measured(records, margin)
+    alone, of_masking, both = in_words(bare), in_words(masked), in_words(bare, masked)
+    assert "Masking helps understanding" not in alone and "Understanding ends Tuna-2 > Tuna-R" not in of_masking
+    assert both == alone | of_masking and [*both] == [claim["claim"] for claim in (*CLAIMS, *OURS) if claim["claim"] in both]
 
 
 def test_what_was_not_measured_says_so_and_nothing_is_said_of_a_part_of_the_panels(records, tmp_path):

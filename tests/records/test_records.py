@@ -84,7 +84,7 @@ def test_an_evaluation_takes_the_place_of_earlier_ones_of_its_part(tmp_path, rec
     assert len(read_record(file).evaluation) == 2
     add_evaluation(file, [evaluated("third", tokens=2000)])  # the run was trained further
     assert read_record(file).evaluation == [evaluated("third", tokens=2000)]
-    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".record.json.lock", "record.json"]
 
 
 def test_a_setting_that_a_version_added_makes_no_other_state_of_a_run(tmp_path, record):

@@ -12,13 +12,14 @@ from tests.training.conftest import quick_components, quick_config, use_quick_co
 
 from tunalab.cli import main
 from tunalab.errors import UserError
-from tunalab.records.asked import merged
-from tunalab.records.record import read_record
+from tunalab.files import lock
+from tunalab.records.record import read_record, write_record
+from tunalab.settings.loading import read_config
 from tunalab.trained.model import load
-from tunalab.trained.points import ask_points
+from tunalab.trained.points import Request, _Weights, ask_points, named
 from tunalab.training import run
 from tunalab.training.checkpoints import learnt_weights
-from tunalab.training.points import kept_points, point_weights
+from tunalab.training.points import forget_points, hand_points, kept_points, point_weights
 
 __all__ = ["quick_components", "use_quick_components"]
 QUIET = {"tracking__enabled": False, "evaluation__easy_vqa": 0, "evaluation__groups": 5, "evaluation__levels": [1]}
@@ -73,19 +74,18 @@ def test_a_benchmark_asked_afterwards_stands_in_the_record_at_every_point(finish
 
 
 def test_what_the_run_itself_was_asked_is_not_replaced(finished):
-    before = read_record(finished / "record.json")
-    assert len(ask_points(finished, ["count"])) == 2
-    after = read_record(finished / "record.json")
-    assert [point.benchmarks["count"] for point in after.points] == [point.benchmarks["count"] for point in before.points]
-    assert "asked" not in after.data
+    before, said = read_record(finished / "record.json"), []
+    assert ask_points(finished, ["count"], log=said.append) == []
+    assert said == [f"{finished}: the run itself was asked count, and its answers stay"]
+    assert read_record(finished / "record.json") == before
 
 
 def test_it_is_what_the_run_would_have_measured_but_for_rounding(finished):
     """The run's own count, once more under another name: of five questions at most one answer turns in half precision."""
     record = read_record(finished / "record.json")
-    bare = [replace(point, benchmarks={}) for point in record.points]
+    write_record(finished / "record.json", replace(record, points=[replace(point, benchmarks={}) for point in record.points]))
     ask_points(finished, ["count"])
-    for was, point in zip(record.points, merged(finished, bare, {})["points"], strict=True):
+    for was, point in zip(record.points, read_record(finished / "record.json").points, strict=True):
         again = point.benchmarks["count"]
         assert again.n == was.benchmarks["count"].n and abs(again.correct - was.benchmarks["count"].correct) <= 1
         assert again.margin == pytest.approx(was.benchmarks["count"].margin, abs=0.05)
@@ -146,12 +146,14 @@ def test_mistakes_are_one_line(finished, names, settings, message):
 def test_damage_and_missing_weights_are_said(finished, capsys):
     first, second = kept_points(finished).values()
     first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(UserError, match="is damaged"):
-        ask_points(finished, ["search"])
+    with pytest.raises(UserError, match=r"one at .* tokens could not be asked: .*is damaged"):
+        ask_points(finished, ["search@2"])
+    here = [point.tokens for point in read_record(finished / "record.json").points if "search@2" in point.benchmarks]
+    assert here == [int(second.stem)]  # the other point is asked, and in the record
     first.unlink()
     second.unlink()
     with pytest.raises(UserError, match="keeps no weights of its points: train with evaluation.keep_points=all"):
-        ask_points(finished, ["search"])
+        ask_points(finished, ["search@2"])
     assert main(["evaluate", str(finished), "--points", "all"]) == 2 and "--benchmarks NAME" in capsys.readouterr().err
 
 
@@ -171,6 +173,64 @@ def test_another_rule_or_limit_under_the_same_name_is_asked_again(finished, tmp_
     assert len(ask_points(finished, ["mine"], [*own, other, "evaluation.max_answer_tokens=1"], log=said.append)) == 2
     record = read_record(finished / "record.json")
     assert record.data["asked"]["mine"]["max_tokens"] == 1 and record.points[0].benchmarks["mine"].correct == 3
+
+
+def test_of_two_files_of_questions_the_record_has_the_one_that_was_wanted_last(finished, tmp_path):
+    first, second = tmp_path / "q.jsonl", tmp_path / "q2.jsonl"
+    second.write_text("".join(first.read_text().splitlines(keepends=True)[:2]))
+    for file, asked, items in ((first, 2, 3), (second, 2, 2), (first, 0, 3)):
+        assert len(ask_points(finished, ["mine"], [f"evaluation.benchmarks.mine.path={file.name}"])) == asked
+        assert {point.benchmarks["mine"].n for point in read_record(finished / "record.json").points} == {items}
+
+
+def test_processes_that_ask_different_benchmarks_do_not_keep_each_other_from_a_point(finished, monkeypatch):
+    """Nor does one that asks the same one leave a point out: it waits, as the other may be killed."""
+    inside, going = threading.Barrier(2, timeout=60), _Weights.ask
+
+    def meets(self, one):
+        if inside.n_waiting < 2 and not inside.broken:
+            inside.wait()
+        return going(self, one)
+
+    monkeypatch.setattr(_Weights, "ask", meets)
+    asked: dict[str, list[int]] = {}
+    threads = [threading.Thread(target=lambda n=n: asked.update({n: ask_points(finished, [n])})) for n in ("count@2", "pattern@2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert {name: len(points) for name, points in asked.items()} == {"count@2": 2, "pattern@2": 2}
+    assert all({"count@2", "pattern@2"} <= point.benchmarks.keys() for point in read_record(finished / "record.json").points)
+
+
+def test_a_point_that_another_process_holds_is_waited_for(finished):
+    tokens = [*kept_points(finished)][0]
+    place = Request(named("count@2", read_config(finished / "config.yaml")), {}).one
+    lock_file = Request(place, place.describe()).place(finished, tokens).with_suffix(".lock")
+    lock_file.parent.mkdir(parents=True)
+    asked: list[int] = []
+    with lock_file.open("w") as held:
+        lock(held)
+        waiting = threading.Thread(target=lambda: asked.extend(ask_points(finished, ["count@2"])))
+        waiting.start()
+        waiting.join(timeout=20)
+        assert waiting.is_alive()
+    waiting.join(timeout=60)
+    assert asked == [*kept_points(finished)]  # its holder ended without an answer
+
+
+def test_points_that_are_passed_again_are_asked_again(finished):
+    """Weights, images and answers behind the place where a run goes on are those of another training."""
+    ask_points(finished, ["count@2"])
+    first, second = kept_points(finished)
+    (finished / f"points/images/made-0123/{second:012d}").mkdir(parents=True)
+    forget_points(finished, first)
+    assert [*kept_points(finished)] == [first] and not [*(finished / "points/images/made-0123").iterdir()]
+    assert [path.stem.rpartition("-")[2] for path in (finished / "points/asked").glob("*.json")] == [str(first)]
+    hand_points(finished, finished.with_name("branch"), first)
+    assert [*kept_points(finished.with_name("branch"))] == [first]
+    assert len([*(finished.with_name("branch") / "points/asked").glob("*.json")]) == 1
+    assert kept_points(finished)[first].stat().st_mode & 0o777 == (finished / "record.json").stat().st_mode & 0o777
 
 
 def test_settings_may_stand_behind_the_names(finished, capsys):

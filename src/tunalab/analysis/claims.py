@@ -190,7 +190,14 @@ def verdict(gaps: Sequence[Gap]) -> str:
     return "supported" if all(sign > 0 for sign in signs) else "contradicted" if -1 in signs else "undecided"
 
 
-def in_words(gaps: Sequence[Gap]) -> tuple[str, str]:
+def in_words(*studies: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    """Claim -> its verdict and its numbers, by the first of ``studies`` that can speak about it; each is a family of its own."""
+    found = [claims(records) for records in studies]
+    measured = {claim: next((gaps[claim] for gaps in found if gaps[claim]), []) for claim in found[0]}
+    return {claim: _in_words(gaps) for claim, gaps in measured.items() if gaps}
+
+
+def _in_words(gaps: Sequence[Gap]) -> tuple[str, str]:
     """A verdict, with the seeds that it needs, and its numbers, a line of a table's cell each."""
     over = [f" (over encoders {gap.elsewhere})" if gap.sign and gap.elsewhere else "" for gap in gaps]
     numbers = "<br>".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))

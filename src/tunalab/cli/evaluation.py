@@ -63,12 +63,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def ask_along(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> int:
     if not (arguments.points and models):
         raise UserError("a curve is asked by: tunalab evaluate RUN --points all --benchmarks NAME")
-    from tunalab.trained.points import ask_points
+    from tunalab.trained.points import ask_runs
 
     names = [word for word in arguments.benchmarks if "=" not in word]
     settings += [word for word in arguments.benchmarks if "=" in word]  # --benchmarks takes all words behind it
-    for model in models:
-        asked = ask_points(model, names, settings, arguments.watch)
-        why = "" if asked else ": their answers were there, and the record has them"
-        print(f"{model}: {len(asked)} points asked{why}")
+    for asking in ask_runs(models, names, settings, arguments.watch):
+        why = ": their answers were there, and the record has them" if asking.merged and not asking.asked else ""
+        print(f"{asking.run_dir}: {len(asking.asked)} points asked{why}")
     return 0

@@ -29,6 +29,8 @@ def add(commands: "Commands") -> None:
     sub.add_argument("--published", type=Path, help="figures to print beside evaluations (default: results/published.csv)")
     sub.add_argument("--readme", type=Path, help="also update the block of this README that is made from the records")
     sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="benchmarks of that block (default: all)")
+    text = "folders of records that speak about claims of that block of which --records cannot"
+    sub.add_argument("--claims", nargs="+", type=Path, default=[], metavar="DIR", help=text)
     sub = add_command(commands, power, "from records: seeds that would tell front-ends apart, and what their runs cost")
     sub.add_argument("--records", type=Path, required=True, help="folder of records")
     sub.add_argument(
@@ -79,11 +81,11 @@ def table(arguments: argparse.Namespace) -> int:
     _warn_unequal(found)
     _wrote(found.write_tables(folder, arguments.published))
     if arguments.readme is not None:
-        from tunalab.analysis.claims import claims, in_words, papers_variants
+        from tunalab.analysis.claims import in_words, papers_variants
         from tunalab.analysis.endpoints import matched_words
         from tunalab.analysis.tables import update_readme
 
-        words = {claim: in_words(gaps) for claim, gaps in claims(found).items() if gaps}
+        words = in_words(found, *(records(folder, evaluation=False) for folder in arguments.claims))
         papers = [record for runs in papers_variants([*found]).values() for record in runs]
         updated = update_readme(arguments.readme, shown, words, matched_words(papers))
         print(f"{'updated' if updated else 'unchanged'} {arguments.readme}")

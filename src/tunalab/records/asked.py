@@ -9,7 +9,7 @@ from typing import Any
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
 from tunalab.files import listed
-from tunalab.records.record import Point
+from tunalab.records.record import Point, Record
 
 ASKED = Path("points") / "asked"
 NOT_ASKED = ("asked", "weights")  # when, and of what
@@ -30,7 +30,7 @@ def merged(run_dir: Path, points: Sequence[Point], data: dict[str, Any]) -> dict
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: remove it, and it is asked again ({error})") from error
     chosen = {name: max(reversed(of.values()), key=len) for name, of in found.items()}
-    own = {name for point in points for name in point.benchmarks} - {*data.get("asked", {})}
+    own = _own(points, data)
     chosen = {name: at for name, at in chosen.items() if name not in own}
     new = [
         replace(
@@ -42,3 +42,12 @@ def merged(run_dir: Path, points: Sequence[Point], data: dict[str, Any]) -> dict
     ]
     about = {name: next(iter(at.values()))["about"] for name, at in chosen.items()}
     return {"points": new, "data": data | ({"asked": data.get("asked", {}) | about} if about else {})}
+
+
+def own_answers(record: Record) -> set[str]:
+    """Benchmarks that the run was asked while it trained."""
+    return _own(record.points, record.data)
+
+
+def _own(points: Sequence[Point], data: dict[str, Any]) -> set[str]:
+    return {name for point in points for name in point.benchmarks} - {*data.get("asked", {})}

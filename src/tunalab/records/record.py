@@ -8,7 +8,8 @@ out, never NaN: JSON has no NaN, and a curve with a hole is honest where a zero 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -217,6 +218,13 @@ def _without_evaluation(path: Path) -> bytes:
     return text
 
 
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """One process at a time reads and rewrites this record."""
+    with locked(path.with_name(f".{path.name}.lock")):
+        yield
+
+
 def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
     """Put what was measured of a run's model into its record, in the place of earlier results of the same parts or pieces of parts:
     of published benchmarks every one stands by itself.
@@ -225,7 +233,7 @@ def add_evaluation(path: Path, results: Sequence[Evaluated]) -> None:
     """
     if not results:
         return
-    with locked(path.parent):
+    with changing(path):
         record = read_record(path)
         parts = [result.part for result in results]
         current = (old for old in record.evaluation if any(same_state(old.origin, result.origin) for result in results))

@@ -1,7 +1,8 @@
 """Benchmarks asked along a run afterwards, of the weights that it keeps at its points; also while it trains, by other processes.
 
 What was asked lies in ``points/asked/``, a file a benchmark and point, and is merged into the run's record by whoever writes it. A
-point is asked once, by whichever process locks it first: several watchers share the work, also over a shared file system.
+benchmark is asked at a point once, by whichever process locks it first: several watchers share the work, also over a shared file
+system.
 """
 
 import json
@@ -9,8 +10,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,15 @@ from tunalab.evaluation.benchmarks import (
 from tunalab.evaluation.benchmarks import along as along_run
 from tunalab.evaluation.generation.along import KeptImages, ScenePrompts
 from tunalab.evaluation.measure import Score
-from tunalab.files import listed, lock, locked, write_atomically
+from tunalab.files import listed, lock, write_atomically
 from tunalab.frontends.components.store import Components
 from tunalab.inference.requests import computing, find_device, precision
-from tunalab.records.asked import ASKED, merged
-from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record, write_record
+from tunalab.records.asked import ASKED, merged, own_answers
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, changing, read_record, write_record
 from tunalab.settings.loading import laid_over, read_config, text_digest
 from tunalab.settings.schema import RunConfig
 from tunalab.trained.model import Model, load
-from tunalab.training.claiming import is_training
+from tunalab.training.claiming import END_FILE, is_training
 from tunalab.training.points import kept_points, point_file
 
 WATCH_SECONDS = 10.0
@@ -58,39 +59,144 @@ def ask_points(
     ``names``: of scenes (``count``, ``count@2``), ``easy_vqa``, or of ``evaluation.benchmarks`` in the run's settings or in
     ``settings`` (["evaluation.benchmarks.mine.path=q.jsonl"]); none: all of these. ``watch``: go on until the run is finished.
 
-    Raises UserError: no such run or benchmark, a setting of something else, no weights kept.
+    Raises UserError: no such run or benchmark, a setting of something else, no weights kept; after all others were asked, a point
+    that could not be.
     """
-    run_dir = Path(run)
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise UserError(f"{run_dir} is no run directory ({CONFIG_FILE} is missing)")
-    of_run = config = read_config(run_dir / CONFIG_FILE)
-    for setting in settings:
-        if not setting.startswith(OWN):
-            raise UserError(f"setting '{setting}' is not of {OWN.rstrip('.')}: a trained model is asked, not changed")
-        config = laid_over(config, setting)
-    chosen = [named(name, config) for name in names or config.evaluation.benchmarks]
-    if not chosen:
-        raise UserError(f"{run_dir} names no benchmarks (evaluation.benchmarks): name one, --benchmarks NAME")
-    limit = config.evaluation.max_answer_tokens
-    if limit != of_run.evaluation.max_answer_tokens:
-        chosen = [replace(one, max_tokens=one.max_tokens or limit) if isinstance(one, Benchmark) else one for one in chosen]
-    _refuse_changed(names, of_run, config)
-    for line in out_of_reach(config, Components(config.components_seed).tokenizer_for(config.decoder), _own(names, config)):
-        log(f"warning: {line}")
-    asked: list[int] = []
+    (asking,) = ask_runs([run], names, settings, watch, log)
+    return sorted(asking.asked)
+
+
+def ask_runs(
+    runs: Sequence[str | Path], names: Sequence[str], settings: Sequence[str], watch: bool, log: Callable[[str], None] = print
+) -> "list[Asking]":
+    """As ``ask_points``, of several runs in turn: with ``watch`` none waits until another one is finished."""
+    asking = [Asking(Path(run), names, settings, log) for run in runs]
     while True:
-        finished = _finished(run_dir)
-        points = _points(run_dir, chosen)
-        if not points and not watch:
-            raise UserError(f"{run_dir} keeps no weights of its points: train with evaluation.keep_points=all")
-        for tokens in points:
-            if _ask(run_dir, tokens, chosen, log):
-                asked.append(tokens)
-        if finished or not watch:
+        going_on = [one for one in asking if not one.over]
+        for one in going_on:
+            one.look(watch)
+        if all(one.over for one in asking):
             break
         time.sleep(WATCH_SECONDS)
-    merge(run_dir)
-    return asked
+    for one in asking:
+        one.raise_failure()
+    return asking
+
+
+@dataclass(frozen=True)
+class Request:
+    """A benchmark, and what it is, for the record: its questions are looked through once."""
+
+    one: "Asked"
+    about: dict[str, Any]
+
+    def place(self, run_dir: Path, tokens: int | str) -> Path:
+        """Other questions, or another rule or limit of replies, under the same name are another file."""
+        digest = text_digest(json.dumps(self.about, sort_keys=True))
+        return run_dir / ASKED / f"{self.one.name}-{digest}-{tokens}.json"
+
+
+class Asking:
+    """What is asked of one run. ``asked``: tokens of the points; ``over``: no more will come; ``merged``: the record has it."""
+
+    def __init__(self, run_dir: Path, names: Sequence[str], settings: Sequence[str], log: Callable[[str], None]) -> None:
+        self.run_dir, self.log = run_dir, log
+        self.asked: set[int] = set()
+        self.over = self.merged = False
+        self._failed: dict[int, UserError] = {}
+        self._said: set[str] = set()
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise UserError(f"{run_dir} is no run directory ({CONFIG_FILE} is missing)")
+        of_run = config = read_config(run_dir / CONFIG_FILE)
+        for setting in settings:
+            if not setting.startswith(OWN):
+                raise UserError(f"setting '{setting}' is not of {OWN.rstrip('.')}: a trained model is asked, not changed")
+            config = laid_over(config, setting)
+        chosen = [named(name, config) for name in names or config.evaluation.benchmarks]
+        if not chosen:
+            raise UserError(f"{run_dir} names no benchmarks (evaluation.benchmarks): name one, --benchmarks NAME")
+        limit = config.evaluation.max_answer_tokens
+        if limit != of_run.evaluation.max_answer_tokens:
+            chosen = [replace(one, max_tokens=one.max_tokens or limit) if isinstance(one, Benchmark) else one for one in chosen]
+        _refuse_changed(names, of_run, config)
+        for line in out_of_reach(config, Components(config.components_seed).tokenizer_for(config.decoder), _own(names, config)):
+            log(f"warning: {line}")
+        self.requests = [Request(one, one.describe()) for one in chosen]
+        for request in self.requests:  # of two sets of questions under one name the record has the one that was wanted last
+            for path in listed(run_dir / ASKED, request.place(self.run_dir, "*").name):
+                os.utime(path)
+
+    def look(self, watch: bool) -> None:
+        """Ask what is there and was not asked yet. The last look waits for what other processes are asking: one may be killed."""
+        before, ending = len(self.asked), _finished(self.run_dir) or not watch
+        self._say_if_nobody_trains(ending)
+        try:
+            points = _points(self.run_dir, [request.one for request in self.requests])
+            if not points and not watch:
+                raise UserError(f"{self.run_dir} keeps no weights of its points: train with evaluation.keep_points=all")
+            requests = self._not_of_the_run()
+            for wait in (False, True) if ending else (False,):
+                for tokens in points:
+                    self._ask(tokens, requests, wait)
+        finally:
+            if ending or len(self.asked) > before:
+                self.merged = merge(self.run_dir, patient=ending)
+        self.over = ending
+        if ending and self.asked and not self.merged:
+            self.log(f"{self.run_dir} trains: it takes what was asked into its record at its next point")
+
+    def raise_failure(self) -> None:
+        if self._failed:
+            first, *others = self._failed.items()
+            more = f" (and {len(others)} points more)" if others else ""
+            raise UserError(f"{self.run_dir} at {first[0]:,} tokens could not be asked{more}: {first[1]}")
+
+    def _say_if_nobody_trains(self, ending: bool) -> None:
+        if not ending and not is_training(self.run_dir):
+            self._say(f"{self.run_dir} is not finished, and nobody trains it on this machine: waiting")
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.log(line)
+
+    def _not_of_the_run(self) -> list[Request]:
+        """Without those that the run asked by itself: its record keeps its own answers."""
+        path = self.run_dir / RECORD_FILE
+        own = own_answers(read_record(path, evaluation=False)) if path.is_file() else set()
+        for request in self.requests:
+            if request.one.name in own:
+                self._say(f"{self.run_dir}: the run itself was asked {request.one.name}, and its answers stay")
+        return [request for request in self.requests if request.one.name not in own]
+
+    def _ask(self, tokens: int, requests: Sequence[Request], wait: bool) -> None:
+        """One process asks a benchmark at a point; without ``wait`` what another one is asking now is left to it."""
+        weights = _Weights(self.run_dir, tokens)
+        try:
+            for request in requests:
+                place = request.place(self.run_dir, tokens)
+                if place.is_file():
+                    continue
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with _alone(place.with_suffix(".lock"), wait) as alone:
+                    if alone and not place.is_file():
+                        self._answer(request, weights, place)
+            self._failed.pop(tokens, None)
+        except UserError as error:  # the other points are asked all the same
+            self._failed[tokens] = error
+
+    def _answer(self, request: Request, weights: "_Weights", place: Path) -> None:
+        began, one, tokens = time.perf_counter(), request.one, weights.tokens
+        score = weights.ask(one)
+        if score is None or weights.replaced():
+            return
+        about = {**request.about, "weights": "averaged, bfloat16", "asked": time.strftime("%Y-%m-%d")}
+        if isinstance(one, KeptImages):
+            del about["weights"]  # the run itself made the images, or the ones that it kept
+        write_atomically(place, json.dumps({"name": one.name, "tokens": tokens, "score": asdict(score), "about": about}))
+        self.asked.add(tokens)
+        took = time.perf_counter() - began
+        self.log(f"{self.run_dir} at {tokens:,} tokens: {one.name} {score.accuracy:.3f} of {score.n} ({took:.0f} s)")
 
 
 Asked = Benchmark | ScenePrompts | KeptImages
@@ -142,42 +248,30 @@ def _points(run_dir: Path, chosen: Sequence[Asked]) -> list[int]:
     return sorted({*kept_points(run_dir), *made})
 
 
-def merge(run_dir: Path) -> None:
-    """Put what was asked into the run's record, if it has one. A run that still trains does so itself at its next point."""
+def merge(run_dir: Path, patient: bool = False) -> bool:
+    """Put what was asked into the run's record, if it has one; whether that was done. A run that still trains does so itself.
+
+    ``patient``: wait up to a minute for the process of a run that has just finished to end.
+    """
     path = run_dir / RECORD_FILE
-    if path.is_file() and not is_training(run_dir):
-        with locked(run_dir):
-            record = read_record(path)
-            write_record(path, replace(record, **merged(run_dir, record.points, record.data)))
+    if not path.is_file():
+        return False
+    for _ in range(60 if patient and _finished(run_dir) else 0):
+        if not is_training(run_dir):
+            break
+        time.sleep(1.0)
+    if is_training(run_dir):
+        return False
+    with changing(path):
+        record = read_record(path)
+        write_record(path, replace(record, **merged(run_dir, record.points, record.data)))
+    return True
 
 
 def _finished(run_dir: Path) -> bool:
+    """Also a trunk, which ends where its branches begin."""
     path = run_dir / RECORD_FILE
-    return path.is_file() and read_record(path, evaluation=False).run.finished
-
-
-def _ask(run_dir: Path, tokens: int, chosen: Sequence[Asked], log: Callable[[str], None]) -> bool:
-    """Whether something was asked: what is there, or is asked by another process now, is left alone."""
-    with _alone(point_file(run_dir, tokens).with_suffix(".lock")) as alone:
-        missing = [one for one in chosen if not _place(run_dir, one, tokens).is_file()] if alone else []
-        if not missing:
-            return False
-        model = _Weights(run_dir, tokens)
-        asked = False
-        for one in missing:
-            began = time.perf_counter()
-            score = model.ask(one)
-            if score is None:
-                continue
-            about = {**one.describe(), "weights": "averaged, bfloat16", "asked": time.strftime("%Y-%m-%d")}
-            if isinstance(one, KeptImages):
-                del about["weights"]  # the run itself made the images, or the ones that it kept
-            place = _place(run_dir, one, tokens)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, json.dumps({"name": one.name, "tokens": tokens, "score": asdict(score), "about": about}))
-            took, asked = time.perf_counter() - began, True
-            log(f"{run_dir} at {tokens:,} tokens: {one.name} {score.accuracy:.3f} of {score.n} ({took:.0f} s)")
-    return asked
+    return (run_dir / END_FILE).is_file() or path.is_file() and read_record(path, evaluation=False).run.finished
 
 
 class _Weights:
@@ -185,6 +279,18 @@ class _Weights:
 
     def __init__(self, run_dir: Path, tokens: int) -> None:
         self.run_dir, self.tokens = run_dir, tokens
+        self._file = self._found()
+
+    def _found(self) -> tuple[int, int] | None:
+        """What tells the file of these weights from one that takes its place."""
+        with suppress(OSError):
+            about = point_file(self.run_dir, self.tokens).stat()
+            return about.st_mtime_ns, about.st_size
+        return None
+
+    def replaced(self) -> bool:
+        """Whether the run has passed the point again meanwhile."""
+        return self._found() != self._file
 
     @cached_property
     def run_makes_images(self) -> bool:
@@ -215,17 +321,11 @@ class _Weights:
             return along.asked(loaded.model, loaded.tokenizer, [one], most)[one.name]
 
 
-def _place(run_dir: Path, benchmark: Asked, tokens: int) -> Path:
-    """Other questions, or another rule or limit of replies, under the same name are another file."""
-    asked = text_digest(json.dumps(benchmark.describe(), sort_keys=True))
-    return run_dir / ASKED / f"{benchmark.name}-{asked}-{tokens}.json"
-
-
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether this process holds a point; the lock ends with it, also when it is killed."""
+def _alone(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process holds the lock; it ends with the process, also when that is killed."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        yield lock(descriptor, wait=False)
+        yield lock(descriptor, wait)
     finally:
         os.close(descriptor)

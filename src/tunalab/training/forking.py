@@ -31,6 +31,7 @@ from tunalab.settings.timeline import Place, shared
 from tunalab.training import kept_at
 from tunalab.training.checkpoints import MODEL, CheckpointStore, Saved, damage, read_saved, stored_tensors
 from tunalab.training.claiming import END_FILE
+from tunalab.training.points import hand_points
 
 LINEAGE_FILE = "lineage.json"  # of a run that began where another was
 SAMPLES = "samples"
@@ -79,6 +80,7 @@ class Parent:
             if int(path.stem.removeprefix("tokens-")) <= self.lineage.tokens:
                 (run_dir / SAMPLES).mkdir(exist_ok=True)
                 shutil.copyfile(path, run_dir / SAMPLES / path.name)
+        hand_points(self.run_dir, run_dir, self.lineage.tokens)
         write_atomically(run_dir / LINEAGE_FILE, json.dumps(asdict(self.lineage), indent=1) + "\n")
 
 

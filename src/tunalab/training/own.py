@@ -15,6 +15,7 @@ from lightning import Callback, Trainer
 from tunalab.data.changes import checked_data, data_versions, keep
 from tunalab.errors import UserError, stop_signals_heeded
 from tunalab.evaluation.along import evaluate
+from tunalab.evaluation.benchmarks import kept_images
 from tunalab.frontends.components.store import Components
 from tunalab.model.unified import parameter_counts
 from tunalab.records.environment import environment
@@ -26,6 +27,7 @@ from tunalab.training.checkpoints import CheckpointStore, read_saved, refuse_for
 from tunalab.training.claiming import check_unclaimed, claim
 from tunalab.training.joint import DataModule, JointSteps
 from tunalab.training.module import Harness
+from tunalab.training.points import forget_points, keep_point
 from tunalab.training.run import write_run_record
 
 
@@ -37,17 +39,28 @@ def callbacks(config: RunConfig, folder: str | Path, seconds: float | None = Non
     the curve is in ``record.json``; :func:`tunalab.load` and :func:`tunalab.records` read the folder. ``seconds`` between
     checkpoints: by default config.checkpoint_seconds. ``max_steps`` of a Trainer counts the steps of one start.
 
-    Fitting raises UserError: the folder holds a run with other settings, every checkpoint is damaged, the data is not a
-    :class:`tunalab.DataModule`, or has changed since.
+    Raises UserError: a benchmark of images along the run. Fitting raises UserError: the folder holds a run with other settings,
+    every checkpoint is damaged, the data is not a :class:`tunalab.DataModule`, or has changed since.
     """
+    if kept := kept_images(config):
+        raise UserError(
+            f"evaluation.benchmarks.{kept[0].name}: its images are made by `tunalab train` alone; under a Trainer of your own set "
+            "evaluation.asked=later evaluation.keep_points=all and ask afterwards"
+        )
     folder, stop = Path(folder), StopSignal()
+
+    def measured(module: Harness) -> dict[str, Any]:
+        result, p = evaluate(module.model, tokenizer, config), module.progress
+        keep_point(folder, module.model, p.tokens, p.steps, config.evaluation.keep_points)
+        return result
+
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, warn=_warn)
     components = Components(config.components_seed)
     tokenizer = components.tokenizer_for(config.decoder)
     recording = Recording(folder, components, stop)
     saving = Checkpointing(store, config.checkpoint_seconds if seconds is None else seconds, stop)
     at = evaluation_tokens(config.evaluation, budget(config))
-    evaluating = Evaluating(at, lambda module: evaluate(module.model, tokenizer, config), recording.write, saving)
+    evaluating = Evaluating(at, measured, recording.write, saving)
     # A point is evaluated, then saved with the checkpoint of its step.
     return [OwnResuming(folder, store, recording), stop, evaluating, saving, recording]
 
@@ -86,6 +99,7 @@ class OwnResuming(Resuming):
         self.recording.environment["data"] = data_versions(sources, config.data, config.revision)
         self.recording.accepted = seen.accepted
         claim(self.folder, config)
+        forget_points(self.folder, tokens if self.checkpoint else -1)
         keep(self.folder, seen)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

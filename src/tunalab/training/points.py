@@ -4,9 +4,11 @@ Also the process that scores the images which a run makes at its points.
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, bfloat16
 
 from tunalab.errors import UserError, first_line
-from tunalab.files import listed
+from tunalab.files import listed, remove, whole_file
 from tunalab.model.unified import UnifiedModel
 from tunalab.training.checkpoints import LearntWeights
 from tunalab.training.optimisation import is_frozen, learnt_parameters
@@ -34,15 +36,13 @@ def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep
     if keep == NONE:
         return
     path = point_file(run_dir, tokens)
-    path.parent.mkdir(exist_ok=True)
     whole = learnt_parameters(model)  # a tied table under its first name; where ranks share parameters these are gathered
     stored = model.state_dict().keys()
     others = {name: buffer for name, buffer in model.named_buffers() if name in stored and not is_frozen(model, name)}
     kept: dict[str, Tensor] = {**whole, **others}
     halves = {name: tensor.detach().to("cpu", bfloat16).contiguous() for name, tensor in kept.items()}
-    aside = path.with_suffix(".part")
-    save_file(halves, aside, metadata={"tokens": str(tokens), "steps": str(steps), "weights": "averaged, bfloat16"})
-    os.replace(aside, path)
+    with whole_file(path) as aside:
+        save_file(halves, aside, metadata={"tokens": str(tokens), "steps": str(steps), "weights": "averaged, bfloat16"})
     for other in kept_points(run_dir).values() if keep == LAST else ():
         if other != path:
             other.unlink(missing_ok=True)
@@ -51,6 +51,41 @@ def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep
 def kept_points(run_dir: Path) -> dict[int, Path]:
     """Tokens -> file, in order."""
     return {int(path.stem): path for path in listed(run_dir / FOLDER, "*.safetensors") if path.stem.isdecimal()}
+
+
+def _kept(run_dir: Path) -> Iterator[tuple[Path, int]]:
+    """Weights, folders of images and answers of points, each with the tokens that its name ends with."""
+    for path in (
+        found for pattern in ("*.safetensors", "images/*/*", "asked/*.json") for found in listed(run_dir / FOLDER, pattern)
+    ):
+        if number := re.search(r"\d+$", path.stem):
+            yield path, int(number[0])
+
+
+def forget_points(run_dir: Path, beyond: int) -> None:
+    """Remove what is kept of points with more tokens: the run passes them again, and what was asked was asked of other weights."""
+    for path, tokens in _kept(run_dir):
+        if tokens > beyond:
+            remove(path)
+
+
+def hand_points(parent: Path, run_dir: Path, until: int) -> None:
+    """Give a run what its parent keeps of the points that both share. Files are linked where the disk can: nobody changes one."""
+    for path, tokens in _kept(parent):
+        if tokens <= until:
+            place = run_dir / path.relative_to(parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, place, copy_function=_link, dirs_exist_ok=True)
+            else:
+                _link(path, place)
+
+
+def _link(path: str | Path, place: str | Path) -> None:
+    try:
+        os.link(path, place)
+    except OSError:
+        shutil.copyfile(path, place)
 
 
 def point_weights(path: Path) -> LearntWeights:

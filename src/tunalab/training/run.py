@@ -42,7 +42,7 @@ from tunalab.training.forking import LINEAGE_FILE, Parent, end_trunk, fork_of, r
 from tunalab.training.joint import JointSteps, read_steps
 from tunalab.training.module import Harness, NonFiniteLoss
 from tunalab.training.optimisation import learnt_parameters
-from tunalab.training.points import Scoring, keep_point
+from tunalab.training.points import Scoring, forget_points, keep_point
 from tunalab.training.start import load_start, start_weights, vae_of
 
 
@@ -182,6 +182,8 @@ class Run:
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
                 claim(self.run_dir, self.config)
+                own = resume is not None and self.parent is None
+                forget_points(self.run_dir, read_saved(resume).progress["tokens"] if own and resume is not None else -1)
                 if self.parent is not None:
                     self.parent.hand_over(self.run_dir)
                 elif resume is None:  # left by an attempt that began at a trunk and was killed before it saved

@@ -144,7 +144,11 @@ def test_a_scorer_that_fails_is_a_line_and_the_run_goes_on(data, vilt, capfd):
     config = config_of(data, geneval=vilt)
     assert run.train(config, data / "one") == 0
     said = capfd.readouterr().err
-    assert "geneval could not be scored (error: detector" in said and "is a vilt: a mask2former is needed" in said
+    assert (
+        "geneval could not be scored (error: " in said
+        and "could not be asked (and " in said
+        and "is a vilt: a mask2former is needed" in said
+    )
     assert read_record(data / "one/record.json").run.finished
 
 

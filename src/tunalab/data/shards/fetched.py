@@ -70,7 +70,9 @@ class FetchedFiles(DirFileSystem):
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         place = Path(self._join(path))
         kind = "directory" if place.is_dir() else "file"
-        return {"name": path, "size": place.stat().st_size, "type": kind, "ETag": os.path.basename(os.path.realpath(place))}
+        content = os.path.basename(os.path.realpath(place))  # large files are named by sha256, others as git names them
+        told = {"lfs": {"sha256": content}} if len(content) == 64 else {"blob_id": content}
+        return {"name": path, "size": place.stat().st_size, "type": kind, **told}
 
     def glob(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
         return {name: self.info(name) for name in super().glob(path)}

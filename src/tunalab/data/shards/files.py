@@ -33,7 +33,7 @@ _GLOB = frozenset("*?[")
 
 # What file systems tell of a file that changes with its content, and only with it; and what every writing of it changes too.
 # Their names for it differ.
-_CONTENT = ("blob_id", "md5Hash", "Content-MD5", "ETag", "etag")
+_CONTENT = ("sha256", "blob_id", "md5Hash", "Content-MD5", "ETag", "etag")
 _STAMPS = (*_CONTENT, "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "last_commit", "created")
 
 # Errors that speak of one file. Others (a dead disk, a lost network) are not the sample's fault: counting them as rejects would
@@ -357,6 +357,8 @@ def _followed(system: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any
 
 
 def _shard_file(system: AbstractFileSystem, info: dict[str, Any]) -> ShardFile:
+    if lfs := info.get("lfs"):  # of the Hub, which is read with a network and without one
+        info = {**info, "sha256": lfs["sha256"]}
     stamp = next((f"{key}={info[key]}" for key in _STAMPS if info.get(key) is not None), "")
     path = info["name"]
     return ShardFile(system.unstrip_protocol(path) if _is_remote(system) else path, info["size"], stamp)
