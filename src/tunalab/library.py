@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning import Callback
 
     from tunalab.bench.trial import Trial
+    from tunalab.data.documents import Corpus
     from tunalab.data.inspection import DataReport
     from tunalab.fetching import Fetched
     from tunalab.planning.ladder import Cost, Rung
@@ -302,36 +303,64 @@ def inspect_data(
     """What the data of a run are, before anything is trained: tunalab.analysis.data_page shows it.
 
     ``manifests``: JSONL files, each a source of the same weight under the default settings; experiment and variant stay out of it.
-    ``held_out``: manifests whose pictures are looked for in the training data, besides the run's own benchmarks that are files
-    (easy-VQA, and those from outside). ``limit``: documents of each source that are read (by default inspection.LIMIT).
+    ``held_out``: manifests, or files of questions, whose pictures are looked for in the training data, besides those of the run's
+    own benchmarks that are files (easy-VQA, and those from outside) and of ``evaluation.losses``. ``limit``: documents of each
+    source that are read (by default inspection.LIMIT).
 
     Raises UserError, one line: a setting or a file is wrong. That a run would stop at its data is a problem of the report.
     """
     config = _manifest_config(manifests, as_texts(settings)) if manifests else load_config(experiment, variant, settings)
-    from tunalab.data.buckets import Buckets
-    from tunalab.data.documents import Corpus
-    from tunalab.data.inspection import LIMIT, QuestionPictures, inspect
-    from tunalab.data.manifest import ManifestCorpus
-    from tunalab.evaluation.benchmarks import EASY_VQA, along, easy_vqa, is_questions, out_of_reach, outside
+    from dataclasses import replace
+
+    from tunalab.data.inspection import LIMIT, inspect
+    from tunalab.evaluation.benchmarks import along, out_of_reach
     from tunalab.frontends.components.store import Components
     from tunalab.training.preflight import fitting_space
 
-    sizes, evaluation = Buckets.of(config.data).unbounded(), config.evaluation
-    compared: list[Corpus] = [ManifestCorpus(path, image_size=sizes, name=str(path)) for path in held_out]
-    if evaluation.easy_vqa and not manifests:
-        questions = easy_vqa(config.data.image_size, evaluation.easy_vqa).questions
-        compared.append(QuestionPictures(EASY_VQA, questions))
-    for key, chosen in evaluation.benchmarks.items():
-        if is_questions(chosen):
-            # Of a file all: the whole of it is asked at the end.
-            compared.append(QuestionPictures(key, outside(key, config, chosen.limit if chosen.task else None).questions))
+    compared, absent = _held_out(config, held_out, easy_vqa=not manifests)
     frontend = tuple(sorted(vars(config.frontend).items()))
     space = fitting_space(frontend, config.decoder.width, config.data.image_size, config.components_seed)
     tokenizer = Components(config.components_seed).tokenizer_for(config.decoder)
     report = inspect(config, tokenizer, space.token_pixels, compared, LIMIT if limit is None else limit)
-    from dataclasses import replace
+    trained_on = [(one.name, one.same + one.alike) for one in report.held_out if one.same + one.alike]
+    copies = [f"{count} pictures of {name} are in the training data, or almost" for name, count in trained_on]
+    return replace(report, warnings=[*out_of_reach(config, tokenizer, along(config)), *copies, *absent])
 
-    return replace(report, warnings=out_of_reach(config, tokenizer, along(config)))
+
+def _held_out(config: "RunConfig", files: Sequence[str | Path], easy_vqa: bool) -> "tuple[list[Corpus], list[str]]":
+    """What no training data may show: files given by hand, benchmarks, documents of held-out losses. Lines: what is not here."""
+    from tunalab.data.buckets import Buckets
+    from tunalab.data.documents import Image
+    from tunalab.data.inspection import HeldDocuments, QuestionPictures
+    from tunalab.data.manifest import ManifestCorpus
+    from tunalab.evaluation import benchmarks, jsonl
+    from tunalab.evaluation.along import held_out_of
+    from tunalab.settings.schema import BenchmarkConfig
+
+    sizes, evaluation = Buckets.of(config.data), config.evaluation
+    found: list[Corpus] = []
+    absent: list[str] = []
+    for path in map(Path, files):
+        if jsonl.holds_questions(path):
+            questions, *_ = jsonl.questions("--held-out", BenchmarkConfig(path=str(path)), sizes, None)
+            found.append(QuestionPictures(str(path), questions))
+        else:
+            found.append(ManifestCorpus(path, image_size=sizes.unbounded(), name=str(path)))
+    if evaluation.easy_vqa and easy_vqa:
+        published = benchmarks.easy_vqa(config.data.image_size, evaluation.easy_vqa)
+        found.append(QuestionPictures(benchmarks.EASY_VQA, published.questions))
+    for key, chosen in evaluation.benchmarks.items():
+        if evaluation.asked == "later" and chosen.path and not Path(chosen.path).exists():
+            absent.append(f"evaluation.benchmarks.{key}: {chosen.path} is not here, and is asked later")
+        elif benchmarks.is_questions(chosen):
+            # Of a file all: the whole of it is asked at the end.
+            of = benchmarks.outside(key, config, chosen.limit if chosen.task else None)
+            found.append(QuestionPictures(key, of.questions))
+    for key, name in evaluation.losses.items():
+        documents = held_out_of(name, evaluation.loss_documents, config.data)
+        if any(isinstance(segment, Image) for document in documents for segment in document.segments):
+            found.append(HeldDocuments(f"evaluation.losses.{key}", documents))
+    return found, absent
 
 
 def _manifest_config(manifests: Sequence[str | Path], settings: Sequence[str]) -> "RunConfig":

@@ -8,6 +8,8 @@ import pytest
 from tests.synthetic import synthetic_record
 
 from tunalab.analysis.diff import FILLED, FRONT_END, NO_RESULT, diff, to_plain, to_text
+from tunalab.analysis.fairness import flagged
+from tunalab.analysis.tables import accuracy_table
 from tunalab.cli import main
 from tunalab.records.record import Record, find_record, write_record
 
@@ -29,6 +31,27 @@ def test_runs_that_differ_in_the_front_end_are_a_fair_pair():
     rates = {f"optimizer.groups.encoder.{key}" for key in ("match", "lr", "weight_decay")}
     assert {row.key for row in found.settings} == {"frontend.name", "frontend.encoder", *rates}
     assert {row.mark for row in found.settings} == {FRONT_END} and found.equal > 100
+
+
+def test_runs_that_were_asked_other_questions_by_one_name_are_not_compared_by_it(tmp_path):
+    """It is left out of figures, tables and differences, and said; the other benchmarks stay."""
+    made = []
+    for variant, digest in (("tuna2", "0bd6"), ("tuna_r", "2dfe")):
+        record = synthetic_record(variant)
+        points = [replace(p, benchmarks=p.benchmarks | {"mine": p.benchmarks["charts"]}) for p in record.points]
+        about = {"items": 3, "of": 3, "questions": digest, "weights": "averaged, bfloat16", "asked": f"2026-01-0{len(made) + 1}"}
+        made.append(replace(record, points=points, data={"asked": {"mine": about}}))
+    found = diff(NAMES, *made)
+    assert found.verdict().startswith("NOT FAIR") and broken(*made) == {"questions of mine"}
+    assert "mine" not in {row.name for row in found.accuracies} and found.accuracies
+    (line,) = flagged(made)
+    assert line.startswith("questions of mine (items 3, of 3, questions 0bd6: tuna2-") and "2dfe: tuna_r-" in line
+    assert "mine" not in set(accuracy_table(made)["benchmark"]) and "charts" in set(accuracy_table(made)["benchmark"])
+    same = [replace(one, data={"asked": {"mine": about}}) for one in made]
+    assert not broken(*same) and flagged(same) == [] and "mine" in set(accuracy_table(same)["benchmark"])
+    for one in made:
+        write_record(tmp_path / f"{one.run.name}.json", one)
+    assert main(["table", "--records", str(tmp_path)]) == 0 and "| mine |" not in (tmp_path / "accuracy.md").read_text(encoding="utf-8")
 
 
 def test_one_setting_of_one_variant_is_a_fair_pair_and_two_are_not():

@@ -57,6 +57,37 @@ def test_an_experiment_with_its_variant_and_benchmarks(checkout: Path, capsys: p
         assert sum(share["documents"] for share in shares) == pytest.approx(1)
 
 
+def test_what_losses_are_of_is_looked_at_too(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is not there, and pictures that training shows."""
+    held = ["data.manifests.held.path=held.jsonl", "evaluation.losses={mine: manifest/held}", "evaluation.loss_documents=2"]
+    assert main(["data", "my.jsonl", *held]) == 2
+    assert capsys.readouterr().err == "error: manifest/held: no such manifest file: held.jsonl\n"
+    PillowImage.new("RGB", (40, 40), (9, 200, 9)).save("green.png")
+    lines = [{"image": "green.png", "caption": "green"}, {"image": "p1.png", "caption": "red"}]
+    Path("held.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert main(["data", "my.jsonl", *held]) == 0
+    printed = capsys.readouterr().out
+    assert "Warning: 1 pictures of evaluation.losses.mine are in the training data, or almost" in printed
+    assert printed.index("Warning: 1 pictures") > printed.index("What the model gets")
+
+
+def test_questions_are_looked_for_in_the_training_data(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("q.jsonl").write_text(json.dumps({"image": "p0.png", "question": "red?", "answer": "yes"}) + "\n", encoding="utf-8")
+    assert main(["data", "my.jsonl", "--held-out", "q.jsonl", "--json"]) == 0
+    (held,) = json.loads(capsys.readouterr().out)["held_out"]
+    assert (held["name"], held["same"]) == ("q.jsonl", 1)
+
+
+def test_what_is_asked_later_need_not_be_here(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = ["evaluation.asked=later", "evaluation.keep_points=all"]
+    words = ["evaluation.benchmarks={mine: {path: q.jsonl, rule: rules.py:right}}", *later]
+    assert main(["data", "my.jsonl", *words]) == 0
+    assert "Warning: evaluation.benchmarks.mine: q.jsonl is not here, and is asked later" in capsys.readouterr().out
+    scorer = "evaluation.benchmarks={drawn: {task: geneval, path: prompts.jsonl, scorer: away}}"
+    assert main(["data", "my.jsonl", scorer, *later]) == 0 and capsys.readouterr()
+    assert main(["data", "my.jsonl", scorer]) == 2 and "scorer=away: there is no such folder" in capsys.readouterr().err
+
+
 def test_a_notebook_gets_the_same(manifest: Path) -> None:
     report = tunalab.inspect_data(manifests=["my.jsonl"], settings={"data.image_size": 16}, limit=2)
     assert report.problems == [] and report.sources[0].buckets == {(16, 16): 2}

@@ -186,6 +186,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no prompt": (["generate", "run", "--out", "out"], ["no prompt"]),
     "no instruction": ([*EDIT, "photo.png"], ["no instruction"]),
     "no question": ([*ASK, "photo.png"], ["no question"]),
+    "a second image": ([*ASK, "photo.png", "line.png", "what?"], ["line.png is no question: one image, or a folder of images"]),
     "no image": (ASK, ["no image", "--no-image"]),
     "empty file": (["generate", "run", "--prompts", "empty.txt", "--out", "out"], ["empty.txt is empty"]),
     "no such file": ([*GENERATE, "--prompts", "nothing.txt"], ["nothing.txt cannot be read"]),

@@ -106,6 +106,7 @@ BROKEN = {
     "null": "must be an object, not NoneType",
     "{}": "keys (none) are none of the four forms",
     '{"image": "images/red.png"}': "keys image are none",
+    '{"image": "images/red.png", "captoin": "a"}': "keys image (unknown: captoin) are none",
     '{"caption": "a"}': "keys caption are none",
     '{"image": null, "caption": "a"}': "keys caption are none",
     '{"image": "images/red.png", "caption": "a", "conversations": []}': "keys caption, conversations, image are none",

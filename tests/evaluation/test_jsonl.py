@@ -108,6 +108,11 @@ def test_chance_is_that_of_the_better_blind_guess(folder):
     assert chance(read_lines("x", write(folder, COLOURS[0]))) < 1
 
 
+def test_other_keys_are_for_a_rule_of_ones_own(folder):
+    path = write(folder, {**COLOURS[0], "difficulty": 3, "groups": ["a"], "group": "b"})
+    assert read_lines("x", path)[0]["difficulty"] == 3
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -122,6 +127,8 @@ def test_chance_is_that_of_the_better_blind_guess(folder):
         ({"image": "red.png", "question": "?", "answer": " "}, "an empty text"),
         ({"image": "red.png", "question": "?", "answer": "a", "group": [1]}, "group must be a text or a number"),
         ({"image": "none.png", "question": "?", "answer": "a"}, "none.png"),
+        ({"image": "red.png", "question": "?", "answer": "a", "optoins": ["a", "b"]}, "'optoins', did you mean options"),
+        ({"image": "red.png", "question": "?", "anser": "a"}, "'anser', did you mean answer"),
     ],
 )
 def test_a_broken_line_is_named_and_nothing_is_left_out(folder, line, message):

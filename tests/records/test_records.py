@@ -258,3 +258,10 @@ def test_a_record_in_the_place_of_their_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "record.json").touch()
     with pytest.raises(UserError, match=r"record.json is a file: the folder of the records is needed"):
         read_records(tmp_path / "record.json")
+
+
+def test_a_folder_of_run_directories_is_a_folder_of_records(tmp_path, record):
+    for name in ("tuna2-seed0", "tuna2-seed1", "trunks/0123"):
+        (tmp_path / name).mkdir(parents=True)
+        write_record(tmp_path / name / "record.json", record())
+    assert len(read_records(tmp_path)) == 2

@@ -28,7 +28,7 @@ from tunalab.records.labels import (
     ordered_benchmarks,
     value_label,
 )
-from tunalab.records.record import Point, Record
+from tunalab.records.record import Point, Record, questions_of
 from tunalab.terminal import columns
 
 FRONT_END, NO_RESULT, FILLED = "front-end", "changes no result", "today's default"
@@ -106,7 +106,8 @@ def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
         if key in all_b and all_a[key] != all_b[key] and not changes_results(key) and not key.startswith("tracking."):
             rows.append(SettingRow(key, all_a[key], all_b[key], NO_RESULT))
     common = _last_common(a, b)
-    accuracies, others = ([], []) if common is None else (_accuracies(*common), _others(*common))
+    unlike = {name for name, asked in questions_of([a, b]).items() if len(asked) > 1}
+    accuracies, others = ([], []) if common is None else (_accuracies(*common, unlike), _others(*common))
     tokens = None if common is None else max(point.tokens for point in common)
     # A name may be the same in two folders: inequalities name the runs as they were called.
     called = [replace(record, run=replace(record.run, name=name)) for name, record in zip(names, (a, b), strict=True)]
@@ -130,10 +131,10 @@ def _last_common(a: Record, b: Record) -> tuple[Point, Point] | None:
     return max(pairs, key=lambda pair: (min(point.tokens for point in pair), -abs(pair[0].tokens - pair[1].tokens)), default=None)
 
 
-def _accuracies(at_a: Point, at_b: Point) -> list[Compared]:
+def _accuracies(at_a: Point, at_b: Point, unlike: set[str]) -> list[Compared]:
     # All runs answer the same questions, so runs of two seeds are paired by question too.
     rows = []
-    for name in ordered_benchmarks(at_a.benchmarks.keys() & at_b.benchmarks.keys()):
+    for name in ordered_benchmarks((at_a.benchmarks.keys() & at_b.benchmarks.keys()) - unlike):
         one, other = at_a.benchmarks[name], at_b.benchmarks[name]
         rows.append(Compared(benchmark_label(name), one.accuracy, other.accuracy, of_two_runs((one, other))))
     return rows

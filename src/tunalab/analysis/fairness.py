@@ -19,7 +19,7 @@ from tunalab.records.labels import (
     front_end_keys,
     value_label,
 )
-from tunalab.records.record import Record, usable
+from tunalab.records.record import Record, questions_of, usable
 from tunalab.settings.loading import digest
 
 TINY = "tiny"
@@ -48,7 +48,8 @@ class Unequal:
 
 def unequal(records: Sequence[Record]) -> list[Unequal]:
     """What the runs do not share, what breaks a comparison first. Runs of one seed should share all, others all but the seed."""
-    every = [*_settings(records), *_finished(records), *_budget(records), *_order(records), *_components(records), *_made(records)]
+    every = [*_settings(records), *_finished(records), *_budget(records), *_order(records), *_components(records)]
+    every += [*_questions(records), *_made(records)]
     return sorted(every, key=lambda one: (not one.breaks, one.varied))
 
 
@@ -177,6 +178,16 @@ def _components(records: Sequence[Record]) -> Iterable[Unequal]:
             having = [record for record in records if part in used[id(record)] and seed_of(record) == of_components]
             folder = lambda record, part=part: used[id(record)][part]  # noqa: E731
             yield from _of(having, f"component {part}", folder, "pretrained another time, or with other settings", breaks=True)
+
+
+def _questions(records: Sequence[Record]) -> Iterable[Unequal]:
+    """Benchmarks by whose name runs were asked different questions, or were judged by different rules."""
+    for name, asked in questions_of(records).items():
+        if len(asked) > 1:
+            values = {what: tuple(names) for what, names in asked.items()}
+            yield Unequal(
+                f"questions of {name}", values, "it is left out: ask all of them the same (docs/extend/benchmark.md)", breaks=True
+            )
 
 
 def used_components(record: Record) -> dict[str, str]:

@@ -10,6 +10,7 @@ nothing from the network; templates/figure6.html.j2 is its text, "DATA" the plac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from math import ceil, isinf, log10
 from pathlib import Path
 from textwrap import fill
@@ -75,6 +76,10 @@ def learned(shown: Sequence[Line], axes: Sequence[Axis]) -> Panels:
     return Panels(list(shown), list(axes), panels)
 
 
+# So that one line shows through another on which it lies.
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
+
+
 @dataclass(frozen=True)
 class Style:
     """How a line of a figure is named and drawn."""
@@ -91,7 +96,8 @@ def styles(shown: Sequence[Line]) -> dict[Line, Style]:
         palette = [legend.colours()[line.variant] for line in shown]
     else:
         palette = [_shade(i / (len(shown) - 1)) for i in range(len(shown))]
-    return {line: Style(names[line], colour) for line, colour in zip(shown, palette, strict=True)}
+    looks = zip(shown, palette, cycle(DASHES), strict=False)  # the last has no end
+    return {line: Style(names[line], colour, dashes) for line, colour, dashes in looks}
 
 
 def _shade(share: float) -> str:
@@ -196,7 +202,8 @@ def figure6(found: Panels, axis: Axis) -> Figure:
         if numbers - {UNSHADED}
         else "Line: mean over seeds. "
     )
-    shade += "Dots: single seeds." + (" Of two seeds the interval says too little to be drawn." if UNSHADED in numbers else "")
+    shade = "Line: a single run." if numbers == {1} else shade + "Dots: single seeds."
+    shade += " Of two seeds the interval says too little to be drawn." if UNSHADED in numbers else ""
     caption(figure, " ".join(part for part in (shade + mark, axis.note) if part))
     return figure
 
@@ -207,7 +214,7 @@ def _draw_curve(axes: Axes, one: Drawn, axis: Axis, look: Style) -> None:
         if len(one.curve.scores) != UNSHADED:
             axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
         mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
-        axes.plot(found.x_G, found.mean_G, mark + "-", color=look.colour, linewidth=1.8, label=look.label)
+        axes.plot(found.x_G, found.mean_G, mark, linestyle=look.dashes, color=look.colour, linewidth=1.8, label=look.label)
     dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
     dots = [(x_P, one.curve.accuracy_P[seed]) for seed, x_P in one.curve.places.on(axis).items()]
     axes.plot(*(np.concatenate(values) for values in zip(*dots, strict=True)), ".", **dot)

@@ -42,7 +42,7 @@ def add(commands: "Commands") -> None:
     _add_images(sub)
     sub = add_command(commands, ask, "answer questions about images: one line per answer, image by image")
     sub.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    sub.add_argument("settings", nargs="*", metavar="IMAGE QUESTION", help="an image file or a folder of images; then questions")
+    sub.add_argument("settings", nargs="*", metavar="IMAGE QUESTION ...", help="one image, or a folder of images; then questions")
     sub.add_argument("--questions", type=Path, metavar="FILE", help=TEXTS_HELP)
     sub.add_argument("--no-image", action="store_true", help="questions without an image: there is no IMAGE")
     sub.add_argument("--json", action="store_true", help="print lines of JSON: image, question, answer")
@@ -102,13 +102,16 @@ def _make(arguments: argparse.Namespace, texts: list[str], request: "GenerationR
 
 def ask(arguments: argparse.Namespace) -> int:
     check_folder(arguments.model)
-    from tunalab.inference.images import find_images, input_buckets
+    from tunalab.inference.images import ENDINGS, find_images, input_buckets
     from tunalab.trained.model import model_config
 
     words = arguments.settings
     if not (words or arguments.no_image):
         raise UserError("no image: name a file or a folder, or ask with --no-image")
     questions = _texts(words if arguments.no_image else words[1:], arguments.questions, "question")
+    for text in questions:
+        if Path(text).suffix.lower() in ENDINGS:
+            raise UserError(f"{text} is no question: one image, or a folder of images, then questions")
     images = [None] if arguments.no_image else find_images(Path(words[0]))
     max_tokens, bounds = positive("--max-tokens", arguments.max_tokens), bounds_of(arguments)
     input_buckets(model_config(arguments.model).data, arguments.size)

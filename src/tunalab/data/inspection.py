@@ -348,6 +348,16 @@ class Watched(Buckets):
         return super().choose(where, height, width, stored)
 
 
+class HeldDocuments:
+    """Documents that a held-out loss is of, as a corpus."""
+
+    def __init__(self, name: str, documents: Sequence[Document]) -> None:
+        self.name, self.length, self._documents = name, len(documents), documents
+
+    def document(self, index: int) -> Document:
+        return self._documents[index]
+
+
 class QuestionPictures:
     """The questions of a benchmark as a corpus, to be compared with training data."""
 

@@ -208,7 +208,9 @@ class ManifestCorpus:
             return conversation_document(line["conversations"])
         forms = " | ".join(", ".join(sorted(choice)) for choice in FORMS)
         asked = " (questions with answers are a benchmark: evaluation.benchmarks.NAME.path)" if "question" in line else ""
-        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'} are none of the four forms: {forms}{asked}")
+        others = ", ".join(sorted(line.keys() - _KEYS - {"images"}))
+        unknown = f" (unknown: {others})" if others and not asked else ""
+        raise Reject(f"keys {', '.join(sorted(form)) or '(none)'}{unknown} are none of the four forms: {forms}{asked}")
 
     def where(self, index: int) -> str:
         """File and number of the line of an index, blank lines counted, as editors show it. One pass for ascending indices."""

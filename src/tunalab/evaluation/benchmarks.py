@@ -173,8 +173,12 @@ def _shortened(text: str, most: int = 40) -> str:
     return repr(text if len(text) <= most else f"{text[: most - 3]}...")
 
 
-def check_benchmarks(config: RunConfig) -> None:
-    """Raises UserError, one line: a benchmark from outside cannot be found, or its name is taken or cannot be shown."""
+def check_benchmarks(config: RunConfig, asking: bool = False) -> None:
+    """Raises UserError, one line: a benchmark from outside cannot be found, or its name is taken or cannot be shown.
+
+    Rules, classes and scorers are looked for where they are asked: along the run, or (``asking``) afterwards.
+    """
+    here = asking or config.evaluation.asked == "along"
     taken = {*BENCHMARKS, EASY_VQA}
     for group, members in (("data.questions", config.data.questions), ("evaluation.benchmarks", config.evaluation.benchmarks)):
         for key in members:
@@ -188,7 +192,7 @@ def check_benchmarks(config: RunConfig) -> None:
     for key, chosen in config.evaluation.benchmarks.items():
         setting = f"evaluation.benchmarks.{key}"
         if chosen.task:
-            _check_task(setting, chosen)
+            _check_task(setting, chosen, here)
             if not is_questions(chosen):
                 try:
                     check_sampling(replace(config.sampling, steps=chosen.steps))
@@ -196,9 +200,9 @@ def check_benchmarks(config: RunConfig) -> None:
                     raise UserError(f"{setting}.steps={chosen.steps}: {error}") from error
         elif bool(chosen.path) == bool(chosen.name):
             raise UserError(f"{setting}: a file of questions (path), a class (name) or a task must be given, and not two of them")
-        elif chosen.path:
+        elif chosen.path and here:
             jsonl.rule(setting, chosen.rule)
-        else:
+        elif here:
             find(f"{setting}.name", chosen.name, OUTSIDE)
 
 
@@ -211,8 +215,10 @@ IMAGES = {  # task -> where the function of its name is; parts that come later i
 TASKS = (*(name for name, published in PUBLISHED.items() if not published.judged), *IMAGES)
 
 
-def _check_task(setting: str, chosen: BenchmarkConfig) -> None:
-    """Raises UserError, one line; also for a scorer that is not there: a run would notice it at its first point."""
+def _check_task(setting: str, chosen: BenchmarkConfig, here: bool) -> None:
+    """Raises UserError, one line; also for a scorer that is not there: a run would notice it at its first point. ``here``: it is
+    asked by this process.
+    """
     if chosen.task not in TASKS:
         judged = chosen.task in PUBLISHED
         about = "is scored by a judge: `tunalab evaluate --parts published` asks it at the end" if judged else "is not known"
@@ -223,7 +229,7 @@ def _check_task(setting: str, chosen: BenchmarkConfig) -> None:
         raise UserError(f"{setting}.path is missing: the data of {chosen.task}")
     for key in ("scorer", "clip"):
         folder = getattr(chosen, key)
-        if folder and not Path(folder).exists():
+        if here and folder and not Path(folder).exists():
             raise UserError(f"{setting}.{key}={folder}: there is no such folder")
 
 
@@ -252,7 +258,7 @@ def outside_sources(config: RunConfig) -> dict[str, str]:
     found = {f"data.questions.{key}": question_kind(key, config.data).source for key in config.data.questions}
     for key in config.data.corpora:
         found[f"data.corpora.{key}"] = source_of(corpus_class(key, config.data))
-    for key, chosen in config.evaluation.benchmarks.items():
+    for key, chosen in along(config).items():
         setting = f"evaluation.benchmarks.{key}"
         if chosen.name:
             found[setting] = source_of(find(f"{setting}.name", chosen.name, OUTSIDE))

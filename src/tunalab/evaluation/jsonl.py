@@ -17,6 +17,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,23 @@ def read_lines(setting: str, path: Path) -> list[Line]:
     return found
 
 
+def holds_questions(path: Path) -> bool:
+    """Whether the first line of a file is a question, and not a document to train on."""
+    with suppress(OSError, Reject), path.open("rb") as file:
+        starts = index_lines(file)
+        file.seek(int(starts[0]))
+        return "question" in parse_line(file.read(int(starts[1] - starts[0])))
+    return False
+
+
 def _checked(line: Line) -> Line:
     """Raises Reject."""
-    unknown = [key for key in ("question", "image") if not line.get(key)]
-    if unknown:
-        raise Reject(f"{' and '.join(unknown)} missing (keys of a line: {', '.join(KEYS)})")
+    for key in line.keys() - {*KEYS}:  # a rule of one's own may read others; one that is almost ours is a slip of the pen
+        if (meant := get_close_matches(key, KEYS, 1, 0.75)) and meant[0] not in line:
+            raise Reject(f"unknown key {key!r}, did you mean {meant[0]}? (keys of a line: {', '.join(KEYS)})")
+    missing = [key for key in ("question", "image") if not line.get(key)]
+    if missing:
+        raise Reject(f"{' and '.join(missing)} missing (keys of a line: {', '.join(KEYS)})")
     if ("answer" in line) == ("answers" in line):
         raise Reject("one of answer and answers must be there")
     given = line["answers"] if "answers" in line else [line["answer"]]

@@ -9,10 +9,9 @@ from typing import Any
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Score
 from tunalab.files import listed
-from tunalab.records.record import Point, Record
+from tunalab.records.record import NOT_ASKED, Point, Record
 
 ASKED = Path("points") / "asked"
-NOT_ASKED = ("asked", "weights")  # when, and of what
 
 
 def merged(run_dir: Path, points: Sequence[Point], data: dict[str, Any]) -> dict[str, Any]:

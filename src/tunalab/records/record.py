@@ -250,12 +250,13 @@ def same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
-    """All records of a folder (``*.json``), in the order of their file names; without ``evaluation`` as :func:`read_record`.
+    """All records of a folder (``*.json``), or of the run directories in it, in the order of their names; without ``evaluation`` as
+    :func:`read_record`.
 
     Raises:
         UserError: there is no record, or one of them is damaged.
     """
-    paths = listed(folder, "*.json")
+    paths = listed(folder, "*.json") or listed(folder, f"*/{RECORD_FILE}")
     if not paths and folder.is_file():
         raise UserError(f"{folder} is a file: the folder of the records is needed")
     if not paths:
@@ -266,11 +267,39 @@ def read_records(folder: Path, evaluation: bool = True) -> list[Record]:
 
 
 def usable(records: Sequence[Record]) -> list[Record]:
-    """The finished records, or all of them while none is finished.
+    """The finished records, or all of them while none is finished, without benchmarks by whose name these were asked different
+    questions (analysis/fairness.py says which).
 
     A half-trained seed beside finished ones would make the mean jump where it ends.
     """
-    return [record for record in records if record.run.finished] or list(records)
+    found = [record for record in records if record.run.finished] or list(records)
+    unlike = {name for name, asked in questions_of(found).items() if len(asked) > 1}
+    if not unlike:
+        return found
+    return [
+        replace(record, points=[replace(point, benchmarks=_without(point.benchmarks, unlike)) for point in record.points])
+        for record in found
+    ]
+
+
+NOT_ASKED = ("asked", "weights")  # of what a record says of a benchmark: when it was asked, and of what
+
+
+def questions_of(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
+    """Benchmark -> what was asked under its name (items, digest, rule, limit of replies) -> names of the runs that were asked it.
+
+    Of those about which records say so: benchmarks of the user's own and published ones.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        for name, about in ({**record.data.get("benchmarks", {}), **record.data.get("asked", {})}).items():
+            what = ", ".join(f"{key} {about[key]}" for key in sorted(about) if key not in NOT_ASKED)
+            found.setdefault(name, {}).setdefault(what, []).append(record.run.name)
+    return found
+
+
+def _without(scores: Mapping[str, Score], names: set[str]) -> dict[str, Score]:
+    return {name: score for name, score in scores.items() if name not in names}
 
 
 def _parse(path: Path, text: str | bytes) -> Record:

@@ -36,7 +36,7 @@ from tunalab.files import listed, lock, write_atomically
 from tunalab.frontends.components.store import Components
 from tunalab.inference.requests import computing, find_device, precision
 from tunalab.records.asked import ASKED, merged, own_answers
-from tunalab.records.record import CONFIG_FILE, RECORD_FILE, changing, read_record, write_record
+from tunalab.records.record import CONFIG_FILE, NOT_ASKED, RECORD_FILE, changing, read_record, write_record
 from tunalab.settings.loading import laid_over, read_config, text_digest
 from tunalab.settings.schema import RunConfig
 from tunalab.trained.model import Model, load
@@ -163,10 +163,15 @@ class Asking:
     def _not_of_the_run(self) -> list[Request]:
         """Without those that the run asked by itself: its record keeps its own answers."""
         path = self.run_dir / RECORD_FILE
-        own = own_answers(read_record(path, evaluation=False)) if path.is_file() else set()
+        record = read_record(path, evaluation=False) if path.is_file() else None
+        own = own_answers(record) if record else set()
+        there = record.data.get("asked", {}) if record else {}
         for request in self.requests:
-            if request.one.name in own:
-                self._say(f"{self.run_dir}: the run itself was asked {request.one.name}, and its answers stay")
+            name = request.one.name
+            if name in there and {key: value for key, value in there[name].items() if key not in NOT_ASKED} != request.about:
+                self._say(f"{self.run_dir}: the record has answers to other questions, or by another rule, as {name}: they go")
+            if name in own:
+                self._say(f"{self.run_dir}: the run itself was asked {name}, and its answers stay")
         return [request for request in self.requests if request.one.name not in own]
 
     def _ask(self, tokens: int, requests: Sequence[Request], wait: bool) -> None:
@@ -220,7 +225,7 @@ def named(name: str, config: RunConfig) -> Asked:
     """Raises UserError, one line: there is no such benchmark."""
     kind, _, level = name.partition("@")
     if name in config.evaluation.benchmarks:
-        check_benchmarks(config)
+        check_benchmarks(config, asking=True)
         found = one_of(name, config)
         if isinstance(found, KeptImages) and found.judge is None:
             raise UserError(f"evaluation.benchmarks.{name}.scorer is missing: the folder of a model that scores images")

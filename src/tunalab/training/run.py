@@ -178,6 +178,9 @@ class Run:
             trainer = self._trainer()
         if self.ranks.first and resume is not None:
             print(f"resuming from {resume}" if self.parent is None else f"beginning from {resume}", flush=True)
+        elif self.ranks.first:
+            stages = " + ".join(f"{name} {stage.tokens:,}" for name, stage in self.config.stages.items() if stage.tokens)
+            print(f"{self.config.experiment}, {self.config.variant}: {stages} tokens", flush=True)
         with self.ranks.together():
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
