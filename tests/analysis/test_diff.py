@@ -51,7 +51,9 @@ def test_runs_that_were_asked_other_questions_by_one_name_are_not_compared_by_it
     assert not broken(*same) and flagged(same) == [] and "mine" in set(accuracy_table(same)["benchmark"])
     for one in made:
         write_record(tmp_path / f"{one.run.name}.json", one)
-    assert main(["table", "--records", str(tmp_path)]) == 0 and "| mine |" not in (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    assert main(["table", "--records", str(tmp_path)]) == 0 and "| mine |" not in (tmp_path / "accuracy.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_one_setting_of_one_variant_is_a_fair_pair_and_two_are_not():

@@ -126,9 +126,9 @@ def grid(names: list[str], looks: Sequence[Style], xlabel: str) -> tuple[Figure,
             axes.set_xlabel(xlabel, color=INK, fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("accuracy", color=INK, fontsize=9)
-    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=2.4, label=look.label) for look in looks]
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=2.0, label=look.label) for look in looks]
     handles.append(Line2D([], [], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), label="chance"))
-    style: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.8}
+    style: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 3.2, "columnspacing": 1.8}
     across = min(len(handles), 3 if len(panels) < 3 else 6)
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1 - ABOVE / 2 / height), ncols=across, **style)
     top = height - ABOVE - LEGEND_ROW * ceil(len(handles) / across) - TITLE
@@ -214,7 +214,7 @@ def _draw_curve(axes: Axes, one: Drawn, axis: Axis, look: Style) -> None:
         if len(one.curve.scores) != UNSHADED:
             axes.fill_between(found.x_G, found.low_G, found.high_G, color=look.colour, alpha=0.16, linewidth=0)
         mark = "o" if len(found.x_G) == 1 else ""  # a line of one point would not be seen
-        axes.plot(found.x_G, found.mean_G, mark, linestyle=look.dashes, color=look.colour, linewidth=1.8, label=look.label)
+        axes.plot(found.x_G, found.mean_G, marker=mark, linestyle=look.dashes, color=look.colour, linewidth=1.8, label=look.label)
     dot: dict[str, Any] = {"color": look.colour, "markersize": 4, "alpha": 0.7, "markeredgewidth": 0}
     dots = [(x_P, one.curve.accuracy_P[seed]) for seed, x_P in one.curve.places.on(axis).items()]
     axes.plot(*(np.concatenate(values) for values in zip(*dots, strict=True)), ".", **dot)
