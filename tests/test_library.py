@@ -255,6 +255,10 @@ def test_records_are_a_tidy_frame_figures_and_tables(tmp_path: Path) -> None:
     points = frame[frame["measure"] == "accuracy"]
     assert len(points) == sum(len(point.benchmarks) for record in records for point in record.points)
     assert points["value"].between(0, 1).all() and set(frame["measure"]) == {"accuracy", "loss", "psnr"}
+    margins = tunalab.records(str(ROOT / "results" / "figure6_rates")).frame().query("measure == 'margin'")
+    assert (
+        {"charts", "pairs@2"} < set(margins["name"]) and "ocr" not in set(margins["name"]) and margins["value"].between(-8, 8).all()
+    )
     assert sorted(set(points["objective.masking.ratio"])) == [0.0, 0.25, 0.5, 0.75]
     records = tunalab.Records([few(record) for record in records[:2]], records.source)  # which is drawn in a second
     figure: Any = records.figure("mask_ratio")

@@ -90,8 +90,8 @@ class Records(Sequence["Record"]):
         """A row per run, point and measure, whatever was measured along the runs.
 
         Columns: run, experiment, variant, seed; each setting that differs, by its key; tokens, steps, images, flops, seconds of
-        training; measure (accuracy | loss | psnr), name; value (a share, nats or mean squared error, dB); low, high (95%
-        interval), n and chance of accuracies.
+        training; measure (accuracy | margin | loss | psnr), name; value (a share; nats of margins and of text, mean squared errors of
+        images; dB); low, high (95% interval), n and chance of accuracies.
         """
         import pandas as pd
 
@@ -113,6 +113,8 @@ class Records(Sequence["Record"]):
                 for name, score in point.benchmarks.items():
                     interval = {"low": score.low, "high": score.high, "n": score.n, "chance": score.chance}
                     rows.append({**here, "measure": "accuracy", "name": name, "value": score.accuracy, **interval})
+                    if score.margin is not None:
+                        rows.append({**here, "measure": "margin", "name": name, "value": score.margin, "n": score.n})
                 for measure, values in (("loss", point.losses), ("psnr", point.one_step_psnr)):
                     rows += [{**here, "measure": measure, "name": name, "value": value} for name, value in values.items()]
         return pd.DataFrame(rows)

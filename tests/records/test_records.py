@@ -1,4 +1,5 @@
 import json
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import Measure, Score, mean, share
 from tunalab.evaluation.whole import Evaluated
-from tunalab.records.environment import environment
+from tunalab.records.environment import _commit, environment
 from tunalab.records.log import Status, read_status, write_status
 from tunalab.records.record import add_evaluation, read_record, read_records, write_record
 
@@ -265,3 +266,20 @@ def test_a_folder_of_run_directories_is_a_folder_of_records(tmp_path, record):
         (tmp_path / name).mkdir(parents=True)
         write_record(tmp_path / name / "record.json", record())
     assert len(read_records(tmp_path)) == 2
+
+
+def test_records_that_a_sweep_published_do_not_modify_the_code(tmp_path):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *words], check=True)
+
+    for name in ("src/code.py", "results/sweep/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1", encoding="utf-8")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    assert _commit(tmp_path / "src/code.py")[1] is False
+    (tmp_path / "results/sweep/a.json").write_text("2", encoding="utf-8")
+    assert _commit(tmp_path / "src/code.py")[1] is False
+    (tmp_path / "src/code.py").write_text("2", encoding="utf-8")
+    assert _commit(tmp_path / "src/code.py")[1] is True

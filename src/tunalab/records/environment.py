@@ -67,7 +67,8 @@ def _commit(file: Path) -> tuple[str | None, bool | None]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", file.name) is not None:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        # A sweep writes its records there, after which the next run's code is still the commit's.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
         return git("rev-parse", "HEAD"), None if changed is None else bool(changed)
     root = next((place for place in file.parents if (place / ".git").exists()), None)
     if not refused or root is None or not file.is_relative_to(root / "src"):
