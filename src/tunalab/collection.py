@@ -90,8 +90,8 @@ class Records(Sequence["Record"]):
         """A row per run, point and measure, whatever was measured along the runs.
 
         Columns: run, experiment, variant, seed; each setting that differs, by its key; tokens, steps, images, flops, seconds of
-        training; measure (accuracy | margin | loss | psnr), name; value (a share; nats of margins and of text, mean squared errors of
-        images; dB); low, high (95% interval), n and chance of accuracies.
+        training; measure (accuracy | margin | loss | psnr), name; value (a share; nats of margins and of text, mean squared errors
+        of images; dB); low, high (95% interval), n and chance of accuracies.
         """
         import pandas as pd
 
