@@ -279,11 +279,11 @@ def try_steps(name: str, variant: str, settings: Settings = (), row_tokens: Sequ
 
 def cell_configs(name: str, settings: list[str]) -> "dict[str, RunConfig]":
     """The configuration of every run of a sweep, by name of the cell. Raises UserError: a file or setting is wrong."""
-    from tunalab.settings.layers import find, located
+    from tunalab.settings.layers import find, located, names_of
     from tunalab.sweeps.grid import check_settings, expand, load_sweep, own_settings
 
     if located("sweeps", name) is None and located("experiments", name):
-        raise UserError(f"{name} is an experiment: `tunalab plan {name} VARIANT`")
+        raise UserError(f"{name} is an experiment: `tunalab plan {name} VARIANT` (choices: {', '.join(names_of('variants'))})")
     loaded = load_sweep(find("sweeps", name))
     check_settings(loaded, settings)
     return {cell.name: load_config(cell.experiment, cell.variant, own_settings(cell, settings)) for cell in expand(loaded)}

@@ -99,7 +99,7 @@ def test_the_command_plans_a_sweep_by_its_name_alone(monkeypatch, tmp_path, caps
     ("words", "said"),
     [
         (["plan", "figure7"], "sweeps/figure7.yaml"),
-        (["plan", "paper_7b"], "paper_7b is an experiment: `tunalab plan paper_7b VARIANT`"),
+        (["plan", "paper_7b"], "paper_7b is an experiment: `tunalab plan paper_7b VARIANT` (choices: bottleneck, tuna, "),
         (["plan"], "EXPERIMENT VARIANT, or a SWEEP alone, is to be planned, not nothing"),
         (["plan", "a", "b", "c"], "not a b c"),
         (["plan", "smoke", "seed=3"], "seed"),
