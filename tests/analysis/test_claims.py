@@ -3,8 +3,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.claims import CLAIMS, OURS, PANELS, Gap, claims, claims_markdown, corrected, in_words, verdict, write_claims
-from tunalab.analysis.endpoints import Difference
+from tunalab.analysis.claims import (
+    CLAIMS,
+    OURS,
+    PANELS,
+    Gap,
+    _in_words,
+    claims,
+    claims_markdown,
+    corrected,
+    in_words,
+    verdict,
+    write_claims,
+)
+from tunalab.analysis.endpoints import MARGIN, Difference, difference, double_difference, paired
 from tunalab.evaluation.measure import Score, mean
 from tunalab.evaluation.whole import Evaluated
 from tunalab.frontends.looks import Look
@@ -191,8 +203,8 @@ def test_our_own_questions_are_a_family_of_their_own(records):
 
 
 def test_close_is_shown_and_not_taken_for_granted():
-    assert gap(0.01, close=0.05).shown.endswith("; within 0.05")
-    assert gap(0.01, scatter=0.08, close=0.05).shown.endswith("; not shown to be within 0.05")
+    assert gap(0.01, close=0.05).shown.endswith("; within 0.05 (90% [-0.008, +0.028])")
+    assert gap(0.01, scatter=0.08, close=0.05).shown.endswith("; not shown to be within 0.05 (90% [-0.062, +0.082])")
 
 
 def test_all_claims_are_one_family_and_undecided_ones_say_how_many_seeds_would_do():
@@ -207,3 +219,81 @@ def test_all_claims_are_one_family_and_undecided_ones_say_how_many_seeds_would_d
 def test_without_the_papers_variants_there_are_no_claims(records, tmp_path):
     made = [one for one in measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5}) if one.run.variant == "tuna"]
     assert write_claims(made, tmp_path, "x") == [] == write_claims(records(seeds=1), tmp_path, "x")
+
+
+def test_a_mean_is_shown_without_the_benchmark_on_which_its_sign_hangs(records):
+    """Of seven panels with margins one alone differs: without it there is nothing."""
+    made = measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5})
+    for number, one in enumerate(made):
+        if one.run.variant == "tuna2":
+            end = one.points[-1]
+            raised = Score.from_outcomes(end.benchmarks["count"].items(), 0.2, end.benchmarks["count"].margin_items() + 2.0)
+            made[number] = replace(one, points=[*one.points[:-1], replace(end, benchmarks=end.benchmarks | {"count": raised})])
+    (gap_found,) = claims(made)["Understanding ends Tuna-2 > Tuna-R"]
+    assert gap_found.sign == 1 and gap_found.without.what == "without count (CountBench)"
+    assert abs(gap_found.without.estimate.value) < 0.05 < 0.2 < gap_found.found.estimate.value
+    assert "; without count (CountBench) " in gap_found.shown
+
+
+def test_a_sign_over_seeds_may_not_stand_over_encoders():
+    """Nine seeds of three encoders that scatter: over seeds the sign is certain, over the three means it is not."""
+    of_encoder = np.repeat([0.2, 0.9, 1.6], 3) + np.tile([0.0, 0.01, 0.02], 3)
+    found = Difference("x", of_encoder, parts=["a"] * 3 + ["b"] * 3 + ["c"] * 3)
+    alone = Gap("x", found)
+    ((told,),) = corrected([[alone]])
+    assert told.sign == 1 and told.p < 0.01 < 0.05 < told.p_parts and "**" in told.shown and "**" not in told.elsewhere
+    steady = replace(alone, found=replace(found, value_S=0.9 + np.tile([-0.3, 0.0, 0.3], 3)))
+    ((told,),) = corrected([[steady]])
+    assert told.p_parts < 0.05 and told.elsewhere.startswith("**")
+
+
+def test_at_chance_nothing_is_close_and_the_family_stays(records):
+    """Images of which none is right are alike for every model."""
+    made = measured(records, {"tuna": 0.5, "tuna_r": 0.5, "tuna2": 0.5})
+    of, about = ("generation", "scene prompts"), {"split": "test", "chance": 0.06}
+    items = {"tuna": [0.0] * 20, "tuna_r": [0.0] * 19 + [1.0], "tuna2": [0.0] * 20}
+    at_floor = [
+        replace(
+            one,
+            evaluation=[Evaluated("g", {}, {}, 0.0, [mean(*of, items[one.run.variant], metric="overall", **about)])],
+        )
+        for one in made
+    ]
+    found = claims(at_floor)["Generation: Tuna > Tuna-R > Tuna-2, all close"]
+    assert verdict(found) == "no room for a difference"
+    assert all(gap.floor and gap.shown.endswith("both at chance, left out") for gap in found)
+    without = claims(made)["Tuna-2 starts slower than Tuna-R"][0]
+    with_floor = claims(at_floor)["Tuna-2 starts slower than Tuna-R"][0]
+    assert with_floor.family == without.family + 1  # two of generation for one of reconstruction
+
+
+def test_an_undecided_claim_needs_what_its_contrary_needs():
+    """One difference that stands the other way round decides against it, whatever the others do."""
+    scatter = np.array([1.0, -1.0, 0.5, -0.5, 0.2, -0.2])
+    gaps = [Gap("a", Difference("a", 0.05 + scatter)), Gap("b", Difference("b", -0.5 + scatter))]
+    (told,) = corrected([gaps])
+    assert verdict(told) == "undecided" and told[0].needed.seeds > told[1].needed.seeds
+    assert _in_words(told)[0] == f"undecided (seeds needed: {told[1].needed.shown})"
+    near = Gap("c", Difference("c", 0.045 + 0.01 * scatter), close=0.05)
+    ((told_near,),) = corrected([[near]])
+    assert told_near.sign == 0 and told_near.p < 0.05 and told_near.needed.seeds > 6  # of being close, not of the sign
+
+
+def test_the_effect_of_masking_on_two_front_ends_is_compared_question_by_question(records):
+    """Both are asked the same: what a question does to both effects cancels. And seeds are those of all four cells."""
+    generator = np.random.default_rng(0)
+    of_question = generator.normal(0, 2, 200)
+    pairs = {}
+    for variant, effect in (("tuna2", 0.5), ("tuna_r", 0.25)):
+        sides = []
+        for masked in (1.0, 0.0):
+            made = [one for one in records(seeds=4) if one.run.variant == variant]
+            margins = [generator.normal(0, 0.1, 200) + masked * (effect + of_question) for _ in made]
+            scores = [{"charts": Score.from_outcomes([True] * 200, 0.2, of)} for of in margins]
+            ends = [replace(one.points[-1], benchmarks=score) for one, score in zip(made, scores, strict=True)]
+            sides.append([replace(one, points=[*one.points[:-1], end]) for one, end in zip(made, ends, strict=True)])
+        pairs[variant] = paired(*sides)
+    found = double_difference(pairs["tuna2"], pairs["tuna_r"][1:], MARGIN, ["charts"])
+    assert len(found.value_S) == 3 and found.estimate.value == pytest.approx(0.25, abs=0.06) and found.questions < 0.02
+    assert difference(pairs["tuna2"], MARGIN, ["charts"]).questions > 0.1
+    assert double_difference(pairs["tuna2"], [], MARGIN, ["charts"]) is None

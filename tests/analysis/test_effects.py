@@ -12,7 +12,7 @@ from tests.synthetic import synthetic_record
 from tunalab.analysis.effects import MEAN, PSNR, TEXT_LOSS, effects_table, factors_and_cells, ordered_levels, write_effects
 from tunalab.analysis.figures import CLEAR, forest
 from tunalab.errors import UserError
-from tunalab.evaluation.measure import Score
+from tunalab.evaluation.measure import LossItems, Score
 from tunalab.records.record import Record
 
 N = 400
@@ -189,3 +189,24 @@ def test_one_seed_has_no_interval_and_others_that_of_their_own_cells(tmp_path: P
     contrast_S = (luck[1] + luck[2] - luck[0] - luck[3]) / 2  # with an encoder less without, in pixels and in latents
     half = 4.302653 * contrast_S.std(ddof=1) / np.sqrt(3)
     assert row["high"] - row["value"] == pytest.approx(half)
+
+
+def test_effects_on_text_losses_have_the_error_over_documents() -> None:
+    """All runs are asked the same documents: where these tell the cells apart, seeds alone say too little."""
+    generator = np.random.default_rng(0)
+    off_D, tokens_D = generator.normal(0, 0.2, 64), np.full(64, 10)
+    made = []
+    for seed in range(4):
+        for variant, shift in (("tuna2", off_D), ("tuna_r", 0 * off_D)):
+            one = run(variant, seed, 0.5, loss=1.0 + float(shift.mean()))
+            nats_D = tokens_D * (1.0 + shift)
+            last = replace(one.points[-1], loss_items={"text/vqa": LossItems.of(nats_D, tokens_D)})
+            made.append(replace(one, points=[*one.points[:-1], last]))
+    bare = [replace(one, points=[*one.points[:-1], replace(one.points[-1], loss_items={})]) for one in made]
+    widths = []
+    for records in (made, bare, [*bare[:2], *made[2:]]):
+        row = effects_table(records).query("outcome == 'text loss, nats'").iloc[0]
+        widths.append(row["high"] - row["low"])
+    expected = 2 * 1.96 * off_D.std(ddof=1) / np.sqrt(64)
+    assert widths[0] == pytest.approx(expected, rel=0.01) and widths[1] == pytest.approx(0, abs=1e-6)
+    assert widths[2] == pytest.approx(widths[0])  # by the seeds that have them

@@ -14,6 +14,7 @@ from tunalab.analysis.statistics import (
     equivalent,
     half_width,
     holm,
+    lasting_error,
     needed,
     of_items,
     of_seeds,
@@ -229,6 +230,18 @@ def test_seeds_needed_find_the_difference_as_often_as_they_say() -> None:
     fewer = [of_seeds(generator.normal(pilot.mean(), pilot.std(ddof=1), count // 2)).p < 0.05 for _ in range(1000)]
     assert np.mean(found) > 0.77 and np.mean(fewer) < 0.7
     assert seeds_needed(pilot, questions=1.0) == np.inf  # more seeds do not help where questions are too few
+
+
+def test_luck_of_answers_is_no_error_that_lasts() -> None:
+    """In worlds whose questions do not tell the sides apart it is next to none, in others their true share."""
+    generator = np.random.default_rng(1)
+    luck = [lasting_error([generator.normal(0, 1, (9, 200))]) for _ in range(200)]
+    assert np.sqrt(np.mean(np.square(luck))) < 0.5 * question_error([generator.normal(0, 1, (9, 200))], shares=False)
+    real = [lasting_error([generator.normal(0, 1, (9, 200)) + generator.normal(0, 2, 200)]) for _ in range(200)]
+    assert np.sqrt(np.mean(np.square(real))) == pytest.approx(2 / np.sqrt(200), rel=0.05)
+    one = generator.normal(0, 1, (1, 200))
+    assert lasting_error([one]) == question_error([one], shares=False)
+    assert lasting_error([np.ones((3, 5))]) == 0.0
 
 
 def test_more_questions_are_asked_for_until_they_save_no_seeds() -> None:

@@ -16,17 +16,39 @@ Our own questions stand beside the claims, as a family of their own.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import copysign
 from pathlib import Path
 from typing import Any
 
 from tunalab.analysis.crossing import crossings, passing
 from tunalab.analysis.curves import axis_named, benchmarks, lines
-from tunalab.analysis.endpoints import ACCURACY, MARGIN, Difference, Pairs, difference, loss_difference, paired, parts_of
+from tunalab.analysis.endpoints import (
+    ACCURACY,
+    MARGIN,
+    Difference,
+    Pairs,
+    difference,
+    double_difference,
+    loss_difference,
+    paired,
+    parts_of,
+)
 from tunalab.analysis.evaluations import PAPER, Key, Side, earlier_parser, evaluated, in_shares, item_gaps, sides
 from tunalab.analysis.learning import learning_curves
-from tunalab.analysis.statistics import ALPHA, Needed, equivalence_p, equivalent, holm, needed, question_error
+from tunalab.analysis.statistics import (
+    ALPHA,
+    Needed,
+    equivalence_p,
+    equivalent,
+    half_width,
+    holm,
+    lasting_error,
+    needed,
+    question_error,
+)
 from tunalab.analysis.written import markdown_table, write_tables_to
 from tunalab.errors import UserError
+from tunalab.evaluation.measure import Measure
 from tunalab.records.labels import MASK_RATIO, Legend, benchmark_label, identity
 from tunalab.records.record import Record, usable
 
@@ -44,7 +66,9 @@ class Gap:
     """A difference that a claim says to be above 0. ``what``: of whom; ``p``: after Holm's correction for ``family`` differences.
 
     ``close``: the claim also says that the sides are within so much; with ``equal`` it says that alone. ``full``: both sides are at
-    the ceiling. ``accuracy``: beside a margin, which also grows with how sure a model is.
+    the ceiling, ``floor``: at chance. ``accuracy``: beside a margin, which also grows with how sure a model is. ``without``: of a
+    mean over benchmarks, the same without the one on which the sign hangs most. ``p_parts``: as ``p``, over encoders where seeds
+    share some.
     """
 
     what: str
@@ -52,8 +76,11 @@ class Gap:
     close: float | None = None
     equal: bool = False
     full: bool = False
+    floor: bool = False
     accuracy: Difference | None = None
+    without: Difference | None = None
     p: float | None = None
+    p_parts: float | None = None
     family: int = 1
 
     @property
@@ -69,6 +96,8 @@ class Gap:
     @property
     def sign(self) -> int:
         """1: as claimed, -1: the other way round, 0: undecided."""
+        if self.full or self.floor:
+            return 0
         if self.beyond:
             return -1
         decided = self.p is not None and self.p < ALPHA
@@ -80,26 +109,34 @@ class Gap:
     @property
     def needed(self) -> Needed | None:
         """What would decide a difference as large as this one, at the level that the strictest of the family has."""
-        if len(self.found.value_S) < FEWEST or self.sign or self.full or self.equal:
+        if len(self.found.value_S) < FEWEST or self.sign or self.full or self.floor or self.equal:
             return None
-        return needed(self.found.value_S, self.found.questions, alpha=ALPHA / self.family)
+        value_S = self.found.value_S
+        if self.close is not None and self.p is not None and self.p < ALPHA:  # which is ahead is known, not whether by so little
+            return needed(value_S - copysign(self.close, value_S.mean()), self.found.planned, alpha=2 * ALPHA)
+        return needed(value_S, self.found.planned, alpha=ALPHA / self.family)
 
     @property
     def shown(self) -> str:
         text = self.found.shown(bold=bool(self.sign) and not self.equal)
         if self.accuracy is not None:
             text += f" (accuracy {self.accuracy.shown()})"
-        if self.full:
-            text += "; both at the ceiling, left out"
+        if self.without is not None:
+            text += f"; {self.without.what} {self.without.shown()}"
+        if self.full or self.floor:
+            return f"{text}; both at {'the ceiling' if self.full else 'chance'}, left out"
         if self.close is None:
             return text
-        return f"{text}; {'within' if self.within else 'not shown to be within'} {self.close:g}"
+        mean, half = float(self.found.value_S.mean()), half_width(self.found.value_S, self.found.questions, 1 - 2 * ALPHA)
+        inside = f"{'within' if self.within else 'not shown to be within'} {self.close:g}"
+        return f"{text}; {inside} (90% [{mean - half:+.3f}, {mean + half:+.3f}])"
 
     @property
     def elsewhere(self) -> str:
         """The interval over encoders in place of seeds, where seeds share some."""
         found = self.found.over_parts()
-        return "" if found is None else self.found.shown(found=found)
+        stands = bool(self.sign) and not self.equal and self.p_parts is not None and self.p_parts < ALPHA
+        return "" if found is None else self.found.shown(bold=stands, found=found)
 
 
 def write_claims(records: Sequence[Record], folder: Path, command: str) -> list[Path]:
@@ -142,11 +179,13 @@ def claims_markdown(records: Sequence[Record]) -> str:
         "seeds and the error over questions or documents): losses and margins in nats, accuracies in points, PSNR in dB, others in "
         f"shares. Bold: a sign after Holm's correction for all {family} differences of the paper's claims, those of one seed "
         "included; ours are a family of their own. Supported: all differences of a claim have its sign; contradicted: one has the "
-        f"other; undecided is no refutation. At the ceiling: accuracies from {CEILING:.0%} on. Over encoders: the same with the "
-        "means of runs that share a pretrained encoder in place of seeds, for what is said of other encoders that are trained so. "
-        "Seeds needed: to find a difference as large as this one in four of five experiments, as one of the family, with so many "
-        "times the questions where those that were asked leave too large an error. Losses, early, at the end: as in endpoints.md. "
-        "Crossings: as in crossings.md."
+        "other; undecided is no refutation. Left out: what both sides do at the ceiling (accuracies from "
+        f"{CEILING:.0%} on), or at chance. Without: the mean without the benchmark on which its sign hangs most. Within: by two "
+        "one-sided tests, each by itself; beyond: by the 95% interval. Over encoders: the same with the means of runs that share a "
+        "pretrained encoder in place of seeds, for what is said of other encoders that are trained so; bold where the sign stands "
+        "there too, after the same correction. Verdicts are about the encoders that are here. Seeds needed: to find a difference "
+        "as large as this one in four of five experiments, as one of the family, with so many times the questions where those "
+        "that were asked leave too large an error. Losses, early, at the end: as in endpoints.md. Crossings: as in crossings.md."
     )
     earlier = {result.part: text for record in records for result in record.evaluation if (text := earlier_parser(result))}
     notes = [note, *(f"{part.capitalize()}: {text}." for part, text in sorted(earlier.items()))]
@@ -170,8 +209,15 @@ def claims(records: Sequence[Record]) -> dict[str, list[Gap]]:
 def corrected(gaps_of: Sequence[Sequence[Gap]]) -> list[list[Gap]]:
     """The differences of each claim, with their p-values after Holm's correction for all of them."""
     counted = [gap for gaps in gaps_of for gap in gaps if not gap.full]
-    adjusted = iter(holm([_alone(gap) for gap in counted]))
-    return [[gap if gap.full else replace(gap, p=next(adjusted), family=len(counted)) for gap in gaps] for gaps in gaps_of]
+    adjusted = iter(zip(holm([_alone(gap) for gap in counted]), holm([_over_parts(gap) for gap in counted]), strict=True))
+
+    def told(gap: Gap) -> Gap:
+        if gap.full:
+            return gap
+        p, p_parts = next(adjusted)
+        return replace(gap, p=p, p_parts=p_parts, family=len(counted))
+
+    return [[told(gap) for gap in gaps] for gaps in gaps_of]
 
 
 def _alone(gap: Gap) -> float:
@@ -183,8 +229,14 @@ def _alone(gap: Gap) -> float:
     return 1.0 if p is None else p
 
 
+def _over_parts(gap: Gap) -> float:
+    """As ``_alone``, over encoders where seeds share some."""
+    found = gap.found.over_parts()
+    return _alone(gap) if found is None or found.p is None or gap.equal else found.p
+
+
 def verdict(gaps: Sequence[Gap]) -> str:
-    signs = [gap.sign for gap in gaps if not gap.full]
+    signs = [gap.sign for gap in gaps if not (gap.full or gap.floor)]
     if not signs:
         return "no room for a difference" if gaps else "not measured"
     return "supported" if all(sign > 0 for sign in signs) else "contradicted" if -1 in signs else "undecided"
@@ -201,8 +253,11 @@ def _in_words(gaps: Sequence[Gap]) -> tuple[str, str]:
     """A verdict, with the seeds that it needs, and its numbers, a line of a table's cell each."""
     over = [f" (over encoders {gap.elsewhere})" if gap.sign and gap.elsewhere else "" for gap in gaps]
     numbers = "<br>".join(f"{gap.what} {gap.shown}{other}" for gap, other in zip(gaps, over, strict=True))
-    asked = [gap.needed for gap in gaps if gap.needed]
+    asked = [one for gap in gaps if (one := gap.needed)]
+    against = [one for gap in gaps if (one := gap.needed) and gap.close is None and gap.found.value_S.mean() < 0]
     most = Needed(max(one.seeds for one in asked), max(one.times for one in asked)) if asked else None
+    if against:  # the first difference that stands the other way round decides
+        most = min(against, key=lambda one: one.seeds)
     more = f" (seeds needed: {most.shown})" if most and verdict(gaps) == "undecided" else ""
     return f"{verdict(gaps)}{more}", numbers
 
@@ -253,7 +308,8 @@ def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iter
         return
     of = f", {', '.join(kinds)}" if "benchmarks" in claim else ""
     accuracy = difference(pairs, ACCURACY, kinds, early) if claim["outcome"] == MARGIN else None
-    ahead = Gap(f"{found_all.what}{of}: {whom}", found_all, accuracy=accuracy)
+    without = _without_one(pairs, kinds, early) if claim["outcome"] == MARGIN else None
+    ahead = Gap(f"{found_all.what}{of}: {whom}", found_all, accuracy=accuracy, without=without)
     if not claim.get("beyond_others"):
         yield ahead
         return
@@ -262,6 +318,16 @@ def _along(claim: Mapping[str, Any], more: str, less: str, pairs: Pairs) -> Iter
         yield ahead
         beyond = found_all.less(others, f"{found_all.what}{of} beyond the other panels")
         yield Gap(f"{beyond.what}: {whom}", beyond)
+
+
+def _without_one(pairs: Pairs, kinds: Sequence[str], early: bool) -> Difference | None:
+    """Of the mean margin, where one benchmark is left out: the one without which the sign is least certain."""
+    if len(kinds) < 3 or len(pairs) < 2:
+        return None
+    left = {kind: difference(pairs, MARGIN, [one for one in kinds if one != kind], early) for kind in kinds}
+    known = {kind: one for kind, one in left.items() if one is not None}
+    least = max(known, key=lambda kind: known[kind].estimate.p or 0.0)
+    return replace(known[least], what=f"without {benchmark_label(least)}")
 
 
 def _closed(pairs: Pairs, kind: str) -> bool:
@@ -290,13 +356,21 @@ def _measured(claim: Mapping[str, Any], more: str, less: str, runs: Mapping[str,
         label = ", ".join(word for word in (benchmark, metric) if word)
         shares = in_shares(gap_SI)
         error, step = question_error([gap_SI], shares), 1 / gap_SI.shape[1] if shares else 0.0
-        found = Difference(label, gap_SI.mean(axis=1), error, step=step, parts=parts_of(pairs))
-        yield Gap(f"{label}: {more} - {less}", found, claim.get("close"))
+        found = Difference(label, gap_SI.mean(axis=1), error, step=step, parts=parts_of(pairs), lasting=lasting_error([gap_SI]))
+        floor = all(_at_chance([side[name][seed] for seed in seeds]) for name in variants)
+        yield Gap(f"{label}: {more} - {less}", found, claim.get("close"), floor=floor)
+
+
+def _at_chance(measures: Sequence[Measure]) -> bool:
+    """Whether their mean is no more than guessing gets; not where there is no chance."""
+    chance = max((one.chance or 0.0) for one in measures)
+    return chance > 0 and sum(one.value for one in measures) / len(measures) <= chance
 
 
 def _masking(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> Iterable[Gap]:
     """Of runs with and without masking, where the records hold both and nothing else that differs."""
-    gaps: dict[str, Difference] = {}
+    pairs_of: dict[str, Pairs] = {}
+    kinds_of: dict[str, list[str]] = {}
     for name in claim.get("of") or claim["more"]:
         at = [
             [record for record in runs.get(name, ()) if record.config["objective"]["masking"]["ratio"] == ratio]
@@ -304,17 +378,19 @@ def _masking(claim: Mapping[str, Any], runs: Mapping[str, Sequence[Record]]) -> 
         ]
         pairs = paired(*at)
         closed = [kind for kind in sorted(benchmarks(at[0])) if difference(pairs, MARGIN, [kind]) is not None] if pairs else []
-        found = difference(pairs, MARGIN, closed) if closed else None
-        if found is None or any(len({identity(record) for record in side}) > 1 for side in at):
+        if not closed or any(len({identity(record) for record in side}) > 1 for side in at):
             return
-        gaps[name] = found
+        pairs_of[name], kinds_of[name] = pairs, closed
     if "of" in claim:
-        for name, found in gaps.items():
+        for name, pairs in pairs_of.items():
+            found = difference(pairs, MARGIN, kinds_of[name])
+            assert found is not None  # each of the benchmarks has one
             yield Gap(f"{found.what}, {name}: {MASK_RATIO.rsplit('.', 1)[-1]} {claim[MASKING][0]:g} - none", found)
     else:
         first, second = claim["more"]
-        if len(gaps[first].value_S) == len(gaps[second].value_S):
-            both = gaps[first].less(gaps[second], gaps[first].what)
+        kinds = [kind for kind in kinds_of[first] if kind in kinds_of[second]]
+        both = double_difference(pairs_of[first], pairs_of[second], MARGIN, kinds) if kinds else None
+        if both is not None:
             yield Gap(f"{both.what}, effect of masking: {first} - {second}", both)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from tunalab.analysis.curves import align_tokens, curves, last_common_tokens
-from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, of_items, of_seeds, score_at
+from tunalab.analysis.statistics import ALPHA, benjamini_hochberg, of_items, of_seeds, question_error, score_at
 from tunalab.analysis.written import markdown_table, with_interval, write_tables_to
 from tunalab.records.labels import (
     MASK_RATIO,
@@ -259,7 +259,8 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
         for name, of_point in continuous.items():
             value_S = _by_seed(contrast.weights, seeds, of_point, tokens)
             if value_S is not None:
-                found[name] = of_seeds(value_S, n=len(seeds))
+                documents = _of_documents(contrast.weights, seeds, tokens) if name == TEXT_LOSS else 0.0
+                found[name] = of_seeds(value_S, documents, n=len(seeds))
         rows += [(*about, name, *one.bounds, one.p, contrast.pairs, one.seeds, one.n) for name, one in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("low", "high", "p"), float))
     table["q"] = pd.Series(benjamini_hochberg(table["p"].tolist()), dtype=float)
@@ -284,8 +285,9 @@ def effects_markdown(table: pd.DataFrame) -> str:
     cover = (
         "One seed says nothing of another, so that there are no intervals."
         if (table["seeds"] == 1).all()
-        else "95% intervals of each contrast by itself: Student's t over its values by seed and, for accuracies, the error over "
-        f"questions. Bold: 0 is excluded after Benjamini and Hochberg's correction for the {len(table)} numbers here (q < {ALPHA})."
+        else "95% intervals of each contrast by itself: Student's t over its values by seed and the error over questions (of text "
+        "losses: documents, where records hold losses by document). "
+        f"Bold: 0 is excluded after Benjamini and Hochberg's correction for the {len(table)} numbers here (q < {ALPHA})."
     )
     note = (
         "Accuracies in percentage points. Each effect is a mean over pairs of runs that differ in the named choice alone; an "
@@ -338,6 +340,20 @@ def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]
 def _text_loss(point: Point) -> float | None:
     losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
     return float(np.mean(losses)) if losses else None
+
+
+def _of_documents(weights: Weights, seeds: Sequence[int], tokens: int) -> float:
+    """Standard error of the contrast of text losses over the documents that all runs are asked, by the seeds whose records hold
+    losses by document; 0 where none does, as none before 2026-11-30.
+    """
+    points = {(cell, seed): _point_at(_of_seed(cell, seed), tokens) for cell in weights for seed in seeds}
+    gap_KSD = []
+    for name in sorted({name for point in points.values() for name in point.loss_items if name.startswith("text/")}):
+        having = [seed for seed in seeds if all(name in points[cell, seed].loss_items for cell in weights)]
+        off = {at: points[at].loss_items[name].off(points[at].losses[name]) for at in points if at[1] in having}
+        if having and len({len(off_D) for off_D in off.values()}) == 1:
+            gap_KSD.append(np.stack([np.sum([w * off[cell, seed] for cell, w in weights.items()], axis=0) for seed in having]))
+    return question_error(gap_KSD, shares=False) if gap_KSD else 0.0
 
 
 def _point_at(record: Record, tokens: int) -> Point:

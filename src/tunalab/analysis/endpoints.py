@@ -24,7 +24,7 @@ import pandas as pd
 
 from tunalab.analysis.curves import AXES, Line, benchmarks, lines, named
 from tunalab.analysis.learning import log_weights
-from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, of_seeds, question_error
+from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, lasting_error, of_seeds, question_error
 from tunalab.analysis.tables import ANSWERS
 from tunalab.analysis.written import markdown_table, percent, with_interval, write_tables_to
 from tunalab.errors import UserError
@@ -46,7 +46,8 @@ MATCHED = {
 @dataclass(frozen=True, eq=False)
 class Difference:
     """``what`` of one side less that of the other, by seed, (S,). ``questions``: its standard error over them; ``step`` as in
-    ``of_seeds``; ``parts``: of each seed, the pretrained encoder behind it.
+    ``of_seeds``; ``parts``: of each seed, the pretrained encoder behind it; ``lasting``: the part of ``questions`` that more seeds
+    do not make smaller (statistics.lasting_error), by default all of it.
     """
 
     what: str
@@ -55,6 +56,12 @@ class Difference:
     nats: bool = True
     step: float = 0.0
     parts: Sequence[str] = ()
+    lasting: float | None = None
+
+    @property
+    def planned(self) -> float:
+        """The error over questions that seeds to come will have too."""
+        return self.questions if self.lasting is None else self.lasting
 
     @property
     def estimate(self) -> Estimate:
@@ -79,7 +86,7 @@ class Difference:
         """Of the same seeds, other questions."""
         value_S, questions = self.value_S - other.value_S, hypot(self.questions, other.questions)
         parts = self.parts if not any(other.parts) else other.parts if not any(self.parts) else _merged(self.parts, other.parts)
-        return Difference(what, value_S, questions, self.nats, self.step, parts)
+        return Difference(what, value_S, questions, self.nats, self.step, parts, hypot(self.planned, other.planned))
 
     def shown(self, bold: bool = False, found: Estimate | None = None) -> str:
         form = "{:+.3f}".format if self.nats else partial(percent, sign="+")
@@ -112,18 +119,12 @@ class LossCurve:
 
 def loss_curve(record: Record, name: str = ANSWERS, axis: str = "tokens") -> LossCurve:
     having = [point for point in record.points if name in point.losses]
-    off = [_off(point, name) for point in having if name in point.loss_items]
+    off = [point.loss_items[name].off(point.losses[name]) for point in having if name in point.loss_items]
     return LossCurve(
         np.array([AXES[axis].place(record, point) for point in having], dtype=float),
         np.array([point.losses[name] for point in having]),
         np.stack(off) if off and len(off) == len(having) else None,
     )
-
-
-def _off(point: Point, name: str) -> np.ndarray:
-    """(D,): a loss is a ratio of sums over documents, and this is its linear part (the influence function) in each of them."""
-    nats_D, tokens_D = point.loss_items[name].arrays()
-    return np.asarray((nats_D - point.losses[name] * tokens_D) / tokens_D.mean())
 
 
 def loss_area(record: Record, name: str = ANSWERS) -> float:
@@ -154,8 +155,11 @@ def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, n
     counts = sorted({len(off_D) for pair in having for off_D in pair})
     if len(counts) > 1:
         raise UserError(f"held-out losses of {' and '.join(map(str, counts))} documents do not compare (evaluation.loss_documents)")
-    error = question_error([np.stack([one - other for one, other in having])], shares=False) if having else 0.0
-    return Difference(what, value_S, error, parts=parts_of(pairs))
+    if not having:
+        return Difference(what, value_S, parts=parts_of(pairs))
+    gap_KSD = [np.stack([one - other for one, other in having])]
+    error = question_error(gap_KSD, shares=False)
+    return Difference(what, value_S, error, parts=parts_of(pairs), lasting=lasting_error(gap_KSD))
 
 
 def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
@@ -213,7 +217,8 @@ def _of_questions(what: str, pairs: Pairs, gap_KSI: Sequence[np.ndarray], shares
     """``shares``: of right and wrong answers, which are multiples of a question's share."""
     value_S = np.mean([gap_SI.mean(axis=1) for gap_SI in gap_KSI], axis=0)
     step = 1 / sum(gap_SI.shape[1] for gap_SI in gap_KSI) if shares else 0.0
-    return Difference(what, value_S, question_error(gap_KSI, shares), not shares, step, parts_of(pairs))
+    error, lasting = question_error(gap_KSI, shares), lasting_error(gap_KSI)
+    return Difference(what, value_S, error, not shares, step, parts_of(pairs), lasting)
 
 
 def front_end_parts(record: Record) -> dict[str, str]:
@@ -247,6 +252,16 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
 
     ``early``: the mean of the early evaluations, else the last one.
     """
+    gap_KSI = item_differences(pairs, outcome, kinds, early)
+    return None if gap_KSI is None else _of_questions(_named(outcome, early), pairs, gap_KSI, outcome == ACCURACY)
+
+
+def _named(outcome: str, early: bool) -> str:
+    return f"{outcome} {'early' if early else 'at the end'}"
+
+
+def item_differences(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = False) -> list[np.ndarray] | None:
+    """Of each benchmark by seed and question, (S, I)."""
     items = Score.margin_items if outcome == MARGIN else Score.items
     shares = EARLY if early else (1.0,)
 
@@ -255,9 +270,19 @@ def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = F
         found = [one for score in scores if score is not None and (one := items(score)) is not None]
         return np.mean(found, axis=0) if len(found) == len(shares) and len({len(one) for one in found}) == 1 else None
 
-    gap_KSI = _gaps(pairs, kinds, mean_of)
-    what = f"{outcome} {'early' if early else 'at the end'}"
-    return None if gap_KSI is None else _of_questions(what, pairs, gap_KSI, outcome == ACCURACY)
+    return _gaps(pairs, kinds, mean_of)
+
+
+def double_difference(first: Pairs, second: Pairs, outcome: str, kinds: Sequence[str]) -> Difference | None:
+    """How much larger the difference of the first pairs is at the end, over the seeds that both have and the same questions."""
+    seeds = {pair[0].run.seed for pair in first} & {pair[0].run.seed for pair in second}
+    both = [[pair for pair in pairs if pair[0].run.seed in seeds] for pairs in (first, second)]
+    one, other = (item_differences(pairs, outcome, kinds) if pairs else None for pairs in both)
+    if one is None or other is None or any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return None
+    gap_KSI = [a - b for a, b in zip(one, other, strict=True)]
+    found = _of_questions(_named(outcome, False), both[0], gap_KSI, outcome == ACCURACY)
+    return replace(found, parts=_merged(parts_of(both[0]), parts_of(both[1])))
 
 
 def endpoints(pairs: Pairs) -> list[Difference]:

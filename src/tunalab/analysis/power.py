@@ -34,7 +34,7 @@ def power_table(records: Sequence[Record], power: float = POWER) -> pd.DataFrame
         raise UserError("power needs two front-ends (or settings) with two seeds in common: these records have none")
     rows = []
     for a, b, one in found:
-        alone, in_family = (needed(one.value_S, one.questions, power, alpha) for alpha in (ALPHA, ALPHA / len(found)))
+        alone, in_family = (needed(one.value_S, one.planned, power, alpha) for alpha in (ALPHA, ALPHA / len(found)))
         hours = in_family.seeds * (_hours(a) + _hours(b))
         rows.append((one.what, *names(a, b), one.nats, *one.estimate.bounds, len(one.value_S), alone, in_family, hours))
     return pd.DataFrame(rows, columns=COLUMNS)

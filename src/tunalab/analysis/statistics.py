@@ -115,6 +115,25 @@ def question_error(value_KSI: Sequence[np.ndarray], shares: bool = True) -> floa
     return sqrt(squares) / len(value_KSI)
 
 
+def lasting_error(value_KSI: Sequence[np.ndarray]) -> float:
+    """The part of ``question_error`` that more seeds do not make smaller: of questions that tell the sides apart, not of answers
+    that are luck. 0 where all of it may be luck.
+
+    By expected mean squares of a table of seeds and questions: the variance between questions less that of what is left when seeds
+    and questions are taken out, over the seeds. Of one seed nothing tells them apart.
+    """
+    squares = 0.0
+    for value_SI in value_KSI:
+        seeds, items = value_SI.shape
+        if seeds < 2 or items < 2:
+            return question_error(value_KSI, shares=False)
+        mean_I = value_SI.mean(axis=0)
+        left_SI = value_SI - mean_I - (value_SI.mean(axis=1) - mean_I.mean())[:, None]
+        luck = float((left_SI**2).sum()) / ((seeds - 1) * (items - 1))
+        squares += (float(mean_I.var(ddof=1)) - luck / seeds) / items
+    return sqrt(max(squares, 0.0)) / len(value_KSI)
+
+
 def of_items(value_KSI: Sequence[np.ndarray], shares: bool = True) -> Estimate:
     """The mean over seeds, benchmarks and their questions."""
     value_S = np.mean([value_SI.mean(axis=1) for value_SI in value_KSI], axis=0)
@@ -282,8 +301,9 @@ class Needed:
 
 
 def needed(value_S: np.ndarray, questions: float = 0.0, power: float = 0.8, alpha: float = ALPHA) -> Needed:
-    """The fewest questions, in powers of two of those that were asked, with which at most twice as many seeds are needed as if
-    questions were without end: a question costs little beside a run, but past that point more of them save nothing.
+    """``questions``: the error over them that lasts (``lasting_error``). The fewest questions, in powers of two of those that were
+    asked, with which at most twice as many seeds are needed as if questions were without end: a question costs little beside a run,
+    but past that point more of them save nothing.
     """
     least = seeds_needed(value_S, 0.0, power, alpha)
     for times in (2**doublings for doublings in range(11)):

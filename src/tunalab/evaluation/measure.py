@@ -136,6 +136,13 @@ class LossItems:
         nats, tokens = self.values()
         return np.array(nats), np.array(tokens)
 
+    def off(self, loss: float) -> "np.ndarray":
+        """How much each document adds to the ``loss`` of all above or below it, (D,), nats a token: a loss is a ratio of sums over
+        documents, and this is its linear part (the influence function) in each of them.
+        """
+        nats_D, tokens_D = self.arrays()
+        return (nats_D - loss * tokens_D) / tokens_D.mean()
+
 
 # Chance of the benchmarks: the best of four ways of answering that never look at an image.
 #

@@ -65,13 +65,13 @@ def rungs() -> list[Rung]:
 
 def short_table(costs: Sequence[tuple[Rung, Cost]]) -> str:
     """Machine, command, time and price."""
-    head = ["machine", "command", "runs", "one after another", "price"]
+    head = ["machine", "command", "runs", "time", "price"]
     return markdown_table(head, [[rung.machine, f"`{rung.command}`", *_shown(cost)] for rung, cost in costs], left=2)
 
 
 def long_table(costs: Sequence[tuple[Rung, Cost]]) -> str:
     """And what it can answer, and where the numbers are from."""
-    head = ["machine", "command", "what it can answer", "numbers by", "runs", "one after another", "price"]
+    head = ["machine", "command", "what it can answer", "numbers by", "runs", "time", "price"]
     rows = [[rung.machine, f"`{rung.command}`", rung.answers, f"`{rung.source}`", *_shown(cost)] for rung, cost in costs]
     return markdown_table(head, rows, left=4)
 
