@@ -23,8 +23,10 @@ from tunalab.analysis.endpoints import (
 from tunalab.analysis.power import power_markdown, power_table
 from tunalab.analysis.statistics import seeds_needed
 from tunalab.analysis.tables import ANSWERS
+from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import LossItems, Score
+from tunalab.records.record import write_record
 
 KINDS = "relations (GQA)", "charts (ChartQA)"
 
@@ -205,3 +207,17 @@ def test_parts_count_only_where_seeds_cross_with_them(record):
         "groups": 2,
     }
     assert components_table(made(crossed=False)).empty
+
+
+def test_runs_of_two_folders_are_compared_by_their_settings(records, tmp_path, capsys):
+    """One variant under two settings, of two sweeps; of the panels that are named alone."""
+    for number, ratio in enumerate((0.0, 0.5)):
+        for one in records(variants=("tuna2",), seeds=3, kinds=2, ratios=(ratio,)):
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            write_record(tmp_path / str(number) / f"{one.run.name}.json", one)
+    folders = [str(tmp_path / name) for name in "01"]
+    assert main(["power", "--records", *folders, "--panels", "charts", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "charts (ChartQA): accuracy at the end | " in printed and "relations" not in printed and "mask ratio 0.5" in printed
+    made_by = (tmp_path / "out/power.md").read_text(encoding="utf-8").splitlines()[0]
+    assert f"tunalab power --records {' '.join(folders)} --panels charts" in made_by

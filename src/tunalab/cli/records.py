@@ -32,7 +32,9 @@ def add(commands: "Commands") -> None:
     text = "folders of records that speak about claims of that block of which --records cannot"
     sub.add_argument("--claims", nargs="+", type=Path, default=[], metavar="DIR", help=text)
     sub = add_command(commands, power, "from records: seeds that would tell front-ends apart, and what their runs cost")
-    sub.add_argument("--records", type=Path, required=True, help="folder of records")
+    text = "folders of records: runs of one variant under other settings are compared too"
+    sub.add_argument("--records", type=Path, required=True, nargs="+", metavar="DIR", help=text)
+    sub.add_argument("--panels", nargs="+", default=[], metavar="NAME", help="these benchmarks alone (default: all)")
     sub.add_argument(
         "--power", type=float, default=0.8, help="share of experiments that find the difference (default: %(default)s)"
     )
@@ -95,17 +97,19 @@ def table(arguments: argparse.Namespace) -> int:
 def power(arguments: argparse.Namespace) -> int:
     from tunalab.analysis.power import power_markdown, power_table
     from tunalab.analysis.written import write_tables_to
-    from tunalab.collection import records
+    from tunalab.collection import Records, records
 
     if not 0.05 < arguments.power < 1:
         raise UserError(f"--power {arguments.power:g}: from .05 to below 1")
     if arguments.out is not None:
         check_out(arguments.out, folder=True)
-    found = power_table([*records(arguments.records, evaluation=False)], arguments.power)
+    every = Records([record for folder in arguments.records for record in records(folder, evaluation=False)])
+    found = power_table([*(every.only(*arguments.panels) if arguments.panels else every)], arguments.power)
     text = power_markdown(found, arguments.power, arguments.price)
     print(text, end="")
     if arguments.out is not None:
-        command = f"tunalab power --records {arguments.records}"
+        panels = f" --panels {' '.join(arguments.panels)}" if arguments.panels else ""
+        command = f"tunalab power --records {' '.join(map(str, arguments.records))}{panels}"
         return _wrote(write_tables_to(arguments.out, command, {"power.md": text, "power.csv": found}))
     return 0
 
