@@ -222,7 +222,7 @@ class DataConfig:
 
 @dataclass
 class FrontEndConfig:
-    """The only settings that may differ between variants."""
+    """What variants differ in; beside it an encoder's rate may, and where a sweep says so the factor of all rates."""
 
     name: str = setting("patch_embed", help="a registered front-end")
     patch: int = setting(
