@@ -9,7 +9,7 @@ RECORDS ?= results/figure6
 # Figure 6: of each skill the level at which models neither fail nor are all right (results/PREREGISTRATION.md).
 PANELS  ?= relations charts@2 ocr pairs@2 search@2 count pattern easy_vqa
 # Records that speak about claims of which those of Figure 6 cannot.
-CLAIMS  ?=
+CLAIMS  ?= results/ablations/masking
 # Where a sweep runs: a file of sweeps/launch/, by default on this machine.
 LAUNCH  ?=
 ARGS    ?=
