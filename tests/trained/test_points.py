@@ -233,6 +233,15 @@ def test_points_that_are_passed_again_are_asked_again(finished):
     assert kept_points(finished)[first].stat().st_mode & 0o777 == (finished / "record.json").stat().st_mode & 0o777
 
 
+def test_what_is_wrong_with_one_run_keeps_no_other_from_being_asked(finished, capsys):
+    other = shutil.copytree(finished, finished.with_name("other"))
+    for path in kept_points(finished).values():
+        path.unlink()
+    assert main(["evaluate", str(finished), str(other), "--points", "all", "--benchmarks", "count@2"]) == 2
+    assert "one keeps no weights of its points" in capsys.readouterr().err
+    assert all("count@2" in point.benchmarks for point in read_record(other / "record.json").points)
+
+
 def test_settings_may_stand_behind_the_names(finished, capsys):
     words = ["--points", "all", "--benchmarks", "mine", "evaluation.benchmarks.mine.path=q.jsonl"]
     assert main(["evaluate", str(finished), *words]) == 0 and "2 points asked" in capsys.readouterr().out

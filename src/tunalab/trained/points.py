@@ -69,17 +69,27 @@ def ask_points(
 def ask_runs(
     runs: Sequence[str | Path], names: Sequence[str], settings: Sequence[str], watch: bool, log: Callable[[str], None] = print
 ) -> "list[Asking]":
-    """As ``ask_points``, of several runs in turn: with ``watch`` none waits until another one is finished."""
+    """As ``ask_points``, of several runs in turn: with ``watch`` none waits until another one is finished. What is wrong with one
+    is raised when all others were asked.
+    """
     asking = [Asking(Path(run), names, settings, log) for run in runs]
+    wrong: list[UserError] = []
     while True:
-        going_on = [one for one in asking if not one.over]
-        for one in going_on:
-            one.look(watch)
+        for one in [one for one in asking if not one.over]:
+            try:
+                one.look(watch)
+                one.raise_failure()
+            except UserError as error:
+                if one.over or not watch:
+                    one.over = True
+                    wrong.append(error)
+                else:
+                    one.say(f"warning: {error}")  # it may be whole at the next look
         if all(one.over for one in asking):
             break
         time.sleep(WATCH_SECONDS)
-    for one in asking:
-        one.raise_failure()
+    if wrong:
+        raise wrong[0]
     return asking
 
 
@@ -153,9 +163,9 @@ class Asking:
 
     def _say_if_nobody_trains(self, ending: bool) -> None:
         if not ending and not is_training(self.run_dir):
-            self._say(f"{self.run_dir} is not finished, and nobody trains it on this machine: waiting")
+            self.say(f"{self.run_dir} is not finished, and nobody trains it on this machine: waiting")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
             self.log(line)
@@ -169,9 +179,9 @@ class Asking:
         for request in self.requests:
             name = request.one.name
             if name in there and {key: value for key, value in there[name].items() if key not in NOT_ASKED} != request.about:
-                self._say(f"{self.run_dir}: the record has answers to other questions, or by another rule, as {name}: they go")
+                self.say(f"{self.run_dir}: the record has answers to other questions, or by another rule, as {name}: they go")
             if name in own:
-                self._say(f"{self.run_dir}: the run itself was asked {name}, and its answers stay")
+                self.say(f"{self.run_dir}: the run itself was asked {name}, and its answers stay")
         return [request for request in self.requests if request.one.name not in own]
 
     def _ask(self, tokens: int, requests: Sequence[Request], wait: bool) -> None:
