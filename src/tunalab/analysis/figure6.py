@@ -202,7 +202,7 @@ def figure6(found: Panels, axis: Axis) -> Figure:
         if numbers - {UNSHADED}
         else "Line: mean over seeds. "
     )
-    shade = "Line: a single run." if numbers == {1} else shade + "Dots: single seeds."
+    shade = shade.replace("mean over seeds", "a single run") if numbers == {1} else shade + "Dots: single seeds."
     shade += " Of two seeds the interval says too little to be drawn." if UNSHADED in numbers else ""
     caption(figure, " ".join(part for part in (shade + mark, axis.note) if part))
     return figure
