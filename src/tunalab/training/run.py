@@ -185,8 +185,8 @@ class Run:
             # Only now, with everything checked and built: a mistake leaves neither a claimed directory nor a run that seems to run.
             if self.ranks.first:
                 claim(self.run_dir, self.config)
-                own = resume is not None and self.parent is None
-                forget_points(self.run_dir, read_saved(resume).progress["tokens"] if own and resume is not None else -1)
+                passed = -1 if resume is None or self.parent is not None else read_saved(resume).progress["tokens"]
+                forget_points(self.run_dir, beyond=passed)
                 if self.parent is not None:
                     self.parent.hand_over(self.run_dir)
                 elif resume is None:  # left by an attempt that began at a trunk and was killed before it saved
