@@ -310,7 +310,14 @@ def test_the_hash_is_of_what_a_run_computes() -> None:
     assert len(base) == 12
     same = ["tracking.enabled=false", "tracking.uri=x", "checkpoint_seconds=1", "keep_checkpoints=5", "threads=2"]
     same += ["checkpoint_keep=[100]"]
-    same += ["distribution.devices=2", "activation_checkpointing=true", "compile_blocks=true", "label=Mine", "colour='#102030'"]
+    same += [
+        "distribution.devices=2",
+        "activation_checkpointing=true",
+        "compile_blocks=true",
+        "fused_text_loss=true",
+        "label=Mine",
+        "colour='#102030'",
+    ]
     assert {override.partition("=")[0].partition(".")[0] for override in same} == set(NOT_IDENTITY)
     for override in same:
         assert config_hash(load_config(SCENES, None, [override])) == base

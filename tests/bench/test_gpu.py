@@ -129,7 +129,9 @@ def test_parts_that_fail_leave_the_others(
 ) -> None:
     measured = {
         "agreement": AGREEMENT,
+        "agreement_fused_loss": AGREEMENT,
         "step_0_5b": STEP,
+        "step_fused_loss": STEP,
         "step_not_compiled": STEP,
         "step_not_recomputed": STEP,
         "profile": PROFILE,

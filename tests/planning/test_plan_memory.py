@@ -23,6 +23,7 @@ from tunalab.model.unified import UnifiedModel
 from tunalab.planning import memory as memory_module
 from tunalab.planning import memory as parameters
 from tunalab.planning.memory import (
+    FUSED_WORKSPACE,
     LOSS_WORKSPACE,
     WITH,
     WITHOUT,
@@ -223,6 +224,21 @@ def test_the_row_that_needs_most_is_named() -> None:
     assert found.activations == {WITHOUT: 1610, WITH: 100 + 10 + 400 + LOSS_WORKSPACE * 25}
     assert found.row == {WITHOUT: "text_to_image", WITH: "text"}
     assert found.total(True) == sum(found.states.values()) + found.activations[WITH]
+
+
+def test_the_fused_loss_holds_a_whole_gradient_of_the_table_and_few_logits(tokenizer: Tokenizer) -> None:
+    vocabulary, tokens = tokenizer.vocabulary, 1024
+    rows = {"front-end": 1.0, "decoder": 1.0, "labels": 1.0, "flow head": 0.0, "predictions": 0.0}
+    needed = {}
+    for fused in (False, True):
+        model = model_on("meta", "patch_embed", vocabulary)
+        width = model.decoder.lm_head.in_features
+        traced = trace(model, tokens, SIZE, True, fused)
+        needed[fused] = row_bytes(traced, rows, tokens, vocabulary, False)
+    assert traced.table == 4 * vocabulary * width
+    kept = sum(size * rows[part] for part, size in traced.saved.items())
+    assert needed[True] == kept + traced.table + FUSED_WORKSPACE * tokens * width
+    assert needed[False] - needed[True] > 8 * tokens * vocabulary - traced.table - FUSED_WORKSPACE * tokens * width
 
 
 def test_units_are_modules_that_run_alone(tokenizer: Tokenizer) -> None:

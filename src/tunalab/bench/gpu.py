@@ -66,7 +66,7 @@ ALONE = [
 ]
 # A flow head that fits beside the decoder into one GPU of 80 GB; rows that fill it with the smaller decoder.
 FITTING = {EXPERIMENT: ["head.blocks=16"], SMALLER: ["data.rows=8"]}
-COMPILED, RECOMPUTED = "compile_blocks=true", "activation_checkpointing=true"
+COMPILED, RECOMPUTED, FUSED = "compile_blocks=true", "activation_checkpointing=true", "fused_text_loss=true"
 # The same model, attention and precision, at a size that the CPU computes in a minute.
 SMALL = [
     *("decoder.width=256", "decoder.layers=4", "decoder.heads=4", "decoder.kv_heads=2", "decoder.mlp=1024"),
@@ -77,10 +77,12 @@ SMALL = [
 STEPS = {
     "step": (EXPERIMENT, [COMPILED, RECOMPUTED]),
     "step_0_5b": (SMALLER, [COMPILED, RECOMPUTED]),
+    "step_fused_loss": (EXPERIMENT, [COMPILED, RECOMPUTED, FUSED]),
     "step_not_compiled": (EXPERIMENT, ["compile_blocks=false", RECOMPUTED]),
     "step_not_recomputed": (EXPERIMENT, [COMPILED, "activation_checkpointing=false"]),
     "profile": (EXPERIMENT, [COMPILED, RECOMPUTED]),
 }
+AGREEMENTS = {"agreement": "step", "agreement_fused_loss": "step_fused_loss"}  # the step whose means are compared with the CPU's
 
 
 def bench_gpu(only: str | None, out: Path | None) -> int:
@@ -105,8 +107,8 @@ def bench_gpu(only: str | None, out: Path | None) -> int:
 
 def _measure(part: str) -> dict[str, Any]:
     device = torch.device("cuda", 0)
-    if part == "agreement":
-        return bench_agreement(step_config([*SMALL, *STEPS["step"][1]]), device)
+    if part in AGREEMENTS:
+        return bench_agreement(step_config([*SMALL, *STEPS[AGREEMENTS[part]][1]]), device)
     experiment, settings = STEPS[part]
     return bench_step(step_config(settings, experiment), device, profiled=part == "profile")
 
@@ -139,7 +141,7 @@ def good(part: str, found: dict[str, Any]) -> bool:
     """Whether a part was measured, and reached what is required of it."""
     if "failed" in found:
         return False
-    if part == "agreement":
+    if part in AGREEMENTS:
         return all(difference <= REQUIRED_DIFFERENCE for difference in found["relative_loss_difference"].values())
     if part == "profile":
         return True
@@ -152,10 +154,10 @@ def describe(part: str, found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"{part}: FAILED ({found['failed']})"
     verdict = "reached" if good(part, found) else "MISSED"
-    if part == "agreement":
+    if part in AGREEMENTS:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in found["relative_loss_difference"].items())
         return (
-            f"agreement: losses differ from the CPU reference's by {differences} (at most {REQUIRED_DIFFERENCE}: {verdict}); "
+            f"{part}: losses differ from the CPU reference's by {differences} (at most {REQUIRED_DIFFERENCE}: {verdict}); "
             f"gradients by {found['relative_gradient_difference']:.1e}"
         )
     if part == "profile":
@@ -246,6 +248,7 @@ def bench_step(
         "parameters": sum(p.numel() for p in model.parameters()),
         "compile_blocks": config.compile_blocks,
         "activation_checkpointing": config.activation_checkpointing,
+        "fused_text_loss": config.fused_text_loss,
     }
 
 
@@ -369,6 +372,7 @@ def bench_agreement(config: RunConfig, device: torch.device) -> dict[str, Any]:
     model.attention = config.attention
     model.to(device)
     prepare_blocks(model, config.activation_checkpointing, config.compile_blocks)
+    model.fused_text_loss = config.fused_text_loss
     found, gradient = _run(model, batch.to(device), moved(draws, device), config, config.precision == "bf16")
     return {
         "relative_loss_difference": {name: abs(found[name] / expected[name] - 1) for name in expected},

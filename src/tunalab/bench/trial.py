@@ -130,6 +130,7 @@ def slice_of(config: RunConfig, row_tokens: int) -> RunConfig:
         ),
         head=replace(config.head, blocks=min(LAYERS, config.head.blocks)),
         compile_blocks=False,
+        fused_text_loss=False,
     )
 
 
@@ -138,7 +139,7 @@ def planned(config: RunConfig, batch: PackedBatch) -> dict[str, int]:
     bf16, tokens = config.precision != "fp32", batch.ids_BL.numel()
     model = _architecture(config)
     count = totals(model)
-    traced = trace(model, tokens, Buckets.of(config.data).sizes[0], bf16)
+    traced = trace(model, tokens, Buckets.of(config.data).sizes[0], bf16, config.fused_text_loss)
     generating_BL = torch.where(batch.document_BL >= 0, batch.generates_D[batch.document_BL], False)
     shares = {
         "front-end": sum(len(group) * group.tokens for group in batch.groups) / tokens,

@@ -2,14 +2,16 @@
 
 At full scale a row's logits (labels x vocabulary in float32, with their gradients) would be the largest tensors of
 a step. Beyond CHUNK labels they are made, used and forgotten a chunk at a time, and made once more in the backward
-pass.
+pass; with ``fused_text_loss`` the kernels of Liger turn each chunk into its gradient at once.
 
 Shapes: N images; n images of one size (a group of the batch), m generating ones among them, T visual tokens, C h w of
 the target space; M generating images, K labelled tokens, D width, V vocabulary. Lists hold one tensor per group.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunalab.data.packing import PackedBatch
+from tunalab.errors import UserError
 from tunalab.frontends.contract import TargetSpace, signed
 from tunalab.model import flow
 from tunalab.model.masking import choose_mask
@@ -38,6 +41,32 @@ def text_loss(table: nn.Linear, h_KD: Tensor, label_K: Tensor, chunk: int = CHUN
         for h, label in zip(h_KD.split(chunk), label_K.split(chunk), strict=True)
     ]
     return torch.stack(sums).sum()
+
+
+def fused_text_loss(table: nn.Linear, h_KD: Tensor, label_K: Tensor) -> Tensor:
+    """The same by Liger's kernels, which compute gradients together with the loss: logits are made once, at most about twice as
+    many numbers as ``h_KD`` holds at a time. The table's gradient, added up in the table's own precision (float32 in training),
+    waits from then on for the backward pass.
+
+    Raises UserError: Liger is not installed, or there is no CUDA device (:func:`check_fused_text_loss`).
+    """
+    if len(label_K) == 0:  # of which the kernels would make chunks
+        return _summed(table, h_KD, label_K)
+    check_fused_text_loss()
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(table.weight, h_KD, label_K)
+    return loss
+
+
+def check_fused_text_loss() -> None:
+    """Raises UserError where :func:`fused_text_loss` cannot run. Triton's interpreter, which tests use, needs no device."""
+    if find_spec("liger_kernel") is None:
+        raise UserError("fused_text_loss=true needs Liger's kernels: pip install 'tunalab[gpu]'")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(
+            "fused_text_loss=true needs a CUDA device, and there is none (the same loss without: fused_text_loss=false)"
+        )
 
 
 def _summed(table: nn.Linear, h_KD: Tensor, label_K: Tensor) -> Tensor:
@@ -158,7 +187,7 @@ def losses(
     x = to_space(model, batch, draws.posterior_nChw) if x_nChw is None else x_nChw
     x_t = noised(batch, x, draws.noise_nChw, draws.t_N, objective.noise_scale)
     output = model(batch, x_t, draws.t_N, draws.mask_nT)
-    text = text_loss(output.table, output.hidden_KD, batch.label_K)
+    text = (fused_text_loss if model.fused_text_loss else text_loss)(output.table, output.hidden_KD, batch.label_K)
     return {
         "text": SumCount(text, len(batch.label_K)),
         "flow": flow_loss(output.prediction_mChw, x, batch, draws, objective),

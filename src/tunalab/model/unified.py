@@ -55,6 +55,7 @@ class UnifiedModel(nn.Module):
     """
 
     every_part = False
+    fused_text_loss = False  # in training alone, where there is a CUDA device (objective.fused_text_loss)
 
     def __init__(self, config: RunConfig, frontend: VisualFrontEnd, vocabulary: int) -> None:
         super().__init__()

@@ -108,9 +108,10 @@ class Activations:
 
     ``saved``: without activation checkpointing. With it a unit (``training.blocks.recomputed``) keeps its inputs alone: ``kept`` is
     those and all that lies outside units, ``unit`` the most that one unit of the part saves when it is computed again.
-    ``logits``: what the text loss saves for a row of labels, were all their logits alive at once.
+    ``logits``: what the text loss saves for a row of labels, were all their logits alive at once; none with ``fused`` (the fused
+    text loss), where a chunk is its own gradient.
     ``block_copies``, ``other_copies``: weights that autocast casts, kept until the step's end, of the blocks that are sharded one
-    by one and of the rest. ``table``: the gradient of the output table, in the precision of its products.
+    by one and of the rest. ``table``: the gradient of the output table, in the precision in which the text loss adds it up.
     """
 
     saved: Parts
@@ -120,12 +121,13 @@ class Activations:
     block_copies: int
     other_copies: int
     table: int = 0
+    fused: bool = False
 
 
-def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool) -> Activations:
+def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool, fused: bool = False) -> Activations:
     """What is kept for ``tokens`` tokens a rank: all of them run through the decoder, all are visual tokens of images of ``size``
     pixels (height, width), all run through the flow head, and all are labelled. Each part is linear in its tokens, so a real row
-    is a sum of shares of these.
+    is a sum of shares of these. ``fused``: with the fused text loss.
 
     ``model`` stands on the meta device, its trained parameters requiring gradients; it is of no use afterwards.
     """
@@ -137,8 +139,8 @@ def trace(model: UnifiedModel, tokens: int, size: Size, bf16: bool) -> Activatio
         autocast = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
         with recorder.recording(), autocast:
             _run(model, tokens, size, max(1, tokens // (rows * columns)), recorder)
-        table = model.decoder.lm_head.weight.numel() * (HALF if bf16 else FLOAT)
-        return replace(recorder.result(), table=table)
+        table = model.decoder.lm_head.weight.numel() * (HALF if bf16 and not fused else FLOAT)
+        return replace(recorder.result(), table=table, fused=fused)
 
 
 def _run(model: UnifiedModel, tokens: int, size: Size, images: int, recorder: "_Recorder") -> None:
@@ -292,6 +294,8 @@ def _bytes(tensor: Tensor) -> int:
 FLOAT, HALF = 4, 2  # bytes
 # Besides what is saved, the loss holds the gradients of the log-softmax and of the logits, in float32.
 LOSS_WORKSPACE = 2 * FLOAT
+# For each number of h_KD the fused loss holds its gradient and, of a chunk, at most two logits, which become their own gradients.
+FUSED_WORKSPACE = 3 * FLOAT
 
 
 @dataclass(frozen=True)
@@ -385,7 +389,10 @@ def row_bytes(traced: Activations, shares: Mapping[str, float], labels: int, voc
     """
     alive = min(shares["labels"], CHUNK / labels)
     loss = alive * (traced.logits + LOSS_WORKSPACE * labels * vocabulary)
-    if alive < shares["labels"]:  # gradients of the chunks that are done wait for the others
+    if traced.fused:
+        width = traced.table // (FLOAT * vocabulary)
+        loss = traced.table + FUSED_WORKSPACE * shares["labels"] * labels * width
+    elif alive < shares["labels"]:  # gradients of the chunks that are done wait for the others
         loss += traced.table
     by_part = traced.kept if checkpointing else traced.saved
     kept = sum(size * shares[part] for part, size in by_part.items())

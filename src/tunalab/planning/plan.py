@@ -249,7 +249,7 @@ def _memory(config: RunConfig, model: UnifiedModel, count: Totals, sharding: Sha
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(f"frontend.{part}." for part in model.frontend.frozen_parts)))
-    traced = trace(model, tokens, Buckets.of(config.data).sizes[0], bf16)
+    traced = trace(model, tokens, Buckets.of(config.data).sizes[0], bf16, config.fused_text_loss)
     return memory(count, traced, rows, tokens, model.decoder.lm_head.out_features, sharding, largest, bf16)
 
 

@@ -736,6 +736,11 @@ class RunConfig:
         changes="rounding",
         help="torch makes kernels for the blocks: faster on a GPU, after some minutes; equal but for rounding",
     )
+    fused_text_loss: bool = setting(
+        False,
+        changes="rounding",
+        help="the text loss by Liger's kernels (extra gpu, needs a CUDA device): no logits are computed twice",
+    )
     distribution: DistributionConfig = group(DistributionConfig, changes="rounding")
     data: DataConfig = group(DataConfig)
     frontend: FrontEndConfig = group(FrontEndConfig)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from tunalab.errors import UserError
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.loading import Weight
-from tunalab.model.objective import draw, losses
+from tunalab.model.objective import check_fused_text_loss, draw, losses
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.settings.schema import RunConfig
 from tunalab.training.blocks import allocate, fill, gathered, prepare_blocks, reduce_gradients, shard, shard_mesh
@@ -100,6 +100,8 @@ class Harness(LightningModule):
         self._clock: float | None = None
         self._saved: dict[str, Any] | None = None  # of a checkpoint of Lightning's, until a fit starts
         matched_groups(self.learnt(), config.optimizer.groups)  # a mistake in them ends the run before it begins
+        if config.fused_text_loss:
+            check_fused_text_loss()
 
     def learnt(self) -> dict[str, nn.Parameter]:
         """Every parameter that some stage trains: all but the front-end's frozen parts."""
@@ -108,6 +110,7 @@ class Harness(LightningModule):
     def configure_model(self) -> None:
         prepare_blocks(self.model, self.config.activation_checkpointing, self.config.compile_blocks)
         self.model.every_part = self.ranks.world_size > 1
+        self.model.fused_text_loss = self.config.fused_text_loss
         if self.sharded:
             distribution = self.config.distribution
             device = self.trainer.strategy.root_device
