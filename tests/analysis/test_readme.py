@@ -27,6 +27,18 @@ def test_the_readme_is_fresh() -> None:
     assert_printed_alike(block, committed, "run `make table`")
 
 
+def test_what_the_readme_says_first_is_what_the_claims_say() -> None:
+    found = in_words(read_records(ROOT / "results" / "figure6"))
+    said = {
+        "Tuna-2 starts slower than Tuna-R": "supported",
+        "Tuna-2 has passed it at the end": "undecided",
+        "Understanding ends Tuna-2 > Tuna-R": "contradicted",
+        "Understanding ends Tuna-R > Tuna": "supported",
+        "Ours: a frozen encoder is within .03 nats of one that trains": "supported",
+    }
+    assert {claim: found[claim][0].split(" (")[0] for claim in said} == said
+
+
 def test_the_figure_shows_what_the_claims_are_of() -> None:
     assert f"PANELS  ?= {' '.join(PANELS)}\n" in (ROOT / "Makefile").read_text()
 
