@@ -114,8 +114,56 @@ def test_known_factors_are_read_from_the_settings(settings: list[str], factor: s
     assert level is None or cells[1].levels == (level,)
 
 
+def test_settings_of_stages_are_choices_as_others_are() -> None:
+    """At another rate is not the same pair; and one rate against another is an effect."""
+    rates = {rate: [f"stages.pretrain.lr={rate}"] for rate in (0.001, 0.1)}
+    made = [run("tuna2", seed, 0.5, settings=rates[0.001], loss=1.0) for seed in (0, 1)]
+    made += [run("tuna_r", seed, 0.5, settings=rates[rate], loss=50 * rate) for seed in (0, 1) for rate in rates]
+    found = rows(made)
+    assert found["encoder", "pretrained", "", TEXT_LOSS]["value"] == pytest.approx(0.05 - 1.0)
+    assert found["encoder", "pretrained", "", TEXT_LOSS]["pairs"] == 1
+    assert found["lr", "0.1", "", TEXT_LOSS]["value"] == pytest.approx(5.0 - 0.05)
+
+
+def test_mixes_that_differ_beyond_their_share_of_generation_are_told_apart() -> None:
+    mixes = [f"stages.pretrain.mix={{scenes/vqa: {0.5 + more}, scenes/caption: {0.5 - more}}}" for more in (0.0, 0.2)]
+    made = [run("tuna2", seed, 0.5 + 0.1 * index, settings=[mix]) for seed in (0, 1) for index, mix in enumerate(mixes)]
+    factors, cells = factors_and_cells(made)
+    assert [factor.name for factor in factors] == ["scenes/caption"] and {cell.levels for cell in cells} == {(0.5,), (0.3,)}
+
+
+def test_snapshots_of_an_encoder_are_levels_in_their_order() -> None:
+    loss = {"@10000": 1.0, "@300": 3.0, "@1000": 2.0}
+    made = [
+        run("tuna_r", seed, 0.5, settings=[f"frontend.encoder=tiny{at}"], loss=of) for seed in (0, 1) for at, of in loss.items()
+    ]
+    made += [run("tuna_r", seed, 0.5, settings=["frontend.encoder_pretrained=false"], loss=4.0) for seed in (0, 1)]
+    table = effects_table(made)
+    shown = table[(table["effect"] == "main") & (table["outcome"] == TEXT_LOSS)]
+    names = [f"pretrained tiny{at}" for at in ("@300", "@1000", "@10000")]
+    steps = {(row["level"], row["reference"]): row["value"] for row in shown.to_dict("records")}
+    assert set(shown["factor"]) == {"encoder"}
+    assert steps == {
+        (names[0], "scratch"): -1.0,
+        (names[1], "scratch"): -2.0,
+        (names[2], "scratch"): -3.0,
+        (names[1], names[0]): -1.0,
+        (names[2], names[0]): -2.0,
+        (names[2], names[1]): -1.0,
+    }
+
+
+def test_text_losses_are_averaged_over_the_kinds_that_all_runs_have() -> None:
+    """A run without captions measures none: that is no gain."""
+    made = [run(name, seed, 0.5) for name in ("tuna2", "tuna_r") for seed in (0, 1)]
+    more = [replace(one, points=[replace(p, losses=p.losses | {"text/caption": 4.0}) for p in one.points]) for one in made[2:]]
+    assert rows([*made[:2], *more])["encoder", "pretrained", "", TEXT_LOSS]["value"] == pytest.approx(0)
+    neither = [replace(one, points=[replace(p, losses={"text/text": 2.0}) for p in one.points]) for one in made[2:]]
+    assert TEXT_LOSS not in {outcome for *_, outcome in rows([*made[:2], *neither])}
+
+
 def test_levels_are_compared_with_none_or_the_smallest() -> None:
-    assert ordered_levels(["scratch", "none", "pretrained", None]) == ["none", "pretrained", "scratch"]
+    assert ordered_levels(["scratch", "none", "pretrained", None]) == ["none", "scratch", "pretrained"]
     assert ordered_levels([0.5, 0.0, 0.15]) == [0.0, 0.15, 0.5]
     assert ordered_levels(["v", "x"]) == ["x", "v"]
 

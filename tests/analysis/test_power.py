@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,7 @@ from tests.synthetic import synthetic_record
 
 from tunalab.analysis.components import components_table, variance_parts
 from tunalab.analysis.endpoints import (
+    ACCURACY,
     CHOICE_LOSS,
     EARLY,
     LOSS,
@@ -26,7 +28,7 @@ from tunalab.analysis.tables import ANSWERS
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.evaluation.measure import LossItems, Score
-from tunalab.records.record import write_record
+from tunalab.records.record import Record, write_record
 
 KINDS = "relations (GQA)", "charts (ChartQA)"
 
@@ -68,6 +70,55 @@ def test_areas_of_losses_are_means_over_log_tokens(record):
     found = loss_difference([(made, better), (made, better)])
     assert found is not None and found.value_S == pytest.approx(loss_area(made) / 2)
     assert LOSS not in set(endpoints_table([made, replace(better, run=replace(better.run, variant="x"))])["endpoint"])  # one seed
+
+
+def shorter(made, first: int, last: int):
+    """A run that was asked at some of the points alone, and ended at the last of them."""
+    points = made.points[first:last]
+    end = points[-1]
+    totals = replace(made.totals, tokens=end.tokens, steps=end.steps, images=end.images, flops=end.flops, seconds=end.seconds)
+    return replace(made, points=points, totals=totals)
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 6), (0, 4), (1, 5)])
+def test_runs_of_other_lengths_are_compared_where_both_have_been(first: int, last: int) -> None:
+    """One curve, and a part of it: nothing differs, over no axis, early or at the end."""
+    made = [synthetic_record("tuna2", seed, kinds=2) for seed in range(3)]
+    whole = [
+        replace(
+            one,
+            points=[
+                replace(
+                    point,
+                    losses={"text/vqa": 3.0 - 0.3 * index},
+                    benchmarks={"charts": Score.from_outcomes([True, False] * 2, 0.2, [0.5 * index] * 4)},
+                )
+                for index, point in enumerate(one.points)
+            ],
+        )
+        for one in made
+    ]
+    part = [shorter(one, first, last) for one in whole]
+    other = [replace(one, run=replace(one.run, variant="other", name=f"other-{one.run.seed}")) for one in part]
+    table = endpoints_table([*whole, *other])
+    assert {LOSS, "margin at the end", "loss of the choice, area over log tokens"} <= {*table["endpoint"]}
+    assert table["difference"].abs().max() < 1e-12
+
+
+def test_what_is_early_is_not_the_end_and_unequal_tokens_are_not_compared() -> None:
+    def pairs(tokens: Sequence[int]) -> list[tuple[Record, Record]]:
+        found = []
+        for seed in range(2):
+            one = synthetic_record("tuna2", seed, kinds=1)
+            moved = [replace(point, tokens=at) for point, at in zip(one.points[-len(tokens) :], tokens, strict=True)]
+            two = replace(one, points=moved, totals=replace(one.totals, tokens=tokens[-1]))
+            found.append((two, two))
+        return found
+
+    assert difference(pairs([200_000, 1_000_000]), ACCURACY, ["relations"], early=True) is not None
+    assert difference(pairs([1_000_000]), ACCURACY, ["relations"], early=True) is None
+    (one, _), (other, _) = pairs([100_000, 1_000_000])[0], pairs([100_000, 2_500_000])[0]
+    assert difference([(one, other)] * 2, ACCURACY, ["relations"]) is None
 
 
 def test_margins_are_compared_early_and_at_the_end(record):

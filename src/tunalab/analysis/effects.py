@@ -14,6 +14,7 @@ All cells of a contrast are paired: same seeds, same questions.
     S  seeds    I  questions    C  cells
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ OF_SETTINGS = (
     Factor("prediction", lambda flat: flat["objective.prediction"], ("objective.prediction",)),
     Factor("mask ratio", lambda flat: flat[MASK_RATIO], (MASK_RATIO,)),
     Factor("masked", _masked, ("objective.masking.understanding", "objective.masking.generation")),
-    Factor("share of generation", _generation_share, tuple(f"stages.{stage}.mix" for stage in ("connector", "pretrain", "sft"))),
+    Factor("share of generation", _generation_share, ()),
 )
 
 
@@ -102,11 +103,10 @@ def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cel
         Factor(name, lambda flat, key=f"{_STATED}{name}": flat.get(key), ())  # type: ignore[misc]
         for name in dict.fromkeys(name for look in looks for name in look.factors)
     ]
-    choices = (*stated, *OF_SETTINGS)
+    choices = (*(_by_weights(factor, flats) for factor in stated), *OF_SETTINGS)
     factors = [factor for factor in choices if len({factor.level(flat) for flat in flats} - {None}) > 1]
-    covered = (*(key for factor in OF_SETTINGS for key in factor.keys), _STATED, "frontend.encoder", "frontend.vae")
-    covered += ("components.", "stages")
-    others = (key for flat in flats for key in flat if not key.startswith(covered))
+    covered = (*(key for factor in OF_SETTINGS for key in factor.keys), _STATED, "components.")
+    others = (key for flat in flats for key in flat if not key.startswith(covered) and key != "stages")
     keys = dict.fromkeys(("frontend.name", *others))
     labels = dict(zip((flat.get("frontend.name") for flat in flats), (look.label for look in looks), strict=True))
     for key in keys:
@@ -123,11 +123,30 @@ def factors_and_cells(records: Sequence[Record]) -> tuple[list[Factor], list[Cel
     return factors, [Cell(levels, tuple(group)) for (levels, _), group in groups.items()]
 
 
+def _by_weights(stated: Factor, flats: Sequence[Flat]) -> Factor:
+    """An encoder or VAE that a front-end states, told by its weights too where these differ, as snapshots of a pretraining do."""
+    setting = f"frontend.{stated.name.lower()}"
+    used = ("pretrained", "frozen", "VAE")  # levels whose weights are read
+    if len({flat.get(setting) for flat in flats if stated.level(flat) in used}) < 2:
+        return stated
+
+    def level(flat: Flat) -> Level:
+        return f"{stated.level(flat)} {flat.get(setting)}" if stated.level(flat) in used else stated.level(flat)
+
+    return Factor(stated.name, level, ())
+
+
 def ordered_levels(levels: Sequence[Level]) -> list[Level]:
     """None left out; "none" and numbers by size first: the first is what the others are compared with."""
     present = {level for level in levels if level is not None}
-    first = ("none", "linear", "x", "both")
-    return sorted(present, key=lambda level: (level not in first, isinstance(level, str), level))  # type: ignore[type-var]
+    first = ("none", "scratch", "linear", "x", "both")
+
+    def place(level: Level) -> tuple[Any, ...]:
+        if not isinstance(level, str):
+            return True, False, level
+        return level not in first, True, [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", level)]
+
+    return sorted(present, key=place)
 
 
 Weights = Mapping[Cell, float]
@@ -246,7 +265,7 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     tokens = last_common_tokens(aligned)
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
-    continuous = _continuous(finished, tokens)
+    continuous, names = _continuous(finished, tokens), text_losses(finished, tokens)
     rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
         seeds = _common_seeds(contrast.weights)
@@ -259,7 +278,7 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
         for name, of_point in continuous.items():
             value_S = _by_seed(contrast.weights, seeds, of_point, tokens)
             if value_S is not None:
-                documents = _of_documents(contrast.weights, seeds, tokens) if name == TEXT_LOSS else 0.0
+                documents = _of_documents(contrast.weights, seeds, tokens, names) if name == TEXT_LOSS else 0.0
                 found[name] = of_seeds(value_S, documents, n=len(seeds))
         rows += [(*about, name, *one.bounds, one.p, contrast.pairs, one.seeds, one.n) for name, one in found.items()]
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("low", "high", "p"), float))
@@ -334,21 +353,23 @@ def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: in
 def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]:
     """Outcomes that are no shares of questions."""
     times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
-    return {TEXT_LOSS: _text_loss, **{f"{PSNR}{t}, dB": lambda point, t=t: point.one_step_psnr.get(t) for t in times}}  # type: ignore[misc]
+    found: dict[str, Outcome] = {f"{PSNR}{t}, dB": lambda point, t=t: point.one_step_psnr.get(t) for t in times}  # type: ignore[misc]
+    names = text_losses(records, tokens)
+    return {TEXT_LOSS: lambda point: float(np.mean([point.losses[name] for name in names])), **found} if names else found
 
 
-def _text_loss(point: Point) -> float | None:
-    losses = [loss for name, loss in point.losses.items() if name.startswith("text/")]
-    return float(np.mean(losses)) if losses else None
+def text_losses(records: Sequence[Record], tokens: int) -> list[str]:
+    """The held-out text losses that all of them have: a run measures those of its own mix, and other kinds have other losses."""
+    return sorted(set.intersection(*({n for n in _point_at(one, tokens).losses if n.startswith("text/")} for one in records)))
 
 
-def _of_documents(weights: Weights, seeds: Sequence[int], tokens: int) -> float:
+def _of_documents(weights: Weights, seeds: Sequence[int], tokens: int, names: Sequence[str]) -> float:
     """Standard error of the contrast of text losses over the documents that all runs are asked, by the seeds whose records hold
     losses by document; 0 where none does, as none before 2026-11-30.
     """
     points = {(cell, seed): _point_at(_of_seed(cell, seed), tokens) for cell in weights for seed in seeds}
     gap_KSD = []
-    for name in sorted({name for point in points.values() for name in point.loss_items if name.startswith("text/")}):
+    for name in names:
         having = [seed for seed in seeds if all(name in points[cell, seed].loss_items for cell in weights)]
         off = {at: points[at].loss_items[name].off(points[at].losses[name]) for at in points if at[1] in having}
         if having and len({len(off_D) for off_D in off.values()}) == 1:

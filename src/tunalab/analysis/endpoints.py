@@ -7,7 +7,8 @@ That loss is in nats a predicted token of held-out question documents (``text/vq
 descriptions of the picture. The loss of the choice is of questions alone, ln(1 + exp(-margin)): of the right answer against the
 best wrong one. So is that of short answers, which records have since 2026-11-30.
 
-Early are the evaluations nearest to the shares ``EARLY`` of the tokens, averaged; the end is the last evaluation.
+Two runs are compared where both have been: areas over the stretch of tokens that both cover, early and the end by the tokens of the
+shorter one. Early are the evaluations nearest to the shares ``EARLY`` of these tokens, averaged; the end is the nearest to all.
 
     S  seeds    I  questions    D  documents    P  evaluations    G  places of a grid
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tunalab.analysis.curves import AXES, Line, benchmarks, lines, named
+from tunalab.analysis.curves import AXES, TOLERANCE, Line, benchmarks, lines, named
 from tunalab.analysis.learning import log_weights
 from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, lasting_error, of_seeds, question_error
 from tunalab.analysis.tables import ANSWERS
@@ -99,7 +100,7 @@ def _merged(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 
 Pairs = Sequence[tuple[Record, Record]]  # of the two sides, by seed
-OfQuestions = Callable[[Record, str], np.ndarray | None]  # a run and a benchmark -> by question, (I,)
+OfQuestions = Callable[[tuple[Record, Record], str], Sequence[np.ndarray] | None]  # a pair, a benchmark -> by question, (I,) twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,17 +134,40 @@ def loss_area(record: Record, name: str = ANSWERS) -> float:
     return nan if len(curve.x_P) < 2 else curve.weighed(log_weights(curve.x_P))[0]
 
 
-def nearest(record: Record, share: float) -> Point:
-    """The evaluation that is nearest, on the log axis, to a share of the run's tokens."""
-    return min(record.points, key=lambda point: abs(log(point.tokens / (share * record.totals.tokens))))
+def nearest(pair: tuple[Record, Record], share: float) -> tuple[Point, Point] | None:
+    """Of both runs the evaluation that is nearest, on the log axis, to a share of the tokens that both have consumed; None where
+    these two are not at equal tokens.
+    """
+    tokens = share * min(record.totals.tokens for record in pair)
+    one, other = (min(record.points, key=lambda point: abs(log(point.tokens / tokens))) for record in pair)
+    return (one, other) if abs(one.tokens - other.tokens) <= TOLERANCE * max(one.tokens, other.tokens) else None
 
 
-def loss_difference(pairs: Pairs, name: str = ANSWERS, what: str = LOSS) -> Difference | None:
-    """Of areas under a held-out loss; None where a run has less than two evaluations of it."""
-    curves = [tuple(loss_curve(record, name) for record in pair) for pair in pairs]
-    if any(len(curve.x_P) < 2 for pair in curves for curve in pair):
+def loss_difference(pairs: Pairs, name: str = ANSWERS, what: str = LOSS, axis: str = "tokens") -> Difference | None:
+    """Of areas under a held-out loss over the logarithm of an axis, over the stretch that both runs of a pair cover.
+
+    Straight lines between evaluations. None where two runs have no stretch in common.
+    """
+    sides = []
+    for pair in pairs:
+        curves = [loss_curve(record, name, axis) for record in pair]
+        weights = _weights(*(curve.x_P for curve in curves))
+        if weights is None:
+            return None
+        sides.append([curve.weighed(weight_P) for curve, weight_P in zip(curves, weights, strict=True)])
+    return _of_weighed(what, pairs, sides)
+
+
+def _weights(one_P: np.ndarray, other_P: np.ndarray) -> list[np.ndarray] | None:
+    """Of two runs' evaluations, at places x, such that their sum is the mean over log x of what both cover; None of no stretch."""
+    if min(len(one_P), len(other_P)) < 2:
         return None
-    return _of_weighed(what, pairs, [[curve.weighed(log_weights(curve.x_P)) for curve in pair] for pair in curves])
+    low, high = max(one_P[0], other_P[0]), min(one_P[-1], other_P[-1])
+    if low >= high:
+        return None
+    every = np.unique(np.concatenate([one_P, other_P, [low, high]]))
+    x_G = every[(every >= low) & (every <= high)]
+    return [log_weights(x_G) @ _between(x_P, x_G) for x_P in (one_P, other_P)]
 
 
 def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, np.ndarray | None]]]) -> Difference:
@@ -163,22 +187,8 @@ def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, n
 
 
 def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
-    """As ``loss_difference``, over the stretch of another axis (``MATCHED``) that both runs of a pair cover.
-
-    Straight lines over its logarithm between evaluations. None where two runs have no stretch in common.
-    """
-    sides = []
-    for pair in pairs:
-        one, other = (loss_curve(record, axis=axis) for record in pair)
-        if min(len(one.x_P), len(other.x_P)) < 2:
-            return None
-        low, high = max(one.x_P[0], other.x_P[0]), min(one.x_P[-1], other.x_P[-1])
-        if low >= high:
-            return None
-        every = np.unique(np.concatenate([one.x_P, other.x_P, [low, high]]))
-        x_G = every[(every >= low) & (every <= high)]
-        sides.append([curve.weighed(log_weights(x_G) @ _between(curve.x_P, x_G)) for curve in (one, other)])
-    return _of_weighed(MATCHED[axis], pairs, sides)
+    """``loss_difference`` over another axis (``MATCHED``)."""
+    return loss_difference(pairs, what=MATCHED[axis], axis=axis)
 
 
 def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
@@ -188,28 +198,31 @@ def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
 
 def choice_difference(pairs: Pairs, kinds: Sequence[str]) -> Difference | None:
     """Of areas under the loss of the choice, the mean over benchmarks ``kinds`` with margins."""
-    gap_KSI = _gaps(pairs, kinds, _choice_area)
+    gap_KSI = _gaps(pairs, kinds, _choice_areas)
     return None if gap_KSI is None else _of_questions(CHOICE_LOSS, pairs, gap_KSI, shares=False)
 
 
-def _choice_area(record: Record, kind: str) -> np.ndarray | None:
-    """By question, (I,)."""
-    points = [point for point in record.points if kind in point.benchmarks]
-    margins = [margin_I for point in points if (margin_I := point.benchmarks[kind].margin_items()) is not None]
-    if len(margins) < max(2, len(points)):
-        return None
-    return np.asarray(log_weights(np.array([point.tokens for point in points], dtype=float)) @ np.logaddexp(0, -np.stack(margins)))
+def _choice_areas(pair: tuple[Record, Record], kind: str) -> Sequence[np.ndarray] | None:
+    sides = []
+    for record in pair:
+        points = [point for point in record.points if kind in point.benchmarks]
+        margins = [margin_I for point in points if (margin_I := point.benchmarks[kind].margin_items()) is not None]
+        if not margins or len(margins) < len(points):
+            return None
+        sides.append((np.array([point.tokens for point in points], dtype=float), np.logaddexp(0, -np.stack(margins))))
+    weights = _weights(*(x_P for x_P, _ in sides))
+    return weights and [weight_P @ loss_PI for weight_P, (_, loss_PI) in zip(weights, sides, strict=True)]
 
 
 def _gaps(pairs: Pairs, kinds: Sequence[str], of: OfQuestions) -> list[np.ndarray] | None:
     """Of each benchmark the differences by seed and question, (S, I); None where a run lacks one, or was asked another number."""
     gap_KSI = []
     for kind in kinds:
-        sides = [of(record, kind) for pair in pairs for record in pair]
+        sides = [of(pair, kind) for pair in pairs]
         found = [side for side in sides if side is not None]
-        if not found or len(found) < len(sides) or len({len(side) for side in found}) > 1:
+        if not found or len(found) < len(sides) or len({len(of_I) for side in found for of_I in side}) > 1:
             return None
-        gap_KSI.append(np.stack([one - other for one, other in zip(found[::2], found[1::2], strict=True)]))
+        gap_KSI.append(np.stack([one - other for one, other in found]))
     return gap_KSI or None
 
 
@@ -250,7 +263,8 @@ def matched_words(records: Sequence[Record]) -> str:
 def difference(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bool = False) -> Difference | None:
     """Of margins or accuracies, the mean over benchmarks ``kinds``; None where a run has not measured one, or margins are bare.
 
-    ``early``: the mean of the early evaluations, else the last one.
+    ``early``: the mean of the early evaluations, else the one at the end. None too where two runs have no evaluations at equal
+    tokens there, or what is early is the end.
     """
     gap_KSI = item_differences(pairs, outcome, kinds, early)
     return None if gap_KSI is None else _of_questions(_named(outcome, early), pairs, gap_KSI, outcome == ACCURACY)
@@ -265,12 +279,20 @@ def item_differences(pairs: Pairs, outcome: str, kinds: Sequence[str], early: bo
     items = Score.margin_items if outcome == MARGIN else Score.items
     shares = EARLY if early else (1.0,)
 
-    def mean_of(record: Record, kind: str) -> np.ndarray | None:
-        scores = [nearest(record, share).benchmarks.get(kind) for share in shares]
-        found = [one for score in scores if score is not None and (one := items(score)) is not None]
-        return np.mean(found, axis=0) if len(found) == len(shares) and len({len(one) for one in found}) == 1 else None
+    def means_of(pair: tuple[Record, Record], kind: str) -> Sequence[np.ndarray] | None:
+        at = [points for share in shares if (points := nearest(pair, share)) is not None]
+        if len(at) < len(shares) or (early and nearest(pair, 1.0) in at):
+            return None
+        means = []
+        for points in zip(*at, strict=True):
+            scores = [point.benchmarks.get(kind) for point in points]
+            found = [one for score in scores if score is not None and (one := items(score)) is not None]
+            if len(found) < len(shares) or len({len(one) for one in found}) > 1:
+                return None
+            means.append(np.mean(found, axis=0))
+        return means
 
-    return _gaps(pairs, kinds, mean_of)
+    return _gaps(pairs, kinds, means_of)
 
 
 def double_difference(first: Pairs, second: Pairs, outcome: str, kinds: Sequence[str]) -> Difference | None:
