@@ -45,4 +45,4 @@ def answered(
 
 def curves_of(*sides: Sequence[Record]) -> list[Curve]:
     """A curve a side, without the look at settings: it takes longer than everything that is simulated."""
-    return learning_curves([Line(side[0].run.variant, Setting(), tuple(side)) for side in sides], "count")
+    return learning_curves([Line(side[0].run.variant, Setting(), tuple(side), side[0].run.variant) for side in sides], "count")

@@ -3,6 +3,8 @@
 Imports are inside functions: reading records needs neither pandas nor matplotlib.
 """
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -223,9 +225,15 @@ class Records(Sequence["Record"]):
                 samples[run.name] = found
         sweeps = dict.fromkeys(record.run.sweep for record in self._records if record.run.sweep)
         files = {name: file for name in sweeps if name and (file := own_or_shipped(f"sweeps/{name}.yaml"))}
-        planned = {name: [cell.name for cell in expand(load_sweep(file))] for name, file in files.items()}
+        planned = {}
+        for name, file in files.items():
+            try:
+                planned[name] = [cell.name for cell in expand(load_sweep(file))]
+            except UserError as error:  # today's file is no longer that of the records
+                print(f"warning: what the sweep planned is not compared with its records: {error}", file=sys.stderr)
         return Beside(samples=samples, planned=planned)
 
     def _call(self, command: str, x: str = "tokens") -> str:
-        panels = f" --panels {' '.join(self._panels)}" if self._panels else ""
-        return f"tunalab {command} --records {self.source}" + (f" --x {x}" if x != "tokens" else "") + panels
+        words = ["tunalab", *command.split(), "--records", str(self.source), *(["--x", x] if x != "tokens" else [])]
+        # Tables and pages are of all benchmarks that these records have: only figures have the option.
+        return shlex.join([*words, *(["--panels", *self._panels] if self._panels and command.startswith("figure") else [])])

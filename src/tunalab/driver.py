@@ -4,6 +4,7 @@ Imports are inside functions, so that the command line answers a mistake at once
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,8 +113,8 @@ class Plan:
 
     @property
     def command(self) -> str:
-        flags = [f"--variant {self.variant}"] if self.variant else []
-        return redacted(" ".join(["tunalab sweep", self.name, *flags, *self.settings]))
+        flags = ["--variant", self.variant] if self.variant else []
+        return redacted(shlex.join(["tunalab", "sweep", self.name, *flags, *self.settings]))
 
 
 TRUNKS_OFF = "trunks=off"  # among the settings: every cell is trained alone, for checking
@@ -152,7 +153,7 @@ def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
 def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries: int | None = None, retry: bool = False) -> int:
     """Train what is not finished, write figures and tables of what is; the exit code: 0, 1 of failures, 75 when it was stopped."""
     from tunalab.frontends.components.store import Components
-    from tunalab.sweeps.cells import RETRIES, collect, forgive, is_finished, publish, read_history
+    from tunalab.sweeps.cells import RETRIES, check_publishing, collect, forgive, is_finished, publish, read_history
     from tunalab.sweeps.grid import own_settings
     from tunalab.sweeps.launcher import SHIPPED, Work, launcher
     from tunalab.sweeps.trunks import alone
@@ -160,6 +161,8 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
 
     cells, configs = plan.cells, plan.checked()
     threads = max(config.threads for config in configs.values())
+    if plan.sweep.records:
+        check_publishing(cells, plan.hash, plan.sweep.records)
     if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
         for name in {_reads(one.plain): name for name, one in plan.resolved.items()}.values():
             open_data(configs[name])

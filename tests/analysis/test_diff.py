@@ -198,3 +198,10 @@ def test_committed_pairs_of_figure6_are_fair_and_where_they_were_made_is_a_doubt
 
 def test_everything_is_plain_for_programs():
     json.dumps(to_plain(diff(NAMES, synthetic_record("tuna2"), synthetic_record("tuna"))))
+
+
+def test_one_run_in_two_folders_keeps_what_each_has():
+    a = with_environment(synthetic_record("tuna2"), commit="a" * 12, cpu="Abacus")
+    b = with_environment(synthetic_record("tuna2"), commit="b" * 12, cpu="Other")
+    text = to_text(diff(("same/x", "same/x"), a, b))
+    assert "aaaaaaaaaaaa | bbbbbbbbbbbb" in text and "Abacus | Other" in text and "same/x (a):" in text and "same/x (b):" in text

@@ -2,10 +2,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.synthetic import synthetic_record
 
 from tunalab.analysis.components import components_table, variance_parts
+from tunalab.analysis.dynamics import areas_markdown, dynamics
 from tunalab.analysis.endpoints import (
     ACCURACY,
     CHOICE_LOSS,
@@ -272,3 +274,35 @@ def test_runs_of_two_folders_are_compared_by_their_settings(records, tmp_path, c
     assert "charts (ChartQA): accuracy at the end | " in printed and "relations" not in printed and "mask ratio 0.5" in printed
     made_by = (tmp_path / "out/power.md").read_text(encoding="utf-8").splitlines()[0]
     assert f"tunalab power --records {' '.join(folders)} --panels charts" in made_by
+
+
+def test_hours_are_those_of_all_gpus(records, tmp_path, capsys):
+    """Eight of them for an hour are eight hours, whatever threads each has."""
+    on = {"accelerator": "NVIDIA H100", "processes": 8, "threads": 4}
+    made = [
+        replace(one, environment=one.environment | on, totals=replace(one.totals, seconds=3600.0))
+        for one in records(variants=("tuna_r", "tuna2"), seeds=3, kinds=2)
+    ]
+    row = power_table(made).iloc[-1]
+    assert row["core_hours"] == pytest.approx(row["needed_in_family"].seeds * 16)
+    for one in made:
+        write_record(tmp_path / f"{one.run.name}.json", one)
+    call = ["power", "--records", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*call, "--price", "2", "--power", "0.9"]) == 0
+    assert "--power 0.9 --price 2 -->" in (tmp_path / "out/power.md").read_text(encoding="utf-8")
+    needed = pd.read_csv(tmp_path / "out/power.csv", comment="#")["needed"].astype(str)
+    assert needed.str.match(r"(over )?[\d,]+( with \d+ x the questions)?$").all()
+    for price in ("-3", "nan", "inf"):
+        assert main([*call, f"--price={price}"]) == 2
+        assert "--price" in capsys.readouterr().err
+
+
+def test_two_variants_by_one_label_are_told_apart(records):
+    made = [
+        replace(one, config=one.config | {"label": "F"} if one.run.variant != "tuna2" else one.config)
+        for one in records(variants=("tuna", "tuna_r", "tuna2"), seeds=3, kinds=1)
+    ]
+    pairs = {(row["a"], row["b"]) for row in endpoints_table(made).to_dict("records")}
+    assert pairs == {("F (tuna)", "F (tuna_r)"), ("F (tuna)", "Tuna-2"), ("F (tuna_r)", "Tuna-2")}
+    found = dynamics(made)
+    assert all(text in areas_markdown(found) for text in ("F (tuna)", "F (tuna_r)"))

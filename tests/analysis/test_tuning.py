@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunalab.analysis.tuning import learning_rate
+from tunalab.analysis.tuning import encoder_rate, learning_rate
 from tunalab.errors import UserError
 
 
@@ -39,3 +39,16 @@ def test_both_panels_show_the_runs_at_one_value_of_the_other(tuned):
 def test_one_rate_is_no_picture(tuned, record):
     with pytest.raises(UserError, match="two learning rates or more"):
         learning_rate([tuned[0], record("tuna_r")])
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "rate"),
+    [
+        ("tuna_r", ["optimizer.groups.encoder.match=decoder"], 1.0),
+        ("tuna_r", ["frontend.encoder_trained=false"], 0.0),
+        ("tuna_r", ["optimizer.groups.encoder={match: frontend.encoder, lr: 0.3}"], 0.3),
+        ("tuna2", [], None),
+    ],
+)
+def test_an_encoder_without_a_rate_of_its_own_has_the_decoders(record, variant, settings, rate):
+    assert encoder_rate(record(variant, settings=settings)) == rate

@@ -129,6 +129,7 @@ def test_a_variant_that_no_arm_is_of_leaves_nothing_and_is_told(sweep_file):
             "seeds: [0, 1]\nseeds_of: {tuna: [0, 7]}",
             r"'seeds_of.tuna' must hold some of .*, got \[0, 7\]",
         ),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna: [[0]]}", r"'seeds_of.tuna' must hold some of .*, got \[\[0\]\]"),
         ("seeds: [0, 1]", "seeds: [0, 1]\nseeds_of: {tuna3: [0]}", "'seeds_of' has unknown value 'tuna3', choices: tuna, tuna2"),
         (
             "seeds: [0, 1]",
@@ -180,3 +181,15 @@ def test_figures_are_none_one_or_several(sweep_file):
     ):
         sweep_file.write_text(text.replace("figure: mask_ratio\n", written))
         assert load_sweep(sweep_file).figures == figures
+
+
+def test_an_arm_of_several_variants_is_one_line(sweep_file):
+    kept = [line for line in sweep_file.read_text().splitlines() if not line.startswith(("variants:", "factors:"))]
+    sweep_file.write_text("\n".join([*kept, "arms: {a: {variant: [tuna2]}}", ""]))
+    with pytest.raises(UserError, match="unknown value"):
+        load_sweep(sweep_file)
+
+
+def test_numbers_that_differ_late_have_names_that_differ(sweep_file):
+    sweep_file.write_text(sweep_file.read_text().replace("[0.0, 0.25]", "[0.12345671, 0.12345672]"))
+    assert len({cell.name for cell in expand(load_sweep(sweep_file))}) == len(expand(load_sweep(sweep_file)))

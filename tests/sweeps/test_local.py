@@ -13,9 +13,9 @@ import pytest
 from tests.sweeps.driving import start_driver, wait_for
 
 from tunalab.errors import UserError
-from tunalab.records.record import write_record
+from tunalab.records.record import read_record, write_record
 from tunalab.sweeps.cells import collect, finished_record, last_line, publish, take_lock
-from tunalab.sweeps.launcher import Work, visible_gpus
+from tunalab.sweeps.launcher import Outcome, Result, Work, visible_gpus
 from tunalab.sweeps.local import LocalLauncher, default_parallel
 
 
@@ -283,3 +283,22 @@ def test_a_stopped_trunk_leaves_its_branches_for_the_next_call(cells, trains):
     first = run(tree, command, parallel=2)
     assert states(first) == ["stopped", "not started", "not started", "finished"] and first.exit_code == 75
     assert states(run(tree, command)) == ["finished", "finished", "finished", "skipped"]
+
+
+def test_a_record_of_another_sweep_is_not_written_over(cells, trains, tmp_path):
+    folder = tmp_path / "published"
+    run(cells[:1], trains())
+    (path,) = publish(cells[:1], same_hash, folder)
+    made = read_record(path)
+    other = replace(made, run=replace(made.run, sweep="another", config_hash="of other settings"))
+    write_record(path, other)
+    with pytest.raises(UserError, match=r"is of the sweep another, of a run with other settings: give .* another folder"):
+        publish(cells[:2], same_hash, folder)
+    assert read_record(path).run.sweep == "another" and [*folder.iterdir()] == [path]
+    write_record(path, replace(other, run=replace(other.run, sweep=made.run.sweep)))  # an earlier state of the same sweep
+    assert publish(cells[:1], same_hash, folder) == [path]
+
+
+def test_a_cell_that_nobody_trained_is_not_done(cells):
+    result = Result.of(cells[:2], {cells[0].name: Outcome(cells[0], "finished")})
+    assert states(result) == ["finished", "not started"] and result.exit_code == 75

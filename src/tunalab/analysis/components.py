@@ -38,7 +38,7 @@ def components_table(records: Sequence[Record]) -> pd.DataFrame:
             for what, endpoint in ((LOSS, loss_area), ("accuracy at the end", _mean_accuracy)):
                 values = [np.array([endpoint(record) for record in of]) for of in groups.values()]
                 if not any(np.isnan(value_S).any() for value_S in values):
-                    named_line = named(line.look.label, line.setting.label)
+                    named_line = named(line.label, line.setting.label)
                     rows.append((named_line, part, what, len(line.records), len(groups), *variance_parts(values)))
     return pd.DataFrame(rows, columns=["line", "part", "endpoint", "seeds", "groups", "runs", "parts", "p"])
 

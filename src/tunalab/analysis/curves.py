@@ -203,11 +203,12 @@ def interpolation(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """Runs of one variant at one setting, which differ in the seed alone, by seed."""
+    """Runs of one variant at one setting, which differ in the seed alone, by seed. ``label``: the variant's, unlike all others."""
 
     variant: str
     setting: Setting
     records: tuple[Record, ...]
+    label: str
     _places: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
 
     @property
@@ -232,9 +233,10 @@ def arms(records: Sequence[Record]) -> list[Line]:
     groups: dict[tuple[str, Setting], list[Record]] = {}
     for record, setting in zip(records, differing_settings(records), strict=True):
         groups.setdefault((record.run.variant, setting), []).append(record)
-    order = Legend(records).ordered(variant for variant, _ in groups)
+    legend = Legend(records)
+    order = legend.ordered(variant for variant, _ in groups)
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1].place))
-    return [Line(*key, tuple(sorted(groups[key], key=lambda record: record.run.seed))) for key in keys]
+    return [Line(*key, tuple(sorted(groups[key], key=lambda record: record.run.seed)), legend.label(key[0])) for key in keys]
 
 
 def lines(records: Sequence[Record]) -> list[Line]:
@@ -257,8 +259,7 @@ def _check_different(shown: Sequence[Line]) -> None:
 
 def names_of(shown: Sequence[Line]) -> dict[Line, str]:
     """``Tuna-2``, or ``Tuna-2, mask ratio 0.5`` where settings differ."""
-    legend = Legend(record for line in shown for record in line.records)
-    return {line: named(legend.label(line.variant), line.setting.label) for line in shown}
+    return {line: named(line.label, line.setting.label) for line in shown}
 
 
 def named(label: str, setting: str) -> str:

@@ -96,6 +96,8 @@ class Diff:
 
 def diff(names: tuple[str, str], a: Record, b: Record) -> Diff:
     """Compare two records; defaults of today's code stand in for settings that a record is too old to have."""
+    if names[0] == names[1]:  # one run, in two folders
+        names = f"{names[0]} (a)", f"{names[1]} (b)"
     flat_a, flat_b = flat_settings(a), flat_settings(b)
     keys = list(dict.fromkeys([*flat_a, *flat_b]))
     differ = [key for key in keys if flat_a.get(key) != flat_b.get(key)]

@@ -227,8 +227,8 @@ def _passing(one: Crossing, axis: Axis) -> str:
 
 
 def _column(one: Area) -> str:
-    name = one.curve.line.look.label
-    return name if one.less is None else f"{name} - {one.less.line.look.label}"
+    name = one.curve.line.label
+    return name if one.less is None else f"{name} - {one.less.line.label}"
 
 
 WRITTEN = (

@@ -343,7 +343,7 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairs:
 
 
 def names(a: Line, b: Line) -> tuple[str, str]:
-    return named(a.look.label, a.setting.label), named(b.look.label, b.setting.label)
+    return named(a.label, a.setting.label), named(b.label, b.setting.label)
 
 
 def endpoints_table(records: Sequence[Record]) -> pd.DataFrame:

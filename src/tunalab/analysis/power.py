@@ -41,13 +41,13 @@ def power_table(records: Sequence[Record], power: float = POWER) -> pd.DataFrame
 
 
 def _hours(line: Line) -> float:
-    """Of a core (or a GPU), of one run."""
-    return float(np.mean([record.totals.seconds * record.environment["threads"] for record in line.records])) / 3600
+    """Of a core or a GPU, of one run."""
+    return float(np.mean([record.totals.seconds * record.units for record in line.records])) / 3600
 
 
 def power_markdown(table: pd.DataFrame, power: float = POWER, price: float | None = None) -> str:
     """``price``: of an hour of a core (or GPU), for a column of costs."""
-    head = ["endpoint", "compared", "difference", "seeds", "needed alone", "needed in the family", "core hours"]
+    head = ["endpoint", "compared", "difference", "seeds", "needed alone", "needed in the family", "core or GPU hours"]
     head += ["price"] if price is not None else []
     rows = []
     for row in table.to_dict("records"):
@@ -61,7 +61,7 @@ def power_markdown(table: pd.DataFrame, power: float = POWER, price: float | Non
         f"over the {len(table)} rows of the table. Differences of accuracies in points, of losses and margins in "
         "nats, with 95% intervals "
         "(Student's t over seeds and the error over questions). With so many times the questions where those that were asked "
-        "leave too large an error. Core hours: of both sides' runs for the family, as long as the recorded runs "
+        "leave too large an error. Hours of cores, or of GPUs: of both sides' runs for the family, as long as the recorded runs "
         "took. A plan from few seeds, no result."
     )
     return f"{markdown_table(head, rows, left=2)}\n\n{note}\n"

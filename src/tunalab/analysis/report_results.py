@@ -69,7 +69,7 @@ def sections(found: Dynamics | None) -> list[Section]:
 
 
 def _sentence(one: Crossing) -> str:
-    leader, other = (line.look.label for line in (one.leader, one.other))
+    leader, other = (line.label for line in (one.leader, one.other))
     setting = one.leader.setting.label
     where = benchmark_label(one.benchmark) + (f" ({setting})" if setting else "")
     return f"{leader} passes {other} on {where} at {passing(one, AXES['tokens'])} tokens"

@@ -242,7 +242,7 @@ def cost(records: Sequence[Record]) -> Section:
     rows: list[list[str]] = []
     sums: dict[str, list[float]] = {}
     for record in records:
-        totals, units, on = record.totals, _units(record), machine(record)
+        totals, units, on = record.totals, record.units, machine(record)
         minutes = totals.seconds / 60
         sums[on] = [a + b for a, b in zip(sums.get(on, [0, 0, 0]), (totals.flops, minutes, minutes * units), strict=True)]
         rates = (totals.tokens / totals.seconds, totals.flops / totals.seconds / 1e9) if totals.seconds else ()
@@ -253,13 +253,6 @@ def cost(records: Sequence[Record]) -> Section:
         rows.append([f"**all on {name}**", "", f"{flops:.2e}", f"{minutes:.1f}", f"{together:.1f}", "", "", ""])
     note = "Training alone, without evaluation; seconds add up over interruptions. FLOPs are the model's, without recomputation."
     return Section("Cost", f"{markdown_table(head, rows, left=2)}\n\n{note}")
-
-
-def _units(record: Record) -> int:
-    """GPUs, or CPU threads."""
-    made = record.environment
-    processes = int(made.get("processes", 1))
-    return processes if made.get("accelerator") else processes * int(made.get("threads") or 1)
 
 
 def failures(records: Sequence[Record], planned: Mapping[str, Sequence[str]] | None = None) -> Section:

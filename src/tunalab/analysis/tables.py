@@ -269,7 +269,9 @@ def _time(records: Sequence[Record]) -> str:
             minutes = [record.totals.seconds / 60 for record in runs if record.run.variant == variant]
             each.append(f"{legend.label(variant)} {sum(minutes) / len(minutes):.0f}")
         if runs[0].environment["accelerator"]:
-            on, together = f"one {name}", f"{sum(record.totals.seconds for record in runs) / 60:.0f} GPU-minutes"
+            units = sorted({record.units for record in runs})
+            on = " or ".join(f"one {name}" if count == 1 else f"{count} x {name}" for count in units)
+            together = f"{sum(record.totals.seconds * record.units for record in runs) / 60:.0f} GPU-minutes"
         else:
             on, together = _on_cores(name, runs)
         sentences.append(f"Minutes of training per run, without evaluation, on {on}: {', '.join(each)}; {together} in all.")
@@ -278,7 +280,7 @@ def _time(records: Sequence[Record]) -> str:
 
 def _on_cores(name: str, runs: Sequence[Record]) -> tuple[str, str]:
     threads = {record.environment["threads"] for record in runs}
-    minutes = sum(record.totals.seconds / 60 * record.environment["threads"] for record in runs)
+    minutes = sum(record.totals.seconds / 60 * record.units for record in runs)
     cores = max(record.environment["cores"] for record in runs)  # a run may have been tied to fewer than there are
     hours = f", about {minutes / cores / 60:.1f} hours on {cores} cores," if cores > 1 else ""
     return f"{'a core' if threads == {1} else f'{max(threads)} cores'} of {name}", f"{minutes:.0f} core-minutes{hours}"

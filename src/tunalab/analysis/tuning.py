@@ -17,9 +17,13 @@ RATE = "optimizer.lr_factor"
 
 
 def encoder_rate(record: Record) -> float | None:
-    """The factor of the group that matches the front-end's encoder; None without one."""
-    groups = record.config["optimizer"].get("groups") or {}
-    return next((group["lr"] for group in groups.values() if group["match"].startswith("frontend.")), None)
+    """The factor of the encoder's rate: that of the group that matches it, else 1; 0 where it is frozen, None without one."""
+    frontend, groups = record.config["frontend"], record.config["optimizer"].get("groups") or {}
+    if not frontend.get("encoder"):
+        return None
+    if not frontend.get("encoder_trained", True):
+        return 0.0
+    return next((float(group["lr"]) for group in groups.values() if group["match"].startswith("frontend.")), 1.0)
 
 
 def learning_rate(records: Sequence[Record]) -> Figure:

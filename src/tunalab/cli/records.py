@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shlex
 import sys
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -79,6 +81,9 @@ def table(arguments: argparse.Namespace) -> int:
     check_out(folder, folder=True)
     if arguments.readme is not None and not arguments.readme.is_file():
         raise UserError(f"--readme {arguments.readme}: there is no such file")
+    idle = [f"--{name}" for name in ("panels", "claims") if getattr(arguments, name) and arguments.readme is None]
+    if idle:
+        raise UserError(f"{' and '.join(idle)}: of the block of a README alone, which --readme names")
     shown = found.only(*arguments.panels) if arguments.panels else found
     _warn_unequal(found)
     _wrote(found.write_tables(folder, arguments.published))
@@ -95,12 +100,14 @@ def table(arguments: argparse.Namespace) -> int:
 
 
 def power(arguments: argparse.Namespace) -> int:
-    from tunalab.analysis.power import power_markdown, power_table
+    from tunalab.analysis.power import POWER, power_markdown, power_table
     from tunalab.analysis.written import write_tables_to
     from tunalab.collection import Records, records
 
     if not 0.05 < arguments.power < 1:
         raise UserError(f"--power {arguments.power:g}: from .05 to below 1")
+    if arguments.price is not None and not 0 <= arguments.price < inf:
+        raise UserError(f"--price {arguments.price:g}: dollars (or what you pay in) an hour, from 0")
     if arguments.out is not None:
         check_out(arguments.out, folder=True)
     every = Records([record for folder in arguments.records for record in records(folder, evaluation=False)])
@@ -108,9 +115,12 @@ def power(arguments: argparse.Namespace) -> int:
     text = power_markdown(found, arguments.power, arguments.price)
     print(text, end="")
     if arguments.out is not None:
-        panels = f" --panels {' '.join(arguments.panels)}" if arguments.panels else ""
-        command = f"tunalab power --records {' '.join(map(str, arguments.records))}{panels}"
-        return _wrote(write_tables_to(arguments.out, command, {"power.md": text, "power.csv": found}))
+        words = ["tunalab", "power", "--records", *map(str, arguments.records)]
+        words += ["--panels", *arguments.panels] if arguments.panels else []
+        words += ["--power", f"{arguments.power:g}"] if arguments.power != POWER else []
+        words += ["--price", f"{arguments.price:g}"] if arguments.price is not None else []
+        shown = found.assign(**{name: [one.shown for one in found[name]] for name in ("needed", "needed_in_family")})
+        return _wrote(write_tables_to(arguments.out, shlex.join(words), {"power.md": text, "power.csv": shown}))
     return 0
 
 

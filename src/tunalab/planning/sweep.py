@@ -45,6 +45,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 
 LIMITS = (
     "Not counted: the data and reading it, evaluations, writing checkpoints, starts, failures and what they repeat.\n"
+    "Every run is counted by itself: what runs of one seed share is trained once (`tunalab sweep NAME --dry-run` says how much).\n"
     "Memory leaves out what `tunalab plan EXPERIMENT VARIANT` names. Days are at the stated utilisation, which is not measured."
 )
 

@@ -145,6 +145,13 @@ class Record:
         """What the record says of its front-end, or what its configuration comes to where it says nothing."""
         return self.frontend or resolved_look({**self.config, "variant": self.run.variant})
 
+    @property
+    def units(self) -> int:
+        """GPUs that trained it, or threads of a CPU."""
+        made = self.environment
+        processes = int(made.get("processes", 1))
+        return processes if made.get("accelerator") else processes * int(made.get("threads") or 1)
+
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record atomically: a crash leaves the old record or the new one.

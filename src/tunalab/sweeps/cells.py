@@ -199,10 +199,14 @@ def finished_record(cell: Cell, config_hash: str, records: Path | None = None) -
     """
     for path in _record_files(cell, records):
         record = _read(path, of_run=path.parent == cell.run_dir)
-        # Or as today's settings hash it: one that was added since, at its default, changes nothing.
-        if record and record.run.finished and config_hash in (record.run.config_hash, plain_hash(completed(record.config))):
+        if record and record.run.finished and _is_of(record, config_hash):
             return record
     return None
+
+
+def _is_of(record: Record, config_hash: str) -> bool:
+    """Also as today's settings hash it: one that was added since, at its default, changes nothing."""
+    return config_hash in (record.run.config_hash, plain_hash(completed(record.config)))
 
 
 def is_finished(cell: Cell, config_hash: str, records: Path | None = None) -> bool:
@@ -239,11 +243,24 @@ def collect(cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None
     return [record for record in found if record is not None]
 
 
+def check_publishing(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> None:
+    """Raises UserError: a record of another sweep, of a run with other settings, stands where one of these would be written."""
+    for cell in cells:
+        path = records / f"{cell.name}.json"
+        there = read_record(path) if path.exists() else None
+        if there is not None and there.run.sweep not in ("", None, cell.sweep) and not _is_of(there, config_hash(cell)):
+            raise UserError(
+                f"{path} is of the sweep {there.run.sweep}, of a run with other settings: give {cell.sweep} another folder "
+                "(records:), or move that file away"
+            )
+
+
 def publish(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> list[Path]:
     """Copy the records of finished cells, and their last samples, into the folder to be committed, named after the cells.
 
-    Returns the files written.
+    Returns the files written. Raises UserError as ``check_publishing`` does; nothing is written then.
     """
+    check_publishing(cells, config_hash, records)
     written = []
     for cell in cells:
         record = finished_record(cell, config_hash(cell))

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from tunalab.errors import UserError, one_line
-from tunalab.records.labels import FIGURE_NAMES, last_words
+from tunalab.records.labels import FIGURE_NAMES, last_words, value_label
 from tunalab.records.record import CONFIG_FILE
 from tunalab.redaction import redacted_settings
 from tunalab.settings.layers import UNREADABLE, leaves, names_in, names_of, nested, read_setting, read_value
@@ -125,7 +125,7 @@ def load_sweep(path: Path) -> Sweep:
             raise UserError(f"{path}: key 'seeds' must hold integers from 0, got {seed!r}")
     listed = plain.get("variants")
     if listed is None and arms and all(ARM_VARIANT in arm for arm in arms.values()):
-        listed = list(dict.fromkeys(arm[ARM_VARIANT] for arm in arms.values()))
+        listed = list(dict.fromkeys(str(arm[ARM_VARIANT]) for arm in arms.values()))
     chosen = tuple(_choice(path, "variants", name, variants) for name in _list(path, "variants", listed))
     for name, arm in arms.items():
         if not name.isprintable() or {"/", "\\"} & set(name):
@@ -136,7 +136,7 @@ def load_sweep(path: Path) -> Sweep:
         for name, some in _mapping(path, "seeds_of", plain.get("seeds_of")).items()
     }
     for name, some in seeds_of.items():
-        if not {*some} <= {*seeds}:
+        if any(one not in seeds for one in some):
             raise UserError(f"{path}: key 'seeds_of.{name}' must hold some of the sweep's seeds {list(seeds)}, got {list(some)}")
     for name in overrides_of:
         _choice(path, "overrides_of", name, chosen)
@@ -288,7 +288,7 @@ def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
 
 def _slug(value: Any) -> str:
     """A value for a file name."""
-    text = f"{value:g}" if isinstance(value, float) else setting(redacted_settings(value))
+    text = value_label(value) if isinstance(value, float) else setting(redacted_settings(value))
     return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)
 
 

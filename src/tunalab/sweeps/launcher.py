@@ -178,11 +178,11 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """75 if the sweep was stopped; else 1 if a cell failed, 75 if one stopped or is queued, 0 if all are finished."""
+        """75 if the sweep was stopped; else 1 if a cell failed, 75 if one is still to be trained, 0 if all are finished."""
         states = {outcome.state for outcome in self.outcomes}
         if self.interrupted:
             return EXIT_STOPPED
-        return 1 if "failed" in states else EXIT_STOPPED if states & {"stopped", "queued"} else 0
+        return 1 if "failed" in states else EXIT_STOPPED if states & {"stopped", "queued", "not started"} else 0
 
     def table(self) -> str:
         """A row per cell, the failed ones last with their error and log, where the eye is after a long sweep."""

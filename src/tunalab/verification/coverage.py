@@ -218,7 +218,7 @@ def curve(name: str, ability_P: np.ndarray, seeds: int, generator: np.random.Gen
         ]
         totals = Totals(int(PLACES[-1]), 1, 1, 1.0, 1.0, 1)
         records.append(Record(RunInfo(name, "", name, seed, 0.0, None, "", True), {}, {}, {}, {}, totals, points))
-    (found,) = learning_curves([Line(name, Setting(), tuple(records))], "count")
+    (found,) = learning_curves([Line(name, Setting(), tuple(records), name)], "count")
     return found
 
 
