@@ -273,7 +273,6 @@ def test_samples_stand_side_by_side_for_common_prompts():
 EARLIER = {
     "encoder_rate",
     "encoder_rate_earlier",
-    "front_ends",
     "mask_where",
     "placement",
     "prediction",
