@@ -158,6 +158,14 @@ def test_generate_and_edit_make_what_the_commands_make(tmp_path: Path, study: Pa
 def test_a_mistake_is_one_line_without_dashes(model: tunalab.Model, study: Path) -> None:
     mistakes: dict[str, Callable[[], object]] = {
         "n=0 is out of range (from 1)": lambda: model.generate("a", n=0),
+        "n=2.5 is no whole number": lambda: model.generate("a", n=2.5),  # type: ignore[arg-type]
+        "steps='4' is no whole number": lambda: model.generate("a", steps="4"),  # type: ignore[arg-type]
+        "guidance='a' is no number": lambda: model.generate("a", guidance="a"),  # type: ignore[arg-type]
+        "no text: the list is empty": lambda: model.generate([]),
+        "the text 3 is no text": lambda: model.generate([3]),  # type: ignore[list-item]
+        "the text 'a\\ud800' is not text in UTF-8": lambda: model.generate("a\ud800"),
+        "the question 'a\\ud800' is not text in UTF-8": lambda: model.ask(photo(), "a\ud800"),
+        "max_tokens=-1 is out of range (from 1)": lambda: model.ask(photo(), "a", max_tokens=-1),
         "seed=-1 is out of range": lambda: model.generate("a", seed=-1),
         "guidance=-1 is out of range (from 0)": lambda: model.generate("a", guidance=-1),
         "sampler=ddim is not known (choices: euler, heun)": lambda: model.generate("a", sampler="ddim"),

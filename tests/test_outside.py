@@ -14,7 +14,7 @@ from tests.training.conftest import quick_components as quick_components
 from tests.training.conftest import quick_config
 from tests.training.conftest import use_quick_components as use_quick_components
 from tunalab.cli import main
-from tunalab.data.documents import Image, Text
+from tunalab.data.documents import Image, Text, Unfit
 from tunalab.data.scenes import BENCHMARKS
 from tunalab.data.sources import build_source, check_sources, kind_of, probe
 from tunalab.errors import UserError
@@ -191,6 +191,14 @@ class Grey(Endless):
 class Wide(Endless):
     kind = "caption"
     def document(self, index): return Document("caption", (Image(np.zeros((40, 64, 3), np.uint8)), Text("black", target=True)))
+class Silent(Endless):
+    def document(self, index): return Document("caption", (Image(np.zeros((32, 32, 3), np.uint8)), Text("black")))
+class Many(Endless):
+    def document(self, index): return Document("caption", (*[Image(np.zeros((32, 32, 3), np.uint8))] * 9, Text("b", target=True)))
+class Textless(Endless):
+    def document(self, index): return Document("text", (Text(None, target=True),))
+class Counted(Endless):
+    length = np.int64(12)
 class NoChance:
     def questions(self): return [Question(np.zeros((8, 8, 3), np.uint8), "what?", "black", 0)]
 class Sure(NoChance):
@@ -200,6 +208,12 @@ class Texts:
     def questions(self): return ["what?"]
 class Narrow(NoChance):
     chance = 0.5
+class Also(Narrow):
+    def questions(self): return [Question(np.zeros((8, 8, 3), np.uint8), "what?", "black", 0, ("black", "dark", "red"), ("dark",))]
+class Capital(Narrow):
+    def questions(self): return [Question(np.zeros((8, 8, 3), np.uint8), "what?", "Yes", 0, ("yes", "no"))]
+class Alone(Narrow):
+    def questions(self): return [Question(np.zeros((8, 8, 3), np.uint8), "what?", "yes", 0, ("yes",))]
 def nothing(scene, rng): return None
 def half(scene, rng): return "what?", "that"
 class NoRun: pass
@@ -218,6 +232,10 @@ class NoRun: pass
         ("data.corpora.c.name=broken.py:Endles", "has no Endles .choices there: Endless, Short, Wrong, Grey, Wide"),
         ("data.corpora.c.name=broken.py:Short", "corpus/c: its length is '3' .choices: a whole number from 1; None"),
         ("data.corpora.c.name=broken.py:Wrong", "corpus/c: document.0. is 'a text', not a Document"),
+        ("data.corpora.c.name=broken.py:Silent", "corpus/c: document.0. has nothing to learn: no text with target=True, no image"),
+        ("data.corpora.c.name=broken.py:Textless", "corpus/c: document.0.: text must be a string, not NoneType"),
+        ("evaluation.benchmarks.b.name=broken.py:Capital", "question 0: its answer 'Yes' is none of its options yes, no"),
+        ("evaluation.benchmarks.b.name=broken.py:Alone", "question 0: its options must be two or more different ones, got yes"),
         ("data.corpora.c.name=broken.py:Grey", r"corpus/c: document.0.: an image must be an array .*not .32, 32. uint8"),
         (
             "data.corpora.stripes.arguments.cuont=3",
@@ -276,6 +294,16 @@ def test_documents_come_at_the_size_of_the_run_and_by_their_index(folder: Path) 
         prompts = [segment.text for segment in one.segments[1::2]]
         assert 1 <= len(prompts) == len(set(prompts)) <= data.questions_per_image
         assert all("corner" in prompt for prompt in prompts)
+
+
+def test_documents_that_do_not_fit_and_other_right_answers_are_what_they_are_elsewhere(folder: Path) -> None:
+    (folder / "broken.py").write_text(BROKEN)
+    data = config(data__corpora={"many": {"name": "broken.py:Many"}, "counted": {"name": "broken.py:Counted"}}).data
+    with pytest.raises(Unfit, match="9 images, a document takes at most 8"):
+        build_source("corpus/many", data, 0).document(0)
+    assert build_source("corpus/counted", data, 0).length == 12
+    also = outside("b", config(evaluation__benchmarks={"b": {"name": "broken.py:Also"}}))
+    assert [score(also, [reply]).correct for reply in ("black", "Dark", "red")] == [1, 1, 0]
 
 
 def test_a_benchmark_is_asked_in_groups_and_judges_by_itself(folder: Path) -> None:

@@ -109,7 +109,7 @@ BROKEN = {
     '{"image": "images/red.png", "captoin": "a"}': "keys image (unknown: captoin) are none",
     '{"caption": "a"}': "keys caption are none",
     '{"image": null, "caption": "a"}': "keys caption are none",
-    '{"image": "images/red.png", "caption": "a", "conversations": []}': "keys caption, conversations, image are none",
+    '{"image": "images/red.png", "caption": "a", "conversations": [{}]}': "keys caption, conversations, image are none",
     '{"raw_image": "images/red.png", "instruction": "a"}': "keys instruction, raw_image are none",
     '{"image": "images/red.png", "caption": 3}': "caption must be a string, not int",
     '{"image": "images/red.png", "caption": ["a"]}': "caption must be a string, not list",

@@ -12,6 +12,7 @@ from tunalab.data.documents import KINDS, Image, Text
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.sources import build_source, check_sources, open_sources, source_names
 from tunalab.errors import UserError
+from tunalab.evaluation.along import held_out_of
 from tunalab.settings.loading import load_config
 from tunalab.settings.schema import DataConfig, ManifestConfig, RunConfig, StageConfig, TextConfig
 
@@ -144,3 +145,28 @@ def test_a_setting_that_fits_no_document_is_found_before_training(tmp_path: Path
         open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
     path.write_text('{"body": "a"}\n' * 3 + '{"text": "a"}\n' * 17)
     open_sources(run({"text/mine": 1.0}, text={"mine": TextConfig(urls=[str(path)])}))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [("vqa", "the loss of scenes/vqa, which the run trains on"), ("a/b", "letters, digits")]
+)
+def test_a_loss_of_ones_own_takes_no_name_of_the_runs(path: Path, key: str, message: str) -> None:
+    config = RunConfig(data=settings(mine=ManifestConfig(path=str(path))), stages={"a": StageConfig(1, mix={"scenes/vqa": 1.0})})
+    config.evaluation.losses = {"caption": "manifest/mine"}  # of captions, of which the run has none
+    check_sources(config)
+    config.evaluation.losses = {key: "manifest/mine"}
+    with pytest.raises(UserError, match=f"evaluation.losses.{key}: .*{message}"):
+        check_sources(config)
+
+
+def test_held_out_documents_are_different_ones_and_as_sound_as_those_of_training(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"number {n}"}) + "\n" for n in range(5)))
+    data = settings()
+    data.text = {"small": TextConfig(urls=[str(tmp_path / "t.jsonl")])}
+    found = [document.segments[0].text for document in held_out_of("text/small", 64, data)]  # type: ignore[union-attr]
+    assert sorted(found) == [f"number {n}" for n in range(5)]
+    lines = [{"image": "none.png", "caption": "x"}] * 9 + [{"text": "sound"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data.manifests = {"mine": ManifestConfig(path=str(tmp_path / "m.jsonl"))}
+    with pytest.raises(UserError, match="manifest/mine: 9 of 10 documents|manifest/mine: none of"):
+        held_out_of("manifest/mine", 4, data)

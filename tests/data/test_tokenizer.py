@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.checkpoints import save_qwen_tokenizer
 
+from tunalab.data.documents import Document, Text
 from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.sequence import to_sequence
 from tunalab.data.tokenizer import QWEN25_SPECIALS, SpecialTokens, Tokenizer, pretrained_tokenizer, train_tokenizer
@@ -180,3 +181,14 @@ def test_documents_that_spell_special_tokens_have_the_slots_of_their_own_image(t
             assert ids == sequences[0].ids_L.tolist()
             assert ids.count(tokenizer.image_pad) == (1 + 16) * images, line
             assert [ids.count(end) for end in (tokenizer.bos, tokenizer.eos)] == [1, 1], line
+
+
+@pytest.mark.parametrize("text", ["    return 1\n    # end", "  two", "one", "    lower"])
+def test_an_indentation_stays_in_what_is_learnt(tokenizer: Tokenizer, text: str) -> None:
+    document = Document("text", (Text(text, target=True),))
+    ids = to_sequence(document, tokenizer, 8).ids_L.tolist()
+    assert (
+        text in tokenizer.backend.decode(ids).replace(tokenizer.specials.bos, "")
+        and tokenizer.decode(tokenizer.encode(text)) == text
+    )
+    assert tokenizer.encode(" one") == tokenizer.encode("one"), "a single blank is none"

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.training.conftest import quick_config as run_config
 
+from tunalab.data.documents import Question
 from tunalab.errors import UserError
+from tunalab.evaluation.along import margin
 from tunalab.evaluation.benchmarks import benchmarks, check_benchmarks, out_of_reach, outside, right_groups, score
 from tunalab.evaluation.jsonl import RULES, chance, read_lines, rule, subset
 
@@ -74,6 +77,10 @@ def test_a_limit_draws_the_same_items_whatever_the_run_and_keeps_groups_whole(fo
             ["a", "blue", "brown", "c"],
         ),
         ("number", {"answers": ["1,200"]}, ["1200", "about 1,200.0 of them"], ["12", "none", "-1200"]),
+        ("number", {"answers": ["3"]}, ["3", "3,4 or 5", "3."], ["34", "three"]),
+        ("number", {"answers": ["0.5"]}, [".5", "0.50", "5e-1"], ["5"]),
+        ("number", {"answers": ["1e-05"]}, ["0.00001", "1e-5"], ["1"]),
+        ("number", {"answers": ["12345678901234567890"]}, ["12345678901234567890"], ["12345678901234567891"]),
     ],
 )
 def test_rules(rule_name, line, right, wrong):
@@ -106,6 +113,40 @@ def test_chance_is_that_of_the_better_blind_guess(folder):
     ]
     assert chance(read_lines("x", write(folder, *pair))) == 0.25
     assert chance(read_lines("x", write(folder, COLOURS[0]))) < 1
+
+
+def test_chance_counts_the_options_that_are_right(folder):
+    """Other words of the right option are no option."""
+    for more in ([], ["the beast"]):
+        lines = [
+            {"image": "red.png", "question": f"{n}?", "answers": [name, *more], "options": ["cat", "dog", "cow"]}
+            for n, name in enumerate(("cat", "dog", "cow"))
+        ]
+        assert chance(read_lines("x", write(folder, *lines))) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("rule_name", "line", "message"),
+    [
+        ("option", {"answer": "red"}, "rule=option needs options"),
+        ("number", {"answer": "three"}, "rule=number needs an answer in digits, not 'three'"),
+        ("judge.py:words", {"answer": "red"}, "it must say True or False of a reply, not 'False'"),
+        ("judge.py:alone", {"answer": "red"}, "rule=judge.py:alone: it must take a reply and a line"),
+        ("exact", {"answers": ["a", "b"], "options": ["a", "b"]}, "every option is right: a, b"),
+    ],
+)
+def test_a_rule_by_which_nothing_can_be_right_is_refused(folder, rule_name, line, message):
+    (folder / "judge.py").write_text("def words(reply, line):\n    return 'False'\ndef alone(reply):\n    return True\n")
+    write(folder, {"image": "red.png", "question": "?", **line})
+    config = run_config(evaluation__benchmarks={"mine": {"path": "q.jsonl", "rule": rule_name}})
+    with pytest.raises(UserError, match=message):
+        check_benchmarks(config)
+        right_groups(outside("mine", config), ["red"])
+
+
+def test_margins_are_between_right_and_wrong_options():
+    question = Question(np.zeros((1, 1, 3), np.uint8), "?", "red", 0, ("red", "crimson", "blue"), ("crimson",))
+    assert margin(question, [-1.0, -0.5, -9.0]) == 8.5
 
 
 def test_other_keys_are_for_a_rule_of_ones_own(folder):

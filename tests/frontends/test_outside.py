@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from tests.synthetic import synthetic_records
 from tests.training.conftest import quick_config
 
@@ -17,11 +19,14 @@ from tunalab.analysis.tables import write_tables
 from tunalab.cli import main
 from tunalab.errors import UserError
 from tunalab.frontends.registry import build_frontend, frontend_class, look_of
+from tunalab.model.unified import build_model
 from tunalab.records.labels import Legend
 from tunalab.records.record import read_record, write_record
 from tunalab.settings.loading import config_hash, to_plain
 from tunalab.settings.schema import FrontEndConfig
 from tunalab.tracking.sync import run_tags
+from tunalab.trained.folder import RunParts, assemble
+from tunalab.training.points import keep_point, point_file
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "extend" / "frontend.md").read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -115,6 +120,42 @@ def test_check_frontend_says_what_is_broken(outside: Path, capsys: pytest.Captur
     assert len(failed) == 2 and "row-major: a change of the patch" in failed[0] and "embed has no gradient in x" in failed[1]
 
 
+BUFFERS = f"""
+import torch
+{CODE}
+
+class Indexed(Conv):
+    def __init__(self, width, patch=4):
+        super().__init__(width, patch)
+        self.register_buffer("index", (torch.arange(1024) * 7 + 301) % 1024)
+
+class Random(Conv):
+    def __init__(self, width, patch=4):
+        super().__init__(width, patch)
+        self.register_buffer("phase", torch.randn(width), persistent=False)
+"""
+
+
+def test_a_buffer_that_is_random_and_not_saved_is_refused(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (outside / "buffers.py").write_text(BUFFERS, encoding="utf-8")
+    assert main(["check-frontend", "buffers.py:Indexed", "frontend.patch=4"]) == 0
+    assert main(["check-frontend", "buffers.py:Random", "frontend.patch=4"]) == 1
+    (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+    assert "phase: random, and not saved with the model" in failed
+
+
+def test_buffers_of_whole_numbers_stay_what_they_are_where_a_model_is_kept_and_loaded(outside: Path) -> None:
+    (outside / "buffers.py").write_text(BUFFERS, encoding="utf-8")
+    config = quick_config(frontend={"name": "buffers.py:Indexed", "patch": 4})
+    model = build_model(config, None, 512)
+    expected = model.frontend.index.clone()
+    keep_point(outside / "run", model, 10, 1, "all")
+    kept = load_file(point_file(outside / "run", 10))
+    assert torch.equal(kept["frontend.index"], expected) and kept["frontend.index"].dtype == torch.int64
+    made = assemble(config, RunParts(), 512, kept, "a point")
+    assert torch.equal(made.frontend.index, expected)
+
+
 def test_label_and_colour_of_a_variant_file_enter_no_hash(outside: Path, tmp_path: Path) -> None:
     plain, named = quick_config(), quick_config(label="Mine", colour="#123456")
     assert config_hash(plain) == config_hash(named) and to_plain(plain) != to_plain(named)
@@ -148,5 +189,7 @@ def test_committed_ablations_keep_their_effects_under_foreign_names() -> None:
     assert compared([foreign(one, lambda _: {}) for one in records]) == compared(records)
     # And of classes that nobody here has: what tells the front-ends apart is then their name.
     strangers = [one for one in records if one.look.factors["encoder"] == one.look.factors["VAE"] == "none"]
-    far = [foreign(one, lambda of: {"name": f"far.away:{of.config['frontend']['name']}"}) for one in strangers]
+    far = [
+        foreign(replace(one, frontend=None), lambda of: {"name": f"far.away:{of.config['frontend']['name']}"}) for one in strangers
+    ]
     assert {factor for _, factor, *_ in compared(far)} == {"front-end", "decoder"}

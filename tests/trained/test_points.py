@@ -255,3 +255,44 @@ def test_long_answers_are_said_also_afterwards(finished, tmp_path):
     ask_points(finished, ["mine"], ["evaluation.benchmarks.mine.path=long.jsonl"], log=said.append)
     assert said[0].startswith("warning: evaluation.benchmarks.mine: 1 of 1 answers are longer than evaluation.max_answer_tokens=3")
     assert "...'" in said[0]
+
+
+def test_a_curve_is_of_one_set_of_questions(tmp_path, monkeypatch, use_quick_components):
+    """Whether its file changes while the run trains or while it is stopped: one line, and the run goes on when it is back."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), (80, 0, 0)).save(tmp_path / "0.png")
+    lines = [
+        json.dumps({"image": "0.png", "question": f"{n}?", "answer": "yes", "options": ["yes", "no"]}) + "\n" for n in range(6)
+    ]
+    asked, held = tmp_path / "q.jsonl", tmp_path / "held.jsonl"
+    asked.write_text("".join(lines))
+    held.write_text("".join(json.dumps({"image": "0.png", "caption": f"number {n}"}) + "\n" for n in range(4)))
+    config = quick_config(
+        "tuna2",
+        evaluation__points=3,
+        evaluation__benchmarks={"own": {"path": "q.jsonl"}},
+        evaluation__losses={"mine": "manifest/held"},
+        data__manifests={"held": {"path": "held.jsonl"}},
+        **QUIET | {"evaluation__groups": 0},
+    )
+    written = run.write_run_record
+
+    def changed_after_the_first(*given, **more):
+        written(*given, **more)
+        asked.write_text("".join(lines[:3]))
+
+    monkeypatch.setattr(run, "write_run_record", changed_after_the_first)
+    with pytest.raises(UserError, match="evaluation.benchmarks.own: its questions changed while this run trained"):
+        run.train(config, tmp_path / "one")
+    monkeypatch.setattr(run, "write_run_record", written)
+    with pytest.raises(UserError, match="own: its questions changed"):
+        run.train(config, tmp_path / "one")
+    asked.write_text("".join(lines))
+    before = held.read_text()
+    held.write_text(before.replace("number", "another"))
+    with pytest.raises(UserError, match="data changed since this run stopped: manifest/held"):
+        run.train(config, tmp_path / "one")
+    held.write_text(before)
+    assert run.train(config, tmp_path / "one") == 0
+    record = read_record(tmp_path / "one/record.json")
+    assert record.run.finished and {point.benchmarks["own"].n for point in record.points} == {6} and len(record.points) == 3

@@ -185,7 +185,7 @@ class ManifestCorpus:
             Reject: the line or an image of it is broken.
         """
         line = self._read_line(int(index) % self.length)
-        form = frozenset(key for key in _KEYS if line.get(key) is not None) - {"image"}
+        form = frozenset(key for key in _KEYS if line.get(key) not in (None, [])) - {"image"}
         named = [key for key in ("image", "images") if line.get(key) not in (None, [])]
         if len(named) > 1:
             raise Reject("image and images: one of them names the pictures of a line")

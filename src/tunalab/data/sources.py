@@ -1,5 +1,6 @@
 """The registry that turns the source names of a mix into corpora, and corpora from outside."""
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -7,8 +8,22 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
+from tunalab.data.assembling import check_text
 from tunalab.data.buckets import Buckets
-from tunalab.data.documents import KINDS, PREFIX, CopyCorpus, Corpus, Document, Image, Kind, Reject, Text, Unfit, fingerprint_of
+from tunalab.data.documents import (
+    IMAGES_PER_DOCUMENT,
+    KINDS,
+    PREFIX,
+    CopyCorpus,
+    Corpus,
+    Document,
+    Image,
+    Kind,
+    Reject,
+    Text,
+    Unfit,
+    fingerprint_of,
+)
 from tunalab.data.drawings import DrawingsCorpus
 from tunalab.data.easy_vqa import EasyVqaCorpus
 from tunalab.data.images import decode_image, fit_image
@@ -16,6 +31,7 @@ from tunalab.data.manifest import ManifestCorpus
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.scenes.questions import QuestionCorpus, question_kind
 from tunalab.data.scenes.sentences import DESCRIBE
+from tunalab.data.sequence import is_answer
 from tunalab.data.shards.schemas import open_finevision, open_omniedit, open_text, open_webdataset
 from tunalab.errors import UserError
 from tunalab.plugins import Group, build, find, source_of
@@ -57,7 +73,12 @@ def check_sources(config: RunConfig) -> None:
         for name in stage.mix:
             if name.removeprefix(PREFIX) not in names:
                 raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(names)}")
+    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
     for key, name in config.evaluation.losses.items():
+        if not re.fullmatch(r"\w[\w -]*", key, re.ASCII):
+            raise UserError(f"evaluation.losses.{key}: the loss is called so: letters, digits, blanks, _ and - are allowed")
+        if own := [f"{family}/{key}" for family in ("scenes", "drawings") if f"{family}/{key}" in mixed]:
+            raise UserError(f"evaluation.losses.{key}: the loss of {own[0]}, which the run trains on, is called so: another name")
         if name not in names:
             raise UserError(f"evaluation.losses.{key}: unknown source {name!r}; choices: {_choices(names)}")
         if trained := [stage for stage, of in config.stages.items() if of.mix.get(name, 0) > 0]:
@@ -162,21 +183,33 @@ class OutsideCorpus:
         self._corpus = build(f"{setting}.arguments", found, arguments, image_size=data.image_size, seed=seed)
         self._buckets = buckets or Buckets.of(data)
         self.fingerprint = fingerprint_of(self._corpus)
-        self.length: int | None = getattr(self._corpus, "length", 0)
-        if self.length is not None and (not isinstance(self.length, int) or self.length < 1):
-            raise UserError(f"{name}: its length is {self.length!r} (choices: a whole number from 1; None, without end)")
+        length = getattr(self._corpus, "length", 0)
+        if length is not None and (isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1):
+            raise UserError(f"{name}: its length is {length!r} (choices: a whole number from 1; None, without end)")
+        self.length: int | None = None if length is None else int(length)
 
     def document(self, index: int) -> Document:
         document = self._corpus.document(index)
         segments = getattr(document, "segments", ())
         if not isinstance(document, Document) or document.kind not in KINDS or not segments:
             raise UserError(f"{self.name}: document({index}) is {str(document)[:60]!r}, not a Document with a kind and segments")
-        return Document(document.kind, tuple(self._fitted(segment, index) for segment in segments))
+        fitted = tuple(self._fitted(segment, index) for segment in segments)
+        if not any(map(is_answer, fitted)):
+            raise UserError(
+                f"{self.name}: document({index}) has nothing to learn: no text with target=True, no image with generate=True"
+            )
+        if (images := sum(isinstance(segment, Image) for segment in fitted)) > IMAGES_PER_DOCUMENT:
+            raise Unfit(f"{images} images, a document takes at most {IMAGES_PER_DOCUMENT}")
+        return Document(document.kind, fitted)
 
     def _fitted(self, segment: Any, index: int) -> Text | Image:
-        if isinstance(segment, Text):
-            return segment
         where = f"{self.name}: document({index})"
+        if isinstance(segment, Text):
+            try:
+                check_text(segment.text, "text")
+            except Reject as reject:
+                raise UserError(f"{where}: {reject}") from reject
+            return segment
         pixels = check_pixels(getattr(segment, "pixels_HWC", None), where)
         if pixels.shape[:2] not in self._buckets.sizes:
             pixels = fit_image(PillowImage.fromarray(pixels), where, self._buckets)

@@ -105,9 +105,9 @@ class Tokenizer:
         return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, without any special token."""
-        text = text.lstrip(" ")
-        if self.prefix_space and text and not (text[0].isupper() or text[0].isdigit()):
+        """Ids of the text alone, without any special token; two blanks or more at its start are an indentation, and stay."""
+        text = _without_blank(text)
+        if self.prefix_space and text and not (text[0].isupper() or text[0].isdigit() or text[0] == " "):
             text = " " + text
         rust = self.backend.backend_tokenizer
         # At every call: neither a copy nor a pickle of a tokenizer keeps it, and a call of the backend itself takes it back.
@@ -119,8 +119,8 @@ class Tokenizer:
         return list(rust.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; special tokens and spaces at the start are dropped."""
-        return str(self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)).lstrip(" ")
+        """The text of the ids; special tokens are dropped, and a blank at the start that is no indentation."""
+        return _without_blank(str(self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)))
 
     def save(self, folder: Path) -> None:
         self.backend.save_pretrained(str(folder))
@@ -211,3 +211,8 @@ def pretrained_tokenizer(given: str, setting: str, add: bool = True) -> Tokenize
     if len(backend.get_vocab()) < LEAST_IDS:
         raise UserError(f"{source.what}: the tokenizer has {len(backend.get_vocab())} ids: its files are incomplete")
     return Tokenizer.with_specials(backend, QWEN25_SPECIALS) if add else Tokenizer(backend, QWEN25_SPECIALS)
+
+
+def _without_blank(text: str) -> str:
+    stripped = text.lstrip(" ")
+    return stripped if len(text) - len(stripped) < 2 else text

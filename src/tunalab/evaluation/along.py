@@ -1,8 +1,8 @@
 """Evaluation inside a run, at planned token counts. It leaves the model as it found it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import zip_longest
@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunalab.data.documents import KINDS, PREFIX, Document, Image, Kind, Question, Reject, Text
+from tunalab.data.documents import KINDS, PREFIX, Corpus, Document, Image, Kind, Question, Reject, Text, Unfit
 from tunalab.data.drawings import DrawingsCorpus
 from tunalab.data.packing import PackedBatch, Placed, collate, fill_row
+from tunalab.data.rejects import RejectLog
 from tunalab.data.scenes import ScenesCorpus, SceneSettings
 from tunalab.data.sequence import to_sequence
 from tunalab.data.sources import build_source
@@ -80,20 +81,31 @@ def _documents(kind: Kind, count: int, split: str, settings: SceneSettings, art:
 def held_out_of(name: str, count: int, data: DataConfig) -> list[Document]:
     """``count`` documents of a source of the user's own, the same ones for every run: drawn over all of it, as files may be sorted.
 
-    Broken and unfit ones are left out, as in training. Raises UserError: the source cannot be opened, or none can be read.
+    Broken and unfit ones are left out, as in training, none is taken twice. Raises UserError: the source cannot be opened, or more
+    of its documents are broken or unfit than training would bear (data.reject_share, data.unfit_share).
     """
     corpus = build_source(name, data, DOCUMENT_SEED)
     generator = torch.Generator().manual_seed(DOCUMENT_SEED)
-    order = range(100 * count) if corpus.length is None else torch.randperm(corpus.length, generator=generator).tolist()
+    rows: int | None = getattr(corpus, "rows", corpus.length)  # shards in an order of their own have no length, but rows
+    order = range(100 * count) if rows is None else torch.randperm(rows, generator=generator).tolist()
+    log = RejectLog(None, data.reject_share, data.unfit_share, {name: rows})
     found: list[Document] = []
     for index in order:
         if len(found) == count:
             break
-        with suppress(Reject):
+        try:
             found.append(corpus.document(index))
+            log.accept(name)
+        except Reject as reject:
+            log.reject(name, index, str(reject), fits=not isinstance(reject, Unfit))
     if count and not found:
         raise UserError(f"evaluation.losses: no document of {name} can be read")
     return found
+
+
+def with_held_out(sources: Mapping[str, Corpus], config: RunConfig) -> dict[str, Corpus]:
+    """Those that a run trains on, and those that its own held-out losses are of."""
+    return {**sources, **{name: build_source(name, config.data, DOCUMENT_SEED) for name in config.evaluation.losses.values()}}
 
 
 def pictured(config: RunConfig, count: int) -> Sequence[Document]:
@@ -281,7 +293,7 @@ def answers_and_margins(
 ) -> tuple[list[str], list[float | None]]:
     """All questions are asked at once: larger batches of equal length.
 
-    The margin is the log-likelihood of the right option less that of the best wrong one, in nats; None where options are no few.
+    The margin is the log-likelihood of the best right option less that of the best wrong one, in nats; None without options.
     """
     prompts = [question_prompt(tokenizer, model.frontend.space, question.image_HWC, question.prompt) for question in questions]
     encoded = {text: tokenizer.encode(text) for text in {option for question in questions for option in question.options}}
@@ -295,8 +307,11 @@ def margin(question: Question, likelihoods: Sequence[float]) -> float | None:
     """``likelihoods``: of the question's options, in nats."""
     if not question.options:
         return None
-    right = question.options.index(question.answer)
-    return likelihoods[right] - max(value for number, value in enumerate(likelihoods) if number != right)
+    right = {question.answer, *question.also}
+    sides: dict[bool, list[float]] = {True: [], False: []}
+    for option, value in zip(question.options, likelihoods, strict=True):
+        sides[option in right].append(value)
+    return max(sides[True]) - max(sides[False])
 
 
 def scored(chosen: Sequence[Benchmark], answers: Sequence[str], margins: Sequence[float | None] = ()) -> dict[str, Score]:

@@ -292,13 +292,16 @@ def _of_file(
 ) -> Benchmark:
     setting = f"evaluation.benchmarks.{key}"
     right = jsonl.rule(setting, rule)
-    questions, lines, total = jsonl.questions(setting, BenchmarkConfig(path=path, root=root), buckets, limit)
+    questions, lines, total = jsonl.questions(setting, BenchmarkConfig(path=path, root=root, rule=rule), buckets, limit)
     line_of = dict(zip(questions, lines, strict=True))
     code = rule.partition(":")[0]
     judged = f"{rule} ({_digest_of_code(code)})" if Path(code).is_file() else rule
 
     def verdict(reply: str, question: Question) -> bool:
-        return right(reply, line_of[question])
+        found = right(reply, line_of[question])
+        if isinstance(found, str):  # "False" would count as right
+            raise UserError(f"{setting}.rule={rule}: it must say True or False of a reply, not {found!r}")
+        return bool(found)
 
     return Benchmark(key, key, None, questions, jsonl.chance(lines), verdict, total, rule=judged)
 
@@ -311,6 +314,8 @@ def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], sid
     for number, one in enumerate(every):
         if not isinstance(one, Question):
             raise UserError(f"{setting}: item {number} of its questions is {str(one)[:60]!r}, not a Question")
+        if wrong := _wrong_options(one):
+            raise UserError(f"{setting}: question {number}: {wrong}")
     groups = [one.group for one in every]
     asked = jsonl.subset(groups, limit)
     for number, one in enumerate(every):
@@ -327,7 +332,25 @@ def _outside(key: str, name: str, arguments: tuple[tuple[str, object], ...], sid
         raise UserError(f"{setting}: it has no questions")
     judge = getattr(made, "is_right", is_right)
     total = len(set(groups))
-    return Benchmark(key, key, None, questions, float(chance), lambda reply, question: judge(reply, question.answer), total)
+
+    def verdict(reply: str, question: Question) -> bool:
+        return any(judge(reply, answer) for answer in (question.answer, *question.also))
+
+    return Benchmark(key, key, None, questions, float(chance), verdict, total)
+
+
+def _wrong_options(question: Question) -> str:
+    """Why a question's options are none, empty where they are sound or there are none."""
+    options = question.options
+    if not options:
+        return ""
+    if not all(isinstance(one, str) and one for one in options):
+        return f"its options must be texts, got {options!r}"
+    if len({*options}) < max(2, len(options)):
+        return f"its options must be two or more different ones, got {', '.join(options)}"
+    if question.answer not in options:
+        return f"its answer {question.answer!r} is none of its options {', '.join(options)}"
+    return f"every option is right: {', '.join(options)}" if {*options} <= {question.answer, *question.also} else ""
 
 
 def of_kind(kind: QuestionKind, level: int, split: str, image_size: int, groups: int, placement: str = "grid") -> Benchmark:

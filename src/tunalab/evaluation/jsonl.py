@@ -18,7 +18,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from tunalab.settings.schema import BenchmarkConfig
 
 SUBSET_SEED = 0  # never the run's: all runs are asked the same questions
 KEYS = ("image", "question", "answer", "answers", "options", "group")
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# Commas stand between thousands; a decimal point needs no digit before it.
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?!\d))?")
 Line = dict[str, Any]
 Rule = Callable[[str, Line], bool]
 
@@ -104,6 +107,8 @@ def _checked(line: Line) -> Line:
         raise Reject(f"answer {answers[0]!r} is none of the options {', '.join(options)}")
     if len(set(options)) < len(options) or len(options) == 1:
         raise Reject(f"options must be two or more different ones, got {', '.join(options)}")
+    if options and {*options} <= {*answers}:
+        raise Reject(f"every option is right: {', '.join(options)}")
     if not isinstance(line.get("group"), str | int | None):
         raise Reject("group must be a text or a number")
     return {**line, **texts, "answers": answers, "options": options}
@@ -125,6 +130,8 @@ def questions(setting: str, chosen: BenchmarkConfig, buckets: Buckets, limit: in
     kept = [line for line in lines if line["group"] in asked]
     made = []
     for line in kept:
+        if missing := _unmet(chosen.rule, line):
+            raise UserError(f"{setting}: {path}, question {line['question']!r}: rule={chosen.rule} needs {missing}")
         try:
             image_HWC = read_image((Path(chosen.root) if chosen.root else path.parent) / line["image"], buckets.unbounded())
         except Reject as reject:
@@ -132,6 +139,15 @@ def questions(setting: str, chosen: BenchmarkConfig, buckets: Buckets, limit: in
         first, *others = line["answers"]
         made.append(Question(image_HWC, line["question"], first, line["group"], tuple(line["options"]), tuple(others)))
     return made, kept, len({line["group"] for line in lines})
+
+
+def _unmet(rule: str, line: Line) -> str:
+    """What a line lacks without which no reply could be right by a rule."""
+    if rule == "option" and not line["options"]:
+        return "options"
+    if rule == "number" and all(_number(answer) is None for answer in line["answers"]):
+        return f"an answer in digits, not {line['answers'][0]!r}"
+    return ""
 
 
 def chance(lines: Sequence[Line]) -> float:
@@ -144,11 +160,17 @@ def chance(lines: Sequence[Line]) -> float:
     answers = Counter((line["question"] if asked[line["question"]] > 1 else "", line["answers"][0]) for line in lines)
     for line in lines:
         group, question = line["group"], line["question"] if asked[line["question"]] > 1 else ""
-        even[group] = even.get(group, 1.0) * (len(line["answers"]) / len(line["options"]) if line["options"] else 0.0)
+        even[group] = even.get(group, 1.0) * _even(line)
         most = max((count, answer) for (of, answer), count in answers.items() if of == question)[1]
         usual[group] = usual.get(group, True) and most in line["answers"]
     guessed = [float(np.mean(list(values.values()))) for values in (even, usual)]
     return min(max(guessed), math.nextafter(1.0, 0.0))
+
+
+def _even(line: Line) -> float:
+    """The share of the options that are right."""
+    options = line["options"]
+    return len({*line["answers"]} & {*options}) / len(options) if options else 0.0
 
 
 RULES: Mapping[str, Rule] = {
@@ -169,15 +191,17 @@ def rule(setting: str, name: str) -> Rule:
     if ":" not in name:
         raise UserError(f"{setting}.rule={name} is not known (choices: {', '.join(RULES)}, file.py:function)")
     found: Rule = find(f"{setting}.rule", name, OWN)
+    try:
+        signature(found).bind("", {})
+    except TypeError as error:
+        raise UserError(f"{setting}.rule={name}: it must take a reply and a line: {error}") from error
+    except ValueError:  # of a function without a signature, as built-in ones may be
+        return found
     return found
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".")
-
-
-def _holds(reply: str, answer: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None
 
 
 def _option(reply: str, options: Sequence[str]) -> str | None:
@@ -191,6 +215,6 @@ def _option(reply: str, options: Sequence[str]) -> str | None:
     return options[index] if index < len(options) else None
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> Decimal | None:
     found = _NUMBER.search(text)
-    return float(found[0].replace(",", "")) if found else None
+    return Decimal(found[0].replace(",", "")) if found else None

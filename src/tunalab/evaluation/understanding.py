@@ -84,12 +84,12 @@ def measures(benchmark: Benchmark, split: str, answers: Answers, settings: Under
     """Accuracy with and without the image, from one pair of answers a question."""
     sighted, blind_groups = (right_groups(benchmark, [pair[way] for pair in answers]) for way in (0, 1))
     of_scenes, pairs = benchmark.level is not None, len(sighted) < len(benchmark.questions)
-    notes = ["both images of a pair right"] if pairs else []
+    notes = ["both images of a pair right" if of_scenes else "all questions of a group right"] if pairs else []
     if of_scenes and len(sighted) < settings.groups:
         notes.append(f"the {len(sighted)} scenes that there are, of {settings.groups} asked for")
     of_benchmark = partial(share, KIND, benchmark.name, split=split, chance=benchmark.chance, note="; ".join(notes))
     yield of_benchmark(sighted, ceiling=1.0 if of_scenes else None)
-    if not pairs:
+    if not (of_scenes and pairs):  # two images of one question: without them one answer cannot be right of both
         yield of_benchmark(blind_groups, metric="accuracy without image")
 
 

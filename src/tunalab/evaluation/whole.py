@@ -72,7 +72,7 @@ def _evaluate(subject: "Subject", piece: "Piece", log: Callable[[str], None]) ->
     from tunalab.evaluation.subject import identity
 
     # What is kept in the folder of a piece is of one model and one set of settings.
-    of_part = subject.of_part(f"{piece.name}-{identity(subject.origin, piece.settings)}")
+    of_part = subject.of_part(f"{piece.name}-{identity(subject.origin, piece.settings | _own_questions(subject, piece))}")
     path = of_part.folder / "result.json"
     if path.exists():
         kept = read_evaluated(path)
@@ -86,6 +86,16 @@ def _evaluate(subject: "Subject", piece: "Piece", log: Callable[[str], None]) ->
     result = Evaluated(piece.name, piece.settings, subject.origin, time.perf_counter() - began, measures)
     write_atomically(path, to_text(result))
     return result
+
+
+def _own_questions(subject: "Subject", piece: "Piece") -> dict[str, Any]:
+    """Which questions of the user's own a part asks: a file may hold others the next time."""
+    from tunalab.evaluation.benchmarks import outside
+
+    asked = [key for key, chosen in subject.config.evaluation.benchmarks.items() if not chosen.task]
+    if piece.name != "understanding" or not asked:
+        return {}
+    return {"own": {key: outside(key, subject.config).describe()["questions"] for key in asked}}
 
 
 def to_text(result: Evaluated) -> str:

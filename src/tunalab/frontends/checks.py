@@ -26,7 +26,8 @@ Check = Callable[[VisualFrontEnd], None]
 
 def run_checks(build: Callable[[], VisualFrontEnd]) -> Iterator[tuple[str, str]]:
     """Name of each check, and what is wrong (empty: nothing). ``build`` is called for each, so that none sees another's traces."""
-    for name, check in CHECKS.items():
+    every = {**CHECKS, "buffers that are not saved are the same each time": lambda _: not_saved_are_the_same(build)}
+    for name, check in every.items():
         try:
             check(build())
             yield name, ""
@@ -145,6 +146,19 @@ def wrong_channels_are_refused(frontend: VisualFrontEnd) -> None:
     _expect("channels" in _refusal(lambda: frontend.from_space(wrong)), "from_space takes a wrong number of channels")
     grey = torch.zeros(1, 1, 4 * space.token_pixels, 4 * space.token_pixels)
     _expect("images of 3 channels, got 1" in _refusal(lambda: frontend.to_space(grey)), "to_space takes images of one channel")
+
+
+def not_saved_are_the_same(build: Callable[[], VisualFrontEnd]) -> None:
+    """A model that is loaded is built anew, and finds in its file what is saved: other buffers must be what they were."""
+    found = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            frontend = build()
+        saved = frontend.state_dict().keys()
+        found.append({name: buffer for name, buffer in frontend.named_buffers() if name not in saved})
+    differing = [name for name, buffer in found[0].items() if not torch.equal(buffer, found[1][name])]
+    _expect(not differing, f"{', '.join(differing)}: random, and not saved with the model (register_buffer(..., persistent=True))")
 
 
 CHECKS: dict[str, Check] = {

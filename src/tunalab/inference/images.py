@@ -103,7 +103,9 @@ def read_texts(path: Path, what: str) -> list[str]:
 
 
 def check_utf8(what: str, text: str) -> None:
-    """Raises UserError, naming ``what``, for the bytes of a terminal that are none."""
+    """Raises UserError, naming ``what``, for what is no text, and for the bytes of a terminal that are none."""
+    if not isinstance(text, str):
+        raise UserError(f"{what} {text!r} is no text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,6 +95,13 @@ class Source:
         return {"name": self.name, "sha256": hashlib.sha256(self.pixels_HWC.tobytes()).hexdigest()}
 
 
+def whole(what: str, value: Any) -> int:
+    """Raises UserError, naming ``what``, for what is no whole number, of Python or numpy."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{what}={value!r} is no whole number")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """How images are requested, on the command line and in Python; None: as the model's configuration says.
@@ -118,6 +126,15 @@ class GenerationRequest:
     prefix: ClassVar[str] = ""  # of the names of fields in errors
 
     def __post_init__(self) -> None:
+        for name in ("n", "seed", "steps"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(f"{self.prefix}{name}", value))
+        for name in ("guidance", "shift"):
+            if (value := getattr(self, name)) is not None:
+                if isinstance(value, bool) or not isinstance(value, Real):
+                    raise UserError(f"{self.prefix}{name}={value!r} is no number")
+                if not isinstance(value, int | float):  # numpy's own do not go into the settings that files hold
+                    object.__setattr__(self, name, float(value))
         if self.n < 1:
             raise UserError(f"{self.prefix}n={self.n} is out of range (from 1)")
         SETTINGS["seed"].declared.check(f"{self.prefix}seed", self.seed)
@@ -312,8 +329,10 @@ def answers(
 ) -> Iterator[str]:
     """The greedy answer to every (image or None, question), in order; ``batch`` questions are answered at a time.
 
-    Raises UserError: an image cannot be read, the device has too little memory.
+    Raises UserError: an image cannot be read, the device has too little memory, no token may be given.
     """
+    if whole("max_tokens", max_tokens) < 1:
+        raise UserError(f"max_tokens={max_tokens} is out of range (from 1)")
     with _bar(len(questions), f"{len(questions)} questions") as bar:
         for first in range(0, len(questions), batch):
             some = questions[first : first + batch]

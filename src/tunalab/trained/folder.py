@@ -268,7 +268,10 @@ def assemble(config: RunConfig, parts: RunParts, vocabulary: int, weights: Mappi
     own, learnt = model.state_dict(), learnt_state(model)
     # Copied even where nothing is converted: tensors lie in files at any address, and on a CPU the last bit of a product depends on
     # how its factors are aligned.
-    given = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+    given = {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)  # a buffer may hold places
+        for name, tensor in weights.items()
+    }
     if config.decoder.tie_embeddings and TABLE in given:
         given[TIED] = given[TABLE]
     check_fit(learnt, given, what)

@@ -20,7 +20,16 @@ from tunalab.errors import UserError
 from tunalab.evaluation.attention import draw_heads
 from tunalab.evaluation.samples import draw_grid
 from tunalab.inference.attention import averaged, cut_prompt, draw_map, image_columns, last_rows, tokens_through
-from tunalab.inference.images import ImageLike, check_size, each_image, input_buckets, read_input, read_settings, save_image
+from tunalab.inference.images import (
+    ImageLike,
+    check_size,
+    check_utf8,
+    each_image,
+    input_buckets,
+    read_input,
+    read_settings,
+    save_image,
+)
 from tunalab.inference.prompts import device_of
 from tunalab.inference.requests import (
     GenerationRequest,
@@ -172,6 +181,10 @@ class Model:
         """
         request = GenerationRequest(n, seed, guidance=guidance, steps=steps, size=size, **more)
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise UserError("no text: the list is empty")
+        for one in texts:
+            check_utf8("the text", one)
         return self._made(self.files(texts, request, Path()))
 
     def edit(
@@ -328,6 +341,8 @@ def paired(images: Images | None, texts: str | Sequence[str], what: str) -> tupl
         raise UserError(f"no {'image' if not every else what}: the list is empty")
     if len(every) != len(words) and 1 not in (len(every), len(words)):
         raise UserError(f"{len(every)} images and {len(words)} {what}s do not belong together: as many of each, or one of either")
+    for text in words:
+        check_utf8(f"the {what}", text)
     count = max(len(every), len(words))
     return list(zip(every * (count // len(every)), words * (count // len(words)), strict=True)), several
 

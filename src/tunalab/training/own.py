@@ -14,7 +14,7 @@ from lightning import Callback, Trainer
 
 from tunalab.data.changes import checked_data, data_versions, keep
 from tunalab.errors import UserError, stop_signals_heeded
-from tunalab.evaluation.along import evaluate
+from tunalab.evaluation.along import evaluate, with_held_out
 from tunalab.evaluation.benchmarks import kept_images
 from tunalab.frontends.components.store import Components
 from tunalab.model.unified import parameter_counts
@@ -93,7 +93,7 @@ class OwnResuming(Resuming):
     def on_train_start(self, trainer: Trainer, pl_module: Harness) -> None:  # type: ignore[override]
         super().on_train_start(trainer, pl_module)
         config, steps = pl_module.config, cast(JointSteps, trainer.train_dataloader)
-        sources = steps.loader.stream.sources
+        sources = with_held_out(steps.loader.stream.sources, config)
         accept, tokens = config.start.accept_changed_data, pl_module.progress.tokens
         seen = checked_data(self.folder, sources, config.data.full_digests, accept, tokens if self.checkpoint else None)
         self.recording.environment["data"] = data_versions(sources, config.data, config.revision)

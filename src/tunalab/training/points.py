@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, bfloat16
+from torch import bfloat16
 
 from tunalab.errors import UserError, first_line
 from tunalab.files import listed, remove, whole_file
@@ -39,8 +39,8 @@ def keep_point(run_dir: Path, model: UnifiedModel, tokens: int, steps: int, keep
     whole = learnt_parameters(model)  # a tied table under its first name; where ranks share parameters these are gathered
     stored = model.state_dict().keys()
     others = {name: buffer for name, buffer in model.named_buffers() if name in stored and not is_frozen(model, name)}
-    kept: dict[str, Tensor] = {**whole, **others}
-    halves = {name: tensor.detach().to("cpu", bfloat16).contiguous() for name, tensor in kept.items()}
+    halves = {name: tensor.detach().to("cpu", bfloat16).contiguous() for name, tensor in whole.items()}
+    halves |= {name: buffer.detach().cpu().contiguous() for name, buffer in others.items()}  # nobody rounds them in training
     with whole_file(path) as aside:
         save_file(halves, aside, metadata={"tokens": str(tokens), "steps": str(steps), "weights": "averaged, bfloat16"})
     for other in kept_points(run_dir).values() if keep == LAST else ():

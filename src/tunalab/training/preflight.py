@@ -16,6 +16,7 @@ from tunalab.data.scenes.questions import check_groups
 from tunalab.data.scenes.sampling import check_image_size
 from tunalab.data.sources import check_sources, open_sources
 from tunalab.errors import UserError, first_line
+from tunalab.evaluation.along import held_out_of
 from tunalab.evaluation.benchmarks import along, check_benchmarks, one_of
 from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
@@ -52,6 +53,8 @@ def check_run(config: RunConfig) -> None:
 def open_data(config: RunConfig) -> None:
     """Open what a run reads on this machine: its sources, easy-VQA and benchmarks from outside. Raises UserError as these do."""
     open_sources(config)
+    for name in {*config.evaluation.losses.values()}:
+        held_out_of(name, config.evaluation.loss_documents, config.data)
     if config.evaluation.easy_vqa:
         check_installed()
     for key in along(config):

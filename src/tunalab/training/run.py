@@ -15,7 +15,7 @@ import torch
 from tunalab.data.changes import DataDigests, checked_data, data_versions, keep
 from tunalab.data.stream import deal_lanes
 from tunalab.errors import EXIT_STOPPED, UserError
-from tunalab.evaluation.along import evaluate, pictured
+from tunalab.evaluation.along import evaluate, pictured, with_held_out
 from tunalab.evaluation.benchmarks import along, kept_images, one_of, out_of_reach, outside_sources
 from tunalab.evaluation.measure import LossItems, Score
 from tunalab.evaluation.samples import sample_grid
@@ -27,7 +27,7 @@ from tunalab.model.unified import build_deferred, build_model, parameter_counts
 from tunalab.records.asked import merged
 from tunalab.records.environment import environment
 from tunalab.records.log import rewind
-from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, write_record
+from tunalab.records.record import CONFIG_FILE, RECORD_FILE, Point, Record, RunInfo, Totals, read_record, write_record
 from tunalab.settings.loading import budget, config_hash, to_plain
 from tunalab.settings.schema import RunConfig
 from tunalab.settings.timeline import Place, evaluation_tokens
@@ -283,7 +283,7 @@ class Run:
             accept_changed=accept,
         )
         if ranks.first:
-            sources = steps.loader.stream.sources
+            sources = with_held_out(steps.loader.stream.sources, config)
             self.environment["data"] = data_versions(sources, config.data, config.revision)
             tokens = None if resume is None else read_saved(resume).progress["tokens"]
             # A branch goes on with its trunk's data; a fork may read other data than its parent.
@@ -416,6 +416,7 @@ def write_run_record(
     p, config = module.progress, module.config
     sources = outside_sources(config)
     described = {key: one_of(key, config).describe() for key in along(config)}
+    _check_asked_alike(run_dir, described, [point for point in p.points if point["tokens"] > (lineage or {}).get("tokens", 0)])
     record = Record(
         run=RunInfo(
             name=run_dir.name,
@@ -444,6 +445,21 @@ def write_run_record(
         lineage=dict(lineage or {}),
     )
     write_record(run_dir / RECORD_FILE, replace(record, **merged(run_dir, record.points, record.data)))
+
+
+def _check_asked_alike(run_dir: Path, described: Mapping[str, Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError: a benchmark's questions are no longer those that the run's earlier points were asked. The checkpoint before
+    this point stays the newest, so that the run goes on from there once they are back.
+    """
+    path = run_dir / RECORD_FILE
+    before = read_record(path).data.get("benchmarks", {}) if path.exists() and len(points) > 1 else {}
+    for key, now in described.items():
+        asked = {point["benchmarks"][key]["n"] for point in points if key in point["benchmarks"]}
+        if len(asked) > 1 or (key in before and before[key].get("questions") != now.get("questions")):
+            raise UserError(
+                f"evaluation.benchmarks.{key}: its questions changed while this run trained; a curve is of one set of them: "
+                "put them back and start the run again, it goes on"
+            )
 
 
 def _point(plain: dict[str, Any]) -> Point:
