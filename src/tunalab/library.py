@@ -458,7 +458,8 @@ def sync_mlflow(
 ) -> int:
     """Add to MLflow what it lacks of run directories (by default all below runs/), or of a folder of ``records``.
 
-    One line per run is printed. Returns how many could not be added. Raises UserError: there are none, or MLflow does not answer.
+    ``uri``: by default each run directory's own (tracking.uri), of records that of the environment. One line per run is printed.
+    Returns how many could not be added. Raises UserError: there are none, or MLflow does not answer at ``uri``.
     """
     if records is not None and runs:
         raise UserError(f"--records {records} or run directories ({runs[0]}), not both")
@@ -466,23 +467,29 @@ def sync_mlflow(
         if not path.is_dir():  # before a store is opened: opening a database makes it
             raise UserError(f"{path}: there is no such run directory")
     from tunalab.sweeps.cells import take_lock
-    from tunalab.tracking.client import default_uri
+    from tunalab.tracking.client import full_uri
     from tunalab.tracking.sync import Kept, check_answer, run_directories, sync
 
     paths = listed(records, "*.json") if records is not None else runs or run_directories(RUNS)
     if not paths:
         raise UserError(f"no records (*.json) in {records}" if records else f"no run directory below {RUNS}/")
-    uri, wrong = uri or default_uri(), 0
-    check_answer(uri)
+    wrong, answering = 0, {uri} if uri else set()
+    if uri:
+        check_answer(uri)
     for path in paths:
         try:
-            kept = Kept.of_record(path) if records is not None else Kept.of_run_dir(path)
             lock = nullcontext() if records is not None else take_lock(path)
             if lock is None:
                 print(f"{path}: is being trained and logs itself")
                 continue
             with lock:
-                added = sync(uri, experiment, kept)
+                kept = Kept.of_record(path) if records is not None else Kept.of_run_dir(path)
+                own = "" if records is not None else str(kept.record.config["tracking"]["uri"])
+                to = uri or full_uri(own)
+                if to not in answering:
+                    check_answer(to)
+                    answering.add(to)
+                added = sync(to, experiment, kept)
         except UserError as error:
             wrong += 1
             print(f"error: {error}", file=sys.stderr)

@@ -75,6 +75,11 @@ def test_a_checkpoint_is_what_training_writes():
     assert 8 * 81_606 < kept.samples < 2 * 8 * 81_606, "of pictures of 72 to 82 kB"
     assert kept.total == kept.checkpoints + kept.record + kept.samples
     assert storage(replace(config, keep_checkpoints=5), MODEL).checkpoints == 6 * kept.checkpoint
+    staying = storage(replace(config, checkpoint_keep=[1, 2, 10**15]), MODEL)  # the last is never reached
+    assert staying.checkpoints == kept.checkpoints + 2 * kept.checkpoint and kept.points == 0
+    for keep, points in (("last", 1), ("all", config.evaluation.points)):
+        found = storage(replace(config, evaluation=replace(config.evaluation, keep_points=keep)), MODEL)
+        assert found.points == 2 * points * MODEL.trained and found.total == kept.total + found.points
     silent = replace(config, evaluation=replace(config.evaluation, groups=0, easy_vqa=0, sample_prompts=0))
     assert (storage(silent, MODEL).record, storage(silent, MODEL).samples) == (0, 0)
 

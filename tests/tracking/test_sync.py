@@ -10,7 +10,7 @@ from tunalab.errors import UserError
 from tunalab.evaluation.measure import share
 from tunalab.evaluation.whole import Evaluated
 from tunalab.records.log import Row, append_row
-from tunalab.records.record import write_record
+from tunalab.records.record import read_record, write_record
 from tunalab.tracking.client import connect
 from tunalab.tracking.sync import Kept, sync
 from tunalab.tracking.tracker import RUN_ID, Tracker
@@ -139,3 +139,14 @@ def test_a_mistyped_run_directory_makes_no_database(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["mlflow-sync", "runs/nowhere", "--uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
     assert capsys.readouterr().err == "error: runs/nowhere: there is no such run directory\n" and not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_to_its_own_store(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = read_record(run_dir / "record.json")
+    for uri, code in (("sqlite:///own.db", 0), ("http://127.0.0.1:9", 1)):
+        config = {**made.config, "tracking": {**made.config["tracking"], "uri": uri}}
+        write_record(run_dir / "record.json", replace(made, config=config))
+        assert main(["mlflow-sync", str(run_dir)]) == code
+        assert (tmp_path / "own.db").exists() and not (tmp_path / "mlflow.db").exists()
+    assert "127.0.0.1:9" in capsys.readouterr().err

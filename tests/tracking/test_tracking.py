@@ -286,3 +286,14 @@ def test_the_environment_wins_over_the_default(monkeypatch):
     assert default_uri() == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example:5000")
     assert default_uri() == "http://example:5000"
+
+
+def test_the_file_behind_a_uri_is_the_one_that_the_database_opens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri, name in (
+        ("sqlite:///q.db", "q.db"),
+        ("sqlite:///q.db?timeout=20", "q.db"),
+        (f"sqlite:///{tmp_path}/deep/q.db", "deep/q.db"),
+    ):
+        assert database_path(uri) == tmp_path / name
+    assert database_path("sqlite:///:memory:") is None and database_path("http://localhost:5000") is None

@@ -15,7 +15,7 @@ from tests.training.conftest import MIX, quick_config
 from tunalab.errors import EXIT_STOPPED, UserError
 from tunalab.frontends.components.store import Components
 from tunalab.records.log import TRAINING_LOG
-from tunalab.records.record import read_record
+from tunalab.records.record import read_record, write_record
 from tunalab.settings.schema import RunConfig
 from tunalab.settings.timeline import Place, place_of, shared, timeline
 from tunalab.sweeps.grid import Cell, Resolved
@@ -419,5 +419,9 @@ def test_forks_that_cannot_be_are_one_line(tmp_path: Path, monkeypatch: pytest.M
         train(config_of(start={"fork": "nowhere"}), Path("child2"))
     assert not Path("child").exists() and not Path("child2").exists()
     config = config_of(start={"fork": "parent"})
+    record = read_record(Path("parent/record.json"))
+    write_record(Path("parent/record.json"), replace(record, components=record.components | {"encoder": {"folder": "encoder-1"}}))
+    with pytest.raises(UserError, match="the encoder there is encoder-1, here encoder-2: its weights come from there"):
+        fork_of(config, {"encoder": {"folder": "encoder-2"}})
     with pytest.raises(UserError, match="the tokenizer there is tokenizer-.*, here another"):
         fork_of(config, {"tokenizer": {"folder": "another"}})

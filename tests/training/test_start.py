@@ -14,12 +14,13 @@ from tests.official.golden import golden_checkpoint
 from tests.training.conftest import quick_config
 from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError
-from tunalab.frontends.components.store import Components, frozen_origin
+from tunalab.frontends.components.store import Component, Components, frozen_origin
 from tunalab.model.unified import UnifiedModel, build_model
 from tunalab.official.layout import detect, official_config
 from tunalab.settings.schema import RunConfig, StartConfig
 from tunalab.trained.folder import RunParts, learnt_state, stored_once, write_export
 from tunalab.training import run as running
+from tunalab.training import start
 from tunalab.training.run import train
 from tunalab.training.start import load_start
 
@@ -178,6 +179,18 @@ def test_what_does_not_fit_is_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         started(change(config), folder)
     assert "\n" not in str(caught.value)
+
+
+def test_the_encoder_is_the_one_that_its_weights_began_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a record would name an encoder that had no part, and intervals over encoders would count it."""
+    config = quick_config("tuna_r")
+    folder = write(tmp_path / "ours", config, fresh(config))
+    monkeypatch.setattr(
+        start, "find_component", lambda kind, given, seed, setting: Component(tmp_path, "", {"file": f"{kind}-{seed}"})
+    )
+    started(config, folder)
+    with pytest.raises(UserError, match="its encoder began as encoder-0, here it is encoder-1"):
+        started(replace(config, components_seed=1), folder)
 
 
 def test_a_run_starts_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def assumed_steps(config: RunConfig, tokenizer: Tokenizer, count: int, token_pix
         stream = TrainingStream(
             config.data,
             config.stages,
-            lambda name: AssumedCorpus(name, kind_of(name, config.data), sizes),
+            lambda name: AssumedCorpus(name, kind_of(name, config.data), sizes, config.data.row_tokens // 2),
             tokenizer,
             token_pixels,
             config.seed,
@@ -327,14 +327,17 @@ def matrix_rate(device: torch.device, side: int, repeats: int = 30) -> float:
 
 
 class AssumedCorpus:
-    """Endless documents of one kind. Text varies by half about the assumed length, images take the ``sizes`` at random."""
+    """Endless documents of one kind. Text varies by half about the assumed length, up to ``most`` tokens, so that it fits into a
+    row; images take the ``sizes`` at random.
+    """
 
     length = None
 
-    def __init__(self, name: str, kind: Kind, sizes: list[Size]) -> None:
+    def __init__(self, name: str, kind: Kind, sizes: list[Size], most: int = 10**9) -> None:
         self.name = name
         self.kind = kind
         self.sizes = sizes
+        self.most = most
 
     def document(self, index: int) -> Document:
         rng = np.random.default_rng([*self.name.encode(), index])
@@ -347,7 +350,7 @@ class AssumedCorpus:
             return Image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), generate)
 
         def text(tokens: float, target: bool = False) -> list[Text]:
-            digits = round(tokens * rng.uniform(0.5, 1.5))  # each is one token (data/tokenizer.py)
+            digits = min(self.most, round(tokens * rng.uniform(0.5, 1.5)))  # each is one token (data/tokenizer.py)
             return [Text("".join(map(str, rng.integers(0, 10, digits))), target)] if digits else []
 
         segments = [image() for _ in range(shape.looked_at)] + text(question)

@@ -163,16 +163,20 @@ def plan(arguments: argparse.Namespace) -> int:
     tried = arguments.tried
     if tried is not None and variant is None:
         raise UserError("--try is for one run: EXPERIMENT VARIANT")
+    for tokens in tried or []:
+        positive("--try", tokens)
     made = make_plan(names[0], variant, words, **{name: getattr(arguments, name) for name in of})
     from tunalab.planning.plan import Plan, to_plain, to_text
     from tunalab.planning.sweep import to_plain_sweep, to_text_sweep
 
     if isinstance(made, Plan):
+        if not arguments.json:
+            print(to_text(made), flush=True)  # trying takes a while, and may fail
         trials = [] if tried is None or variant is None else try_steps(names[0], variant, words, tried)
         if arguments.json:
             print(json.dumps({**to_plain(made), **({"trials": [asdict(one) for one in trials]} if trials else {})}, indent=1))
         else:
-            print("\n\n".join([to_text(made), *map(str, trials)]))
+            print("".join(f"\n{one}\n" for one in trials), end="")
     else:
         print(json.dumps(to_plain_sweep(made), indent=1) if arguments.json else to_text_sweep(made))
     return 0
@@ -258,6 +262,7 @@ def check_frontend(arguments: argparse.Namespace) -> int:
     for setting in (f"frontend.name={arguments.name}", *arguments.settings):
         config = laid_over(config, setting)
     check(config)
+    positive("--width", arguments.width)
     side = build_frontend(config.frontend, arguments.width, 0).space.token_pixels
     look = look_of(config)
     print(f"{look.label} ({look.source}): {', '.join(f'{name} {level}' for name, level in look.factors.items())}")

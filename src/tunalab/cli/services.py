@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def add(commands: "Commands") -> None:
     sub.add_argument(
         "--parts", nargs="+", default=["vae", "encoder"], metavar="PART", help="of tokenizer, vae, encoder (default: the last two)"
     )
-    sub.add_argument("--seed", type=int, default=0, help="of weights and of the images that are seen (default: 0)")
+    sub.add_argument("--seed", type=int, help="of weights and of the images that are seen (default: as the recipe says, 0)")
     text = "of what training shows of this folder's art, instead of scenes (`tunalab drawings` makes it)"
     sub.add_argument("--drawings", type=Path, metavar="FOLDER", help=text)
     sub = add_command(
@@ -64,7 +65,8 @@ def add(commands: "Commands") -> None:
 def init(arguments: argparse.Namespace) -> int:
     for path in start_study(arguments.folder):
         print(f"wrote {path}")
-    print(f"`cd {arguments.folder}`, then `make plan` and `make train`")
+    folder = str(arguments.folder)
+    print(f"`cd {shlex.quote(f'./{folder}' if folder.startswith('-') else folder)}`, then `make plan` and `make train`")
     return 0
 
 
@@ -78,7 +80,8 @@ def components(arguments: argparse.Namespace) -> int:
             raise UserError(f"--collection {arguments.collection!r} is no name of a folder (letters, digits, '.', '_', '-')")
         parts = [word for word in arguments.parts if "=" not in word]
         settings = [*arguments.settings, *(word for word in arguments.parts if "=" in word)]  # behind --parts
-        recipe = Recipe().changed(settings).seeded(arguments.seed)
+        recipe = Recipe().changed(settings)
+        recipe = recipe if arguments.seed is None else recipe.seeded(arguments.seed)
         folder = components_root() / arguments.collection
         if arguments.drawings:
             art = load_art(str(arguments.drawings))

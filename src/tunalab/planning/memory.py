@@ -41,6 +41,7 @@ from tunalab.model.flow_head import rotary_tables
 from tunalab.model.objective import CHUNK, text_loss
 from tunalab.model.unified import UnifiedModel
 from tunalab.redaction import redacted
+from tunalab.settings.loading import budget
 from tunalab.settings.schema import OptimizerConfig, RunConfig, StageConfig
 from tunalab.training.blocks import blocks, recomputed
 from tunalab.training.optimisation import set_trainable
@@ -409,18 +410,20 @@ SCORE_BYTES, CAPTION_BYTES = 280, 4000
 
 @dataclass(frozen=True)
 class Storage:
-    """``checkpoint``: one; ``checkpoints``: those that are kept and the next, which is written before the oldest goes;
+    """``checkpoint``: one; ``checkpoints``: those that are kept and the next, which is written before the oldest goes; ``points``:
+    averaged weights that stay for benchmarks to come (evaluation.keep_points);
     ``samples``: at most, pictures of the run's own prompts hardly compress where they are photographs.
     """
 
     checkpoint: int
     checkpoints: int
+    points: int
     record: int
     samples: int
 
     @property
     def total(self) -> int:
-        return self.checkpoints + self.record + self.samples
+        return self.checkpoints + self.points + self.record + self.samples
 
 
 def storage(config: RunConfig, count: Totals) -> Storage:
@@ -433,7 +436,9 @@ def storage(config: RunConfig, count: Totals) -> Storage:
     questions += [evaluation.easy_vqa] if evaluation.easy_vqa else []
     record = evaluation.points * sum(SCORE_BYTES + n // 4 for n in questions)
     pictures = evaluation.points * evaluation.sample_prompts * (3 * data.image_size**2 + CAPTION_BYTES)
-    return Storage(checkpoint, (config.keep_checkpoints + 1) * checkpoint, record, pictures)
+    staying = len({tokens for tokens in config.checkpoint_keep if tokens <= budget(config)})
+    points = {"all": evaluation.points, "last": 1}.get(evaluation.keep_points, 0) * HALF * count.trained
+    return Storage(checkpoint, (config.keep_checkpoints + 1 + staying) * checkpoint, points, record, pictures)
 
 
 def downloads(config: RunConfig, parameters: dict[str, Count]) -> dict[str, int]:

@@ -123,6 +123,13 @@ class Plan:
     checkpointing: bool
     gpu: Gpu
     utilisation: float
+    precision: str = "auto"
+
+    @property
+    def rate_unknown(self) -> bool:
+        """Whether the run multiplies in float32, of which cards.csv has no rate."""
+        known = GPUS.get(self.gpu.name)
+        return self.precision == "fp32" and known is not None and known.flops == self.gpu.flops
 
     @property
     def tokens(self) -> int:
@@ -216,6 +223,7 @@ def make_plan(
         checkpointing=config.activation_checkpointing,
         gpu=gpu,
         utilisation=utilisation,
+        precision=config.precision,
     )
 
 
@@ -254,6 +262,7 @@ def _memory(config: RunConfig, model: UnifiedModel, count: Totals, sharding: Sha
 
 
 SPARE = 0.1  # of the memory, for what LIMITS names
+FP32 = ", its rate in bfloat16; in float32 (precision=fp32) it has 2 to 16 times less: --gpu-flops says how much"
 LIMITS = "Not counted: CUDA context, communication buffers, fragmentation, workspace of a frozen VAE (leave a tenth)."
 
 
@@ -316,7 +325,7 @@ def _stages(plan: Plan) -> str:
     step = (
         f"per step: {plan.step_places:,} places, about {plan.step_tokens:,.0f} tokens; {plan.micro_batches} micro-batch(es) per GPU"
     )
-    rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s"
+    rate = f"{gpus} at {plan.utilisation:.0%} of {plan.gpu.flops / 1e12:,.4g} TFLOP/s{FP32 if plan.rate_unknown else ''}"
     price = "price unknown: --price says it"
     if plan.price is not None:
         price = f"${amount(plan.price)} at ${plan.gpu.hourly:,.4g} per GPU-hour"

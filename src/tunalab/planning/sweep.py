@@ -11,7 +11,7 @@ from tunalab.frontends.components.store import Components
 from tunalab.model.flops import image_sizes, model_costs
 from tunalab.model.unified import build_model
 from tunalab.planning.memory import Storage, downloads, storage
-from tunalab.planning.plan import DAY, GIB, Gpu, Plan, amount, make_plan
+from tunalab.planning.plan import DAY, FP32, GIB, Gpu, Plan, amount, make_plan
 from tunalab.planning.workload import sampled
 from tunalab.settings.loading import budget, digest, to_plain
 from tunalab.settings.schema import RunConfig
@@ -133,7 +133,8 @@ def to_plain_sweep(planned: SweepPlan) -> dict[str, Any]:
 def to_text_sweep(planned: SweepPlan) -> str:
     plans = [cell.plan for cell in planned.cells.values()]
     first = plans[0]
-    each = f"{first.sharding.ranks} x {first.gpu.name} at {first.utilisation:.0%} of {first.gpu.flops / 1e12:,.4g} TFLOP/s"
+    rate = FP32 if first.rate_unknown else ""
+    each = f"{first.sharding.ranks} x {first.gpu.name} at {first.utilisation:.0%} of {first.gpu.flops / 1e12:,.4g} TFLOP/s{rate}"
     head = f"{planned.sweep}: {len(plans)} runs of {first.experiment}, each on {each}, ${planned.hourly:,.4g} per GPU-hour"
     longest = max(plan.days for plan in plans)
     time = (
@@ -163,6 +164,7 @@ def _storage(planned: SweepPlan) -> str:
     kept = [cell.storage for cell in planned.cells.values()]
     sizes = {
         "checkpoints": [one.checkpoints for one in kept],
+        "points": [one.points for one in kept],
         "records": [one.record for one in kept],
         "samples, at most": [one.samples for one in kept],
         "all": [one.total for one in kept],
@@ -171,7 +173,8 @@ def _storage(planned: SweepPlan) -> str:
     rows += [[kind, _bytes(max(of_runs)), _bytes(sum(of_runs))] for kind, of_runs in sizes.items()]
     largest = max(kept, key=lambda one: one.checkpoint)
     number, each = round(largest.checkpoints / largest.checkpoint), _bytes(largest.checkpoint)
-    note = f"{number} checkpoints per run: {number - 1} are kept (keep_checkpoints), one is written; at most {each} each"
+    kinds = "keep_checkpoints, checkpoint_keep"
+    note = f"{number} checkpoints per run: {number - 1} are kept ({kinds}), one is written; at most {each} each"
     text = f"{columns(rows)}\n{note}"
     if planned.downloads:
         rows = [["fetched once for all runs", ""], *([name, _bytes(size)] for name, size in planned.downloads.items())]

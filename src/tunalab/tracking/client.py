@@ -97,9 +97,13 @@ def quiet_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def database_path(uri: str) -> Path | None:
-    """The file behind a ``sqlite:///`` URI, absolute; None for every other kind."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) else None
+    """The file behind a ``sqlite:///`` URI, absolute; None for every other kind, and for a database in memory."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database
+    return Path(name).resolve() if name and name != ":memory:" else None
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:

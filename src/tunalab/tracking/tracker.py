@@ -5,6 +5,7 @@ every time limit of every batch when a server hangs. This one keeps what has not
 left behind after its patience.
 """
 
+import shlex
 import sys
 import threading
 import time
@@ -238,7 +239,7 @@ class Tracker:
         self._sender.put(Closing(status, at))
         missing = self._sender.close() + self.lost
         if missing:
-            where = self.id_file.parent if self.id_file else "RUN_DIR"
+            where = shlex.quote(str(self.id_file.parent)) if self.id_file else "RUN_DIR"
             print(
                 f"warning: {missing} entries of {self.name} are not in MLflow: `tunalab mlflow-sync {where}` adds them later",
                 file=sys.stderr,

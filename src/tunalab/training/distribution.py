@@ -164,7 +164,7 @@ class Distribution:
         idle = any(stage.train != "all" for stage in config.stages.values())
         idle = idle or any(group.lr == 0 for group in config.optimizer.groups.values())
         if self.strategy == "ddp":
-            strategies["ddp"] = DDPStrategy(find_unused_parameters=idle)
+            strategies["ddp"] = DDPStrategy(find_unused_parameters=idle, gradient_as_bucket_view=True)
         if self.strategy == "fsdp2":
             strategies["fsdp2"] = ModelParallelStrategy(data_parallel_size=self.ranks.world_size, tensor_parallel_size=1)
         return {

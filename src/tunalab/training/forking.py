@@ -134,8 +134,8 @@ def fork_of(config: RunConfig, components: Mapping[str, Any]) -> Parent:
     """The checkpoint that ``start.fork`` names: RUN@TOKENS, or the newest of RUN.
 
     ``components``: as the child's record describes them. Raises UserError: there is none, the child's stages are not the parent's
-    until there, or its frozen VAE, its tokenizer or its data processes are others, so that weights or places in the data would mean
-    something else.
+    until there, or its encoder, its frozen VAE, its tokenizer or its data processes are others, so that weights or places in the
+    data would mean something else.
     """
     given = config.start.fork
     run_dir, tokens = kept_at(given)
@@ -164,10 +164,11 @@ def fork_of(config: RunConfig, components: Mapping[str, Any]) -> Parent:
     if config.data.workers != theirs.data.workers:
         raise UserError(f"start.fork={given}: data.workers={config.data.workers} must be the parent's, {theirs.data.workers}")
     of_parent = read_record(run_dir / RECORD_FILE).components if (run_dir / RECORD_FILE).is_file() else {}
-    for kind in ("vae", "tokenizer"):
+    for kind in ("vae", "tokenizer", "encoder"):
         there, here = (described.get(kind, {}).get("folder") for described in (of_parent, components))
         if there and here and there != here:
-            raise UserError(f"start.fork={given}: the {kind} there is {there}, here {here}: what was learnt means another one")
+            why = "its weights come from there, and count as that one" if kind == "encoder" else "what was learnt means another one"
+            raise UserError(f"start.fork={given}: the {kind} there is {there}, here {here}: {why}")
     return _parent("fork", run_dir, checkpoint, config_hash(theirs), theirs, config)
 
 

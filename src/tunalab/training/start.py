@@ -86,12 +86,29 @@ def refuse_other_meaning(folder: Path, config: RunConfig, components: Components
     """Raises UserError, one line with both sides, where a run would read the weights of an undamaged export as something else."""
     trained = read_config(folder / CONFIG_FILE)
     refuse_contradictions({key: setting(trained, key) for key in SETTINGS}, config)
+    _refuse_other_encoder(folder, trained, config)
     manifest = read_json(folder / MANIFEST, f"start.checkpoint={folder}")
     if not isinstance(manifest.get("tunalab"), dict):
         raise UserError(f"start.checkpoint={folder} is not an exported folder (its {MANIFEST} says otherwise)")
     _refuse_other_frozen(folder, manifest, frozen_origin(config, components, frontend))
     if (folder / "tokenizer").is_dir():
         _refuse_other_tokenizer(Tokenizer.load(folder / "tokenizer"), components.tokenizer_for(config.decoder))
+
+
+def _refuse_other_encoder(folder: Path, trained: RunConfig, config: RunConfig) -> None:
+    """Its weights come from the checkpoint: a record, and what is said over encoders, would name one that had no part."""
+    sides = []
+    for one in (trained, config):
+        try:
+            found = find_component("encoder", one.frontend.encoder, one.components_seed, "frontend.encoder")
+        except UserError:  # of a collection that is not here: its name has to do
+            found = None
+        sides.append(found.path.name if found else one.frontend.encoder)
+    there, here = sides
+    if there and here and there != here:
+        raise UserError(
+            f"start.checkpoint={folder}: its encoder began as {there}, here it is {here} (frontend.encoder, components_seed)"
+        )
 
 
 def _refuse_other_frozen(folder: Path, manifest: Mapping[str, Any], here: Mapping[str, Any]) -> None:

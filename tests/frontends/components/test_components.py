@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,44 @@ def test_what_is_there_is_not_trained_again(copy: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in copy.rglob("*.*") if not path.name.startswith(".")}
     assert not any("training" in line for line in train_all(copy))
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_what_is_damaged_or_was_shown_other_art_is_trained_again(copy: Path) -> None:
+    (copy / entry(copy, "vae/seed0")["file"]).unlink()
+    assert any("vae/seed0: training" in line for line in train_all(copy))
+    assert not any("training" in line for line in train_all(copy))
+    lines: list[str] = []
+    train_components(copy, ("vae",), TINY, lines.append, noise_captions, noise_texts, art="another")
+    assert any("vae/seed0: training" in line for line in lines) and entry(copy, "vae/seed0")["data"]["art"] == "another"
+    with pytest.raises(UserError, match=r"holds encoder/seed0@1 of another recipe \(its data\): another --seed or --collection"):
+        train_components(copy, ("encoder",), TINY, lines.append, noise_captions, noise_texts, art="another")
+
+
+def test_an_encoder_of_another_recipe_does_not_stand_beside_longer_ones_of_its_seed(copy: Path) -> None:
+    other = replace(TINY, encoder=replace(TINY.encoder, context=TINY.encoder.context + 1, snapshots=(1,)))
+    with pytest.raises(UserError, match=r"holds encoder/seed0@1 of another recipe \(context\)"):
+        train_all(copy, other, ("encoder",))
+
+
+def test_a_stopped_training_of_other_data_is_not_gone_on_with(tmp_path: Path) -> None:
+    weight = nn.Linear(1, 1)
+
+    def steps_of(data: str, stop: int = 4) -> list[int]:
+        seen: list[int] = []
+
+        def loss_of(step: int) -> Any:
+            if step == stop:
+                raise KeyboardInterrupt
+            seen.append(step)
+            return weight.weight.square().sum()
+
+        with suppress(KeyboardInterrupt):
+            snapshots: Any = dict.fromkeys((2, 4), lambda *_: None)
+            train(weight, 1e-3, 4, loss_of, snapshots, tmp_path / "state", lambda steps: steps, {"data": data})
+        return seen
+
+    assert steps_of("scenes", stop=3) == [0, 1, 2] and steps_of("scenes") == [2, 3]
+    assert steps_of("scenes", stop=3) == [0, 1, 2] and steps_of("drawings") == [0, 1, 2, 3]
 
 
 def test_seeds_stand_beside_each_other_and_share_the_tokenizer(copy: Path) -> None:
@@ -313,7 +352,15 @@ def test_of_two_processes_the_second_finds_the_work_done(tmp_path: Path) -> None
         ("encoder.width=x", "encoder.width=x: .*Integer"),
         ("nothing", "nothing: "),
         ("encoder.snapshots=[2,1]", "snapshots"),
-        ("vae.width=8", "vae width=8"),
+        ("vae.width=8", "vae.width=8"),
+        ("vae.stride=7", "vae.image_size=32 must be a multiple of vae.stride=7"),
+        ("vae.steps=0", "vae.steps=0 is out of range"),
+        ("encoder.heads=3", "encoder.width=128 must be a multiple of encoder.heads=3"),
+        ("encoder.patch=7", "encoder.image_size=32 must be a multiple of encoder.patch=7"),
+        ("encoder.batch=0", "encoder.batch=0 is out of range"),
+        ("encoder.held_out=0", "encoder.held_out=0 is out of range"),
+        ("encoder.lr=-1", "encoder.lr=-1 is out of range"),
+        ("encoder.seed=-1", "encoder.seed=-1 is out of range"),
     ],
 )
 def test_a_wrong_setting_of_a_recipe_is_one_line(given: str, line: str) -> None:

@@ -1,6 +1,7 @@
 """Training the components of a collection: `tunalab components train`."""
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -17,7 +18,7 @@ from tunalab.data.tokenizer import Tokenizer, train_tokenizer
 from tunalab.errors import UserError, first_line
 from tunalab.frontends.components import siglip, vae
 from tunalab.frontends.components.siglip import EncoderConfig
-from tunalab.frontends.components.store import INDEX, Collection, encoder_weights, plain, store, tiny_tokenizer
+from tunalab.frontends.components.store import INDEX, Collection, Component, encoder_weights, plain, store, tiny_tokenizer
 from tunalab.frontends.components.training import MIX, SHORT, TRAIN_SPLIT, CaptionSource, TextSource, trainer_device
 from tunalab.frontends.components.vae import VaeConfig
 from tunalab.frontends.vae import LatentCodec
@@ -45,8 +46,6 @@ class Recipe:
 
     def seeded(self, seed: int) -> "Recipe":
         """The same recipe from another seed. The tokenizer stays: vocabularies must not differ by seed."""
-        if seed < 0:
-            raise UserError(f"seed={seed} is out of range (from 0)")
         return Recipe(self.tokenizer, replace(self.vae, seed=seed), replace(self.encoder, seed=seed))
 
     def changed(self, settings: Sequence[str]) -> "Recipe":
@@ -103,11 +102,37 @@ def train_components(
     return Collection(folder)
 
 
-def _is_there(folder: Path, name: str, config: Any, log: Callable[[str], None]) -> bool:
-    index = Collection(folder).index if (folder / INDEX).is_file() else {}
-    there = name in index and index[name].get("config") == plain(config)
-    log(f"component {name}: " + (f"{folder / index[name]['file']} is there" if there else f"training, into {folder}"))
+def _is_there(folder: Path, name: str, config: Any, log: Callable[[str], None], data: dict[str, Any] | None = None) -> bool:
+    """Whether a component of the same recipe and ``data`` lies there undamaged."""
+    own = Collection(folder) if (folder / INDEX).is_file() else None
+    entry = own.index.get(name) if own else None
+    same = entry is not None and entry.get("config") == plain(config) and entry.get("data") == json.loads(json.dumps(data))
+    there = same and own is not None and _undamaged(own.component(name))
+    log(f"component {name}: " + (f"{folder / entry['file']} is there" if there and entry else f"training, into {folder}"))
     return there
+
+
+def _undamaged(component: Component) -> bool:
+    try:
+        component.verified()
+    except UserError:
+        return False
+    return True
+
+
+def _refuse_other_snapshots(folder: Path, config: EncoderConfig, data: dict[str, Any]) -> None:
+    """Raises UserError: the collection holds an encoder of this seed by another recipe. Without a number of steps its longest
+    training is read, whichever that is.
+    """
+    index = Collection(folder).index if (folder / INDEX).is_file() else {}
+    for name, entry in index.items():
+        if name.startswith(f"encoder/seed{config.seed}@"):
+            there, here = ({**recipe, "snapshots": None} for recipe in (entry.get("config", {}), plain(config)))
+            differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+            differing += ["its data"] if entry.get("data") != json.loads(json.dumps(data)) else []
+            if differing:
+                what = f"{folder} holds {name} of another recipe ({', '.join(differing)})"
+                raise UserError(f"{what}: another --seed or --collection, or remove that folder")
 
 
 def build_tokenizer(config: TokenizerConfig, texts: TextSource) -> tuple[Tokenizer, dict[str, Any]]:
@@ -136,7 +161,7 @@ def _train_vae(
     folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource, data: dict[str, Any]
 ) -> None:
     config, name = recipe.vae, f"vae/seed{recipe.vae.seed}"
-    if _is_there(folder, name, config, log):
+    if _is_there(folder, name, config, log, data):
         return
 
     def keep(codec: LatentCodec, record: dict[str, Any]) -> None:
@@ -144,14 +169,15 @@ def _train_vae(
         store(folder, name, codec.vae.state_dict(), _about(config, record | latents | {"data": data}))
         log(f"component {name}: {record['quality']}")
 
-    vae.train_vae(config, captions, keep, folder / f".vae-seed{config.seed}.state", _bar(name, config.steps))
+    vae.train_vae(config, captions, keep, folder / f".vae-seed{config.seed}.state", _bar(name, config.steps), data)
 
 
 def _train_encoder(
     folder: Path, recipe: Recipe, log: Callable[[str], None], captions: CaptionSource, texts: TextSource, data: dict[str, Any]
 ) -> None:
     config, name = recipe.encoder, f"encoder/seed{recipe.encoder.seed}"
-    if _is_there(folder, f"{name}@{config.snapshots[-1]}", config, log):
+    _refuse_other_snapshots(folder, config, data)
+    if _is_there(folder, f"{name}@{config.snapshots[-1]}", config, log, data):
         return
     own = Collection(folder) if (folder / INDEX).is_file() else None
     words = own.component("tokenizer") if own and "tokenizer" in own.index else tiny_tokenizer()
@@ -163,7 +189,7 @@ def _train_encoder(
 
     state = folder / f".encoder-seed{config.seed}.state"
     text = Tokenizer.load(words.verified())
-    siglip.train_encoder(config, text, captions, keep, state, _bar(name, config.snapshots[-1]))
+    siglip.train_encoder(config, text, captions, keep, state, _bar(name, config.snapshots[-1]), data)
 
 
 _TRAINERS = {"tokenizer": _train_tokenizer, "vae": _train_vae, "encoder": _train_encoder}

@@ -21,6 +21,7 @@ from tunalab.frontends.components.training import (
     HELD_OUT_SPLIT,
     CaptionSource,
     Progress,
+    check_sizes,
     to_tensor,
     train,
     trainer_device,
@@ -53,7 +54,14 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)) or self.snapshots[0] < 1:
-            raise UserError(f"snapshots={list(self.snapshots)}: numbers of steps from 1 that increase")
+            raise UserError(f"encoder.snapshots={list(self.snapshots)}: numbers of steps from 1 that increase")
+        sizes = ("image_size", "patch", "width", "depth", "heads", "text_layers", "context", "batch", "held_out")
+        check_sizes("encoder", self, sizes)
+        for whole, part in (("image_size", "patch"), ("width", "heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise UserError(
+                    f"encoder.{whole}={getattr(self, whole)} must be a multiple of encoder.{part}={getattr(self, part)}"
+                )
 
 
 def architecture(config: EncoderConfig, pooled: bool = False) -> "VisionTransformer":
@@ -131,10 +139,11 @@ def train_encoder(
     keep: Callable[[int, nn.Module, dict[str, Any]], None],
     state: Path,
     progress: Progress,
+    data: dict[str, Any] | None = None,
 ) -> None:
     """Train both towers; ``keep(steps, image_tower, record)`` gets the averaged image tower at each snapshot, with its quality.
 
-    ``state``: file from which a stopped training goes on.
+    ``state``: file from which a stopped training goes on, if it was of the same ``data`` (what the index says of ``source``).
     """
     from open_clip.loss import SigLipLoss
 
@@ -158,7 +167,7 @@ def train_encoder(
         return call
 
     snapshots = {steps: kept(steps) for steps in config.snapshots}
-    recipe = {**asdict(config), "tokens": tokenizer.backend.backend_tokenizer.to_str()}
+    recipe = {**asdict(config), "tokens": tokenizer.backend.backend_tokenizer.to_str(), "data": data}
     train(model, config.lr, config.snapshots[-1], loss_of, snapshots, state, progress, recipe)
 
 

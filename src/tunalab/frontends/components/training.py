@@ -5,6 +5,7 @@ Shapes: B images, H W pixels, C colours.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tunalab.errors import UserError
 from tunalab.files import whole_file
 from tunalab.frontends.contract import signed
 
@@ -60,6 +62,17 @@ def power_average(averaged: Any, current: Any, count: Any) -> None:
     constant learning rate it does what a decay to zero would, at every step that a snapshot may be taken at.
     """
     torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / (int(count) + 1)) ** 7.94)
+
+
+def check_sizes(part: str, config: Any, names: Sequence[str]) -> None:
+    """Raises UserError, one line: a number of a recipe is out of range."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{part}.{name}={getattr(config, name)} is out of range (from 1)")
+    if config.seed < 0:
+        raise UserError(f"{part}.seed={config.seed} is out of range (from 0)")
+    if not 0 < config.lr < inf:
+        raise UserError(f"{part}.lr={config.lr:g} is out of range (above 0)")
 
 
 def train(

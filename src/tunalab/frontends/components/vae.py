@@ -20,6 +20,7 @@ from tunalab.frontends.components.training import (
     TRAIN_SPLIT,
     CaptionSource,
     Progress,
+    check_sizes,
     to_tensor,
     train,
     trainer_device,
@@ -55,7 +56,11 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         if self.width < 2 * self.latent_channels:
-            raise UserError(f"vae width={self.width} must be at least twice latent_channels={self.latent_channels}")
+            raise UserError(f"vae.width={self.width} must be at least twice vae.latent_channels={self.latent_channels}")
+        sizes = ("image_size", "latent_channels", "stride", "width", "layers", "steps", "batch", "start_images", "held_out")
+        check_sizes("vae", self, sizes)
+        if self.image_size % self.stride:
+            raise UserError(f"vae.image_size={self.image_size} must be a multiple of vae.stride={self.stride}")
 
 
 def architecture(config: VaeConfig) -> nn.Module:
@@ -137,11 +142,16 @@ def codec(config: VaeConfig, vae: nn.Module, mean: list[float], std: list[float]
 
 
 def train_vae(
-    config: VaeConfig, source: CaptionSource, keep: Callable[[LatentCodec, dict[str, Any]], None], state: Path, progress: Progress
+    config: VaeConfig,
+    source: CaptionSource,
+    keep: Callable[[LatentCodec, dict[str, Any]], None],
+    state: Path,
+    progress: Progress,
+    data: dict[str, Any] | None = None,
 ) -> None:
     """Train a codec; ``keep(codec, record)`` gets the averaged one at the end, on the CPU, with its quality.
 
-    ``state``: file from which a stopped training goes on.
+    ``state``: file from which a stopped training goes on, if it was of the same ``data`` (what the index says of ``source``).
     """
     device = trainer_device()
     with torch.random.fork_rng():
@@ -167,7 +177,8 @@ def train_vae(
         trained = codec(config, cpu, *latent_statistics(config, cpu, source))
         keep(trained, {**record, "images": config.steps * config.batch, "quality": quality(config, trained, source)})
 
-    train(vae, config.lr, config.steps, loss_of, {config.steps: kept}, state, progress, asdict(config), weight_decay=1e-4)
+    recipe = {**asdict(config), "data": data}
+    train(vae, config.lr, config.steps, loss_of, {config.steps: kept}, state, progress, recipe, weight_decay=1e-4)
 
 
 @torch.no_grad()
