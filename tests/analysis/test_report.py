@@ -274,7 +274,6 @@ EARLIER = {
     "encoder_rate",
     "encoder_rate_earlier",
     "mask_where",
-    "placement",
     "prediction",
     "task_mix",
     "reconstruction",
