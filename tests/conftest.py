@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,15 @@ def tiny_model(tokenizer: Tokenizer) -> Callable[..., UnifiedModel]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def port() -> int:
+    """A free one of this machine; a number of our own might be what a connection of somebody else has just been given."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+    return number
 
 
 @pytest.fixture

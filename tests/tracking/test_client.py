@@ -165,7 +165,7 @@ def test_what_was_saved_without_its_password_gets_it_from_the_environment(start,
     assert full_uri("http://lab/?token=***") == "http://lab/?token=***"
 
 
-def test_a_command_line_shows_no_password(monkeypatch, capsys, tmp_path):
+def test_a_command_line_shows_no_password(monkeypatch, capsys, tmp_path, port):
     """That of the server behind `tunalab dashboard`: everybody on the machine sees it."""
     from tunalab.tracking import dashboard
 
@@ -187,11 +187,11 @@ def test_a_command_line_shows_no_password(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(dashboard, "check_answer", lambda uri: None)
     uri = f"postgresql://user:{ENCODED}@db/x"
     with pytest.raises(UserError, match="exit code 3"):
-        dashboard.serve(uri, 47392)
+        dashboard.serve(uri, port)
     assert "s3cret" not in " ".join(observed["command"]) and observed["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
     assert observed["command"][observed["command"].index("--host") + 1] == "127.0.0.1"
     with pytest.raises(UserError, match="exit code 3"):
-        dashboard.serve(uri, 47392, "0.0.0.0")
+        dashboard.serve(uri, port, "0.0.0.0")
     assert observed["command"][observed["command"].index("--host") + 1] == "0.0.0.0"
     with pytest.raises(UserError, match="--host nowhere.invalid is no address of this machine"):
-        dashboard.serve(uri, 47392, "nowhere.invalid")
+        dashboard.serve(uri, port, "nowhere.invalid")

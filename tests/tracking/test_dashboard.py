@@ -36,25 +36,25 @@ def test_a_remote_server_that_does_not_answer_is_an_exit_code(monkeypatch, capsy
     assert dashboard.serve("http://lab:5001") == 1 and "no route" in capsys.readouterr().err
 
 
-def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_path, monkeypatch, capsys):
+def test_a_server_that_ends_is_an_error_and_one_that_answers_is_announced(tmp_path, monkeypatch, capsys, port):
     (tmp_path / "mlflow.db").touch()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert dashboard.server_command(5001)[:4] == [sys.executable, "-m", "mlflow", "ui"]
     monkeypatch.setattr(dashboard, "server_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(UserError, match="exit code 3"):
-        dashboard.serve(uri, 5001)
+        dashboard.serve(uri, port)
     answers = "import http.server as h; s = h.HTTPServer(('127.0.0.1', {}), h.SimpleHTTPRequestHandler); s.handle_request()"
     monkeypatch.setattr(dashboard, "server_command", lambda port, _: [sys.executable, "-c", answers.format(port)])
-    assert dashboard.serve(uri, 47391) == 0
+    assert dashboard.serve(uri, port) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        f"{name}: http://127.0.0.1:47391/#/experiments/{number}" for number, name in ((1, "figure6"), (2, "ratios"))
+        f"{name}: http://127.0.0.1:{port}/#/experiments/{number}" for number, name in ((1, "figure6"), (2, "ratios"))
     ]
-    assert "http://127.0.0.1:47391" in lines[2]
+    assert f"http://127.0.0.1:{port}" in lines[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_the_servers_processes_end_with_the_dashboard(number, tmp_path, monkeypatch):
+def test_the_servers_processes_end_with_the_dashboard(number, tmp_path, monkeypatch, port):
     """A worker of its server as well, whatever moment it is."""
     (tmp_path / "mlflow.db").touch()
     told = tmp_path / "pids"
@@ -72,7 +72,7 @@ time.sleep(60)"""
 
     monkeypatch.setattr(dashboard, "_wait_until_it_answers", answers)
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
-    assert dashboard.serve(f"sqlite:///{tmp_path}/mlflow.db", 47392) == 0
+    assert dashboard.serve(f"sqlite:///{tmp_path}/mlflow.db", port) == 0
     assert before == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
     for pid in map(int, told.read_text().split()):
         end = time.monotonic() + 10
