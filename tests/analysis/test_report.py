@@ -271,7 +271,6 @@ def test_samples_stand_side_by_side_for_common_prompts():
 # Trained before each encoder had a rate of its own and components crossed with seeds (LOG.md, 2026-11-30): settings that today's
 # variants do not give. They leave this list as they are trained again.
 EARLIER = {
-    "encoder_rate",
     "encoder_rate_earlier",
     "mask_where",
     "prediction",
