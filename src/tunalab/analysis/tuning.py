@@ -59,8 +59,9 @@ def learning_rate(records: Sequence[Record]) -> Figure:
     figure.axes[0].set_ylabel("loss of answers and descriptions, nats", color=INK, fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=10, labelcolor=INK)
-    figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.15, wspace=0.2)
-    caption(figure, "Line: mean over seeds. Dots: single seeds. Ring: the least mean. Each panel at one value of the other.")
+    figure.subplots_adjust(left=0.18 / len(panels), right=0.98, top=0.88, bottom=0.15, wspace=0.2)
+    other = " Each panel at one value of the other." if len(panels) > 1 else ""
+    caption(figure, f"Line: mean over seeds. Dots: single seeds. Ring: the least mean.{other}")
     return figure
 
 
