@@ -265,7 +265,8 @@ def effects_table(records: Sequence[Record]) -> pd.DataFrame:
     tokens = last_common_tokens(aligned)
     benchmarks = ordered_benchmarks(aligned["benchmark"])
     factors, cells = factors_and_cells(finished)
-    continuous, names = _continuous(finished, tokens), text_losses(finished, tokens)
+    names = text_losses(finished, tokens)
+    continuous = _continuous(finished, tokens, names)
     rows: list[tuple[object, ...]] = []
     for contrast in contrasts(factors, cells):
         seeds = _common_seeds(contrast.weights)
@@ -350,11 +351,10 @@ def _accuracy(weights: Weights, seeds: Sequence[int], benchmark: str, tokens: in
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
 
 
-def _continuous(records: Sequence[Record], tokens: int) -> Mapping[str, Outcome]:
-    """Outcomes that are no shares of questions."""
+def _continuous(records: Sequence[Record], tokens: int, names: Sequence[str]) -> Mapping[str, Outcome]:
+    """Outcomes that are no shares of questions. ``names``: of the text losses."""
     times = sorted({t for record in records for t in _point_at(record, tokens).one_step_psnr}, key=float)
     found: dict[str, Outcome] = {f"{PSNR}{t}, dB": lambda point, t=t: point.one_step_psnr.get(t) for t in times}  # type: ignore[misc]
-    names = text_losses(records, tokens)
     return {TEXT_LOSS: lambda point: float(np.mean([point.losses[name] for name in names])), **found} if names else found
 
 

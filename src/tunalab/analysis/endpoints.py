@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tunalab.analysis.curves import AXES, TOLERANCE, Line, benchmarks, lines, named
+from tunalab.analysis.curves import AXES, TOLERANCE, Line, benchmarks, interpolation, lines, named
 from tunalab.analysis.learning import log_weights
 from tunalab.analysis.statistics import ALPHA, Estimate, benjamini_hochberg, lasting_error, of_seeds, question_error
 from tunalab.analysis.tables import ANSWERS
@@ -167,7 +167,7 @@ def _weights(one_P: np.ndarray, other_P: np.ndarray) -> list[np.ndarray] | None:
         return None
     every = np.unique(np.concatenate([one_P, other_P, [low, high]]))
     x_G = every[(every >= low) & (every <= high)]
-    return [log_weights(x_G) @ _between(x_P, x_G) for x_P in (one_P, other_P)]
+    return [log_weights(x_G) @ interpolation(x_P, x_G) for x_P in (one_P, other_P)]
 
 
 def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, np.ndarray | None]]]) -> Difference:
@@ -189,11 +189,6 @@ def _of_weighed(what: str, pairs: Pairs, sides: Sequence[Sequence[tuple[float, n
 def matched_difference(pairs: Pairs, axis: str) -> Difference | None:
     """``loss_difference`` over another axis (``MATCHED``)."""
     return loss_difference(pairs, what=MATCHED[axis], axis=axis)
-
-
-def _between(x_P: np.ndarray, x_G: np.ndarray) -> np.ndarray:
-    """(G, P): straight lines over log x as weights of the evaluations."""
-    return np.stack([np.interp(np.log(x_G), np.log(x_P), one_P) for one_P in np.eye(len(x_P))], axis=1)
 
 
 def choice_difference(pairs: Pairs, kinds: Sequence[str]) -> Difference | None:

@@ -29,7 +29,7 @@ from tunalab.data.sources import build_source, probe
 from tunalab.data.stream import check_length
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
-from tunalab.settings.loading import digest
+from tunalab.settings.loading import digest, sources_of
 from tunalab.settings.schema import RunConfig, StageConfig
 from tunalab.terminal import progress_bar
 
@@ -171,7 +171,7 @@ def inspect(
     ``token_pixels``: image pixels per visual token along a side. Raises UserError: a source cannot be opened, or nothing of what is
     held out can be read. What else would stop a run is a problem of the report.
     """
-    names = sorted({name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0})
+    names = sorted(sources_of(config.stages))
     watched = Watched.of(config.data)
     corpora = {name: build_source(name, config.data, config.seed, watched) for name in names}
     mixer = Mixer({name: corpus.length for name, corpus in corpora.items()}, config.seed)

@@ -36,6 +36,7 @@ from tunalab.data.shards.schemas import open_finevision, open_omniedit, open_tex
 from tunalab.errors import UserError
 from tunalab.plugins import Group, build, find, source_of
 from tunalab.redaction import is_incomplete
+from tunalab.settings.loading import sources_of
 from tunalab.settings.schema import (
     DataConfig,
     FineVisionConfig,
@@ -73,7 +74,7 @@ def check_sources(config: RunConfig) -> None:
         for name in stage.mix:
             if name.removeprefix(PREFIX) not in names:
                 raise UserError(f"stages.{stage_name}.mix: unknown source {name!r}; choices: {_choices(names)}")
-    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    mixed = sources_of(config.stages)
     for key, name in config.evaluation.losses.items():
         if not re.fullmatch(r"\w[\w -]*", key, re.ASCII):
             raise UserError(f"evaluation.losses.{key}: the loss is called so: letters, digits, blanks, _ and - are allowed")
@@ -95,7 +96,7 @@ def open_sources(config: RunConfig) -> None:
     Raises:
         UserError: a source cannot be opened, or none of the documents tried can be read.
     """
-    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    mixed = sources_of(config.stages)
     for name in sorted(mixed | {*config.evaluation.losses.values()}):
         probe(build_source(name, config.data, config.seed))
 

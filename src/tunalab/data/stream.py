@@ -27,6 +27,7 @@ from tunalab.data.sequence import TokenSequence, to_sequence
 from tunalab.data.sources import build_source
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.errors import UserError
+from tunalab.settings.loading import sources_of
 from tunalab.settings.schema import DataConfig, RunConfig, StageConfig
 
 State = dict[str, Any]
@@ -221,7 +222,7 @@ class TrainingStream(IterableDataset[Step]):
         self.rank = rank
         self.world_size = world_size
         self.micro_batches = micro_batches(config, world_size)
-        names = sorted({name for stage in stages.values() for name, weight in stage.mix.items() if weight > 0})
+        names = sorted(sources_of(stages))
         self.sources = {name: open_source(name) for name in names}
         lengths = {name: source.length for name, source in self.sources.items()}
         self.rejects = RejectLog(reject_path, config.reject_share, config.unfit_share, lengths)

@@ -30,6 +30,7 @@ from tunalab.inference.prompts import answers_and_likelihoods, question_prompt
 from tunalab.model import flow
 from tunalab.model.objective import draw, flow_loss, noised, to_space
 from tunalab.model.unified import UnifiedModel
+from tunalab.settings.loading import sources_of
 from tunalab.settings.schema import SEED, DataConfig, RunConfig
 
 
@@ -66,7 +67,7 @@ def held_out(kind: Kind, count: int, config: RunConfig, split: str = SPLIT) -> t
 
 def _drawn(config: RunConfig) -> tuple[str, set[str]]:
     """The family of drawn sources that held-out documents are of ("" for none), and every source that a stage trains on."""
-    mixed = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    mixed = sources_of(config.stages)
     families = {name.removeprefix(PREFIX).partition("/")[0] for name in mixed}
     return next((family for family in ("scenes", "drawings") if family in families), ""), mixed
 

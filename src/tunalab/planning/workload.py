@@ -18,6 +18,7 @@ from tunalab.data.sources import kind_of
 from tunalab.data.stream import open_stream
 from tunalab.data.tokenizer import Tokenizer
 from tunalab.model.flops import Work
+from tunalab.settings.loading import sources_of
 from tunalab.settings.schema import DataConfig, RunConfig
 
 IMAGE_FRAME = 3  # tokens around the visual tokens of an image: boi, time, eoi
@@ -89,7 +90,7 @@ def needs_no_files(config: RunConfig) -> bool:
 
 def kinds_of(config: RunConfig) -> list[Kind]:
     """Kinds of documents in the run's mixes, in the order of ASSUMED."""
-    found = {kind_of(name, config.data) for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    found = {kind_of(name, config.data) for name in sources_of(config.stages)}
     return [kind for kind in ASSUMED if kind in found]
 
 

@@ -7,7 +7,7 @@ keys, wrong types, values out of range and settings that contradict each other a
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from tunalab.errors import UserError
 from tunalab.redaction import redacted_settings
 from tunalab.settings.declaration import Declared, Setting, check_values, members_of
 from tunalab.settings.layers import Layer, Mixes, file_layers, laid, made, override_layers, read_settings
-from tunalab.settings.schema import REVISION, SETTINGS, SIDES, RunConfig, SamplingConfig
+from tunalab.settings.schema import REVISION, SETTINGS, SIDES, RunConfig, SamplingConfig, StageConfig
 from tunalab.settings.values import hints, member
 
 # What does not enter the hash of a run: where it reports, how it is scheduled, when it may go on.
@@ -134,6 +134,11 @@ def _completed(plain: Any, hint: Any, defaults: Any) -> Any:
         return {**defaults, **filled}
     inner = members_of(hint)
     return plain if inner is None else {name: _completed(inside, inner, to_plain(inner())) for name, inside in plain.items()}
+
+
+def sources_of(stages: Mapping[str, StageConfig]) -> set[str]:
+    """Every source that some stage draws from."""
+    return {name for stage in stages.values() for name, weight in stage.mix.items() if weight > 0}
 
 
 def budget(config: RunConfig) -> int:

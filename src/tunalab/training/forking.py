@@ -25,7 +25,7 @@ from tunalab.records.log import TRAINING_LOG
 from tunalab.records.record import CONFIG_FILE, RECORD_FILE, read_record
 from tunalab.redaction import redacted_settings
 from tunalab.settings.layers import unequal
-from tunalab.settings.loading import config_hash, read_config, to_plain
+from tunalab.settings.loading import config_hash, read_config, sources_of, to_plain
 from tunalab.settings.schema import SETTINGS, RunConfig
 from tunalab.settings.timeline import Place, shared
 from tunalab.training import kept_at
@@ -68,7 +68,7 @@ class Parent:
     def saved(self, config: RunConfig) -> Saved:
         """The numbers of the checkpoint, for the child's sources: those that only the child reads begin at their start."""
         saved = read_saved(self.checkpoint)
-        names = {source for stage in config.stages.values() for source, weight in stage.mix.items() if weight > 0}
+        names = sources_of(config.stages)
         return replace(saved, lanes=[{at: _for_sources(lane, names) for at, lane in lanes.items()} for lanes in saved.lanes])
 
     def hand_over(self, run_dir: Path) -> None:

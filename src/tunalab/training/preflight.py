@@ -22,6 +22,7 @@ from tunalab.frontends.components.store import Components
 from tunalab.frontends.contract import TargetSpace
 from tunalab.frontends.registry import build_frontend
 from tunalab.model.unified import build_model
+from tunalab.settings.loading import sources_of
 from tunalab.settings.schema import FrontEndConfig, RunConfig
 from tunalab.training.optimisation import learnt_parameters, matched_groups
 
@@ -32,7 +33,7 @@ def check_run(config: RunConfig) -> None:
     """Raises UserError for settings that a run would fail on later. No file is read but what describes a pretrained part."""
     check_sources(config)
     check_benchmarks(config)
-    drawn = {name for stage in config.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    drawn = sources_of(config.stages)
     evaluation = config.evaluation
     if evaluation.groups or any(name.removeprefix(PREFIX).startswith(("scenes/", "questions/", "drawings/")) for name in drawn):
         check_image_size(config.data.image_size)
