@@ -8,7 +8,7 @@ import pytest
 from tests.printed import assert_file_alike, assert_printed_alike
 
 from tunalab.analysis.claims import PANELS, in_words, papers_variants
-from tunalab.analysis.endpoints import matched_words
+from tunalab.analysis.endpoints import MARGIN, Difference, compared, difference, loss_difference, matched_words, names
 from tunalab.analysis.tables import BEGIN, END, readme_block, update_readme, write_tables
 from tunalab.collection import Records
 from tunalab.errors import UserError
@@ -37,6 +37,34 @@ def test_what_the_readme_says_first_is_what_the_claims_say() -> None:
         "Ours: a frozen encoder is within .03 nats of one that trains": "supported",
     }
     assert {claim: found[claim][0].split(" (")[0] for claim in said} == said
+
+
+def test_what_the_readme_says_in_its_own_words_is_what_records_say() -> None:
+    """Of numbers below the table, which no command writes."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    closed = [panel for panel in PANELS if panel != "ocr"]
+    runs = [*read_records(ROOT / "results" / "figure6"), *read_records(ROOT / "results" / "figure6_rates")]
+    of = {names(a, b): pairs for a, b, pairs in compared(runs)}
+
+    def said(difference: Difference | None, turn: int, before: str = "", digits: int = 2) -> str:
+        assert difference is not None
+        middle, low, high = (turn * bound for bound in difference.estimate.bounds)
+        bounds = [f"{bound:.{digits}f}".replace("0.", ".", 1) for bound in sorted((low, high))]
+        return f"{middle:{before}.{digits}f}".replace("0.", ".", 1) + f"{{}} [{', '.join(bounds)}]"
+
+    at_one, frozen, bare = ("Tuna-R", "Tuna-2, lr_factor 1"), ("Tuna-R", "Tuna-R, frozen"), ("Tuna-2", "Tuna-R, frozen")
+    for sentence in (
+        f"nine seeds of it there say the same: {said(loss_difference(of[at_one]), -1, '+', 3).format(' nats')} in the area,",
+        f"in the area, {said(difference(of[at_one], MARGIN, closed), -1, '+').format('')} at the end",
+        f"is {said(difference(of[frozen], MARGIN, closed), 1).format(' nats')} behind one that trains",
+        f"not told from Tuna-2 ({said(difference(of[bare], MARGIN, closed), 1).format('')}",
+    ):
+        assert sentence in text
+    pair, rest = of["Tuna-R", "Tuna-2"], [panel for panel in closed if panel != "count"]
+    every, without = (difference(pair, MARGIN, kinds) for kinds in (closed, rest))
+    assert every is not None and without is not None and min(without.estimate.bounds) < 0 < max(without.estimate.bounds)  # type: ignore[type-var]
+    of_counting = 1 - without.estimate.bounds[0] * len(rest) / (every.estimate.bounds[0] * len(closed))
+    assert of_counting > 0.5 and "More than half of Tuna-R's lead in margin at the end is confidence on counting" in text
 
 
 def test_the_figure_shows_what_the_claims_are_of() -> None:

@@ -1,4 +1,4 @@
-"""Three headline numbers from the bytes of the committed records: nothing here is imported from the package.
+"""Headline numbers from the bytes of the committed records: nothing here is imported from the package.
 
 The intervals are those of docs/method.md: Student's t over the differences by seed and the normal error over the questions that all
 seeds share, added in squares; shares scatter at least by their own rounding.
@@ -7,6 +7,7 @@ seeds share, added in squares; shares scatter at least by their own rounding.
 import csv
 import json
 import math
+import re
 import statistics
 import struct
 from itertools import pairwise
@@ -18,7 +19,13 @@ from scipy.stats import norm, t
 FOLDER = Path(__file__).parents[2] / "results" / "figure6"
 RUNS = {(run["run"]["variant"], run["run"]["seed"]): run for run in map(json.loads, (p.read_text() for p in FOLDER.glob("*.json")))}
 PAIR = ("tuna2", "tuna_r")  # Tuna-2 less Tuna-R
-SEEDS = sorted(seed for variant, seed in RUNS if variant == PAIR[0] and (PAIR[1], seed) in RUNS)
+
+
+def seeds_of(pair: tuple[str, str]) -> list[int]:
+    return sorted(seed for variant, seed in RUNS if variant == pair[0] and (pair[1], seed) in RUNS)
+
+
+SEEDS = seeds_of(PAIR)
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -61,19 +68,19 @@ def interval(by_seed: list[float], by_question: list[list[float]], shares: bool)
     return mean, mean - half, mean + half
 
 
-def gaps(kinds: list[str], read) -> tuple[list[float], list[list[float]]]:
+def gaps(kinds: list[str], read, pair=PAIR) -> tuple[list[float], list[list[float]]]:
     """Differences at the end: by seed in the mean over benchmarks, and by benchmark and question in the mean over seeds."""
     rows = {
         (kind, seed): [
             one - other
-            for one, other in zip(*(read(RUNS[name, seed]["points"][-1]["benchmarks"][kind]) for name in PAIR), strict=True)
+            for one, other in zip(*(read(RUNS[name, seed]["points"][-1]["benchmarks"][kind]) for name in pair), strict=True)
         ]
         for kind in kinds
-        for seed in SEEDS
+        for seed in seeds_of(pair)
     }
-    by_seed = [statistics.mean(statistics.mean(rows[kind, seed]) for kind in kinds) for seed in SEEDS]
+    by_seed = [statistics.mean(statistics.mean(rows[kind, seed]) for kind in kinds) for seed in seeds_of(pair)]
     by_question = [
-        [statistics.mean(column) for column in zip(*(rows[kind, seed] for seed in SEEDS), strict=True)] for kind in kinds
+        [statistics.mean(column) for column in zip(*(rows[kind, seed] for seed in seeds_of(pair)), strict=True)] for kind in kinds
     ]
     return by_seed, by_question
 
@@ -123,6 +130,15 @@ def test_the_margin_at_the_end():
     closed = [kind for kind in last[0] if all(scores[kind].get("margins") for scores in last)]
     assert len(closed) > 10
     same(table()["margin at the end"], interval(*gaps(closed, margins), shares=False))
+
+
+@pytest.mark.parametrize("pair, names", [(PAIR, "Tuna-2 - Tuna-R"), (("tuna_r", "tuna"), "Tuna-R - Tuna")])
+def test_the_readmes_margins_at_the_end(pair, names):
+    """Over the benchmarks of the figure that have margins."""
+    kinds = ["relations", "count", "pattern", "easy_vqa", "charts@2", "pairs@2", "search@2"]
+    text = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    (numbers,) = re.findall(rf"margin at the end: {names} \*\*(\S+)\*\* \[(\S+), (\S+)\] \(accuracy", text)
+    assert [float(number) for number in numbers] == pytest.approx(interval(*gaps(kinds, margins, pair), shares=False), abs=6e-4)
 
 
 def test_an_accuracy_at_the_end():

@@ -57,12 +57,12 @@ def test_the_curves_of_the_variants_are_on_the_page_that_opens(url: str) -> None
             expect(area.get_by_text(f"accuracy/{benchmark}", exact=True).first).to_be_visible(timeout=PATIENCE)
         for beside in ("mlflow.assistant.chat_panel.close", "mlflow.experiment_page.shared_view.dismiss"):
             page.locator(f"[data-component-id='{beside}']").click()
-        for variant in ("tuna", "tuna_r", "tuna2"):
+        for variant in ("tuna", "tuna_r", "tuna2", "tuna_r_frozen"):
             expect(page.get_by_title(variant, exact=True).first).to_have_text(f"Group: {variant}", timeout=PATIENCE)
             expect(area.get_by_text(f"{variant} (accuracy/ocr)", exact=True).first).to_be_visible(timeout=PATIENCE)
-        page.wait_for_function(f"({PLOTS})().filter(plot => plot.lines.length === 3).length >= 6", timeout=PATIENCE)
+        page.wait_for_function(f"({PLOTS})().filter(plot => plot.lines.length === 4).length >= 6", timeout=PATIENCE)
         for plot in page.evaluate(PLOTS):  # a line a variant, a point an evaluation, seeds joined at the planned counts
-            assert plot == {"lines": [8, 8, 8], "tokens": 9_000_000}
+            assert plot == {"lines": [8, 8, 8, 8], "tokens": 9_000_000}
         expect(page.get_by_text("Unassigned")).to_have_count(0)  # runs that are in no group
         page.wait_for_timeout(1000)
         page.screenshot(path=os.environ.get("TUNALAB_PICTURE", PICTURE))

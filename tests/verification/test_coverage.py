@@ -5,6 +5,7 @@ import pytest
 
 from tunalab.verification.coverage import (
     COVERED,
+    OVER,
     SEEDS,
     SHAPES,
     SHARES,
@@ -46,8 +47,9 @@ def test_seeds_that_share_encoders_speak_about_others_only_by_the_means_of_encod
     assert over_seeds >= LEAST if share == 0 else share < 0.5 or over_seeds < 0.88
 
 
-def test_families_of_nothing_are_rarely_decided():
-    holm, benjamini = family_errors(SHAPES[0], 5, 100)
+@pytest.mark.parametrize("common", [False, True], ids=["each its own luck", "luck in common"])
+def test_families_of_nothing_are_rarely_decided(common):
+    holm, benjamini = family_errors(SHAPES[0], 5, 100, common)
     assert holm <= benjamini <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
     assert equivalence_errors(5, WORLDS) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / WORLDS)
 
@@ -55,8 +57,8 @@ def test_families_of_nothing_are_rarely_decided():
 def test_the_page_names_every_interval_and_world():
     covers, encoders, decisions, close, passes, laws = tables(worlds=2)
     assert {(row[0], row[1]) for row in covers.rows} == {(kind, world.name) for kind in COVERED for world in SHAPES}
-    assert len(encoders.rows) == len(SHARES)
-    assert len(decisions.rows) == 2 * len(SEEDS) and len(close.rows) == len(SEEDS)
+    assert len(encoders.rows) == len(OVER) * len(SHARES)
+    assert len(decisions.rows) == 2 * (len(SHAPES) - 1) * len(SEEDS) and len(close.rows) == len(SEEDS)
     assert len(passes.rows) == len(laws.rows) == len(SEEDS)
 
 

@@ -243,14 +243,16 @@ def parts_of(pairs: Pairs) -> list[str]:
 def matched_words(records: Sequence[Record]) -> str:
     """A sentence: what is left of the differences in loss where compute is equal, not tokens; empty of less than two seeds."""
     found = [
-        f"{' - '.join(names(a, b))} {matched.shown()} (tokens: {tokens.shown()})"
+        f"{' - '.join(names(a, b))} {flops.shown()} (tokens x trainable parameters: {size.shown()}; tokens: {tokens.shown()})"
         for a, b, pairs in compared(records)
-        if (matched := matched_difference(pairs, "flops")) is not None and (tokens := loss_difference(pairs)) is not None
+        if (flops := matched_difference(pairs, "flops")) is not None
+        and (size := matched_difference(pairs, "parameters")) is not None
+        and (tokens := loss_difference(pairs)) is not None
     ]
     if not found:
         return ""
     return (
-        "At equal training FLOPs instead of tokens, the loss of answers and descriptions (area over the log of either) differs by "
+        "At equal training FLOPs instead of tokens, the loss of answers and descriptions (area over the log of each) differs by "
         f"{'; '.join(found)}. What encoders and VAEs cost before, in their own pretraining, is not counted."
     )
 
