@@ -106,6 +106,8 @@ mask-ratio-figure: install ## draw mask_ratio.png and the curves from the commit
 table: install ## write the tables of the committed records
 	$(BIN)/tunalab table --records results/figure6 --readme README.md --panels $(PANELS) $(if $(CLAIMS),--claims $(CLAIMS))
 	$(BIN)/tunalab table --records results/mask_ratio
+	$(BIN)/tunalab power --records results/figure6 --panels $(PANELS) --out results/figure6 > /dev/null
+	$(BIN)/tunalab power --records results/figure6 results/figure6_rates --panels $(PANELS) --out results/figure6_rates > /dev/null
 
 ladder: install ## write the tables of docs/ladder.md and README.md: machines, hours, prices (two minutes)
 	$(BIN)/tunalab ladder --into docs/ladder.md README.md

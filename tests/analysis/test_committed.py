@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from tests.printed import assert_file_alike
 
+from tunalab.analysis.claims import PANELS
 from tunalab.analysis.dynamics import write_dynamics
+from tunalab.cli import main
 from tunalab.library import load_config
 from tunalab.records.record import read_record, read_records
 from tunalab.settings.loading import config_hash
@@ -45,6 +47,12 @@ def test_no_committed_record_is_of_another_sweep(sweep: str, variant: str | None
     here = {path.stem for path in (ROOT / "results" / sweep).glob("*.json")}
     needed = published(sweep) if variant is None else cells(sweep, variant)
     assert {cell.name for cell in needed} <= here <= {cell.name for cell in cells(sweep)}
+
+
+def test_the_committed_table_of_seeds_needed_is_that_of_its_records(tmp_path: Path) -> None:
+    assert main(["power", "--records", "results/figure6", "--panels", *PANELS, "--out", str(tmp_path)]) == 0
+    for name in ("power.md", "power.csv"):
+        assert_file_alike(tmp_path / name, ROOT / "results" / "figure6" / name, "run `make table`")
 
 
 def test_the_committed_tables_of_learning_are_those_of_their_records(tmp_path: Path) -> None:
