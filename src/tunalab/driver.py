@@ -153,7 +153,16 @@ def plan_sweep(name: str, variant: str | None, settings: list[str]) -> Plan:
 def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries: int | None = None, retry: bool = False) -> int:
     """Train what is not finished, write figures and tables of what is; the exit code: 0, 1 of failures, 75 when it was stopped."""
     from tunalab.frontends.components.store import Components
-    from tunalab.sweeps.cells import RETRIES, check_publishing, collect, forgive, is_finished, publish, read_history
+    from tunalab.sweeps.cells import (
+        RETRIES,
+        check_publishing,
+        collect,
+        forgive,
+        is_finished,
+        publish,
+        read_history,
+        warn_of_other_components,
+    )
     from tunalab.sweeps.grid import own_settings
     from tunalab.sweeps.launcher import SHIPPED, Work, launcher
     from tunalab.sweeps.trunks import alone
@@ -166,8 +175,8 @@ def run_sweep(plan: Plan, launch: "Launch", parallel: int | None = None, retries
     if not all(is_finished(cell, plan.hash(cell), plan.sweep.records) for cell in cells):
         for name in {_reads(one.plain): name for name, one in plan.resolved.items()}.values():
             open_data(configs[name])
-        for config in configs.values():
-            Components(config.components_seed).describe(config)
+        described = {name: Components(config.components_seed).describe(config) for name, config in configs.items()}
+        warn_of_other_components(cells, plan.hash, plan.sweep.records, described)
     for cell in [*cells, *plan.tree.trunks]:
         if retry and read_history(cell.run_dir).in_vain():
             forgive(cell.run_dir)

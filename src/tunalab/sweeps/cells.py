@@ -17,7 +17,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -253,6 +253,28 @@ def check_publishing(cells: Sequence[Cell], config_hash: ConfigHash, records: Pa
                 f"{path} is of the sweep {there.run.sweep}, of a run with other settings: give {cell.sweep} another folder "
                 "(records:), or move that file away"
             )
+
+
+def warn_of_other_components(
+    cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None, described: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Say which finished runs took other encoders, VAEs or tokenizers than the others will, which no setting tells.
+
+    ``described``: of each cell by name what its record would say of the components that are here (``Components.describe``).
+    """
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        record = finished_record(cell, config_hash(cell), records)
+        for kind, taken in record.components.items() if record else ():
+            here = described[cell.name].get(kind, {}).get("folder")
+            if here and taken.get("folder") not in (None, here):
+                found.setdefault(f"{taken['folder']}, here {here}", []).append(cell.name)
+    for what, names in found.items():
+        print(
+            f"warning: {len(names)} finished runs took other components than the rest of the sweep will ({what}): tables keep them "
+            f"apart; move their records away to train them again: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}",
+            file=sys.stderr,
+        )
 
 
 def publish(cells: Sequence[Cell], config_hash: ConfigHash, records: Path) -> list[Path]:
