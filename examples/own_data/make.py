@@ -6,12 +6,15 @@
 
     emoji/images/STYLE/NAME.png     drawings of 64 px on white
     emoji/captions.jsonl            {"image", "caption"}: captions, and the other way round prompts of images
-    emoji/questions.jsonl           {"image", "conversations"}: what is it, which of two, what kind of thing
+    emoji/questions.jsonl           {"image", "conversations"}: what kind of thing, which of two, what is it; a line each
     emoji/heldout.jsonl             captions of drawings that no line above shows
     emoji/concepts.jsonl            a benchmark: things that training never shows, in the styles it knows
     emoji/styles.jsonl              a benchmark: a style that training never shows, of things it knows
 
 Splits: a tenth of the things, and the style `high-contrast`. Nothing but numbers of this file decides what is drawn and asked.
+
+A question stands by itself: in one conversation an answer tells the next ("apple", then "food or drink"), and a model learns to
+read what was said and not to look.
 """
 
 import argparse
@@ -35,6 +38,7 @@ KINDS = {  # groups of the names' package that hold things one can see -> what a
     "people-body": "person",
     "smileys-emotion": "face",
 }
+WHICH_KIND = "what kind of thing is it?"
 TONES = re.compile(r"-(light|medium-light|medium|medium-dark|dark)$")
 Line = dict[str, object]
 
@@ -76,31 +80,22 @@ def draw(svg: bytes, path: Path) -> None:
     path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=SIDE, height=SIDE, background="white")))
 
 
-def options(name: str, among: Sequence[str], rng: random.Random, count: int) -> list[str]:
-    """The name and others, in an order that does not tell."""
-    found = [name, *rng.sample([one for one in among if one != name], count - 1)]
-    return [words(one) for one in rng.sample(found, count)]
-
-
 def asked(name: str, kind: str, alike: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str]]:
     """Questions about one drawing with their answers."""
+    yield WHICH_KIND, kind
     yield "what is it?", words(name)
-    first, second = options(name, alike, rng, 2)
-    yield f"is it {first} or {second}?", words(name)
-    yield "what kind of thing is it?", kind
+    first, second = rng.sample([name, rng.choice([one for one in alike if one != name])], 2)
+    yield f"is it {words(first)} or {words(second)}?", words(name)
 
 
-def benchmark(names: Sequence[str], styles: Sequence[str], kind_of: Mapping[str, str], rng: random.Random) -> list[Line]:
-    """Each drawing once: which of four things of its kind."""
-    lines: list[Line] = []
-    for style in styles:
-        for name in names:
-            alike = [one for one in names if kind_of[one] == kind_of[name]]
-            if len(alike) >= 4:
-                four = options(name, alike, rng, 4)
-                question = f"is it {', '.join(four[:-1])} or {four[-1]}?"
-                lines.append({"image": f"images/{style}/{name}.png", "question": question, "answer": words(name), "options": four})
-    return lines
+def benchmark(names: Sequence[str], styles: Sequence[str], kind_of: Mapping[str, str]) -> list[Line]:
+    """Each drawing once: what kind of thing it shows."""
+    kinds = sorted(set(kind_of.values()))
+    return [
+        {"image": f"images/{style}/{name}.png", "question": WHICH_KIND, "answer": kind_of[name], "options": kinds}
+        for style in styles
+        for name in names
+    ]
 
 
 def make(art: Path, names: Path, out: Path) -> dict[str, int]:
@@ -122,15 +117,12 @@ def make(art: Path, names: Path, out: Path) -> dict[str, int]:
                 files["heldout"].append(caption)
                 continue
             alike = [one for one in trained if kind_of[one] == kind_of[name]]
-            turns = [
-                {"from": who, "value": text}
-                for pair in asked(name, kind_of[name], alike, rng)
-                for who, text in zip(("human", "gpt"), pair, strict=True)
-            ]
             files["captions"].append(caption)
-            files["questions"].append({"image": image, "conversations": turns})
-    files["concepts"] = benchmark(sorted(held), STYLES, kind_of, rng)
-    files["styles"] = benchmark(rng.sample(trained, min(300, len(trained))), [UNSEEN], kind_of, rng)
+            for question, answer in asked(name, kind_of[name], alike, rng):
+                turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+                files["questions"].append({"image": image, "conversations": turns})
+    files["concepts"] = benchmark(sorted(held), STYLES, kind_of)
+    files["styles"] = benchmark(rng.sample(trained, min(300, len(trained))), [UNSEEN], kind_of)
     for name, lines in files.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return {name: len(lines) for name, lines in files.items()}

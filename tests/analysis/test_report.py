@@ -272,9 +272,6 @@ def test_samples_stand_side_by_side_for_common_prompts():
 # variants do not give. They leave this list as they are trained again.
 EARLIER = {
     "encoder_rate_earlier",
-    "mask_where",
-    "prediction",
-    "task_mix",
     "reconstruction",
 }
 FOLDERS = sorted({path.parent for path in (ROOT / "results").rglob("*-seed0.json") if path.parent.name not in EARLIER})
