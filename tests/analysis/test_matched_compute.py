@@ -40,7 +40,7 @@ def test_the_sentence_has_both():
     words = matched_words([*runs("tuna2", 1.0, shift=0.2), *runs("tuna_r", 4.0)])
     assert words.startswith("At equal training FLOPs instead of tokens, the loss of answers and descriptions")
     assert "their own pretraining, is not counted" in words
-    assert "+0.200" in words.replace("-0.200", "+0.200") and "; tokens: " in words
+    assert "+0.200" in words.replace("-0.200", "+0.200") and "; tokens: " in words and "(tokens x trainable parameters: " in words
     assert matched_words(runs("tuna2", 1.0) + runs("tuna_r", 1.0, seeds=1)) == ""
 
 

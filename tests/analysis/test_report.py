@@ -274,7 +274,11 @@ EARLIER = {
     "encoder_rate_earlier",
     "reconstruction",
 }
-FOLDERS = sorted({path.parent for path in (ROOT / "results").rglob("*-seed0.json") if path.parent.name not in EARLIER})
+ELSEWHERE = {"own_data"}  # of an experiment that is not in experiments/
+FOLDERS = sorted(
+    {path.parent for path in (ROOT / "results").rglob("*-seed0.json")}
+    - {path for name in EARLIER | ELSEWHERE for path in (ROOT / "results").rglob(name)}
+)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -1,11 +1,12 @@
 """`tunalab sweep` and `publish`: what is drawn, where runs go, and which settings a command line may not change."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tunalab.cli import main
-from tunalab.records.record import read_records
+from tunalab.records.record import read_record, read_records, write_record
 
 NAMES = ["tuna2-ratio0-seed0", "tuna2-ratio0.5-seed0"]
 
@@ -66,6 +67,20 @@ def test_an_edited_sweep_leaves_earlier_runs_whole(checkout: Path, trained: list
     assert [path.name.split("+")[0] for path in trained] == NAMES * 2 and "+" in trained[2].name
     assert (trained[0] / "record.json").read_bytes() == before
     assert sweep() == 0 and len(trained) == 4
+
+
+def test_a_finished_run_with_another_tokenizer_is_named_before_the_rest_trains(
+    checkout: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep() == 0
+    first, second = (path / "record.json" for path in trained)
+    write_record(first, replace(read_record(first), components={"tokenizer": {"folder": "tokenizer-before"}}))
+    second.unlink()
+    capsys.readouterr()
+    assert sweep() == 0 and len(trained) == 3
+    said = capsys.readouterr().err
+    assert "warning: finished runs that took other components" in said and "tokenizer-before, here tokenizer-" in said
+    assert f"train them again: {NAMES[0]}" in said
 
 
 def test_published_are_the_sweeps_own_records(checkout: Path, trained: list[Path]) -> None:

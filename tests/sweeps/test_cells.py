@@ -61,5 +61,7 @@ def test_a_finished_run_with_another_encoder_than_the_rest_of_its_sweep_is_named
     assert said(taken) == ""
     assert said({"tokenizer": {"folder": "tokenizer-1"}}) == ""  # what this run takes no part of is nobody's
     found = said({**taken, "encoder": {"folder": "encoder-now"}})
-    assert found.startswith("warning: 1 finished runs took other components") and found.endswith("train them again: cell\n")
+    assert found.startswith(
+        "warning: finished runs that took other components than the rest of the sweep will: 1 ("
+    ) and found.endswith("train them again: cell\n")
     assert "(encoder-before, here encoder-now)" in found and "vae" not in found

@@ -40,17 +40,19 @@ def test_seeds_alone_do_not_cover_where_arms_are_good_at_different_questions():
     assert np.mean(inside) < 0.88
 
 
+@pytest.mark.parametrize("seeds", OVER)
 @pytest.mark.parametrize("share", SHARES)
-def test_seeds_that_share_encoders_speak_about_others_only_by_the_means_of_encoders(share):
-    over_seeds, over_encoders = covered_encoders(share, 9, WORLDS)
+def test_seeds_that_share_encoders_speak_about_others_only_by_the_means_of_encoders(share, seeds):
+    over_seeds, over_encoders = covered_encoders(share, seeds, WORLDS)
     assert over_encoders >= LEAST
-    assert over_seeds >= LEAST if share == 0 else share < 0.5 or over_seeds < 0.88
+    assert over_seeds >= LEAST if share == 0 else over_seeds < 0.95
 
 
 @pytest.mark.parametrize("common", [False, True], ids=["each its own luck", "luck in common"])
 def test_families_of_nothing_are_rarely_decided(common):
-    holm, benjamini = family_errors(SHAPES[0], 5, 100, common)
-    assert holm <= benjamini <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
+    worst = next(world for world in SHAPES if world.second > 1)
+    holm, benjamini = family_errors(worst, 5, WORLDS, common)
+    assert holm <= benjamini <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / WORLDS)
     assert equivalence_errors(5, WORLDS) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / WORLDS)
 
 

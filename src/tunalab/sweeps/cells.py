@@ -258,7 +258,7 @@ def check_publishing(cells: Sequence[Cell], config_hash: ConfigHash, records: Pa
 def warn_of_other_components(
     cells: Sequence[Cell], config_hash: ConfigHash, records: Path | None, described: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Say which finished runs took other encoders, VAEs or tokenizers than the others will, which no setting tells.
+    """Say which finished runs took other encoders, VAEs or tokenizers than the rest, still to be trained, will; no setting tells.
 
     ``described``: of each cell by name what its record would say of the components that are here (``Components.describe``).
     """
@@ -271,8 +271,9 @@ def warn_of_other_components(
                 found.setdefault(f"{taken['folder']}, here {here}", []).append(cell.name)
     for what, names in found.items():
         print(
-            f"warning: {len(names)} finished runs took other components than the rest of the sweep will ({what}): tables keep them "
-            f"apart; move their records away to train them again: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}",
+            f"warning: finished runs that took other components than the rest of the sweep will: {len(names)} ({what}). Tables may "
+            f"count them as alike; move their records away to train them again: {', '.join(names[:4])}"
+            + (", ..." if len(names) > 4 else ""),
             file=sys.stderr,
         )
 

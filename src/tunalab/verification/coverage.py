@@ -106,18 +106,19 @@ def covered_mean(world: World, seeds: int, generator: np.random.Generator) -> bo
 def benchmarks_with_luck_in_common(world: World, seeds: int, count: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Differences of right answers on ``count`` benchmarks, each (S, I): a seed that is good at one is good at all."""
     normal = generator.standard_normal
-    shift = world.seeds * normal((2, seeds, 1)) * np.array([1.0, world.second])[:, None, None]
+    shift_AS1 = world.seeds * normal((2, seeds, 1)) * np.array([1.0, world.second])[:, None, None]
     gaps = []
     for _ in range(count):
-        common = world.items * normal(QUESTIONS) + world.shared * normal((seeds, 1))
-        side = np.array([1.0, -1.0])[:, None, None] * world.gap / 2
-        own = world.arms * normal((2, 1, QUESTIONS)) + world.rest * normal((2, seeds, QUESTIONS))
-        right = generator.random((2, seeds, QUESTIONS)) < expit(world.ability + side + common + shift + own)
-        gaps.append(right[0].astype(float) - right[1])
+        common_SI = world.items * normal(QUESTIONS) + world.shared * normal((seeds, 1))
+        side_A11 = np.array([1.0, -1.0])[:, None, None] * world.gap / 2
+        own_ASI = world.arms * normal((2, 1, QUESTIONS)) + world.rest * normal((2, seeds, QUESTIONS))
+        right_ASI = generator.random((2, seeds, QUESTIONS)) < expit(world.ability + side_A11 + common_SI + shift_AS1 + own_ASI)
+        gaps.append(right_ASI[0].astype(float) - right_ASI[1])
     return gaps
 
 
 def covered_mean_of_benchmarks(world: World, seeds: int, generator: np.random.Generator) -> bool:
+    """Of four benchmarks with a seed's luck in common."""
     found, truth = of_items(benchmarks_with_luck_in_common(world, seeds, 4, generator)), np.subtract(*world.truth())
     return found.low is not None and found.high is not None and found.low <= truth <= found.high
 
@@ -176,7 +177,7 @@ def covered_encoders(share: float, seeds: int, worlds: int) -> tuple[float, floa
 
 def family_errors(world: World, seeds: int, worlds: int, common: bool = False) -> tuple[float, float]:
     """Shares of families without any difference in which one is found: after Holm's, and after Benjamini and Hochberg's
-    correction (which are alike where nothing is there to be found). ``common``: seeds have luck, or none, in all benchmarks."""
+    correction. ``common``: seeds have luck, or none, in all benchmarks."""
     generator, nothing = np.random.default_rng([7, seeds]), replace(world, gap=0.0)
     wrong = []
     for _ in range(worlds):
@@ -287,11 +288,12 @@ def tables(worlds: int = WORLDS) -> list[Table]:
         ["seeds", "share of the variance that is the encoders'", "over seeds", "over encoders"],
         [[str(seeds), f"{share:.2f}", f"{of_seeds:.3f}", f"{of_encoders:.3f}"] for seeds, share, of_seeds, of_encoders in shared],
     )
-    alike = [world for world in SHAPES if not (world.gap and replace(world, gap=0.0, name="plain") == SHAPES[0])]
+    # Without its gap, "a gap" is "plain".
+    distinct = [world for world in SHAPES if not (world.gap and replace(world, gap=0.0, name="plain") == SHAPES[0])]
     errors = [
         (f"{world.name}, luck in common" if common else world.name, seeds, *family_errors(world, seeds, worlds, common))
         for common in (False, True)
-        for world in alike
+        for world in distinct
         for seeds in SEEDS
     ]
     decisions = Table(
