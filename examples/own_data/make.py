@@ -84,8 +84,9 @@ def asked(name: str, kind: str, alike: Sequence[str], rng: random.Random) -> Ite
     """Questions about one drawing with their answers."""
     yield WHICH_KIND, kind
     yield "what is it?", words(name)
-    first, second = rng.sample([name, rng.choice([one for one in alike if one != name])], 2)
-    yield f"is it {words(first)} or {words(second)}?", words(name)
+    if others := [one for one in alike if one != name]:
+        first, second = rng.sample([name, rng.choice(others)], 2)  # in an order that does not tell
+        yield f"is it {words(first)} or {words(second)}?", words(name)
 
 
 def benchmark(names: Sequence[str], styles: Sequence[str], kind_of: Mapping[str, str]) -> list[Line]:
